@@ -1,0 +1,6 @@
+"""Execute few-step sampling schedules exactly. Reading a schedule needs no torch."""
+
+from stepsampler.errors import UserError
+from stepsampler.schedule import FORMAT, ModelSpec, Schedule, ScheduleError, Step, load
+
+__all__ = ["FORMAT", "ModelSpec", "Schedule", "ScheduleError", "Step", "UserError", "load"]

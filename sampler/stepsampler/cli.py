@@ -1,0 +1,150 @@
+"""`stepsample`: make images with a schedule, or look at one."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from stepsampler.errors import UserError, run_command_line
+from stepsampler.schedule import Schedule, load
+
+if TYPE_CHECKING:
+    import click
+
+MAX_GRID = 256  # images on one sheet
+
+
+class _GenerateByDefault(TyperGroup):
+    """`stepsample best.json …` is `stepsample generate best.json …`."""
+
+    def parse_args(self, ctx: "click.Context", args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            args = ["generate", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_GenerateByDefault,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make images with a few-step schedule: stepsample best.json --prompt … -o out/",
+)
+
+
+@app.command()
+def generate(
+    schedule: Annotated[Path, typer.Argument(help="Schedule file (JSON).")],
+    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Such as 0-15 or 3,5,8: every prompt with every seed.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("out"),
+    model: Annotated[str, typer.Option(help="tiny, a local folder or a hub id.")] = "tiny",
+    negative_prompt: Annotated[str, typer.Option(help="What the images should not show.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 16,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+) -> None:
+    """Make images: one file per prompt and seed, and grid.png.
+
+    Without --seeds, prompt k gets seed k.
+    """
+    plan = load(schedule)
+    texts = _prompts(prompt or [], prompts)
+    if seeds is None:
+        pairs = list(enumerate(texts))
+    else:
+        pairs = [(seed, text) for text in texts for seed in parse_seeds(seeds)]
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
+
+    from rich.progress import track  # torch and diffusers load here, not for --help
+
+    from stepsampler.generate import generate as make
+    from stepsampler.models import LatentModel
+    from stepsampler.pictures import save_png, save_sheet
+
+    loaded = LatentModel.load(model, device, dtype, size)
+    batches = make(
+        loaded,
+        plan,
+        [text for _, text in pairs],
+        [seed for seed, _ in pairs],
+        negative_prompts=negative_prompt,
+        batch_size=batch_size,
+    )
+    import torch
+
+    shown: list[torch.Tensor] = []
+    done = 0
+    for batch in track(batches, "sampling", total=-(-len(pairs) // batch_size)):
+        for seed, image in zip(batch.seeds, batch.images, strict=True):
+            line = done // (len(pairs) // len(texts))
+            save_png(image, out / f"p{line:04d}-s{seed:05d}.png")
+            done += 1
+            if len(shown) < MAX_GRID:
+                shown.append(image)
+    columns = len(pairs) // len(texts) if len(texts) > 1 and seeds else None
+    save_sheet(torch.stack(shown), out / "grid.png", columns)
+    typer.echo(
+        f"{out}: {done} images of {plan.num_steps} steps, {plan.passes} passes each, and grid.png"
+    )
+
+
+@app.command()
+def show(schedule: Annotated[Path, typer.Argument(help="Schedule file (JSON).")]) -> None:
+    """Print a schedule, step by step."""
+    typer.echo(describe(load(schedule)))
+
+
+def describe(plan: Schedule) -> str:
+    """A table of the steps as text; timesteps are those of Stable Diffusion's noise schedule."""
+    lines = [
+        f"{plan.num_steps} steps, {plan.passes} passes per image, solver {plan.solver}",
+        f"{'step':>4} {'sigma':>10} {'lands on':>10} {'guidance':>9} {'order':>5}",
+    ]
+    for i, step in enumerate(plan.steps):
+        guidance = "off" if step.guidance_scale == 1 else f"{step.guidance_scale:.3g}"
+        lines.append(
+            f"{i:>4} {step.sigma:>10.4f} {plan.sigmas[i + 1]:>10.4f} {guidance:>9} {step.order:>5}"
+        )
+    return "\n".join(lines)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read "0-15", "3,5,8" or a mixture.
+
+    Raises:
+        UserError: anything else, or a range that falls.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match:
+            raise UserError(f"--seeds: expected numbers and ranges such as 0-15, got {part!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UserError(f"--seeds: a range must rise, got {part.strip()!r}")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def _prompts(given: list[str], file: Path | None) -> list[str]:
+    texts = list(given)
+    if file:
+        try:
+            texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts {file}: {error}") from error
+    if not texts:
+        raise UserError("no prompt: give --prompt or --prompts")
+    return texts
+
+
+def main() -> None:
+    run_command_line(app, "stepsample")

@@ -1,0 +1,19 @@
+"""Mistakes that a user can mend."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """One sentence with the place, the rule and the value; shown without a traceback."""
+
+
+def run_command_line(app: Callable[..., object], name: str) -> None:
+    """Run a typer app; a UserError becomes one line on stderr and exit code 2."""
+    try:
+        app(prog_name=name)
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

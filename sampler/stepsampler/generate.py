@@ -1,0 +1,65 @@
+"""Prompts and seeds -> batches of images. Image k depends on its own seed and prompt alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stepsampler.errors import UserError
+from stepsampler.models import LatentModel
+from stepsampler.sample import sample
+from stepsampler.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images, uint8 of shape (n, 3, height, width), with the seed and prompt of each."""
+
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
+    images: Tensor
+
+
+def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise, one CPU generator a seed, so that it is the same on any device."""
+    noise = [torch.randn(*shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.stack(noise)
+
+
+@torch.inference_mode()
+def generate(
+    model: LatentModel,
+    schedule: Schedule,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    negative_prompts: Sequence[str] | str = "",
+    batch_size: int = 16,
+) -> Iterator[Batch]:
+    """Yield batches of at most `batch_size` images; `prompts` and `seeds` are of equal length.
+
+    Raises:
+        UserError: unequal lengths, or a schedule made for another kind of model.
+    """
+    if isinstance(negative_prompts, str):
+        negative_prompts = [negative_prompts] * len(prompts)
+    if not len(prompts) == len(seeds) == len(negative_prompts):
+        raise UserError(
+            "prompts, negative prompts and seeds must be equally many, "
+            f"got {len(prompts)}, {len(negative_prompts)} and {len(seeds)}"
+        )
+    model.check(schedule)
+    if not prompts:
+        return
+    every = model.encode([*prompts, *negative_prompts])
+    cond, uncond = every.chunk(2)
+    for start in range(0, len(seeds), batch_size):
+        chunk = range(start, min(start + batch_size, len(seeds)))
+        noise = seeded_noise([seeds[k] for k in chunk], model.shape).to(model.device)
+        latents = sample(model.denoiser(cond[start : chunk.stop], uncond[start : chunk.stop]), noise, schedule)
+        yield Batch(
+            tuple(seeds[k] for k in chunk),
+            tuple(prompts[k] for k in chunk),
+            model.decode(latents).cpu(),
+        )

@@ -1,0 +1,166 @@
+"""Well-known placements of the steps, by formula.
+
+Each function takes the number of steps n and the model's noise schedule and returns n + 1 falling
+sigmas: n at which the denoiser is called, and the one on which the last step lands.
+"""
+
+from collections.abc import Callable, Sequence
+from math import atan, tan
+
+import numpy as np
+from scipy.stats import beta as beta_distribution
+
+from stepsampler.errors import UserError
+from stepsampler.noise import NoiseSchedule, timesteps_to_sigmas
+from stepsampler.schedule import ModelSpec, Schedule, Step
+
+Grid = Callable[[int, NoiseSchedule], list[float]]
+
+
+def linspace(n: int, noise: NoiseSchedule) -> list[float]:
+    """Evenly spaced timesteps from the last, then 0: diffusers' default of DPM-Solver++."""
+    return [*timesteps_to_sigmas(noise, np.linspace(noise.last, 0, n + 1)[:-1].round()), 0.0]
+
+
+def trailing(n: int, noise: NoiseSchedule) -> list[float]:
+    """timestep_spacing="trailing" (Lin et al. 2023, table 2)."""
+    total = noise.last + 1
+    timesteps = np.round(np.arange(total, 0, -total / n))[:n] - 1
+    return [*timesteps_to_sigmas(noise, timesteps), 0.0]
+
+
+def leading(n: int, noise: NoiseSchedule) -> list[float]:
+    """timestep_spacing="leading" with offset 1, Stable Diffusion's own; starts below the last."""
+    timesteps = np.arange(n)[::-1] * ((noise.last + 1) // n) + 1
+    return [*timesteps_to_sigmas(noise, timesteps), 0.0]
+
+
+def karras(n: int, noise: NoiseSchedule, rho: float = 7.0) -> list[float]:
+    """Karras et al. 2022, eq. 5: n sigmas down to sigma_min, then 0."""
+    ramp = np.linspace(noise.sigma_max ** (1 / rho), noise.sigma_min ** (1 / rho), n)
+    return [*(ramp**rho).tolist(), 0.0]
+
+
+def exponential(n: int, noise: NoiseSchedule) -> list[float]:
+    """Log-linear sigmas down to sigma_min, then 0."""
+    return [*np.geomspace(noise.sigma_max, noise.sigma_min, n).tolist(), 0.0]
+
+
+def uniform_logsnr(n: int, noise: NoiseSchedule) -> list[float]:
+    """Log-linear sigmas that land on sigma_min (DPM-Solver, Lu et al. 2022)."""
+    return np.geomspace(noise.sigma_max, noise.sigma_min, n + 1).tolist()  # type: ignore[no-any-return]
+
+
+def beta(n: int, noise: NoiseSchedule, a: float = 0.6, b: float = 0.6) -> list[float]:
+    """Timesteps at quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173), then 0."""
+    quantiles = beta_distribution.ppf(1 - np.arange(n) / n, a, b)
+    return [*timesteps_to_sigmas(noise, quantiles * noise.last), 0.0]
+
+
+def kl_optimal(n: int, noise: NoiseSchedule) -> list[float]:
+    """Evenly spaced atan(sigma) (Sabour et al. 2024, Align Your Steps, eq. 9)."""
+    angles = np.linspace(atan(noise.sigma_max), atan(noise.sigma_min), n + 1)
+    return [tan(angle) for angle in angles]
+
+
+def quadratic(n: int, noise: NoiseSchedule) -> list[float]:
+    """Evenly spaced square roots of the timestep, landing on timestep 0."""
+    return timesteps_to_sigmas(noise, np.linspace(noise.last**0.5, 0, n + 1) ** 2)
+
+
+def power(
+    n: int, noise: NoiseSchedule, final_timestep: float | None = None, rho: float = 1.2
+) -> list[float]:
+    """Power law in the timestep that stops early (arXiv 2510.02390); alpha-bar is interpolated.
+
+    Without `final_timestep` the hand-tuned one of that method for Stable Diffusion is taken: it
+    is an entry of an auxiliary Karras grid, which depends on n.
+    """
+    if final_timestep is None:
+        size, exponent, entry = SEED_STOPS.get(n, (8, 5.0, 6))
+        final_timestep = noise.timestep(karras(size, noise, exponent)[entry])
+    ramp = np.linspace(noise.last ** (1 / rho), final_timestep ** (1 / rho), n + 1)
+    return [noise.sigma_by_alpha_bar(t) for t in ramp**rho]
+
+
+# n -> points, exponent and entry of the auxiliary grid
+SEED_STOPS = {4: (8, 5.0, 5), 7: (12, 10.0, 7), 8: (12, 7.0, 9)}
+
+# Align Your Steps (Sabour et al. 2024, table 3): ten steps found for these two models.
+AYS = {
+    "ays-sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "ays-sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+}
+
+
+def _ays(name: str) -> Grid:
+    def grid(n: int, noise: NoiseSchedule) -> list[float]:
+        sigmas = log_linear(AYS[name], n + 1)
+        sigmas[0] = min(sigmas[0], noise.sigma_max)
+        return [*sigmas[:-1], 0.0]  # as every tool ships it: the last sigma gives way to 0
+
+    grid.__doc__ = f"Align Your Steps, the published list of {name[4:].upper()}, resampled."
+    return grid
+
+
+def log_linear(sigmas: Sequence[float], count: int) -> list[float]:
+    """Resample a list of sigmas to `count` entries, log sigma linear in the index."""
+    at = np.linspace(0, len(sigmas) - 1, count)
+    return np.exp(np.interp(at, np.arange(len(sigmas)), np.log(sigmas))).tolist()  # type: ignore[no-any-return]
+
+
+GRIDS: dict[str, Grid] = {
+    "linspace": linspace,
+    "trailing": trailing,
+    "leading": leading,
+    "karras": karras,
+    "exponential": exponential,
+    "uniform-logsnr": uniform_logsnr,
+    "beta": beta,
+    "kl-optimal": kl_optimal,
+    "quadratic": quadratic,
+    "power": power,
+    **{name: _ays(name) for name in AYS},
+}
+
+
+def make_schedule(
+    grid: str,
+    num_steps: int,
+    noise: NoiseSchedule,
+    *,
+    solver: str = "dpmpp-midpoint",
+    order: int = 2,
+    guidance_scale: float = 1.0,
+    model: ModelSpec | None = None,
+) -> Schedule:
+    """A baseline: one grid, one order, one guidance scale.
+
+    The order is lowered where too few predictions exist and on the step onto sigma 0.
+
+    Raises:
+        UserError: an unknown grid, or no step.
+    """
+    if grid not in GRIDS:
+        raise UserError(f"grid must be one of {', '.join(GRIDS)}, got {grid!r}")
+    if num_steps < 1:
+        raise UserError(f"num_steps must be at least 1, got {num_steps}")
+    *sigmas, final_sigma = GRIDS[grid](num_steps, noise)
+    return from_sigmas(sigmas, final_sigma, [guidance_scale] * num_steps, order, solver, model)
+
+
+def from_sigmas(
+    sigmas: Sequence[float],
+    final_sigma: float,
+    guidance: Sequence[float],
+    order: int,
+    solver: str = "dpmpp-midpoint",
+    model: ModelSpec | None = None,
+) -> Schedule:
+    """A schedule whose order is `order` wherever the past and the landing allow it."""
+    last = len(sigmas) - 1
+    steps = (
+        Step(sigma, w, 1 if i == last and final_sigma == 0 else min(order, i + 1))
+        for i, (sigma, w) in enumerate(zip(sigmas, guidance, strict=True))
+    )
+    return Schedule(tuple(steps), final_sigma, solver, model)

@@ -1,0 +1,106 @@
+"""Timestep <-> sigma of a pretrained model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepsampler.errors import UserError
+from stepsampler.schedule import ModelSpec, Schedule
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The noise levels on which a variance-preserving model was trained.
+
+    `alphas_cumprod[t]` is alpha-bar at the integer training timestep t; sigma = sqrt(1 / alpha-bar
+    - 1) is the noise of x = x0 + sigma * noise. Between integers log sigma is linear in t.
+
+    Raises:
+        UserError: alpha-bar does not fall from below 1 to above 0.
+    """
+
+    alphas_cumprod: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        alphas = np.asarray(self.alphas_cumprod)
+        if not (len(alphas) > 1 and np.all(np.diff(alphas) < 0) and 0 < alphas[-1] < alphas[0] < 1):
+            raise UserError(
+                "the model's alphas_cumprod must fall strictly inside (0, 1), "
+                f"got {len(alphas)} values from {alphas[:1]} to {alphas[-1:]}"
+            )
+
+    @classmethod
+    def scaled_linear(
+        cls, beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000
+    ) -> "NoiseSchedule":
+        """The betas of Stable Diffusion 1.x, 2.x and XL: linear in their square root."""
+        betas = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
+        return cls(tuple(np.cumprod(1 - betas).tolist()))
+
+    @classmethod
+    def from_scheduler_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
+        """Read the betas of any diffusers scheduler config of the DDPM kind."""
+        from diffusers import DDIMScheduler
+
+        wanted = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+        if "beta_schedule" not in config:
+            raise UserError(
+                "the model's scheduler has no betas (a flow model?); "
+                "only variance-preserving models are supported so far"
+            )
+        scheduler = DDIMScheduler(**{k: config[k] for k in wanted if config.get(k) is not None})
+        return cls(tuple(scheduler.alphas_cumprod.double().tolist()))
+
+    @cached_property
+    def log_sigmas(self) -> NDArray[np.float64]:
+        alphas = np.asarray(self.alphas_cumprod)
+        return np.log((1 - alphas) / alphas) / 2
+
+    @property
+    def last(self) -> int:
+        """The noisiest training timestep, 999 for Stable Diffusion."""
+        return len(self.alphas_cumprod) - 1
+
+    @property
+    def sigma_min(self) -> float:
+        return self.sigma(0)
+
+    @property
+    def sigma_max(self) -> float:
+        return self.sigma(self.last)
+
+    def sigma(self, timestep: float) -> float:
+        """Sigma at a fractional timestep in [0, last]."""
+        return float(np.exp(np.interp(timestep, np.arange(self.last + 1), self.log_sigmas)))
+
+    def timestep(self, sigma: float) -> float:
+        """Fractional timestep of a sigma; clamped to [0, last]."""
+        if sigma <= 0:
+            return 0.0
+        return float(np.interp(np.log(sigma), self.log_sigmas, np.arange(self.last + 1)))
+
+    def sigma_by_alpha_bar(self, timestep: float) -> float:
+        """Sigma with alpha-bar, not log sigma, linear in t: as the seed's grids have it."""
+        alpha = np.interp(timestep, np.arange(self.last + 1), self.alphas_cumprod)
+        return float(np.sqrt((1 - alpha) / alpha))
+
+    def spec(self, family: str, prediction_type: str) -> ModelSpec:
+        """What a schedule file records of the model."""
+        quarters = [round(self.last * q / 4) for q in range(5)]
+        return ModelSpec(family, prediction_type, tuple(self.sigma(t) for t in quarters))
+
+    def check_range(self, schedule: Schedule) -> None:
+        """Refuse a schedule that starts beyond the noise on which the model was trained."""
+        first = schedule.steps[0].sigma
+        if first > self.sigma_max * 1.001:
+            raise UserError(
+                f"step 0: sigma {first:g} is above the model's highest, {self.sigma_max:g}"
+            )
+
+
+def timesteps_to_sigmas(noise: NoiseSchedule, timesteps: Sequence[float]) -> list[float]:
+    return [noise.sigma(t) for t in timesteps]

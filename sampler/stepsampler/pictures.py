@@ -1,0 +1,52 @@
+"""Write images and sheets of images as PNG files."""
+
+import os
+from collections.abc import Sequence
+from math import ceil, sqrt
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write one image, uint8 of shape (3, height, width), atomically."""
+    _save(Image.fromarray(image.permute(1, 2, 0).numpy()), path)
+
+
+def save_sheet(
+    images: Tensor, path: Path, columns: int | None = None, labels: Sequence[str] = ()
+) -> None:
+    """Write a sheet of images (n, 3, height, width), row by row; `labels` name the rows.
+
+    Images below 64 pixels are enlarged by whole factors, so that a sheet can be looked at.
+    """
+    columns = columns or ceil(sqrt(len(images)))
+    count, _, height, width = images.shape
+    rows = ceil(count / columns)
+    gap = 2
+    sheet = torch.full((3, rows * (height + gap), columns * (width + gap)), 255, dtype=torch.uint8)
+    for k, image in enumerate(images):
+        top, left = k // columns * (height + gap), k % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
+    picture = Image.fromarray(sheet.permute(1, 2, 0).numpy())
+    factor = max(1, 64 // height)
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.NEAREST)
+    if labels:
+        margin = 8 + max(int(ImageDraw.Draw(picture).textlength(label)) for label in labels)
+        wide = Image.new("RGB", (picture.width + margin, picture.height), "white")
+        wide.paste(picture, (margin, 0))
+        draw = ImageDraw.Draw(wide)
+        for row, label in enumerate(labels):
+            middle = (row + 0.5) * (height + gap) * factor - 6
+            draw.text((4, middle), label, fill="black")
+        picture = wide
+    _save(picture, path)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    picture.save(temporary, "PNG")
+    os.replace(temporary, path)

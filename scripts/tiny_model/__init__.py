@@ -1,0 +1,1 @@
+"""Everything that makes the bundled model: data, networks and their training."""

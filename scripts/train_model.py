@@ -1,0 +1,42 @@
+"""Train the bundled text-to-image model from the files of a Debian package.
+
+    apt-get install dataset-fashion-mnist
+    python scripts/train_model.py vae                    # autoencoder
+    python scripts/train_model.py judge                  # the two classifiers
+    python scripts/train_model.py unet --minutes 120     # text encoder and U-Net; resumes
+
+Each stage checkpoints into --run (default runs/tiny).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_model import autoencoder, classifier, data, unet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=("vae", "judge", "unet"))
+    parser.add_argument("--data", type=Path, default=data.DEFAULT_FOLDER)
+    parser.add_argument("--run", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--width", type=int, default=48, help="channels of the U-Net at 16 x 16")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.stage == "vae":
+        images, _ = data.load_split(args.data, "train")
+        autoencoder.train(images, args.run / "vae", args.minutes, device)
+    elif args.stage == "judge":
+        for name, seed in (("texture", 1), ("judge", 2)):
+            classifier.train(args.data, args.run / f"{name}.safetensors", seed)
+    else:
+        unet.train(args.run, args.data, args.minutes, device, args.width, args.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Search few-step sampling schedules and prove them on held-out seeds."""
