@@ -4,6 +4,8 @@
     python scripts/train_model.py vae                    # autoencoder
     python scripts/train_model.py judge                  # the two classifiers
     python scripts/train_model.py unet --minutes 120     # text encoder and U-Net; resumes
+    python scripts/train_model.py bundle                 # the pipeline into the package
+    python scripts/train_model.py references             # classifiers, statistics, prompts
 
 Each stage checkpoints into --run (default runs/tiny).
 """
@@ -15,17 +17,21 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_model import autoencoder, classifier, data, unet
+from tiny_model import autoencoder, bundle, classifier, data, unet
+
+STAGES = ("vae", "judge", "unet", "bundle", "references")
+ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("vae", "judge", "unet"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--data", type=Path, default=data.DEFAULT_FOLDER)
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--width", type=int, default=48, help="channels of the U-Net at 16 x 16")
+    parser.add_argument("--width", type=int, default=32, help="channels of the U-Net at 16 x 16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "sampler/stepsampler/bundled/tiny")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.stage == "vae":
@@ -34,8 +40,12 @@ def main() -> None:
     elif args.stage == "judge":
         for name, seed in (("texture", 1), ("judge", 2)):
             classifier.train(args.data, args.run / f"{name}.safetensors", seed)
-    else:
+    elif args.stage == "unet":
         unet.train(args.run, args.data, args.minutes, device, args.width, args.seed)
+    elif args.stage == "bundle":
+        bundle.write_pipeline(args.run, args.width, args.seed, args.out)
+    else:
+        bundle.write_evaluation(args.run, args.data)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -10,16 +10,13 @@ from typer.core import TyperGroup
 from stepsampler.errors import UserError, run_command_line
 from stepsampler.schedule import Schedule, load
 
-if TYPE_CHECKING:
-    import click
-
 MAX_GRID = 256  # images on one sheet
 
 
 class _GenerateByDefault(TyperGroup):
     """`stepsample best.json …` is `stepsample generate best.json …`."""
 
-    def parse_args(self, ctx: "click.Context", args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             args = ["generate", *args]
         return super().parse_args(ctx, args)

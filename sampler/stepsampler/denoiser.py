@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class GuidedDenoiser:
             )
 
     def __call__(self, x: Tensor, sigma: float, guidance_scale: float) -> Tensor:
-        alpha = (1 + sigma**2) ** -0.5
+        alpha = 1 / sqrt(1 + sigma**2)
         timestep = self.noise.timestep(sigma)
         scaled = alpha * x
         if guidance_scale == 1:
@@ -52,4 +53,4 @@ class GuidedDenoiser:
             return x - sigma * output
         if self.prediction_type == "v_prediction":  # v = alpha * noise - sigma_vp * x0
             return alpha**2 * x - alpha * sigma * output
-        return output
+        return output  # the network predicts x0 itself

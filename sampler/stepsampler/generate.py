@@ -57,7 +57,9 @@ def generate(
     for start in range(0, len(seeds), batch_size):
         chunk = range(start, min(start + batch_size, len(seeds)))
         noise = seeded_noise([seeds[k] for k in chunk], model.shape).to(model.device)
-        latents = sample(model.denoiser(cond[start : chunk.stop], uncond[start : chunk.stop]), noise, schedule)
+        latents = sample(
+            model.denoiser(cond[start : chunk.stop], uncond[start : chunk.stop]), noise, schedule
+        )
         yield Batch(
             tuple(seeds[k] for k in chunk),
             tuple(prompts[k] for k in chunk),

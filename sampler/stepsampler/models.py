@@ -52,11 +52,9 @@ class LatentModel:
             UserError: nothing there, another kind of pipeline, a size the model cannot make,
                 or a device that does not exist.
         """
+        _quiet()
         from diffusers import DiffusionPipeline
-        from diffusers.utils import logging
 
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
         folder = resolve(name)
         if not Path(folder).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
             raise UserError(
@@ -64,9 +62,8 @@ class LatentModel:
                 f"(owner/name) or one of {', '.join(BUNDLED)}"
             )
         try:
-            torch_dtype = getattr(torch, dtype)
             pipeline = DiffusionPipeline.from_pretrained(
-                folder, torch_dtype=torch_dtype, safety_checker=None, use_safetensors=True
+                folder, dtype=getattr(torch, dtype), safety_checker=None, use_safetensors=True
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -145,4 +142,15 @@ class LatentModel:
         vae = self.pipeline.vae
         scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
         images = vae.decode(scaled, return_dict=False)[0].float()
-        return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels: Tensor = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels
+
+
+def _quiet() -> None:
+    """No progress bars and advice of the libraries between our lines of output."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()

@@ -1,6 +1,6 @@
 """Timestep <-> sigma of a pretrained model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -58,7 +58,7 @@ class NoiseSchedule:
     @cached_property
     def log_sigmas(self) -> NDArray[np.float64]:
         alphas = np.asarray(self.alphas_cumprod)
-        return np.log((1 - alphas) / alphas) / 2
+        return np.asarray(np.log((1 - alphas) / alphas) / 2)
 
     @property
     def last(self) -> int:
@@ -102,5 +102,5 @@ class NoiseSchedule:
             )
 
 
-def timesteps_to_sigmas(noise: NoiseSchedule, timesteps: Sequence[float]) -> list[float]:
+def timesteps_to_sigmas(noise: NoiseSchedule, timesteps: Iterable[float]) -> list[float]:
     return [noise.sigma(t) for t in timesteps]

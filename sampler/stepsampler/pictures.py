@@ -32,7 +32,8 @@ def save_sheet(
         sheet[:, top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet.permute(1, 2, 0).numpy())
     factor = max(1, 64 // height)
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.NEAREST)
+    larger = (picture.width * factor, picture.height * factor)
+    picture = picture.resize(larger, Image.Resampling.NEAREST)
     if labels:
         margin = 8 + max(int(ImageDraw.Draw(picture).textlength(label)) for label in labels)
         wide = Image.new("RGB", (picture.width + margin, picture.height), "white")

@@ -58,7 +58,9 @@ def train(images: Tensor, folder: Path, minutes: float, device: str) -> Autoenco
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
         loss = F.mse_loss(y, x) + 0.1 * F.l1_loss(y, x) + 0.1 * F.l1_loss(edges(y), edges(x))
-        loss = loss + 2e-7 * posterior.kl().mean()  # enough to keep the latents tame, too little to lose detail
+        loss = (
+            loss + 2e-7 * posterior.kl().mean()
+        )  # enough to keep the latents tame, too little to lose detail
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -67,7 +69,10 @@ def train(images: Tensor, folder: Path, minutes: float, device: str) -> Autoenco
         if time.monotonic() - shown > 20:
             shown = time.monotonic()
             psnr = 10 * torch.log10(4 / F.mse_loss(y, x)).item()
-            print(f"vae {progress:4.0%} step {step} loss {loss.item():.4f} psnr {psnr:.1f}", flush=True)
+            print(
+                f"vae {progress:4.0%} step {step} loss {loss.item():.4f} psnr {psnr:.1f}",
+                flush=True,
+            )
     make_isometric(vae, images)
     vae.save_pretrained(folder)
     return vae

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from stepsearch.networks import SmallClassifier
 from torch import Tensor
+
+from stepsearch.networks import SmallClassifier
 
 from .data import load_split
 from .state import write_whole
@@ -18,7 +19,7 @@ def augment(x: Tensor) -> Tensor:
     return x.roll((down, right), (2, 3))  # the border is background
 
 
-def train(data: Path, path: Path, seed: int, epochs: int = 5) -> None:
+def train(data: Path, path: Path, seed: int, epochs: int = 3) -> None:
     torch.manual_seed(seed)
     images, labels = load_split(data, "train")
     x = SmallClassifier.prepare(images[:, None].expand(-1, 3, -1, -1))

@@ -6,7 +6,7 @@ They are trained on real images alone (`scripts/train_model.py judge`), from dif
 import torch
 from torch import Tensor, nn
 
-WIDTHS = (24, 48, 96, 128)
+WIDTHS = (16, 32, 64, 96)
 
 
 class SmallClassifier(nn.Module):
@@ -42,7 +42,7 @@ class SmallClassifier(nn.Module):
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
     def features(self, x: Tensor) -> Tensor:
-        """Mean and standard deviation over space of every channel of every stage, (n, 592).
+        """Mean and standard deviation over space of every channel of every stage, (n, 416).
 
         Early stages see texture, blur and noise; late ones see what is shown.
         """

@@ -1,0 +1,41 @@
+"""Every well-known schedule at the study's budget."""
+
+from dataclasses import dataclass
+
+from stepsampler.grids import GRIDS, make_schedule
+from stepsampler.noise import NoiseSchedule
+from stepsampler.schedule import ModelSpec, Schedule
+from stepsearch.config import StudyConfig
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule with the name under which tables show it."""
+
+    name: str
+    schedule: Schedule
+    grid: str = ""
+
+
+def baselines(config: StudyConfig, noise: NoiseSchedule, model: ModelSpec) -> list[Candidate]:
+    """Each grid and order, at every guidance with `num_steps` and unguided with all passes."""
+    passes, steps = config.space.passes, config.space.num_steps
+    found = []
+    for grid in GRIDS:
+        for order in config.baselines.orders:
+            # at least as many guided steps as the budget pays for, should num_steps exceed it
+            options = [(min(steps, passes // 2), w) for w in config.baselines.guidance_scales]
+            for n, w in [*options, (passes, 1.0)]:
+                schedule = make_schedule(grid, n, noise, order=order, guidance_scale=w, model=model)
+                name = f"{grid}, order {order}, {n} steps, w {w:g}"
+                found.append(Candidate(name, schedule, grid))
+    return found
+
+
+def teacher(config: StudyConfig, noise: NoiseSchedule, model: ModelSpec) -> Candidate:
+    """Many steps of DPM-Solver++(2M) on evenly spaced timesteps."""
+    t = config.teacher
+    schedule = make_schedule(
+        "linspace", t.steps, noise, order=2, guidance_scale=t.guidance_scale, model=model
+    )
+    return Candidate(f"teacher, {t.steps} steps, w {t.guidance_scale:g}", schedule)

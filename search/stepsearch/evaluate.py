@@ -1,0 +1,163 @@
+"""A schedule and a range of seeds -> features and alignment, cached on disk.
+
+Everything that does not depend on the schedule is done once: the reference is loaded (first, so
+that a missing file fails before the first image), prompts are encoded, noise follows from the seed.
+The cache makes a killed run resume where it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from stepsampler.errors import UserError
+from stepsampler.generate import Batch, generate
+from stepsampler.models import LatentModel
+from stepsampler.schedule import Schedule
+from stepsearch.config import StudyConfig
+from stepsearch.features import Judge, load_extractor
+from stepsearch.paths import bundled, write_whole
+from stepsearch.reference import Reference, load_reference
+
+# Three disjoint ranges of seeds: what the search sees, what chooses among its best, what reports.
+SEARCH, SELECTION, TEST = 0, 10_000_000, 20_000_000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and, where the data has classes, the class that it asks for."""
+
+    text: str
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Projected features (n, axes) and, per image, whether it shows what was asked (n,).
+
+    `aligned` is NaN where the prompts have no classes.
+    """
+
+    features: NDArray[np.float32]
+    aligned: NDArray[np.float32]
+
+    @property
+    def alignment(self) -> float:
+        """Share of the images that show what was asked; NaN where unknown."""
+        return float(self.aligned.mean())
+
+    def head(self, n: int) -> "Measurement":
+        return Measurement(self.features[:n], self.aligned[:n])
+
+
+class Evaluator:
+    """Measures schedules of one study on one device.
+
+    Raises:
+        UserError: reference, prompts or model are missing or do not fit.
+    """
+
+    def __init__(self, config: StudyConfig, cache: Path, device: str = "cpu") -> None:
+        evaluation = config.evaluation
+        self.extractor = load_extractor(evaluation.extractor, device)
+        self.batch_size, self.cache = evaluation.batch_size, cache
+        self.prompts = load_prompts(evaluation.prompts)
+        self.model = LatentModel.load(
+            config.model.id, device, config.model.dtype, config.model.size
+        )
+        size = self.model.shape[1] * self.model.pipeline.vae_scale_factor
+        self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
+        self.judge = Judge(device) if self.prompts[0].label is not None else None
+        self.identity = "\n".join(
+            [
+                model_digest(self.model),
+                self.reference.digest,
+                str(self.model.shape),
+                str(self.batch_size),
+                *(prompt.text for prompt in self.prompts),
+            ]
+        )
+
+    def measure(self, schedule: Schedule, seeds: range) -> Measurement:
+        """Generate the images of `seeds` (seed s has prompt s modulo their number), or recall."""
+        path = self.cache / f"{self._key(schedule, seeds)}.safetensors"
+        if not path.exists():
+            tensors = self._measure(schedule, seeds)
+            write_whole(path, lambda p: save_file(tensors, p))
+        found = load_file(path)
+        return Measurement(found["features"], found["aligned"])
+
+    def images(self, schedule: Schedule, seeds: range) -> torch.Tensor:
+        """The images themselves, uint8 (n, 3, height, width), for sheets."""
+        return torch.cat([batch.images for batch in self._batches(schedule, seeds)])
+
+    def _batches(self, schedule: Schedule, seeds: range) -> Iterator[Batch]:
+        texts = [self._prompt(seed).text for seed in seeds]
+        return generate(self.model, schedule, texts, seeds, batch_size=self.batch_size)
+
+    def _prompt(self, seed: int) -> Prompt:
+        return self.prompts[seed % len(self.prompts)]
+
+    def _measure(self, schedule: Schedule, seeds: range) -> dict[str, NDArray[np.float32]]:
+        features, classes = [], []
+        for batch in self._batches(schedule, seeds):
+            features.append(self.extractor(batch.images).numpy())
+            if self.judge:
+                classes.append(self.judge(batch.images).numpy())
+        projected = self.reference.project(np.concatenate(features)).astype(np.float32)
+        if not np.isfinite(projected).all():
+            raise FloatingPointError("a feature is not finite: the images are broken")
+        aligned = np.full(len(seeds), np.nan, np.float32)
+        if self.judge:
+            labels = np.array([self._prompt(seed).label for seed in seeds])
+            aligned = (np.concatenate(classes) == labels).astype(np.float32)
+        return {"features": projected, "aligned": aligned}
+
+    def _key(self, schedule: Schedule, seeds: range) -> str:
+        bare = replace(schedule, provenance={}, model=None).to_json()
+        text = f"{bare}\n{seeds.start} {seeds.stop}\n{self.identity}"
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def model_digest(model: LatentModel) -> str:
+    """A short digest of the network, from its first and last layer."""
+    unet = model.pipeline.unet
+    digest = hashlib.sha256(f"{model.dtype} {model.spec}".encode())
+    for layer in (unet.conv_in, unet.conv_out):
+        digest.update(layer.weight.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
+    """Bundled prompts by the name of their data, or a text file with one prompt a line.
+
+    A text file has no held-out part: both calls return all of it.
+    """
+    path = bundled(f"{source}-prompts.json")
+    if path.exists():
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return [Prompt(text, label) for text, label in data["held_out" if held_out else "train"]]
+    try:
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts {source!r}: neither bundled nor a text file") from error
+    prompts = [Prompt(line.strip()) for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"prompts {source!r}: the file is empty")
+    return prompts
+
+
+def metric_name(reference: Reference, n: int) -> str:
+    """The distance with its n: fd_texture128_1k, fd_texture128_300."""
+    size = f"{n // 1000}k" if n % 1000 == 0 else str(n)
+    return f"{reference.metric}_{size}"
+
+
+def seeds_of(start: int, n: int) -> range:
+    return range(start, start + n)

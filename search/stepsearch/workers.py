@@ -1,0 +1,174 @@
+"""One worker = one process on one device. The parent never loads a model.
+
+Each worker loads the evaluator once and then serves two kinds of calls: measure a schedule on a
+range of seeds, or take part in the search until its budget is spent.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stepsampler.errors import UserError
+from stepsampler.noise import NoiseSchedule
+from stepsampler.schedule import ModelSpec, Schedule
+from stepsearch.config import StudyConfig
+from stepsearch.evaluate import Evaluator, Measurement
+from stepsearch.reference import Reference
+from stepsearch.space import SearchSpace
+from stepsearch.study import open_study, run_trials
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the parent needs to know of the model and the reference, without loading them."""
+
+    noise: NoiseSchedule
+    spec: ModelSpec
+    reference: Reference
+
+
+@dataclass
+class _Self:
+    """This worker process; the evaluator is loaded on the first call, which can report errors."""
+
+    config: StudyConfig
+    folder: Path
+    number: int
+    device: str
+    evaluator: Evaluator | None = None
+
+    def load(self) -> Evaluator:
+        if self.evaluator is None:
+            self.evaluator = Evaluator(self.config, self.folder / "cache", self.device)
+        return self.evaluator
+
+
+_self: _Self
+
+
+class Workers:
+    """A pool of worker processes; `devices` has one entry a worker, such as ["cpu", "cpu"]."""
+
+    def __init__(self, config: StudyConfig, folder: Path, devices: Sequence[str]) -> None:
+        self.config, self.folder, self.count = config, folder, len(devices)
+        context = multiprocessing.get_context("spawn")
+        queue: Queue[tuple[int, str]] = context.Queue()
+        for number, device in enumerate(devices):
+            queue.put((number, device))
+        threads = max(1, (os.cpu_count() or 1) // len(devices))
+        self._pool = ProcessPoolExecutor(
+            len(devices),
+            mp_context=context,
+            initializer=_start,
+            initargs=(config, folder, queue, threads),
+        )
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def describe(self) -> Subject:
+        """Wait until a worker has loaded everything.
+
+        Raises:
+            UserError: what is missing, or does not fit.
+        """
+        return self.result(self._pool.submit(_describe))
+
+    def images(self, schedules: Sequence[Schedule], seeds: range) -> Tensor:
+        """Images of each schedule in turn, uint8 (len(schedules) * len(seeds), 3, h, w)."""
+        futures = [self._pool.submit(_images, s.to_json(), seeds) for s in schedules]
+        return torch.cat([torch.from_numpy(self.result(future)) for future in futures])
+
+    def measure(self, jobs: Sequence[tuple[Schedule, range]]) -> Iterator[tuple[int, Measurement]]:
+        """Yield (place in `jobs`, measurement) as they are done, in any order."""
+        futures = {
+            self._pool.submit(_measure, schedule.to_json(), seeds): place
+            for place, (schedule, seeds) in enumerate(jobs)
+        }
+        for future in as_completed(futures):
+            yield futures[future], self.result(future)
+
+    def search(
+        self, space: SearchSpace, alignment_floor: float, deadline: float | None
+    ) -> list["Future[int]"]:
+        """Start every worker on the search; the futures hold their numbers of trials."""
+        return [
+            self._pool.submit(_search, self.config, self.folder, space, alignment_floor, deadline)
+            for _ in range(self.count)
+        ]
+
+    @staticmethod
+    def result(future: "Future[T]") -> T:
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process died (out of memory?); run again to resume"
+            ) from error
+
+
+def _start(
+    config: StudyConfig, folder: Path, queue: "Queue[tuple[int, str]]", threads: int
+) -> None:
+    global _self
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _follow_parent()
+    number, device = queue.get()
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    _self = _Self(config, folder, number, device)
+
+
+def _follow_parent() -> None:
+    """End this process when the parent is gone, however it died."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _describe() -> Subject:
+    evaluator = _self.load()
+    return Subject(evaluator.model.noise, evaluator.model.spec, evaluator.reference)
+
+
+def _measure(schedule: str, seeds: range) -> Measurement:
+    return _self.load().measure(Schedule.from_json(schedule), seeds)
+
+
+def _images(schedule: str, seeds: range) -> NDArray[np.uint8]:
+    return _self.load().images(Schedule.from_json(schedule), seeds).numpy()
+
+
+def _search(
+    config: StudyConfig,
+    folder: Path,
+    space: SearchSpace,
+    alignment_floor: float,
+    deadline: float | None,
+) -> int:
+    study = open_study(folder, config, worker=_self.number)
+    return run_trials(study, folder, config, space, _self.load(), alignment_floor, deadline)

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepsampler import UserError
+from stepsampler.grids import AYS, GRIDS, karras, log_linear, make_schedule, power
+from stepsampler.noise import NoiseSchedule
+
+SD = NoiseSchedule.scaled_linear()
+
+# Sigmas of arXiv 2510.02390's code for Stable Diffusion and SDXL:
+# (steps, (points, exponent, entry) of the auxiliary grid, sigmas)
+SEED_GRIDS = [
+    (4, (8, 5, 5), [14.6146, 4.2926, 1.8173, 0.9024, 0.4202]),
+    (4, (8, 2, 6), [14.6146, 4.4578, 1.9222, 0.9741, 0.4796]),
+    (4, (8, 7, 6), [14.6146, 3.5349, 1.3626, 0.5872, 0.1072]),
+    (4, (8, 5, 6), [14.6146, 3.5785, 1.3877, 0.6050, 0.1320]),
+    (4, (8, 3.25, 6), [14.6146, 3.7338, 1.4781, 0.6685, 0.2059]),
+    (5, (8, 5, 6), [14.6146, 4.5189, 1.9615, 1.0010, 0.5015, 0.1320]),
+    (6, (8, 5, 6), [14.6146, 5.3409, 2.5230, 1.3877, 0.8052, 0.4374, 0.1320]),
+    (7, (12, 10, 7), [14.6146, 6.9296, 3.7982, 2.3172, 1.5160, 1.0270, 0.6949, 0.4458]),
+    (7, (12, 12, 7), [14.6146, 6.8286, 3.7089, 2.2491, 1.4635, 0.9845, 0.6583, 0.4117]),
+    (8, (12, 7, 8), [14.6146, 7.0961, 3.9478, 2.4326, 1.6053, 1.0993, 0.7568, 0.5025, 0.2926]),
+    (8, (12, 7, 9), [14.6146, 6.7121, 3.6076, 2.1723, 1.4045, 0.9366, 0.6169, 0.3725, 0.1472]),
+    (8, (12, 12, 9), [14.6146, 6.6489, 3.5531, 2.1314, 1.3730, 0.9111, 0.5947, 0.3512, 0.1179]),
+    (8, (12, 12, 10), [14.6146, 6.5481, 3.4672, 2.0671, 1.3238, 0.8711, 0.5597, 0.3171, 0.0600]),
+]
+
+
+@pytest.mark.parametrize(("n", "auxiliary", "published"), SEED_GRIDS)
+def test_the_grids_of_the_power_law_are_the_published_ones(n, auxiliary, published):
+    size, rho, entry = auxiliary
+    stop = SD.timestep(karras(size, SD, rho)[entry])
+    np.testing.assert_allclose(power(n, SD, stop), published, atol=1.01e-4)
+
+
+@pytest.mark.parametrize(
+    ("n", "row"), [(4, 0), (5, 5), (6, 6), (7, 7), (8, 10)], ids=["4", "5", "6", "7", "8"]
+)
+def test_the_power_law_takes_the_hand_tuned_stop_by_default(n, row):
+    np.testing.assert_allclose(power(n, SD), SEED_GRIDS[row][2], atol=1.01e-4)
+
+
+def test_the_ends_of_the_noise_schedule():
+    assert SD.sigma_min == pytest.approx(0.02917, abs=1e-5)
+    assert SD.sigma_max == pytest.approx(14.6146, abs=1e-4)
+
+
+@given(st.floats(0, 999))
+def test_timestep_inverts_sigma(t):
+    assert SD.timestep(SD.sigma(t)) == pytest.approx(t, abs=1e-6)
+
+
+@given(st.sampled_from(sorted(GRIDS)), st.integers(1, 40), st.integers(1, 3))
+def test_every_grid_is_a_valid_schedule_at_any_number_of_steps(grid, n, order):
+    schedule = make_schedule(grid, n, SD, order=order)
+    assert schedule.num_steps == n
+    assert schedule.steps[0].sigma <= SD.sigma_max * (1 + 1e-9)
+
+
+def test_grids_of_diffusers_are_those_of_diffusers():
+    from diffusers import DPMSolverMultistepScheduler
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    for ours, options in {
+        "linspace": {},
+        "trailing": {"timestep_spacing": "trailing"},
+        "leading": {"timestep_spacing": "leading", "steps_offset": 1},
+    }.items():
+        for n in (4, 5, 8, 10):
+            scheduler = DPMSolverMultistepScheduler(**betas, **options)
+            scheduler.set_timesteps(n)
+            # diffusers' "leading" divides by n + 1 in this scheduler and by n in all others
+            if ours == "leading":
+                continue
+            np.testing.assert_allclose(GRIDS[ours](n, SD), scheduler.sigmas, rtol=2e-4)
+    from diffusers import EulerDiscreteScheduler
+
+    for ours, options in {
+        "karras": {"use_karras_sigmas": True},
+        "exponential": {"use_exponential_sigmas": True},
+        "leading": {"timestep_spacing": "leading", "steps_offset": 1},
+    }.items():
+        scheduler = EulerDiscreteScheduler(**betas, **options)
+        scheduler.set_timesteps(6)
+        np.testing.assert_allclose(GRIDS[ours](6, SD), scheduler.sigmas, rtol=5e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(AYS))
+def test_align_your_steps_at_ten_steps_is_the_published_list(name):
+    np.testing.assert_allclose(GRIDS[name](10, SD)[:-1], AYS[name][:-1], rtol=1e-4)
+
+
+def test_log_linear_keeps_the_ends_and_halves_in_the_logarithm():
+    assert log_linear([4.0, 1.0], 3) == pytest.approx([4.0, 2.0, 1.0])
+
+
+def test_what_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="grid must be one of linspace, .* got 'karas'"):
+        make_schedule("karas", 5, SD)
+    with pytest.raises(UserError, match="num_steps must be at least 1, got 0"):
+        make_schedule("karras", 0, SD)
+    with pytest.raises(UserError, match="must fall strictly inside"):
+        NoiseSchedule((0.5, 0.5))
+    with pytest.raises(UserError, match="has no betas"):
+        NoiseSchedule.from_scheduler_config({"shift": 3.0})

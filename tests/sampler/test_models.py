@@ -1,0 +1,164 @@
+import pytest
+import torch
+import toy
+
+from stepsampler import ModelSpec, Schedule, Step, UserError
+from stepsampler.denoiser import GuidedDenoiser
+from stepsampler.generate import generate, seeded_noise
+from stepsampler.grids import from_sigmas, make_schedule
+from stepsampler.models import LatentModel
+from stepsampler.noise import NoiseSchedule
+
+SD = NoiseSchedule.scaled_linear()
+PROMPTS = ["a photo of a sneaker", "a shirt", "bag"]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return LatentModel.load("tiny")
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_every_prediction_type_is_the_same_x0(prediction_type):
+    """A network that knows x0 and noise must give x0 back whatever it predicts."""
+    x0, noise = torch.randn(2, 3, 4, generator=torch.manual_seed(0), dtype=torch.float64)
+    sigma = 1.7
+    alpha = 1 / (1 + sigma**2) ** 0.5
+
+    def network(x, timestep, states):
+        assert timestep == pytest.approx(SD.timestep(sigma))
+        torch.testing.assert_close(x, alpha * (x0 + sigma * noise))  # unit variance
+        return {
+            "epsilon": noise,
+            "v_prediction": alpha * noise - alpha * sigma * x0,
+            "sample": x0,
+        }[prediction_type]
+
+    denoise = GuidedDenoiser(network, SD, prediction_type, torch.zeros(3), torch.zeros(3))
+    torch.testing.assert_close(denoise(x0 + sigma * noise, sigma, 1.0), x0)
+
+
+def test_guidance_extrapolates_and_one_costs_one_pass():
+    seen = []
+
+    def network(x, timestep, states):
+        seen.append(len(x))
+        return states[:, None].expand_as(x)
+
+    denoise = GuidedDenoiser(network, SD, "sample", torch.full((2,), 3.0), torch.full((2,), 1.0))
+    x = torch.zeros(2, 5)
+    assert denoise(x, 1.0, 1.0).unique().tolist() == [3.0]
+    assert denoise(x, 1.0, 2.5).unique().tolist() == [1.0 + 2.5 * 2.0]
+    assert denoise(x, 1.0, 0.0).unique().tolist() == [1.0]
+    assert seen == [2, 4, 4]
+
+
+def test_an_unknown_prediction_type_is_refused():
+    with pytest.raises(UserError, match="prediction_type must be one of epsilon, .* got 'flow'"):
+        GuidedDenoiser(lambda *_: None, SD, "flow", torch.zeros(1), torch.zeros(1))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_our_images_are_those_of_the_stock_pipeline(prediction_type, guidance_scale):
+    """With the stock scheduler's own grid, to one step of 8-bit pixels."""
+    pipeline = toy.tiny_pipeline(prediction_type)
+    n = 5
+    pipeline.scheduler.set_timesteps(n)
+    sigmas = [SD.sigma(int(t)) for t in pipeline.scheduler.timesteps]
+    schedule = from_sigmas(sigmas, SD.sigma_min, [guidance_scale] * n, 1, "ddim")
+    noise = seeded_noise([0, 1, 2], (4, 16, 16))
+    first = pipeline.scheduler.alphas_cumprod[int(pipeline.scheduler.timesteps[0])]
+    stock = pipeline(
+        PROMPTS,
+        latents=noise * (1 - first).sqrt(),
+        num_inference_steps=n,
+        guidance_scale=guidance_scale,
+        output_type="pt",
+    ).images
+    model = LatentModel.from_pipeline(pipeline)
+    (batch,) = generate(model, schedule, PROMPTS, [0, 1, 2])
+    torch.testing.assert_close(batch.images.float(), (stock * 255).round(), atol=1.0, rtol=0)
+
+
+def test_an_image_depends_on_its_seed_and_prompt_alone(tiny):
+    schedule = make_schedule("power", 3, SD, guidance_scale=2.0)
+    prompts, seeds = PROMPTS * 2, [5, 6, 7, 8, 9, 10]
+
+    def run(order, batch_size):
+        texts, numbers = [prompts[i] for i in order], [seeds[i] for i in order]
+        batches = generate(tiny, schedule, texts, numbers, batch_size=batch_size)
+        images = torch.cat([b.images for b in batches])
+        return images[torch.tensor(order).argsort()]
+
+    forward = run([0, 1, 2, 3, 4, 5], 3)
+    assert torch.equal(forward, run([5, 4, 3, 2, 1, 0], 3))  # other company, the same batch size
+    assert torch.equal(forward, run([0, 1, 2, 3, 4, 5], 3))
+    for size in (1, 2, 6):  # another batch size: at most the last bit of a pixel
+        assert (forward.int() - run([0, 1, 2, 3, 4, 5], size).int()).abs().max() <= 1
+
+
+def test_latents_agree_across_batch_sizes(tiny):
+    from stepsampler.sample import sample
+
+    schedule = make_schedule("power", 3, SD, guidance_scale=2.0)
+    cond, uncond = tiny.encode(PROMPTS), tiny.encode([""] * 3)
+    noise = seeded_noise([0, 1, 2], tiny.shape)
+    with torch.inference_mode():
+        whole = sample(tiny.denoiser(cond, uncond), noise, schedule)
+        single = [
+            sample(tiny.denoiser(cond[[i]], uncond[[i]]), noise[[i]], schedule) for i in range(3)
+        ]
+    torch.testing.assert_close(torch.cat(single), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_the_noise_of_a_seed_never_changes():
+    assert seeded_noise([3], (2,))[0].tolist() == pytest.approx([0.803276, 0.174833], abs=1e-5)
+
+
+def test_a_schedule_for_another_model_is_refused_in_one_sentence(tiny):
+    step = (Step(1.0),)
+    v_model = ModelSpec("stable-diffusion", "v_prediction", tiny.spec.noise)
+    with pytest.raises(UserError, match="made for prediction type 'v_prediction', but the model"):
+        tiny.check(Schedule(step, 0.0, "ddim", v_model))
+    other = NoiseSchedule.scaled_linear(0.0001, 0.02).spec("stable-diffusion", "epsilon")
+    with pytest.raises(UserError, match="made for a noise schedule with sigmas 0.01, .* but the"):
+        tiny.check(Schedule(step, 0.0, "ddim", other))
+    with pytest.raises(UserError, match=r"step 0: sigma 20 is above the model's highest, 14\.61"):
+        tiny.check(Schedule((Step(20.0),), 0.0, "ddim"))
+    tiny.check(Schedule(step, 0.0, "ddim", tiny.spec))
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such folder; give a diffusers folder, a hub id"):
+        LatentModel.load("./absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        LatentModel.load(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="device 'cuda:7' cannot be used"):
+        LatentModel.load("tiny", device="cuda:7")
+    with pytest.raises(UserError, match="size must be a multiple of 4 pixels, got 30"):
+        LatentModel.load("tiny", size=30)
+
+
+def test_unequal_lists_are_refused(tiny):
+    schedule = make_schedule("power", 3, SD)
+    with pytest.raises(UserError, match="equally many, got 2, 2 and 1"):
+        list(generate(tiny, schedule, PROMPTS[:2], [0]))
+
+
+def test_the_bundled_folder_needs_none_of_our_code():
+    import subprocess
+    import sys
+
+    from stepsampler.models import resolve
+
+    code = f"""
+import sys, torch
+from diffusers import StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained({resolve("tiny")!r}, safety_checker=None)
+image = pipe("a photo of a bag", num_inference_steps=2, guidance_scale=2.0).images[0]
+assert image.size == (32, 32)
+assert not any(name.startswith(("stepsampler", "stepsearch")) for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

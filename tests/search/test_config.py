@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from stepsampler import UserError
+from stepsearch.config import load_config
+
+MINIMAL = "[space]\nnum_steps = 5\npasses = 10\n"
+
+
+def written(tmp_path, text):
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_minimal_study_has_defaults_and_the_name_of_its_file(tmp_path):
+    config = load_config(written(tmp_path, MINIMAL))
+    assert (config.name, config.model.id, config.search.algorithm) == ("x", "tiny", "gp")
+
+
+def test_overrides_replace_single_values(tmp_path):
+    path = written(tmp_path, MINIMAL + "[search]\ntrials = 7\nseed = 3\n")
+    config = load_config(path, {"search": {"trials": 9}})
+    assert (config.search.trials, config.search.seed) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "space: Field required"),
+        ("[space", "not TOML"),
+        (MINIMAL + "[serch]\n", "unknown key 'serch'; did you mean 'search'"),
+        (MINIMAL + "[search]\ntrails = 3\n", "unknown key 'search.trails'; did you mean 'trials'"),
+        (MINIMAL + "[search]\ntrials = 0\n", "search.trials: .* got 0"),
+        (MINIMAL + "[search]\nalgorithm = 'sgd'\n", "search.algorithm: .* got 'sgd'"),
+        ("[space]\nnum_steps = 5\npasses = 4\n", "passes must be at least num_steps, got 4"),
+        (MINIMAL + "log_gap = [1.0, -1.0]\n", "log_gap: low must be below high"),
+        (MINIMAL + "final_sigma = [0.0, 1.0]\n", "final_sigma: low must be above 0, got 0.0"),
+        (MINIMAL + "solver = 'rk4'\n", "solver must be one of ddim, .* got 'rk4'"),
+        (MINIMAL + "solver = 'ddim'\n", "max_order of ddim is at most 1"),
+        (MINIMAL + "[baselines]\nrungs = [20, 10]\n", r"rungs must rise, got \[20, 10\]"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(written(tmp_path, text))
+    assert "x.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_studies_of_the_repository_are_valid():
+    files = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
+    assert files
+    for file in files:
+        load_config(file)
+
+
+def test_an_absent_study_is_named():
+    with pytest.raises(UserError, match=r"absent\.toml: No such file"):
+        load_config(Path("absent.toml"))

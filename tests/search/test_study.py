@@ -1,0 +1,132 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from stepsampler import UserError
+from stepsampler.grids import GRIDS
+from stepsampler.noise import NoiseSchedule
+from stepsearch.config import StudyConfig
+from stepsearch.distance import Moments
+from stepsearch.evaluate import Measurement
+from stepsearch.space import SearchSpace
+from stepsearch.study import enqueue, finished, open_study, reap, run_trials, schedule_of
+
+SD = NoiseSchedule.scaled_linear()
+
+
+class Toy:
+    """An evaluator without images: the distance is smallest where every gap is the baseline's."""
+
+    class reference:  # noqa: N801
+        search = Moments(np.zeros(2), np.eye(2), 100)
+
+    def __init__(self, broken=()):
+        self.broken, self.calls = broken, 0
+
+    def measure(self, schedule, seeds):
+        self.calls += 1
+        if self.calls in self.broken:
+            raise FloatingPointError("a feature is not finite")
+        rng = np.random.default_rng(0)
+        grid = np.log(GRIDS["power"](schedule.num_steps, SD)[:-1])
+        shift = np.abs(np.log(schedule.sigmas[:-1]) - grid).sum()
+        features = rng.normal(size=(len(seeds), 2)) + shift
+        return Measurement(features.astype(np.float32), np.ones(len(seeds), np.float32))
+
+
+def setting(algorithm="random", trials=6, seed=0):
+    config = StudyConfig.model_validate(
+        {
+            "name": "toy",
+            "space": {"num_steps": 3, "passes": 5},
+            "search": {"algorithm": algorithm, "trials": trials, "seed": seed},
+            "evaluation": {"images": 30},
+        }
+    )
+    sigmas = tuple(GRIDS["power"](3, SD))
+    return config, SearchSpace(config.space, SD, SD.spec("sd", "epsilon"), sigmas)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "cmaes"])
+def test_every_algorithm_fills_the_budget_and_no_more(tmp_path, algorithm):
+    config, space = setting(algorithm, trials=14)
+    study = open_study(tmp_path, config)
+    assert run_trials(study, tmp_path, config, space, Toy(), 0.5) == 14
+    assert run_trials(study, tmp_path, config, space, Toy(), 0.5) == 0
+    for trial in finished(study):
+        assert schedule_of(trial).passes <= 5
+
+
+def test_a_search_finds_more_than_chance(tmp_path):
+    best = {}
+    for algorithm in ("random", "gp"):
+        config, space = setting(algorithm, trials=30)
+        study = open_study(tmp_path / algorithm, config)
+        run_trials(study, tmp_path / algorithm, config, space, Toy(), 0.5)
+        best[algorithm] = study.best_value
+    assert best["gp"] < best["random"]
+
+
+def test_known_points_come_first_and_only_once(tmp_path):
+    config, space = setting(trials=3)
+    study = open_study(tmp_path, config)
+    centre = dict.fromkeys(space.distributions, 1.0) | {"log_gap_0": 0.0, "log_gap_1": 0.0}
+    centre["final_sigma"] = 0.1
+    for _ in range(2):
+        enqueue(study, [(centre, "the baseline")])
+    run_trials(study, tmp_path, config, space, Toy(), 0.5)
+    origins = [t.user_attrs.get("origin") for t in study.trials]
+    assert origins == ["the baseline", None, None]
+    assert study.trials[0].params == centre
+
+
+def test_a_broken_trial_does_not_end_the_study(tmp_path):
+    config, space = setting(trials=5)
+    study = open_study(tmp_path, config)
+    assert run_trials(study, tmp_path, config, space, Toy(broken={2}), 0.5) == 5
+    failed = study.get_trials(states=(TrialState.FAIL,))
+    assert [t.user_attrs["error"] for t in failed] == ["a feature is not finite"]
+
+
+def test_five_broken_trials_in_a_row_do(tmp_path):
+    config, space = setting()
+    study = open_study(tmp_path, config)
+    with pytest.raises(UserError, match="5 trials in a row failed; the last: a feature"):
+        run_trials(study, tmp_path, config, space, Toy(broken=range(100)), 0.5)
+
+
+def test_low_alignment_makes_a_trial_infeasible(tmp_path):
+    config, space = setting(trials=2)
+    study = open_study(tmp_path, config)
+    run_trials(study, tmp_path, config, space, Toy(), alignment_floor=1.1)
+    assert all(t.constraints["alignment"] > 0 for t in study.trials)
+
+
+def test_a_trial_of_a_dead_worker_is_retried_at_the_same_point(tmp_path):
+    config, space = setting(trials=3)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    study = open_study(tmp_path, config)
+    for pid in (child.pid, os.getpid()):  # a dead worker and a living one
+        trial = study.ask(space.distributions)
+        trial.set_user_attr("host", os.uname().nodename)
+        trial.set_user_attr("pid", pid)
+    assert reap(study) == 1
+    assert reap(study) == 0
+    run_trials(study, tmp_path, config, space, Toy(), 0.5)
+    dead, alive, retry, other = study.trials
+    assert dead.state == TrialState.FAIL
+    assert alive.state == TrialState.RUNNING  # counted: the budget is three, one of them running
+    assert retry.params == dead.params
+    assert retry.user_attrs["origin"] == "retry of trial 0"
+    assert other.state == TrialState.COMPLETE
+
+
+def test_workers_with_different_numbers_ask_different_points(tmp_path):
+    config, space = setting()
+    asked = [open_study(tmp_path, config, worker=w).ask(space.distributions) for w in (0, 1)]
+    assert asked[0].params != asked[1].params
