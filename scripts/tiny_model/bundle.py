@@ -17,6 +17,7 @@ from .state import Average, load_state, write_whole
 from .unet import Both, build, scheduler
 
 DATA = "fashion-mnist"
+SEARCH_IMAGES = 20_000  # training images behind the reference of the search
 
 
 def write_pipeline(run: Path, width: int, seed: int, folder: Path) -> None:
@@ -68,7 +69,10 @@ def write_evaluation(run: Path, data: Path) -> None:
     )
     write_whole(bundled(f"{DATA}-prompts.json"), lambda path: path.write_text(f"{{\n{body}\n}}\n"))
     rgb = [
-        [x[:, None].expand(-1, 3, -1, -1) for x in load_split(data, split)[0].split(500)]
+        [
+            x[:, None].expand(-1, 3, -1, -1)
+            for x in load_split(data, split)[0][:SEARCH_IMAGES].split(500)
+        ]
         for split in ("train", "t10k")
     ]
     for name in ("texture", "lite0"):

@@ -62,6 +62,22 @@ QUICK: dict[str, dict[str, Any]] = {
 
 
 @app.command()
+def worker(
+    study: StudyFile,
+    run_folder: RunFolder = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
+) -> None:
+    """Join a search that is under way with one more process."""
+    from stepsearch.config import load_config
+
+    config = load_config(study)
+    folder = run_folder or Path("runs") / config.name
+    from stepsearch.study import join
+
+    typer.echo(f"{join(folder, config, device)} trials")
+
+
+@app.command()
 def export(
     study: StudyFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the schedule.")],

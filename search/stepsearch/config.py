@@ -76,6 +76,7 @@ class BaselinesConfig(_Section):
     rungs: tuple[int, ...] = (100, 200, 600)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
     test: int = Field(3, ge=1)  # the best so many enter the test
+    long_steps: tuple[int, ...] = ()  # DPM-Solver++(2M) with so many steps enters it too
 
     @model_validator(mode="after")
     def _rising(self) -> "BaselinesConfig":
@@ -98,6 +99,7 @@ class TeacherConfig(_Section):
     steps: int = Field(50, ge=2)
     guidance_scale: float = Field(1.5, ge=0)
     images: int = Field(300, ge=2)
+    test: bool = False  # whether it enters the test as well
 
 
 class StudyConfig(_Section):

@@ -7,7 +7,7 @@ The cache makes a killed run resume where it was.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from stepsampler.errors import UserError
 from stepsampler.generate import Batch, generate
 from stepsampler.models import LatentModel
+from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.features import Judge, load_extractor
@@ -27,6 +28,7 @@ from stepsearch.reference import Reference, load_reference
 
 # Three disjoint ranges of seeds: what the search sees, what chooses among its best, what reports.
 SEARCH, SELECTION, TEST = 0, 10_000_000, 20_000_000
+SHEET = 10  # images on a sheet: one of each class of the bundled prompts
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,21 @@ class Measurement:
 
     features: NDArray[np.float32]
     aligned: NDArray[np.float32]
+    sheet: Path | None = None  # a picture of the first images
+
+    @classmethod
+    def join(cls, parts: "Sequence[Measurement]") -> "Measurement":
+        """Measurements of consecutive seeds as one."""
+        return cls(
+            np.concatenate([p.features for p in parts]),
+            np.concatenate([p.aligned for p in parts]),
+            parts[0].sheet,
+        )
 
     @property
     def alignment(self) -> float:
         """Share of the images that show what was asked; NaN where unknown."""
         return float(self.aligned.mean())
-
-    def head(self, n: int) -> "Measurement":
-        return Measurement(self.features[:n], self.aligned[:n])
 
 
 class Evaluator:
@@ -88,10 +97,11 @@ class Evaluator:
         """Generate the images of `seeds` (seed s has prompt s modulo their number), or recall."""
         path = self.cache / f"{self._key(schedule, seeds)}.safetensors"
         if not path.exists():
-            tensors = self._measure(schedule, seeds)
+            tensors, first = self._measure(schedule, seeds)
+            save_sheet(first, path.with_suffix(".png"), len(first))
             write_whole(path, lambda p: save_file(tensors, p))
         found = load_file(path)
-        return Measurement(found["features"], found["aligned"])
+        return Measurement(found["features"], found["aligned"], path.with_suffix(".png"))
 
     def images(self, schedule: Schedule, seeds: range) -> torch.Tensor:
         """The images themselves, uint8 (n, 3, height, width), for sheets."""
@@ -104,9 +114,13 @@ class Evaluator:
     def _prompt(self, seed: int) -> Prompt:
         return self.prompts[seed % len(self.prompts)]
 
-    def _measure(self, schedule: Schedule, seeds: range) -> dict[str, NDArray[np.float32]]:
+    def _measure(
+        self, schedule: Schedule, seeds: range
+    ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
         features, classes = [], []
+        first = None
         for batch in self._batches(schedule, seeds):
+            first = batch.images[:SHEET] if first is None else first
             features.append(self.extractor(batch.images).numpy())
             if self.judge:
                 classes.append(self.judge(batch.images).numpy())
@@ -117,7 +131,8 @@ class Evaluator:
         if self.judge:
             labels = np.array([self._prompt(seed).label for seed in seeds])
             aligned = (np.concatenate(classes) == labels).astype(np.float32)
-        return {"features": projected, "aligned": aligned}
+        assert first is not None
+        return {"features": projected, "aligned": aligned}, first
 
     def _key(self, schedule: Schedule, seeds: range) -> str:
         bare = replace(schedule, provenance={}, model=None).to_json()

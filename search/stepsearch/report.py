@@ -10,12 +10,10 @@ from rich.table import Table
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
-from stepsearch.evaluate import TEST, metric_name, seeds_of
+from stepsearch.evaluate import SHEET, TEST, metric_name, seeds_of
 from stepsearch.paths import write_whole
 from stepsearch.run import Result, Row
 from stepsearch.workers import Workers
-
-SHEET = 10  # pictures in a row: one of each class of the bundled prompts
 
 
 def table(result: Result, config: StudyConfig) -> Table:
@@ -25,10 +23,12 @@ def table(result: Result, config: StudyConfig) -> Table:
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
     columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", "alignment")
     for i, name in enumerate(columns):
-        view.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
-    for row in result.test:
+        view.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    rows = result.test if result.of_kind("teacher") else [*result.test, result.teacher]
+    for row in rows:
+        n_row = len(row.measurement.features)
         against = ""
-        if result.found and row is not result.found:
+        if result.found and row is not result.found and n_row == n:
             difference, se = row.score.minus(result.found.score)
             against = f"{difference:+.3f} ± {se:.3f}"
         s = row.candidate.schedule
@@ -36,20 +36,11 @@ def table(result: Result, config: StudyConfig) -> Table:
             row.candidate.name,
             str(s.num_steps),
             str(s.passes),
-            f"{row.score.value:.3f} ± {row.score.se:.3f}",
+            f"{row.score.value:.3f} ± {row.score.se:.3f}" if n_row == n else f"(n {n_row})",
             against,
             _percent(row),
+            style=None if row.candidate.kind in ("found", "baseline") else "dim",
         )
-    t = result.teacher
-    view.add_row(
-        t.candidate.name,
-        str(t.candidate.schedule.num_steps),
-        str(t.candidate.schedule.passes),
-        f"(n {len(t.measurement.features)})",
-        "",
-        _percent(t),
-        style="dim",
-    )
     return view
 
 
@@ -61,7 +52,7 @@ def verdict(result: Result, config: StudyConfig) -> str:
             "No trial kept the teacher's alignment, so the best baseline is exported: "
             f"{result.winner.candidate.name}."
         )
-    if result.winner.trial is None:
+    if result.winner.candidate.kind != "found":
         return (
             "On the selection seeds no found schedule beats the best baseline, which is "
             f"exported: {result.winner.candidate.name}."
@@ -96,7 +87,7 @@ def exported(result: Result, config: StudyConfig) -> Schedule:
     provenance = {
         "study": config.name,
         "source": winner.candidate.name,
-        "trial": winner.trial,
+        "trial": winner.candidate.trial,
         "algorithm": config.search.algorithm,
         "algorithm_seed": config.search.seed,
         "model": config.model.id,
@@ -120,7 +111,8 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
     def plain(row: Row) -> dict[str, Any]:
         data: dict[str, Any] = {
             "name": row.candidate.name,
-            "trial": row.trial,
+            "kind": row.candidate.kind,
+            "trial": row.candidate.trial,
             "steps": row.candidate.schedule.num_steps,
             "passes": row.candidate.schedule.passes,
             "n": len(row.measurement.features),
@@ -137,6 +129,7 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
         "metric": result.subject.reference.metric,
         "verdict": verdict(result, config),
         "beaten": result.beaten,
+        "gap_closed": result.gap_closed,
         "test": [plain(row) for row in result.test],
         "selection": [plain(row) for row in result.selection],
         "teacher": plain(result.teacher),
@@ -151,7 +144,7 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
 
 def write_sheet(result: Result, workers: Workers, path: Path) -> None:
     """The same test seeds under every schedule of the table, one row each."""
-    rows = [*result.test, result.teacher]
+    rows = result.test if result.of_kind("teacher") else [*result.test, result.teacher]
     images = workers.images([r.candidate.schedule for r in rows], seeds_of(TEST, SHEET))
     save_sheet(images, path, SHEET, [r.candidate.name for r in rows])
 

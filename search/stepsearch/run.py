@@ -11,16 +11,25 @@ import numpy as np
 import optuna
 
 from stepsampler.grids import GRIDS, from_sigmas
-from stepsearch.baselines import Candidate, baselines, teacher
+from stepsearch.baselines import Candidate, Kind, baselines, long_baselines, teacher
 from stepsearch.config import StudyConfig
-from stepsearch.distance import Score, frechet_distance, score
+from stepsearch.distance import Moments, Score, frechet_distance, score
 from stepsearch.evaluate import SEARCH, SELECTION, TEST, Measurement, seeds_of
 from stepsearch.space import Params, SearchSpace
-from stepsearch.study import enqueue, finished, open_study, reap, schedule_of
+from stepsearch.study import (
+    claim_folder,
+    enqueue,
+    finished,
+    open_study,
+    reap,
+    save_plan,
+    schedule_of,
+)
 from stepsearch.tracking import Tracker
 from stepsearch.workers import Subject, Workers
 
-POINT = 0.01  # alignment may fall this much below the teacher's
+PART = 100  # images a job
+POINT = 0.01  # alignment may fall one percentage point below the teacher's
 Report = Callable[[str, int, int, str], None]  # (stage, done, total, news)
 
 
@@ -31,7 +40,6 @@ class Row:
     candidate: Candidate
     measurement: Measurement
     score: Score
-    trial: int | None = None  # of a schedule that was found
 
 
 @dataclass(frozen=True)
@@ -39,17 +47,21 @@ class Result:
     """What a run ends with. `found` is None if no trial reached the teacher's alignment."""
 
     subject: Subject
-    teacher: Row
+    teacher: Row  # on the search seeds
     screened: list[tuple[Candidate, int, float]]  # every baseline, the n it reached, its FD there
     selection: list[Row]
-    test: list[Row]  # the found schedule first, if there is one, then the best baselines
+    test: list[Row]  # the found schedule first, if there is one, then baselines, long rows, teacher
     winner: Row  # of the selection: what is exported
     trials: int
     search_passes: int
 
     @property
     def found(self) -> Row | None:
-        return self.test[0] if self.test[0].trial is not None else None
+        return next(iter(self.of_kind("found")), None)
+
+    def of_kind(self, kind: Kind) -> list[Row]:
+        """Rows of the test."""
+        return [row for row in self.test if row.candidate.kind == kind]
 
     @property
     def beaten(self) -> bool:
@@ -57,8 +69,17 @@ class Result:
         found = self.found
         if found is None:
             return False
-        pairs = [row.score.minus(found.score) for row in self.test[1:]]
+        pairs = [row.score.minus(found.score) for row in self.of_kind("baseline")]
         return all(difference > 2 * se for difference, se in pairs)
+
+    @property
+    def gap_closed(self) -> float | None:
+        """Share of the distance from the best baseline to the teacher that is gone."""
+        teachers = self.of_kind("teacher")
+        if self.found is None or not teachers:
+            return None
+        best = min(row.score.value for row in self.of_kind("baseline"))
+        return (best - self.found.score.value) / (best - teachers[0].score.value)
 
 
 def run(
@@ -73,6 +94,7 @@ def run(
     Raises:
         UserError: something is missing or does not fit, or five trials in a row failed.
     """
+    claim_folder(folder, config)
     report("loading", 0, 1, "")
     subject = workers.describe()
     tracker.start(config, folder)
@@ -128,25 +150,16 @@ def screen(
 def measure_teacher(
     config: StudyConfig, workers: Workers, subject: Subject, report: Report
 ) -> tuple[float, Row]:
-    """The lowest alignment allowed, and the teacher's row on the search seeds."""
+    """The lowest alignment allowed during the search, and the teacher's row on its seeds.
+
+    A share of n images has a standard error; one of it is granted, since the test decides.
+    """
     candidate = teacher(config, subject.noise, subject.spec)
-    step = max(config.evaluation.batch_size, 1)
-    n = config.teacher.images
-    jobs = [
-        (candidate.schedule, range(SEARCH + a, SEARCH + min(a + step, n)))
-        for a in range(0, n, step)
-    ]
-    parts: dict[int, Measurement] = {}
-    for place, found in workers.measure(jobs):
-        parts[place] = found
-        report("teacher", len(parts), len(jobs), "")
-    whole = Measurement(
-        np.concatenate([parts[i].features for i in range(len(jobs))]),
-        np.concatenate([parts[i].aligned for i in range(len(jobs))]),
-    )
-    row = Row(candidate, whole, score(whole.features, subject.reference.search))
-    report("teacher", len(jobs), len(jobs), f"alignment {whole.alignment:.1%}")
-    return whole.alignment - POINT, row
+    seeds = seeds_of(SEARCH, config.teacher.images)
+    (row,) = score_rows(workers, subject.reference.search, [candidate], seeds, "teacher", report)
+    share = row.measurement.alignment
+    report("teacher", 1, 1, f"alignment {share:.1%} (n {config.teacher.images})")
+    return share - POINT - float(np.sqrt(share * (1 - share) / config.evaluation.images)), row
 
 
 def make_space(config: StudyConfig, subject: Subject, best: list[Candidate]) -> SearchSpace:
@@ -188,6 +201,7 @@ def search(
     report: Report,
 ) -> None:
     """Let every worker search; meanwhile show and track what they finish."""
+    save_plan(folder, space, floor)
     reap(study)
     enqueue(study, first_points(config, subject, space, best)[:10])
     minutes = config.search.minutes
@@ -225,32 +239,22 @@ def select(
     floor: float,
     report: Report,
 ) -> list[Row]:
-    """Score the finalists and the best baselines again, on seeds that the search never saw.
+    """Score finalists, the best baselines and long rows again, on seeds the search never saw.
 
-    The found schedules come first, best first; then the baselines, best first.
+    Best first. Finalists below the alignment floor are left out.
     """
     trials = sorted(finished(study), key=lambda t: float(t.value or 0))
     trials = [t for t in trials if np.isnan(floor) or t.user_attrs["alignment"] >= floor]
-    entrants: list[tuple[Candidate, int | None]] = [
-        (Candidate(f"found, trial {t.number}", schedule_of(t)), t.number)
+    entrants = [
+        Candidate(f"found, trial {t.number}", schedule_of(t), "found", trial=t.number)
         for t in trials[: config.search.finalists]
     ]
-    entrants += [(c, None) for c in best[: config.baselines.test + 3]]
-    rows = score_rows(
-        workers,
-        subject,
-        entrants,
-        seeds_of(SELECTION, config.evaluation.selection_images),
-        "selection",
-        report,
-    )
-    found = [r for r in rows if r.trial is not None]
-    # two standard errors of a share: a finalist is out when it clearly fails, not by bad luck
-    n = config.evaluation.selection_images
-    slack = 2 * np.sqrt(max(floor * (1 - floor), 0) / n) if floor == floor else 0.0
-    found = [r for r in found if not r.measurement.alignment < floor - slack]
-    known = [r for r in rows if r.trial is None]
-    return sorted(found, key=_value) + sorted(known, key=_value)
+    entrants += best[: config.baselines.test + 3]
+    entrants += long_baselines(config, subject.noise, subject.spec)
+    seeds = seeds_of(SELECTION, config.evaluation.selection_images)
+    rows = score_rows(workers, subject.reference.search, entrants, seeds, "selection", report)
+    rows = [r for r in rows if r.candidate.kind != "found" or not r.measurement.alignment < floor]
+    return sorted(rows, key=lambda r: r.score.value)
 
 
 def final_test(
@@ -261,32 +265,40 @@ def final_test(
     report: Report,
 ) -> tuple[list[Row], Row]:
     """Test what the selection chose, once, on fresh seeds; and say which of it is exported."""
-    found = [r for r in selection if r.trial is not None][:1]
-    known = [r for r in selection if r.trial is None][: config.baselines.test]
-    entrants = [(r.candidate, r.trial) for r in found + known]
+    found = [r for r in selection if r.candidate.kind == "found"][:1]
+    known = [r for r in selection if r.candidate.kind == "baseline"][: config.baselines.test]
+    entrants = [r.candidate for r in found + known]
+    for n in config.baselines.long_steps:
+        long = [r.candidate for r in selection if r.candidate.kind == "long"]
+        entrants.append(next(c for c in long if c.schedule.num_steps == n))
+    if config.teacher.test:
+        entrants.append(teacher(config, subject.noise, subject.spec))
     seeds = seeds_of(TEST, config.evaluation.test_images)
-    rows = score_rows(workers, subject, entrants, seeds, "test", report)
+    rows = score_rows(workers, subject.reference.test, entrants, seeds, "test", report)
     wins = found and found[0].score.value < known[0].score.value
     return rows, (found if wins else known)[0]
 
 
 def score_rows(
     workers: Workers,
-    subject: Subject,
-    entrants: Sequence[tuple[Candidate, int | None]],
+    reference: Moments,
+    entrants: Sequence[Candidate],
     seeds: range,
     stage: str,
     report: Report,
 ) -> list[Row]:
-    """Measure entrants on the same seeds; the test is against real images of its own."""
-    reference = subject.reference.test if stage == "test" else subject.reference.search
-    rows: dict[int, Row] = {}
-    for place, found in workers.measure([(c.schedule, seeds) for c, _ in entrants]):
-        candidate, trial = entrants[place]
-        rows[place] = Row(candidate, found, score(found.features, reference), trial)
-        report(stage, len(rows), len(entrants), "")
-    return [rows[i] for i in range(len(entrants))]
-
-
-def _value(row: Row) -> float:
-    return row.score.value
+    """Measure entrants on the same seeds, in parts that workers share and that survive a kill."""
+    parts = [
+        range(start, min(start + PART, seeds.stop))
+        for start in range(seeds.start, seeds.stop, PART)
+    ]
+    jobs = [(c.schedule, part) for c in entrants for part in parts]
+    found: dict[int, Measurement] = {}
+    for place, measurement in workers.measure(jobs):
+        found[place] = measurement
+        report(stage, len(found), len(jobs), "")
+    rows = []
+    for i, candidate in enumerate(entrants):
+        whole = Measurement.join([found[i * len(parts) + k] for k in range(len(parts))])
+        rows.append(Row(candidate, whole, score(whole.features, reference)))
+    return rows

@@ -1,5 +1,6 @@
 """A run as a person sees it: progress, news, the table at the end, and where everything lies."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def run_session(
     config: StudyConfig, folder: Path, devices: list[str], tracking: str, quick: bool
 ) -> None:
     """Run a study with live progress and print its result."""
-    console = Console(highlight=False, soft_wrap=True)
+    width = None if sys.stdout.isatty() else 110  # of a log file
+    console = Console(highlight=False, soft_wrap=True, width=width)
     started = time.monotonic()
     console.print(
         f"study {config.name}: {config.space.passes} passes per image, "

@@ -5,6 +5,7 @@ all workers; a trial whose worker died is marked failed and its point is enqueue
 """
 
 import fcntl
+import json
 import os
 import socket
 import time
@@ -26,12 +27,14 @@ from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.distance import frechet_distance
 from stepsearch.evaluate import SEARCH, Evaluator, seeds_of
+from stepsearch.paths import write_whole
 from stepsearch.space import Params, SearchSpace
 
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 MAX_FAILURES = 5
+FREE = {("search", "trials"), ("search", "minutes")}  # may change between the parts of a run
 COUNTED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -139,6 +142,7 @@ def run_trials(
             continue
         failures = 0
         trial.set_user_attr("alignment", found.alignment)
+        trial.set_user_attr("sheet", found.sheet and str(found.sheet.absolute()))
         trial.set_user_attr("passes", schedule.passes)
         trial.set_user_attr("seconds", time.perf_counter() - started)
         if found.alignment == found.alignment:  # not NaN
@@ -154,6 +158,55 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / "ask.lock").open("w") as file:  # released by the system if we are killed
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def claim_folder(folder: Path, config: StudyConfig) -> None:
+    """Write the settings into the run's folder, or check that they are those of its start.
+
+    The budget may change (`search.trials`, `search.minutes`); anything else would mix scores that
+    cannot be compared.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    path = folder / "study.json"
+    ours = config.model_dump(mode="json")
+    if not path.exists():
+        write_whole(path, lambda p: p.write_text(json.dumps(ours, indent=1)))
+        return
+    theirs = json.loads(path.read_text())
+    for section, values in ours.items():
+        if not isinstance(values, dict):
+            continue
+        for key, value in values.items():
+            before = theirs.get(section, {}).get(key)
+            if before != value and (section, key) not in FREE:
+                raise UserError(
+                    f"{folder} was started with {section}.{key} = {before!r}, now it is {value!r}; "
+                    "give another folder with --run, or remove this one"
+                )
+
+
+def save_plan(folder: Path, space: SearchSpace, alignment_floor: float) -> None:
+    """Write what a worker that joins from elsewhere needs besides the study file."""
+    plan = {"baseline": space.baseline, "alignment_floor": alignment_floor}
+    write_whole(folder / "plan.json", lambda p: p.write_text(json.dumps(plan)))
+
+
+def join(folder: Path, config: StudyConfig, device: str) -> int:
+    """One more worker for a search that is under way; returns its number of trials.
+
+    Raises:
+        UserError: no search has started in this folder.
+    """
+    if not (folder / "plan.json").exists():
+        raise UserError(f"{folder}: no search has started here; start it with stepsearch run")
+    plan = json.loads((folder / "plan.json").read_text())
+    evaluator = Evaluator(config, folder / "cache", device)
+    model = evaluator.model
+    space = SearchSpace(config.space, model.noise, model.spec, tuple(plan["baseline"]))
+    study = open_study(folder, config, worker=os.getpid() % 10_000)
+    return run_trials(study, folder, config, space, evaluator, plan["alignment_floor"])
 
 
 def schedule_of(trial: FrozenTrial) -> Schedule:

@@ -15,6 +15,7 @@ from stepsearch.config import StudyConfig
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # no news of its tables between ours
 
 
 class Tracker(Protocol):
@@ -130,6 +131,9 @@ class MlflowTracking:
             self._client.log_batch(run, metrics, params)
             if "schedule" in trial.user_attrs:
                 self._client.log_text(run, trial.user_attrs["schedule"], "schedule.json")
+            sheet = trial.user_attrs.get("sheet")
+            if sheet and Path(sheet).exists():
+                self._client.log_artifact(run, sheet)
             self._client.set_terminated(run, "FINISHED")
             self._mirrored.add(trial.number)
 

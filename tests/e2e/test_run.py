@@ -1,0 +1,134 @@
+"""The whole job as a user starts it, with --quick; and what a kill leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stepsampler import load
+
+ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "studies" / "tiny-5-steps.toml"
+
+
+def start(folder, *options):
+    code = "from stepsearch.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "run", STUDY, "--quick", "--run", folder, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors
+    return output
+
+
+def trials(folder):
+    """States of the trials in the journal, by number."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, finish(start(folder))
+
+
+def test_a_run_ends_with_a_table_a_schedule_and_pictures(finished_run):
+    folder, output = finished_run
+    assert "fd_texture128_40" in output
+    assert "Too few images to claim anything" in output
+    schedule = load(folder / "best.json")
+    assert schedule.passes <= 10
+    assert schedule.provenance["metric"] == "fd_texture128_40"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["trials"] == 4
+    assert {row["n"] for row in result["test"]} == {40}
+    assert (folder / "grid.png").stat().st_size > 1000
+
+
+def test_mlflow_mirrors_every_trial(finished_run):
+    from mlflow import MlflowClient
+
+    folder, _ = finished_run
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("stepsearch").experiment_id
+    runs = client.search_runs([experiment])
+    children = [r for r in runs if "stepsearch.trial" in r.data.tags]
+    assert sorted(int(r.data.tags["stepsearch.trial"]) for r in children) == [0, 1, 2, 3]
+    values = {t.number: t.value for t in trials(folder)}
+    for run in children:
+        number = int(run.data.tags["stepsearch.trial"])
+        assert run.data.metrics["fd"] == pytest.approx(values[number])
+        files = {f.path for f in client.list_artifacts(run.info.run_id)}
+        assert "schedule.json" in files
+        assert any(name.endswith(".png") for name in files)
+    (parent,) = [r for r in runs if r not in children]
+    assert "test_fd" in parent.data.metrics
+
+
+def test_the_same_command_again_repeats_nothing_and_says_the_same(finished_run):
+    folder, output = finished_run
+    before = {p: p.stat().st_mtime_ns for p in (folder / "cache").iterdir()}
+    (folder / "mlflow.db").unlink()  # the mirror is lost; the search does not need it
+    again = finish(start(folder))
+    table = lambda text: [line for line in text.splitlines() if line.startswith("│")]  # noqa: E731
+    assert table(again) == table(output)
+    assert {p: p.stat().st_mtime_ns for p in (folder / "cache").iterdir()} == before
+
+
+def test_a_run_with_other_settings_refuses_the_folder(finished_run):
+    folder, _ = finished_run
+    process = start(folder, "--seed", "5")
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert "was started with search.seed = 0, now it is 5" in errors
+    assert "Traceback" not in errors
+
+
+def test_kill_and_run_again(tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, "--tracking", "none")
+    deadline = time.time() + 200
+    while time.time() < deadline:  # until the search is under way
+        if (folder / "journal.log").exists() and '"pid"' in (folder / "journal.log").read_text():
+            break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = [t.number for t in trials(folder) if t.state.name == "COMPLETE"]
+    assert not (folder / "best.json").exists()
+    time.sleep(2)  # the workers notice that their parent is gone
+    finish(start(folder, "--tracking", "none"))
+    after = trials(folder)
+    assert sum(t.state.name == "COMPLETE" for t in after) == 4
+    assert not any(t.state.name == "RUNNING" for t in after)
+    assert all(after[number].state.name == "COMPLETE" for number in kept)
+    load(folder / "best.json")
+
+
+def test_export_writes_the_winner(finished_run, tmp_path):
+    folder, _ = finished_run
+    code = "from stepsearch.cli import main; main()"
+    out = tmp_path / "x.json"
+    command = [sys.executable, "-c", code, "export", STUDY, "--run", folder, "-o", out]
+    subprocess.run(command, check=True, capture_output=True)
+    assert load(out) == load(folder / "best.json")
+    shutil.rmtree(tmp_path)
