@@ -6,6 +6,7 @@
     python scripts/train_model.py unet --minutes 120     # text encoder and U-Net; resumes
     python scripts/train_model.py bundle                 # the pipeline into the package
     python scripts/train_model.py references             # classifiers, statistics, prompts
+    python scripts/train_model.py unpack                 # the reverse of bundle: to train further
 
 Each stage checkpoints into --run (default runs/tiny).
 """
@@ -19,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_model import autoencoder, bundle, classifier, data, unet
 
-STAGES = ("vae", "judge", "unet", "bundle", "references")
+STAGES = ("vae", "judge", "unet", "bundle", "references", "unpack")
 ROOT = Path(__file__).parent.parent
 
 
@@ -44,6 +45,8 @@ def main() -> None:
         unet.train(args.run, args.data, args.minutes, device, args.width, args.seed)
     elif args.stage == "bundle":
         bundle.write_pipeline(args.run, args.width, args.seed, args.out)
+    elif args.stage == "unpack":
+        bundle.unpack(args.out, args.run, args.width, args.seed)
     else:
         bundle.write_evaluation(args.run, args.data)
 

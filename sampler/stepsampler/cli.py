@@ -125,6 +125,8 @@ def parse_seeds(text: str) -> list[int]:
         if not match:
             raise UserError(f"--seeds: expected numbers and ranges such as 0-15, got {part!r}")
         first, last = int(match[1]), int(match[2] or match[1])
+        if last >= 2**63:
+            raise UserError(f"--seeds: a seed must be below 2^63, got {last}")
         if last < first:
             raise UserError(f"--seeds: a range must rise, got {part.strip()!r}")
         seeds += range(first, last + 1)

@@ -12,7 +12,7 @@ def run_command_line(app: Callable[..., object], name: str) -> None:
     """Run a typer app; a UserError becomes one line on stderr and exit code 2."""
     try:
         app(prog_name=name)
-    except UserError as error:
+    except (UserError, OSError) as error:  # an OSError names the file and the reason
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except KeyboardInterrupt:

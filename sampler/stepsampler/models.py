@@ -52,6 +52,7 @@ class LatentModel:
             UserError: nothing there, another kind of pipeline, a size the model cannot make,
                 or a device that does not exist.
         """
+        check_device(device)
         _quiet()
         from diffusers import DiffusionPipeline
 
@@ -86,11 +87,7 @@ class LatentModel:
         size = size or unet.config.sample_size * factor
         if size % (8 * factor // 4) or size < factor:
             raise UserError(f"size must be a multiple of {8 * factor // 4} pixels, got {size}")
-        try:
-            pipeline.to(device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"device {device!r} cannot be used: {reason}") from error
+        pipeline.to(device)
         for part in (unet, pipeline.vae, pipeline.text_encoder):
             part.eval().requires_grad_(False)
         unet.to(memory_format=torch.channels_last)
@@ -144,6 +141,19 @@ class LatentModel:
         images = vae.decode(scaled, return_dict=False)[0].float()
         pixels: Tensor = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot use.
+
+    Raises:
+        UserError: names the device and the reason.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used: {reason}") from error
 
 
 def _quiet() -> None:

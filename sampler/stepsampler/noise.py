@@ -52,6 +52,11 @@ class NoiseSchedule:
                 "the model's scheduler has no betas (a flow model?); "
                 "only variance-preserving models are supported so far"
             )
+        if config.get("rescale_betas_zero_snr"):
+            raise UserError(
+                "the model's scheduler rescales its betas to zero terminal SNR, where sigma is "
+                "infinite; such models are not supported so far"
+            )
         scheduler = DDIMScheduler(**{k: config[k] for k in wanted if config.get(k) is not None})
         return cls(tuple(scheduler.alphas_cumprod.double().tolist()))
 

@@ -121,7 +121,7 @@ class Schedule:
         data["final_sigma"] = self.final_sigma
         if self.provenance:
             data["provenance"] = dict(self.provenance)
-        head, tail = json.dumps(data, indent=2, allow_nan=False).split('  "final_sigma"')
+        head, tail = json.dumps(data, indent=2, allow_nan=False).split('  "final_sigma"', 1)
         return f'{head}  "steps": [\n{steps}\n  ],\n  "final_sigma"{tail}\n'
 
     @classmethod

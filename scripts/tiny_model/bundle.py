@@ -8,12 +8,12 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from stepsearch.features import load_extractor
-from stepsearch.paths import bundled
+from stepsearch.paths import bundled, write_whole
 from stepsearch.reference import fit
 
 from . import text
 from .data import HELD_OUT_TEMPLATES, load_split, prompts
-from .state import Average, load_state, write_whole
+from .state import Average, load_state, save_state
 from .unet import Both, build, scheduler
 
 DATA = "fashion-mnist"
@@ -53,6 +53,18 @@ def write_pipeline(run: Path, width: int, seed: int, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     print(f"{folder}: {info['images']:,} training images, {info['seconds'] / 60:.0f} minutes")
+
+
+def unpack(folder: Path, run: Path, width: int, seed: int) -> None:
+    """Make a training run out of a bundled pipeline, to train it further; its clock is at zero."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.vae.save_pretrained(run / "vae")
+    both = Both(pipeline.unet, pipeline.text_encoder)
+    info = {"step": 0, "images": 0, "seconds": 0.0}
+    optimizer = torch.optim.AdamW(both.parameters())
+    save_state(run / f"unet-{width}-{seed}", both, Average(both, 0.0), optimizer, info)
+    for name in ("texture", "judge"):
+        shutil.copy(bundled(f"{name}.safetensors"), run / f"{name}.safetensors")
 
 
 def write_evaluation(run: Path, data: Path) -> None:

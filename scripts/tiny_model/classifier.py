@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stepsearch.networks import SmallClassifier
+from stepsearch.paths import write_whole
 
 from .data import load_split
-from .state import write_whole
 
 
 def augment(x: Tensor) -> Tensor:

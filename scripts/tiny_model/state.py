@@ -1,15 +1,15 @@
 """Training state that survives a kill: safetensors and JSON, written then renamed."""
 
 import json
-import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from stepsearch.paths import write_whole
 
 
 @dataclass
@@ -84,18 +84,14 @@ def load_state(
         for prefix in ("model.", "average.", "exp_avg.", "exp_avg_sq.", "step.")
     }
     module.load_state_dict(part["model."])
-    average.values = part["average."]
+    devices = {name: p.device for name, p in module.named_parameters()}
+    average.values = {k: v.to(devices[k]) for k, v in part["average."].items()}
     for name, parameter in module.named_parameters():
-        optimizer.state[parameter] = {
-            key: part[f"{key}."][name] for key in ("exp_avg", "exp_avg_sq", "step")
-        }
+        if name in part["step."]:  # weights unpacked from a bundle come without moments
+            optimizer.state[parameter] = {
+                "exp_avg": part["exp_avg."][name].to(parameter.device),
+                "exp_avg_sq": part["exp_avg_sq."][name].to(parameter.device),
+                "step": part["step."][name],
+            }
     info: dict = json.loads((folder / "state.json").read_text())
     return info
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary name, then rename: nobody ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)

@@ -7,8 +7,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from stepsearch.paths import write_whole
+
 from .data import HELD_OUT_TEMPLATES, NAMES, TEMPLATES
-from .state import write_whole
 
 LENGTH = 16  # tokens per prompt, with start and end
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -31,8 +31,8 @@ def baselines(config: StudyConfig, noise: NoiseSchedule, model: ModelSpec) -> li
     found = []
     for grid in GRIDS:
         for order in config.baselines.orders:
-            # at least as many guided steps as the budget pays for, should num_steps exceed it
-            options = [(min(steps, passes // 2), w) for w in config.baselines.guidance_scales]
+            guided = min(steps, passes // 2)  # as many as the budget pays for
+            options = [(guided, w) for w in config.baselines.guidance_scales]
             for n, w in [*options, (passes, 1.0)]:
                 schedule = make_schedule(grid, n, noise, order=order, guidance_scale=w, model=model)
                 name = f"{grid}, order {order}, " + (

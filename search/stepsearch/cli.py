@@ -36,15 +36,12 @@ def run(
     """Search, select, test and export. Resumes if the run was cut off."""
     from stepsearch.config import load_config
 
-    overrides: dict[str, dict[str, Any]] = {"search": {}}
-    if quick:
-        overrides = QUICK
-    if trials is not None:
-        overrides["search"]["trials"] = trials
-    if seed is not None:
-        overrides["search"]["seed"] = seed
-    config = load_config(study, overrides)
-    folder = run_folder or Path("runs") / (config.name + ("-quick" if quick else ""))
+    overrides = QUICK if quick else {}
+    given = {"trials": trials, "seed": seed}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    config = load_config(study, {**overrides, "search": {**overrides.get("search", {}), **chosen}})
+    variant = ("-quick" if quick else "") + ("" if seed is None else f"-seed{seed}")
+    folder = run_folder or Path("runs") / (config.name + variant)
     devices = _devices(workers, gpus)
 
     from stepsearch.session import run_session  # torch and optuna load here, not for --help
@@ -63,18 +60,19 @@ QUICK: dict[str, dict[str, Any]] = {
 
 @app.command()
 def worker(
-    study: StudyFile,
-    run_folder: RunFolder = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-5-steps.")],
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
 ) -> None:
     """Join a search that is under way with one more process."""
-    from stepsearch.config import load_config
+    import os
 
-    config = load_config(study)
-    folder = run_folder or Path("runs") / config.name
-    from stepsearch.study import join
+    from stepsearch.study import claimed, work
 
-    typer.echo(f"{join(folder, config, device)} trials")
+    config = claimed(folder)
+    from stepsearch.evaluate import Evaluator
+
+    evaluator = Evaluator(config, folder / "cache", device)
+    typer.echo(f"{work(folder, config, evaluator, worker=os.getpid())} trials")
 
 
 @app.command()
@@ -96,22 +94,19 @@ def export(
 
 
 @app.command()
-def status(study: StudyFile, run_folder: RunFolder = None) -> None:
+def status(
+    folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-5-steps.")],
+) -> None:
     """Say how far a run is."""
-    from stepsearch.config import load_config
+    from stepsearch.study import claimed, finished, open_study
 
-    config = load_config(study)
-    folder = run_folder or Path("runs") / config.name
-    if not (folder / "journal.log").exists():
-        raise UserError(f"{folder}: no search has started here")
-    from stepsearch.study import finished, open_study
-
+    config = claimed(folder)
     done = sorted(finished(open_study(folder, config)), key=lambda t: float(t.value or 0))
     typer.echo(f"{folder}: {len(done)} of {config.search.trials} trials finished")
     for trial in done[:5]:
+        alignment, passes = trial.user_attrs["alignment"], trial.user_attrs["passes"]
         typer.echo(
-            f"  trial {trial.number}: {trial.value:.3f}, "
-            f"alignment {trial.user_attrs['alignment']:.1%}, {trial.user_attrs['passes']} passes"
+            f"  trial {trial.number}: {trial.value:.3f}, alignment {alignment:.1%}, {passes} passes"
         )
     if (folder / "best.json").exists():
         typer.echo(f"  ended: {folder / 'best.json'}")

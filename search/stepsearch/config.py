@@ -25,17 +25,26 @@ Range = Annotated[tuple[float, float], Field(description="low, high")]
 
 
 class SpaceConfig(_Section):
-    """The box; `num_steps` and `passes` are the budget of one image."""
+    """The box; `passes` is the budget of one image.
+
+    `num_steps` is the number of steps, or with `max_steps` the smallest: a schedule of more steps
+    guides fewer of them.
+    """
 
     num_steps: int = Field(ge=2, le=64)
     passes: int = Field(ge=2)
+    max_steps: int | None = None
     baseline: str = "best"  # a grid, or "best": the winner of the baselines at this budget
     solver: str = "dpmpp-midpoint"
     log_gap: Range = (-1.0, 1.0)
     final_sigma: Range = (0.02, 0.6)  # below the model's sigma_min means exactly 0
-    guidance_scale: Range = (0.6, 3.0)  # below 1 means off: w = 1, one pass instead of two
-    guidance: Literal["per-step", "constant"] = "per-step"
+    guidance_scale: Range = (0.6, 4.0)  # below 1 means off: w = 1, one pass instead of two
+    guidance: Literal["per-step", "linear", "constant"] = "linear"
     max_order: int = Field(3, ge=1, le=3)
+
+    @property
+    def most_steps(self) -> int:
+        return self.max_steps or self.num_steps
 
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceConfig":
@@ -47,8 +56,11 @@ class SpaceConfig(_Section):
             raise ValueError(f"final_sigma: low must be above 0, got {self.final_sigma[0]}")
         if self.guidance_scale[0] < 0:
             raise ValueError(f"guidance_scale: low must be >= 0, got {self.guidance_scale[0]}")
-        if self.passes < self.num_steps:
-            raise ValueError(f"passes must be at least num_steps, got {self.passes}")
+        if not self.num_steps <= self.most_steps <= self.passes:
+            raise ValueError(
+                "num_steps <= max_steps <= passes must hold, "
+                f"got {self.num_steps}, {self.max_steps} and {self.passes}"
+            )
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
         if self.max_order > SOLVERS[self.solver]:
@@ -63,9 +75,9 @@ class EvaluationConfig(_Section):
     reference: str = "fashion-mnist"  # bundled statistics, or a folder of images
     prompts: str = "fashion-mnist"  # bundled prompts, or a text file with one prompt a line
     batch_size: int = Field(50, ge=1)
-    images: int = Field(300, ge=2)  # per trial
-    selection_images: int = Field(600, ge=2)
-    test_images: int = Field(1000, ge=2)
+    images: int = Field(300, ge=8)  # per trial
+    selection_images: int = Field(600, ge=8)
+    test_images: int = Field(1000, ge=8)
 
 
 class BaselinesConfig(_Section):
@@ -73,7 +85,7 @@ class BaselinesConfig(_Section):
 
     guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 5.0)
     orders: tuple[int, ...] = (1, 2)
-    rungs: tuple[int, ...] = (100, 200, 600)  # images at each round of successive halving
+    rungs: tuple[int, ...] = (40, 120, 400)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
     test: int = Field(3, ge=1)  # the best so many enter the test
     long_steps: tuple[int, ...] = ()  # DPM-Solver++(2M) with so many steps enters it too
@@ -82,6 +94,10 @@ class BaselinesConfig(_Section):
     def _rising(self) -> "BaselinesConfig":
         if not self.rungs or list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError(f"rungs must rise, got {list(self.rungs)}")
+        for name in ("guidance_scales", "orders"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must differ, got {list(values)}")
         return self
 
 
@@ -98,7 +114,7 @@ class TeacherConfig(_Section):
 
     steps: int = Field(50, ge=2)
     guidance_scale: float = Field(1.5, ge=0)
-    images: int = Field(300, ge=2)
+    images: int = Field(300, ge=8)
     test: bool = False  # whether it enters the test as well
 
 
@@ -127,7 +143,10 @@ def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not TOML: {error}") from error
     for section, values in (overrides or {}).items():
-        data[section] = {**data.get(section, {}), **values}
+        before = data.get(section, {})
+        data[section] = {**before, **values} if isinstance(before, dict) else before
+    if "name" in data:
+        raise UserError(f"{path}: unknown key 'name'; a study is named after its file")
     try:
         return StudyConfig.model_validate({"name": path.stem, **data})
     except ValidationError as error:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from stepsampler.errors import UserError
 from stepsampler.generate import Batch, generate
-from stepsampler.models import LatentModel
+from stepsampler.models import LatentModel, check_device
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
@@ -60,6 +60,11 @@ class Measurement:
         )
 
     @property
+    def finite(self) -> bool:
+        """Whether the images could be measured at all."""
+        return bool(np.isfinite(self.features).all())
+
+    @property
     def alignment(self) -> float:
         """Share of the images that show what was asked; NaN where unknown."""
         return float(self.aligned.mean())
@@ -74,6 +79,7 @@ class Evaluator:
 
     def __init__(self, config: StudyConfig, cache: Path, device: str = "cpu") -> None:
         evaluation = config.evaluation
+        check_device(device)
         self.extractor = load_extractor(evaluation.extractor, device)
         self.batch_size, self.cache = evaluation.batch_size, cache
         self.prompts = load_prompts(evaluation.prompts)
@@ -83,15 +89,15 @@ class Evaluator:
         size = self.model.shape[1] * self.model.pipeline.vae_scale_factor
         self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
         self.judge = Judge(device) if self.prompts[0].label is not None else None
-        self.identity = "\n".join(
-            [
-                model_digest(self.model),
-                self.reference.digest,
-                str(self.model.shape),
-                str(self.batch_size),
-                *(prompt.text for prompt in self.prompts),
-            ]
-        )
+        parts = [
+            model_digest(self.model),
+            self.reference.fingerprint,
+            self.judge.digest if self.judge else "",
+            str(self.model.shape),
+            str(self.batch_size),
+            *(prompt.text for prompt in self.prompts),
+        ]
+        self.identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def measure(self, schedule: Schedule, seeds: range) -> Measurement:
         """Generate the images of `seeds` (seed s has prompt s modulo their number), or recall."""
@@ -125,8 +131,6 @@ class Evaluator:
             if self.judge:
                 classes.append(self.judge(batch.images).numpy())
         projected = self.reference.project(np.concatenate(features)).astype(np.float32)
-        if not np.isfinite(projected).all():
-            raise FloatingPointError("a feature is not finite: the images are broken")
         aligned = np.full(len(seeds), np.nan, np.float32)
         if self.judge:
             labels = np.array([self._prompt(seed).label for seed in seeds])
@@ -141,11 +145,13 @@ class Evaluator:
 
 
 def model_digest(model: LatentModel) -> str:
-    """A short digest of the network, from its first and last layer."""
-    unet = model.pipeline.unet
+    """A short digest of the weights: a few numbers of every tensor of every network."""
     digest = hashlib.sha256(f"{model.dtype} {model.spec}".encode())
-    for layer in (unet.conv_in, unet.conv_out):
-        digest.update(layer.weight.float().cpu().contiguous().numpy().tobytes())
+    for part in (model.pipeline.unet, model.pipeline.vae, model.pipeline.text_encoder):
+        for tensor in part.state_dict().values():
+            flat = tensor.flatten()
+            few = flat[:: max(1, len(flat) // 64)]
+            digest.update(few.double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

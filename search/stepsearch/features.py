@@ -91,7 +91,9 @@ class Judge:
     """Says what a 32 x 32 picture shows; trained on real images only, apart from `Texture`."""
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        self.net = load_classifier(bundled("judge.safetensors")).to(device)
+        path = bundled("judge.safetensors")
+        self.net = load_classifier(path).to(device)
+        self.digest = _file_digest(path)
         self.device = device
 
     @torch.inference_mode()

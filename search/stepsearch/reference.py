@@ -42,6 +42,14 @@ class Reference:
         """Name of the distance, without n: fd_texture128."""
         return f"fd_{self.extractor}{self.basis.shape[1]}"
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the real images as well as with the extractor."""
+        key = hashlib.sha256(self.digest.encode())
+        for array in (self.center, self.basis, self.search.mean, self.search.cov, self.test.cov):
+            key.update(np.ascontiguousarray(array).tobytes())
+        return key.hexdigest()[:16]
+
     def project(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """(n, features) -> (n, axes)."""
         return (np.asarray(features, np.float64) - self.center) @ self.basis

@@ -2,6 +2,7 @@
 
 import json
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,21 @@ from stepsearch.workers import Workers
 
 def table(result: Result, config: StudyConfig) -> Table:
     """The test table; differences are paired over the same seeds."""
-    n = config.evaluation.test_images
-    metric = metric_name(result.subject.reference, n)
+    metric = metric_name(result.subject.reference, config.evaluation.test_images)
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
     columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", "alignment")
     for i, name in enumerate(columns):
         view.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-    rows = result.test if result.of_kind("teacher") else [*result.test, result.teacher]
-    for row in rows:
-        n_row = len(row.measurement.features)
+    for row in result.test:
         against = ""
-        if result.found and row is not result.found and n_row == n:
+        if result.found and row is not result.found:
             difference, se = row.score.minus(result.found.score)
             against = f"{difference:+.3f} ± {se:.3f}"
-        s = row.candidate.schedule
         view.add_row(
             row.candidate.name,
-            str(s.num_steps),
-            str(s.passes),
-            f"{row.score.value:.3f} ± {row.score.se:.3f}" if n_row == n else f"(n {n_row})",
+            str(row.candidate.schedule.num_steps),
+            str(row.candidate.schedule.passes),
+            f"{row.score.value:.3f} ± {row.score.se:.3f}",
             against,
             _percent(row),
             style=None if row.candidate.kind in ("found", "baseline") else "dim",
@@ -45,36 +42,56 @@ def table(result: Result, config: StudyConfig) -> Table:
 
 
 def verdict(result: Result, config: StudyConfig) -> str:
-    """The outcome in one or two sentences, claiming no more than the test shows."""
-    space = config.space
+    """The outcome in a few sentences, claiming no more than the test shows."""
+    return " ".join([_outcome(result, config), *_alignment(result), *_gap(result)])
+
+
+def _outcome(result: Result, config: StudyConfig) -> str:
     if result.found is None:
         return (
             "No trial kept the teacher's alignment, so the best baseline is exported: "
-            f"{result.winner.candidate.name}."
+            f"{result.winner.name}."
         )
-    if result.winner.candidate.kind != "found":
+    if result.winner.kind != "found":
         return (
             "On the selection seeds no found schedule beats the best baseline, which is "
-            f"exported: {result.winner.candidate.name}."
+            f"exported: {result.winner.name}."
         )
-    if not result.beaten:
+    passes = config.space.passes
+    tested = result.of_kind("baseline")
+    if len(result.beaten) == len(tested):
         return (
-            "The found schedule is exported, but on the test seeds its lead over the best "
-            "baseline is within two standard errors."
+            f"At the same cost, {passes} passes, the found schedule beats the best {len(tested)} "
+            f"of {len(result.screened)} baselines, guided and unguided, by more than two standard "
+            "errors of the paired difference."
         )
-    unguided = [c for c, _, _ in result.screened if c.schedule.num_steps == space.passes]
-    where = f"at {space.passes} passes" if unguided else f"at {space.num_steps} steps"
-    return (
-        f"The found schedule beats every baseline {where}, those with {space.passes} unguided "
-        "steps among them, by more than two standard errors of the paired difference."
-    )
+    missed = ", ".join(row.candidate.name for row in tested if row not in result.beaten)
+    return f"The found schedule is exported, but the test does not show that it beats: {missed}."
+
+
+def _alignment(result: Result) -> list[str]:
+    teacher = result.teacher
+    if not result.found or teacher.measurement.alignment != teacher.measurement.alignment:
+        return []
+    n = len(teacher.measurement.features)
+    return [
+        f"Alignment: found {_percent(result.found)} on the test seeds; the teacher, "
+        f"{teacher.candidate.schedule.num_steps} steps, {_percent(teacher)} on {n} others."
+    ]
+
+
+def _gap(result: Result) -> list[str]:
+    closed = result.gap_closed
+    if closed is None:
+        return []
+    return [f"It closes {closed:.0%} of the gap between the best baseline and the teacher."]
 
 
 def write(result: Result, config: StudyConfig, folder: Path) -> list[Path]:
     """Write best.json and result.json; return their paths."""
     schedule = exported(result, config)
     schedule.save(folder / "best.json")
-    text = json.dumps(as_data(result, config), indent=1, allow_nan=True)
+    text = json.dumps(as_data(result, config), indent=1, allow_nan=False)
     write_whole(folder / "result.json", lambda p: p.write_text(text, encoding="utf-8"))
     return [folder / "best.json", folder / "result.json"]
 
@@ -82,24 +99,24 @@ def write(result: Result, config: StudyConfig, folder: Path) -> list[Path]:
 def exported(result: Result, config: StudyConfig) -> Schedule:
     """The winner with its provenance."""
     winner = result.winner
-    row = next(r for r in result.test if r.candidate.name == winner.candidate.name)
+    row = next(row for row in result.test if row.candidate is winner)
     n = config.evaluation.test_images
     provenance = {
         "study": config.name,
-        "source": winner.candidate.name,
-        "trial": winner.candidate.trial,
+        "source": winner.name,
+        "trial": winner.trial,
         "algorithm": config.search.algorithm,
         "algorithm_seed": config.search.seed,
         "model": config.model.id,
         "metric": metric_name(result.subject.reference, n),
         "value": row.score.value,
         "standard_error": row.score.se,
-        "alignment": row.measurement.alignment,
+        "alignment": _known(row.measurement.alignment),
         "test_seeds": [seeds_of(TEST, n).start, seeds_of(TEST, n).stop - 1],
         "search_passes": result.search_passes,
         "versions": {p: version(p) for p in ("stepsearch", "torch", "diffusers", "optuna")},
     }
-    schedule = winner.candidate.schedule
+    schedule = winner.schedule
     return Schedule(
         schedule.steps, schedule.final_sigma, schedule.solver, result.subject.spec, provenance
     )
@@ -118,9 +135,9 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
             "n": len(row.measurement.features),
             "fd": row.score.value,
             "se": row.score.se,
-            "alignment": row.measurement.alignment,
+            "alignment": _known(row.measurement.alignment),
         }
-        if result.found and row in result.test[1:]:
+        if result.found and any(row is tested for tested in result.test):
             data["minus_found"], data["minus_found_se"] = row.score.minus(result.found.score)
         return data
 
@@ -128,13 +145,13 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
         "study": config.model_dump(),
         "metric": result.subject.reference.metric,
         "verdict": verdict(result, config),
-        "beaten": result.beaten,
+        "beaten": [row.candidate.name for row in result.beaten],
         "gap_closed": result.gap_closed,
         "test": [plain(row) for row in result.test],
         "selection": [plain(row) for row in result.selection],
         "teacher": plain(result.teacher),
         "screened": [
-            {"name": c.name, "passes": c.schedule.passes, "n": n, "fd": fd}
+            {"name": c.name, "passes": c.schedule.passes, "n": n, "fd": _known(fd)}
             for c, n, fd in sorted(result.screened, key=lambda entry: (-entry[1], entry[2]))
         ],
         "trials": result.trials,
@@ -143,12 +160,17 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
 
 
 def write_sheet(result: Result, workers: Workers, path: Path) -> None:
-    """The same test seeds under every schedule of the table, one row each."""
+    """The same test seeds under every schedule of the table and the teacher, one row each."""
     rows = result.test if result.of_kind("teacher") else [*result.test, result.teacher]
     images = workers.images([r.candidate.schedule for r in rows], seeds_of(TEST, SHEET))
     save_sheet(images, path, SHEET, [r.candidate.name for r in rows])
 
 
+def _known(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if isfinite(value) else None
+
+
 def _percent(row: Row) -> str:
     share = row.measurement.alignment
-    return "" if share != share else f"{share:.1%}"
+    return f"{share:.1%}" if isfinite(share) else ""

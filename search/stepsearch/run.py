@@ -4,25 +4,26 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf, isnan, sqrt
 from pathlib import Path
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
-from stepsampler.grids import GRIDS, from_sigmas
 from stepsearch.baselines import Candidate, Kind, baselines, long_baselines, teacher
 from stepsearch.config import StudyConfig
 from stepsearch.distance import Moments, Score, frechet_distance, score
 from stepsearch.evaluate import SEARCH, SELECTION, TEST, Measurement, seeds_of
 from stepsearch.space import Params, SearchSpace
 from stepsearch.study import (
+    alignment_floor,
     claim_folder,
     enqueue,
     finished,
+    make_plan,
     open_study,
     reap,
-    save_plan,
     schedule_of,
 )
 from stepsearch.tracking import Tracker
@@ -33,7 +34,7 @@ POINT = 0.01  # alignment may fall one percentage point below the teacher's
 Report = Callable[[str, int, int, str], None]  # (stage, done, total, news)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One line of a table: a contender with its measurement at one n on one range of seeds."""
 
@@ -42,16 +43,16 @@ class Row:
     score: Score
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
-    """What a run ends with. `found` is None if no trial reached the teacher's alignment."""
+    """What a run ends with."""
 
     subject: Subject
-    teacher: Row  # on the search seeds
+    teacher: Row  # on the first of the selection seeds
     screened: list[tuple[Candidate, int, float]]  # every baseline, the n it reached, its FD there
-    selection: list[Row]
-    test: list[Row]  # the found schedule first, if there is one, then baselines, long rows, teacher
-    winner: Row  # of the selection: what is exported
+    selection: list[Row]  # best first
+    test: list[Row]  # the found schedule, if any, then baselines, long rows and the teacher
+    winner: Candidate  # chosen by the selection: what is exported
     trials: int
     search_passes: int
 
@@ -64,13 +65,13 @@ class Result:
         return [row for row in self.test if row.candidate.kind == kind]
 
     @property
-    def beaten(self) -> bool:
-        """Whether the found schedule beats every tested baseline by two standard errors."""
+    def beaten(self) -> list[Row]:
+        """Tested baselines that the found schedule beats by two standard errors."""
         found = self.found
         if found is None:
-            return False
-        pairs = [row.score.minus(found.score) for row in self.of_kind("baseline")]
-        return all(difference > 2 * se for difference, se in pairs)
+            return []
+        pairs = [(row, *row.score.minus(found.score)) for row in self.of_kind("baseline")]
+        return [row for row, difference, se in pairs if difference > 2 * se]
 
     @property
     def gap_closed(self) -> float | None:
@@ -82,223 +83,213 @@ class Result:
         return (best - self.found.score.value) / (best - teachers[0].score.value)
 
 
-def run(
-    config: StudyConfig,
-    folder: Path,
-    workers: Workers,
-    tracker: Tracker,
-    report: Report,
-) -> Result:
-    """Run a study, or resume it.
+@dataclass
+class Run:
+    """One call of the main job; `run` is its story."""
 
-    Raises:
-        UserError: something is missing or does not fit, or five trials in a row failed.
-    """
-    claim_folder(folder, config)
-    report("loading", 0, 1, "")
-    subject = workers.describe()
-    tracker.start(config, folder)
-    candidates = baselines(config, subject.noise, subject.spec)
-    best, screened = screen(config, workers, subject, candidates, report)
-    floor, teacher_row = measure_teacher(config, workers, subject, report)
-    space = make_space(config, subject, best)
-    study = open_study(folder, config)
-    search(config, folder, workers, subject, space, study, best, floor, tracker, report)
-    selection = select(config, workers, subject, study, best, floor, report)
-    test, winner = final_test(config, workers, subject, selection, report)
-    spent = sum(t.user_attrs["passes"] * config.evaluation.images for t in finished(study)) + sum(
-        c.schedule.passes * n for c, n, _ in screened
-    )
-    return Result(
-        subject, teacher_row, screened, selection, test, winner, len(finished(study)), spent
-    )
+    config: StudyConfig
+    folder: Path
+    workers: Workers
+    tracker: Tracker
+    report: Report
 
+    def run(self) -> Result:
+        """Run a study, or resume it.
 
-def screen(
-    config: StudyConfig,
-    workers: Workers,
-    subject: Subject,
-    candidates: list[Candidate],
-    report: Report,
-) -> tuple[list[Candidate], list[tuple[Candidate, int, float]]]:
-    """Successive halving of the baselines on the search seeds; equal n within a rung.
-
-    Return the survivors of the last rung, best first, and every baseline with its last score.
-    """
-    alive = list(candidates)
-    features: dict[str, np.ndarray] = {}
-    last: dict[str, tuple[Candidate, int, float]] = {}
-    before = 0
-    for rung, n in enumerate(config.baselines.rungs):
-        if rung:
-            alive = alive[: max(config.baselines.test, ceil(len(alive) * config.baselines.keep))]
-        jobs = [(c.schedule, range(SEARCH + before, SEARCH + n)) for c in alive]
-        stage = f"baselines, {n} images"
-        for done, (place, found) in enumerate(workers.measure(jobs)):
-            name = alive[place].name
-            rows = [features[name], found.features] if rung else [found.features]
-            features[name] = np.concatenate(rows)
-            report(stage, done + 1, len(jobs), "")
-        for c in alive:
-            last[c.name] = (c, n, frechet_distance(features[c.name], subject.reference.search))
-        alive.sort(key=lambda c: last[c.name][2])
-        report(stage, len(jobs), len(jobs), f"best: {alive[0].name}: {last[alive[0].name][2]:.3f}")
-        before = n
-    return alive, list(last.values())
-
-
-def measure_teacher(
-    config: StudyConfig, workers: Workers, subject: Subject, report: Report
-) -> tuple[float, Row]:
-    """The lowest alignment allowed during the search, and the teacher's row on its seeds.
-
-    A share of n images has a standard error; one of it is granted, since the test decides.
-    """
-    candidate = teacher(config, subject.noise, subject.spec)
-    seeds = seeds_of(SEARCH, config.teacher.images)
-    (row,) = score_rows(workers, subject.reference.search, [candidate], seeds, "teacher", report)
-    share = row.measurement.alignment
-    report("teacher", 1, 1, f"alignment {share:.1%} (n {config.teacher.images})")
-    return share - POINT - float(np.sqrt(share * (1 - share) / config.evaluation.images)), row
-
-
-def make_space(config: StudyConfig, subject: Subject, best: list[Candidate]) -> SearchSpace:
-    grid = config.space.baseline if config.space.baseline != "best" else best[0].grid
-    sigmas = GRIDS[grid](config.space.num_steps, subject.noise)
-    return SearchSpace(config.space, subject.noise, subject.spec, tuple(sigmas))
-
-
-def first_points(
-    config: StudyConfig, subject: Subject, space: SearchSpace, best: list[Candidate]
-) -> list[tuple[Params, str]]:
-    """The best baselines as points of the box, or the nearest points to them.
-
-    Those of another number of steps are resampled from their grid; their guidance is kept.
-    """
-    points: list[tuple[Params, str]] = []
-    n, c = config.space.num_steps, config.space
-    for candidate in best:
-        order = max(step.order for step in candidate.schedule.steps)
-        w = candidate.schedule.steps[0].guidance_scale
-        *sigmas, final = GRIDS[candidate.grid](n, subject.noise)
-        near = from_sigmas(sigmas, final, [w] * n, min(order, c.max_order), c.solver, subject.spec)
-        point, same = space.params(near)
-        if point not in (p for p, _ in points):
-            points.append((point, f"{'' if same else 'near '}{candidate.name}"))
-    return points
-
-
-def search(
-    config: StudyConfig,
-    folder: Path,
-    workers: Workers,
-    subject: Subject,
-    space: SearchSpace,
-    study: optuna.Study,
-    best: list[Candidate],
-    floor: float,
-    tracker: Tracker,
-    report: Report,
-) -> None:
-    """Let every worker search; meanwhile show and track what they finish."""
-    save_plan(folder, space, floor)
-    reap(study)
-    enqueue(study, first_points(config, subject, space, best)[:10])
-    minutes = config.search.minutes
-    deadline = None if minutes is None else time.time() + 60 * minutes
-    futures = workers.search(space, floor, deadline)
-    shown, record = 0, float("inf")
-    while True:
-        _, running = wait(futures, timeout=1.0)
+        Raises:
+            UserError: something is missing or does not fit, or five trials in a row failed.
+        """
+        config = self.config
+        claim_folder(self.folder, config)
+        self.report("loading", 0, 1, "")
+        self.subject = self.workers.describe()
+        self.report("loading", 1, 1, "")
+        self.tracker.start(config, self.folder)
+        best, screened = self.screen(baselines(config, self.subject.noise, self.subject.spec))
+        teacher_row = self.measure_teacher()
+        study = open_study(self.folder, config)
+        self.search(study, best, teacher_row.measurement.alignment)
+        selection = self.select(study, best, teacher_row)
+        test, winner = self.test(selection)
         trials = finished(study)
-        for trial in sorted(trials, key=lambda t: t.number)[shown:]:
-            shown += 1
-            feasible = trial.user_attrs["alignment"] >= floor or np.isnan(floor)
-            news = ""
-            if feasible and trial.value is not None and trial.value < record:
-                record = trial.value
-                origin = trial.user_attrs.get("origin", config.search.algorithm)
-                news = (
-                    f"trial {trial.number}: {record:.3f}, "
-                    f"alignment {trial.user_attrs['alignment']:.1%} ({origin})"
-                )
-            report("search", shown, config.search.trials, news)
-        tracker.sync(study)
-        if not running:
-            break
-    for future in futures:
-        workers.result(future)  # an error of a worker is ours
+        spent = sum(t.user_attrs["passes"] for t in trials) * config.evaluation.images
+        spent += sum(c.schedule.passes * n for c, n, _ in screened)
+        return Result(
+            self.subject, teacher_row, screened, selection, test, winner, len(trials), spent
+        )
+
+    def screen(
+        self, candidates: list[Candidate]
+    ) -> tuple[list[Candidate], list[tuple[Candidate, int, float]]]:
+        """Successive halving of the baselines on the search seeds; equal n within a rung.
+
+        Guided and unguided ones are thinned out apart: the bias of FD at small n depends on how
+        varied the images are. Return the survivors of the last rung, best first, and every
+        baseline with its last score.
+        """
+        alive = list(candidates)
+        features: dict[str, list[np.ndarray]] = {c.name: [] for c in candidates}
+        last: dict[str, tuple[Candidate, int, float]] = {}
+        before = 0
+        for n in self.config.baselines.rungs:
+            if before:
+                alive = [
+                    c
+                    for guided in (True, False)
+                    for c in self._keep([c for c in alive if _guided(c) == guided])
+                ]
+            jobs = [(c.schedule, range(SEARCH + before, SEARCH + n)) for c in alive]
+            stage = f"baselines, {n} images"
+            for done, (place, found) in enumerate(self.workers.measure(jobs)):
+                features[alive[place].name].append(found.features)
+                self.report(stage, done + 1, len(jobs), "")
+            for c in alive:
+                whole = np.concatenate(features[c.name])
+                finite = np.isfinite(whole).all()
+                fd = frechet_distance(whole, self.subject.reference.search) if finite else inf
+                last[c.name] = (c, n, fd)
+            alive.sort(key=lambda c: last[c.name][2])
+            news = f"best: {alive[0].name}: {last[alive[0].name][2]:.3f}"
+            self.report(stage, len(jobs), len(jobs), news)
+            before = n
+        return alive, list(last.values())
+
+    def _keep(self, ranked: list[Candidate]) -> list[Candidate]:
+        options = self.config.baselines
+        return ranked[: max(options.test, ceil(len(ranked) * options.keep))]
+
+    def measure_teacher(self) -> Row:
+        """The teacher on the first of the selection seeds: the standard for alignment."""
+        candidate = teacher(self.config, self.subject.noise, self.subject.spec)
+        seeds = seeds_of(SELECTION, self.config.teacher.images)
+        (row,) = self.score([candidate], seeds, "teacher", self.subject.reference.search)
+        if not isnan(row.measurement.alignment):
+            self.report("teacher", 1, 1, f"alignment {row.measurement.alignment:.1%}")
+        return row
+
+    def first_points(self, space: SearchSpace, best: list[Candidate]) -> list[tuple[Params, str]]:
+        """The best baselines as points of the box, or the nearest points to them."""
+        points: dict[str, Params] = {}
+        for candidate in best:
+            point, same = space.params(candidate.schedule)
+            if point not in points.values():
+                points[f"{'' if same else 'near '}{candidate.name}"] = point
+        return [(point, name) for name, point in points.items()]
+
+    def search(self, study: optuna.Study, best: list[Candidate], alignment: float) -> None:
+        """Let every worker search; meanwhile show and track what they finish.
+
+        During the search the alignment of a trial, a share of n images, may fall below the
+        teacher's by a point and its standard error; the selection is strict.
+        """
+        config, options = self.config, self.config.search
+        grid = config.space.baseline if config.space.baseline != "best" else best[0].grid
+        space = SearchSpace(config.space, self.subject.noise, self.subject.spec, grid)
+        floor = alignment - POINT - sqrt(alignment * (1 - alignment) / config.evaluation.images)
+        make_plan(self.folder, self.subject.identity, grid, floor)
+        reap(study, self.folder)
+        enqueue(study, self.first_points(space, best)[:10])
+        deadline = None if options.minutes is None else time.time() + 60 * options.minutes
+        shown: set[int] = set()
+        record = inf
+        while True:
+            futures = self.workers.search(deadline)
+            running = set(futures)
+            while running:
+                _, running = wait(futures, timeout=1.0)
+                for trial in finished(study):
+                    if trial.number not in shown:
+                        shown.add(trial.number)
+                        record = self._show(trial, len(shown), floor, record)
+                self.tracker.sync(study)
+            for future in futures:
+                self.workers.result(future)  # an error of a worker is ours
+            if not reap(study, self.folder):
+                break
+        while study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            time.sleep(1)  # a worker that joined from elsewhere is at its last trial
+            reap(study, self.folder)
+
+    def _show(self, trial: FrozenTrial, done: int, floor: float, record: float) -> float:
+        """Report a finished trial and return the best value so far."""
+        value, alignment = float(trial.value or 0), trial.user_attrs["alignment"]
+        news = ""
+        if value < record and not alignment < floor:
+            record = value
+            origin = trial.user_attrs.get("origin", self.config.search.algorithm)
+            share = "" if isnan(alignment) else f", alignment {alignment:.1%}"
+            news = f"trial {trial.number}: {value:.3f}{share} ({origin})"
+        self.report("search", done, self.config.search.trials, news)
+        return record
+
+    def select(self, study: optuna.Study, best: list[Candidate], standard: Row) -> list[Row]:
+        """Score finalists, the best baselines and long rows again, on seeds the search never saw.
+
+        Best first. Finalists whose alignment is more than a point below the teacher's, on the
+        seeds of the teacher, are left out.
+        """
+        floor = alignment_floor(self.folder)
+        trials = [t for t in finished(study) if not t.user_attrs["alignment"] < floor]
+        trials.sort(key=lambda t: float(t.value or 0))
+        entrants = [
+            Candidate(f"found, trial {t.number}", schedule_of(t), "found", trial=t.number)
+            for t in trials[: self.config.search.finalists]
+        ]
+        entrants += best[: self.config.baselines.test + 2]
+        for guided in (True, False):  # the best of either kind is always there
+            entrants += [c for c in best if _guided(c) == guided and c not in entrants][:1]
+        entrants += long_baselines(self.config, self.subject.noise, self.subject.spec)
+        seeds = seeds_of(SELECTION, self.config.evaluation.selection_images)
+        rows = self.score(entrants, seeds, "selection", self.subject.reference.search)
+        n = min(len(standard.measurement.aligned), len(seeds))
+        lowest = standard.measurement.aligned[:n].mean() - POINT
+        rows = [
+            row
+            for row in rows
+            if row.candidate.kind != "found" or not row.measurement.aligned[:n].mean() < lowest
+        ]
+        return sorted(rows, key=lambda row: row.score.value)
+
+    def test(self, selection: list[Row]) -> tuple[list[Row], Candidate]:
+        """Test what the selection chose, once, on fresh seeds; and say which of it is exported."""
+        ranked = [row.candidate for row in selection]
+        found = [c for c in ranked if c.kind == "found"][:1]
+        known = [c for c in ranked if c.kind == "baseline"]
+        entrants = found + known[: self.config.baselines.test]
+        for guided in (True, False):
+            entrants += [c for c in known if _guided(c) == guided and c not in entrants][:1]
+        long = [c for c in ranked if c.kind == "long"]
+        for n in self.config.baselines.long_steps:
+            entrants.append(next(c for c in long if c.schedule.num_steps == n))
+        if self.config.teacher.test:
+            entrants.append(teacher(self.config, self.subject.noise, self.subject.spec))
+        seeds = seeds_of(TEST, self.config.evaluation.test_images)
+        rows = self.score(entrants, seeds, "test", self.subject.reference.test)
+        return rows, next(c for c in ranked if c.kind in ("found", "baseline"))
+
+    def score(
+        self, entrants: Sequence[Candidate], seeds: range, stage: str, reference: Moments
+    ) -> list[Row]:
+        """Measure on the same seeds, in parts that workers share and that survive a kill.
+
+        Contenders whose images cannot be measured are left out.
+        """
+        starts = range(seeds.start, seeds.stop, PART)
+        parts = [range(start, min(start + PART, seeds.stop)) for start in starts]
+        jobs = [(c.schedule, part) for c in entrants for part in parts]
+        found: dict[int, Measurement] = {}
+        for place, measurement in self.workers.measure(jobs):
+            found[place] = measurement
+            self.report(stage, len(found), len(jobs), "")
+        rows = []
+        for i, candidate in enumerate(entrants):
+            whole = Measurement.join([found[i * len(parts) + k] for k in range(len(parts))])
+            if whole.finite:
+                rows.append(Row(candidate, whole, score(whole.features, reference)))
+            else:
+                self.report(stage, 1, 1, f"{candidate.name}: images are not finite, left out")
+        return rows
 
 
-def select(
-    config: StudyConfig,
-    workers: Workers,
-    subject: Subject,
-    study: optuna.Study,
-    best: list[Candidate],
-    floor: float,
-    report: Report,
-) -> list[Row]:
-    """Score finalists, the best baselines and long rows again, on seeds the search never saw.
-
-    Best first. Finalists below the alignment floor are left out.
-    """
-    trials = sorted(finished(study), key=lambda t: float(t.value or 0))
-    trials = [t for t in trials if np.isnan(floor) or t.user_attrs["alignment"] >= floor]
-    entrants = [
-        Candidate(f"found, trial {t.number}", schedule_of(t), "found", trial=t.number)
-        for t in trials[: config.search.finalists]
-    ]
-    entrants += best[: config.baselines.test + 3]
-    entrants += long_baselines(config, subject.noise, subject.spec)
-    seeds = seeds_of(SELECTION, config.evaluation.selection_images)
-    rows = score_rows(workers, subject.reference.search, entrants, seeds, "selection", report)
-    rows = [r for r in rows if r.candidate.kind != "found" or not r.measurement.alignment < floor]
-    return sorted(rows, key=lambda r: r.score.value)
-
-
-def final_test(
-    config: StudyConfig,
-    workers: Workers,
-    subject: Subject,
-    selection: list[Row],
-    report: Report,
-) -> tuple[list[Row], Row]:
-    """Test what the selection chose, once, on fresh seeds; and say which of it is exported."""
-    found = [r for r in selection if r.candidate.kind == "found"][:1]
-    known = [r for r in selection if r.candidate.kind == "baseline"][: config.baselines.test]
-    entrants = [r.candidate for r in found + known]
-    for n in config.baselines.long_steps:
-        long = [r.candidate for r in selection if r.candidate.kind == "long"]
-        entrants.append(next(c for c in long if c.schedule.num_steps == n))
-    if config.teacher.test:
-        entrants.append(teacher(config, subject.noise, subject.spec))
-    seeds = seeds_of(TEST, config.evaluation.test_images)
-    rows = score_rows(workers, subject.reference.test, entrants, seeds, "test", report)
-    wins = found and found[0].score.value < known[0].score.value
-    return rows, (found if wins else known)[0]
-
-
-def score_rows(
-    workers: Workers,
-    reference: Moments,
-    entrants: Sequence[Candidate],
-    seeds: range,
-    stage: str,
-    report: Report,
-) -> list[Row]:
-    """Measure entrants on the same seeds, in parts that workers share and that survive a kill."""
-    parts = [
-        range(start, min(start + PART, seeds.stop))
-        for start in range(seeds.start, seeds.stop, PART)
-    ]
-    jobs = [(c.schedule, part) for c in entrants for part in parts]
-    found: dict[int, Measurement] = {}
-    for place, measurement in workers.measure(jobs):
-        found[place] = measurement
-        report(stage, len(found), len(jobs), "")
-    rows = []
-    for i, candidate in enumerate(entrants):
-        whole = Measurement.join([found[i * len(parts) + k] for k in range(len(parts))])
-        rows.append(Row(candidate, whole, score(whole.features, reference)))
-    return rows
+def _guided(candidate: Candidate) -> bool:
+    return any(step.guidance_scale != 1 for step in candidate.schedule.steps)

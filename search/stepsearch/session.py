@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stepsearch.config import StudyConfig
 from stepsearch.report import table, verdict, write, write_sheet
-from stepsearch.run import run
+from stepsearch.run import Run
 from stepsearch.tracking import MlflowTracking, NoTracking, Tracker
 from stepsearch.workers import Workers
 
@@ -48,7 +48,7 @@ def run_session(
             uri = None if tracking == "local" else tracking
             tracker = MlflowTracking(uri, lambda text: progress.console.print(text))
         with Workers(config, folder, devices) as workers:
-            result = run(config, folder, workers, tracker, show)
+            result = Run(config, folder, workers, tracker, show).run()
             files = write(result, config, folder)
             show("pictures", 0, 1, "")
             write_sheet(result, workers, folder / "grid.png")

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import optuna
-import torch
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
@@ -38,8 +38,9 @@ FREE = {("search", "trials"), ("search", "minutes")}  # may change between the p
 COUNTED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def make_algorithm(name: str, seed: int) -> BaseSampler:
+def make_algorithm(name: str, *entropy: int) -> BaseSampler:
     """Optuna's search algorithm by our name for it."""
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     if name == "gp":
         return GPSampler(seed=seed, deterministic_objective=False)
     if name == "tpe":
@@ -50,15 +51,17 @@ def make_algorithm(name: str, seed: int) -> BaseSampler:
 
 
 def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Study:
-    """Create the study in the folder's journal, or join it; each worker has its own seed."""
+    """Create the study in the folder's journal, or join it.
+
+    The algorithm's seed depends on the study's, on the worker and on the trials so far, so that
+    neither another worker nor a resumed one asks for the same points again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    return optuna.create_study(
-        study_name=f"{config.name}-{config.search.algorithm}-{config.search.seed}",
-        storage=storage,
-        sampler=make_algorithm(config.search.algorithm, 1000 * config.search.seed + worker),
-        load_if_exists=True,
-    )
+    study = optuna.create_study(study_name=config.name, storage=storage, load_if_exists=True)
+    entropy = (config.search.seed, worker, len(study.get_trials(deepcopy=False)))
+    study.sampler = make_algorithm(config.search.algorithm, *entropy)
+    return study
 
 
 def enqueue(study: optuna.Study, points: Sequence[tuple[Params, str]]) -> None:
@@ -69,28 +72,44 @@ def enqueue(study: optuna.Study, points: Sequence[tuple[Params, str]]) -> None:
             study.enqueue_trial(params, user_attrs={"origin": origin})
 
 
-def reap(study: optuna.Study) -> int:
+def reap(study: optuna.Study, folder: Path) -> int:
     """Fail the running trials of dead workers of this host, and enqueue their points again."""
     dead = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, pid = trial.user_attrs.get("host"), trial.user_attrs.get("pid")
-        if pid is None or (host == socket.gethostname() and not _alive(pid)):
+    with locked(folder):  # nobody is between asking for a trial and signing it
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            host, process = trial.user_attrs.get("worker", (socket.gethostname(), ""))
+            if host != socket.gethostname() or _alive(process):
+                continue
             study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params:
+            params = trial.params or trial.system_attrs.get("fixed_params", {})
+            if params:
                 origin = f"retry of trial {trial.number}"
-                study.enqueue_trial(trial.params, user_attrs={"origin": origin})
+                study.enqueue_trial(params, user_attrs={"origin": origin})
             dead += 1
     return dead
 
 
-def _alive(pid: int) -> bool:
+def this_process(pid: int | None = None) -> str:
+    """The process number with the time of its start, since numbers are used again."""
+    pid = pid or os.getpid()
+    try:
+        start = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        start = ""  # not Linux, or gone
+    return f"{pid} {start}"
+
+
+def _alive(process: str) -> bool:
+    if not process:
+        return False
+    pid = int(process.split()[0])
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return this_process(pid) == process
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -120,8 +139,7 @@ def run_trials(
             if len(study.get_trials(deepcopy=False, states=COUNTED)) >= config.search.trials:
                 break
             trial = study.ask()
-            trial.set_user_attr("host", socket.gethostname())
-            trial.set_user_attr("pid", os.getpid())
+            trial.set_user_attr("worker", (socket.gethostname(), this_process()))
             params = {
                 name: trial.suggest_float(name, d.low, d.high, log=d.log)
                 for name, d in space.distributions.items()
@@ -129,16 +147,13 @@ def run_trials(
         started = time.perf_counter()
         schedule = space.schedule(params)
         trial.set_user_attr("schedule", schedule.to_json())
-        try:
-            found = evaluator.measure(schedule, seeds_of(SEARCH, config.evaluation.images))
-        except (FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-            # broken images or no memory: the trial is lost, the study is not
-            reason = str(error).splitlines()[0][:300]
-            trial.set_user_attr("error", reason)
+        found = evaluator.measure(schedule, seeds_of(SEARCH, config.evaluation.images))
+        if not found.finite:  # the trial is lost, the study is not
+            trial.set_user_attr("error", "the images are not finite")
             study.tell(trial, state=TrialState.FAIL)
             failures += 1
             if failures == MAX_FAILURES:
-                raise UserError(f"{failures} trials in a row failed; the last: {reason}") from error
+                raise UserError(f"the images of {failures} trials in a row are not finite")
             continue
         failures = 0
         trial.set_user_attr("alignment", found.alignment)
@@ -170,43 +185,74 @@ def claim_folder(folder: Path, config: StudyConfig) -> None:
         UserError: names the first setting that differs.
     """
     path = folder / "study.json"
-    ours = config.model_dump(mode="json")
-    if not path.exists():
-        write_whole(path, lambda p: p.write_text(json.dumps(ours, indent=1)))
-        return
-    theirs = json.loads(path.read_text())
-    for section, values in ours.items():
-        if not isinstance(values, dict):
-            continue
-        for key, value in values.items():
-            before = theirs.get(section, {}).get(key)
-            if before != value and (section, key) not in FREE:
-                raise UserError(
-                    f"{folder} was started with {section}.{key} = {before!r}, now it is {value!r}; "
-                    "give another folder with --run, or remove this one"
-                )
+    if path.exists():
+        theirs = claimed(folder).model_dump()
+        for section, values in config.model_dump().items():
+            for key, value in values.items() if isinstance(values, dict) else ():
+                if theirs[section][key] != value and (section, key) not in FREE:
+                    _refuse(folder, f"{section}.{key}", theirs[section][key], value)
+    write_whole(path, lambda p: p.write_text(config.model_dump_json(indent=1)))
 
 
-def save_plan(folder: Path, space: SearchSpace, alignment_floor: float) -> None:
-    """Write what a worker that joins from elsewhere needs besides the study file."""
-    plan = {"baseline": space.baseline, "alignment_floor": alignment_floor}
-    write_whole(folder / "plan.json", lambda p: p.write_text(json.dumps(plan)))
-
-
-def join(folder: Path, config: StudyConfig, device: str) -> int:
-    """One more worker for a search that is under way; returns its number of trials.
+def claimed(folder: Path) -> StudyConfig:
+    """The settings of the run in a folder.
 
     Raises:
-        UserError: no search has started in this folder.
+        UserError: no run has started here.
+    """
+    path = folder / "study.json"
+    if not path.exists():
+        raise UserError(f"{folder}: no run has started here; start it with stepsearch run")
+    return StudyConfig.model_validate_json(path.read_text())
+
+
+def make_plan(folder: Path, identity: str, grid: str, alignment_floor: float) -> None:
+    """Write what every worker of the search needs, or check that it is the same as before.
+
+    Raises:
+        UserError: model, reference or prompts have changed since the folder's first trial.
+    """
+    path = folder / "plan.json"
+    plan = {"identity": identity, "grid": grid, "alignment_floor": alignment_floor}
+    if path.exists():
+        before = json.loads(path.read_text())["identity"]
+        if before != identity:
+            _refuse(folder, "model, reference and prompts", before, identity)
+    write_whole(path, lambda p: p.write_text(json.dumps(plan)))
+
+
+def alignment_floor(folder: Path) -> float:
+    """The alignment below which a trial is not feasible; NaN where alignment is unknown."""
+    return float(json.loads((folder / "plan.json").read_text())["alignment_floor"])
+
+
+def _refuse(folder: Path, what: str, before: object, now: object) -> None:
+    raise UserError(
+        f"{folder} was started with {what} = {before!r}, now it is {now!r}; "
+        "give another folder with --run, or remove this one"
+    )
+
+
+def work(
+    folder: Path,
+    config: StudyConfig,
+    evaluator: Evaluator,
+    worker: int,
+    deadline: float | None = None,
+) -> int:
+    """Take part in the search of a folder; returns the number of trials done here.
+
+    Raises:
+        UserError: the search has not started yet.
     """
     if not (folder / "plan.json").exists():
-        raise UserError(f"{folder}: no search has started here; start it with stepsearch run")
+        raise UserError(f"{folder}: the search has not started here yet")
     plan = json.loads((folder / "plan.json").read_text())
-    evaluator = Evaluator(config, folder / "cache", device)
     model = evaluator.model
-    space = SearchSpace(config.space, model.noise, model.spec, tuple(plan["baseline"]))
-    study = open_study(folder, config, worker=os.getpid() % 10_000)
-    return run_trials(study, folder, config, space, evaluator, plan["alignment_floor"])
+    space = SearchSpace(config.space, model.noise, model.spec, plan["grid"])
+    study = open_study(folder, config, worker)
+    floor = alignment_floor(folder)
+    return run_trials(study, folder, config, space, evaluator, floor, deadline)
 
 
 def schedule_of(trial: FrozenTrial) -> Schedule:

@@ -101,11 +101,11 @@ class MlflowTracking:
         children = client.search_runs(
             [self._experiment], f"tags.`mlflow.parentRunId` = '{self._parent}'", max_results=10000
         )
-        self._mirrored = {
-            int(r.data.tags["stepsearch.trial"])
-            for r in children
-            if r.info.status == "FINISHED"  # one that was cut off is written again
-        }
+        for run in children:
+            if run.info.status == "FINISHED":
+                self._mirrored.add(int(run.data.tags["stepsearch.trial"]))
+            else:  # it was cut off: written again from the start
+                client.delete_run(run.info.run_id)
 
     def _sync(self, study: optuna.Study) -> None:
         from mlflow.entities import Metric, Param

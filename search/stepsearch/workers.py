@@ -8,12 +8,12 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,8 +28,7 @@ from stepsampler.schedule import ModelSpec, Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.evaluate import Evaluator, Measurement
 from stepsearch.reference import Reference
-from stepsearch.space import SearchSpace
-from stepsearch.study import open_study, run_trials
+from stepsearch.study import work
 
 T = TypeVar("T")
 
@@ -41,6 +40,7 @@ class Subject:
     noise: NoiseSchedule
     spec: ModelSpec
     reference: Reference
+    identity: str  # digest of model, reference and prompts
 
 
 @dataclass
@@ -72,17 +72,20 @@ class Workers:
         for number, device in enumerate(devices):
             queue.put((number, device))
         threads = max(1, (os.cpu_count() or 1) // len(devices))
+        self._stop = context.Event()
         self._pool = ProcessPoolExecutor(
             len(devices),
             mp_context=context,
             initializer=_start,
-            initargs=(config, folder, queue, threads),
+            initargs=(config, folder, queue, threads, self._stop),
         )
 
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:  # Ctrl-C or an error: do not wait for what they are doing
+            self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
     def describe(self) -> Subject:
@@ -107,14 +110,9 @@ class Workers:
         for future in as_completed(futures):
             yield futures[future], self.result(future)
 
-    def search(
-        self, space: SearchSpace, alignment_floor: float, deadline: float | None
-    ) -> list["Future[int]"]:
-        """Start every worker on the search; the futures hold their numbers of trials."""
-        return [
-            self._pool.submit(_search, self.config, self.folder, space, alignment_floor, deadline)
-            for _ in range(self.count)
-        ]
+    def search(self, deadline: float | None) -> list["Future[int]"]:
+        """Start every worker on the folder's search; the futures hold their numbers of trials."""
+        return [self._pool.submit(_search, deadline) for _ in range(self.count)]
 
     @staticmethod
     def result(future: "Future[T]") -> T:
@@ -127,24 +125,28 @@ class Workers:
 
 
 def _start(
-    config: StudyConfig, folder: Path, queue: "Queue[tuple[int, str]]", threads: int
+    config: StudyConfig,
+    folder: Path,
+    queue: "Queue[tuple[int, str]]",
+    threads: int,
+    stop: Event,
 ) -> None:
     global _self
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _follow_parent()
+    _follow_parent(stop)
     number, device = queue.get()
     if device == "cpu":
         torch.set_num_threads(threads)
     _self = _Self(config, folder, number, device)
 
 
-def _follow_parent() -> None:
-    """End this process when the parent is gone, however it died."""
+def _follow_parent(stop: Event) -> None:
+    """End this process when the parent says so or is gone, however it died."""
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        while os.getppid() == parent and not stop.wait(0.5):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -152,7 +154,8 @@ def _follow_parent() -> None:
 
 def _describe() -> Subject:
     evaluator = _self.load()
-    return Subject(evaluator.model.noise, evaluator.model.spec, evaluator.reference)
+    model = evaluator.model
+    return Subject(model.noise, model.spec, evaluator.reference, evaluator.identity)
 
 
 def _measure(schedule: str, seeds: range) -> Measurement:
@@ -163,12 +166,5 @@ def _images(schedule: str, seeds: range) -> NDArray[np.uint8]:
     return _self.load().images(Schedule.from_json(schedule), seeds).numpy()
 
 
-def _search(
-    config: StudyConfig,
-    folder: Path,
-    space: SearchSpace,
-    alignment_floor: float,
-    deadline: float | None,
-) -> int:
-    study = open_study(folder, config, worker=_self.number)
-    return run_trials(study, folder, config, space, _self.load(), alignment_floor, deadline)
+def _search(deadline: float | None) -> int:
+    return work(_self.folder, _self.config, _self.load(), _self.number, deadline)

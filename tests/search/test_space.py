@@ -12,35 +12,44 @@ SPEC = SD.spec("stable-diffusion", "epsilon")
 
 
 def space(steps=5, passes=8, grid="power", **options):
+    options = {"guidance": "per-step", **options}
     config = SpaceConfig(num_steps=steps, passes=passes, **options)
-    return SearchSpace(config, SD, SPEC, tuple(GRIDS[grid](steps, SD)))
+    return SearchSpace(config, SD, SPEC, grid)
 
 
 def centre(box):
     return dict.fromkeys(box.distributions, 0.0) | {
-        "final_sigma": box.baseline[-1],
+        "final_sigma": GRIDS[box.grid](box.config.num_steps, SD)[-1],
         "order": 2.0,
         **{f"guidance_scale_{i}": 2.0 for i in range(box.config.num_steps)},
     }
 
 
-@given(st.data(), st.sampled_from(sorted(GRIDS)), st.integers(2, 9))
-def test_every_point_of_the_box_is_a_schedule_within_the_budget(data, grid, steps):
-    passes = data.draw(st.integers(steps, 2 * steps))
-    box = space(steps, passes, grid)
+@given(st.data(), st.sampled_from(sorted(GRIDS)), st.integers(2, 9), st.integers(0, 4))
+def test_every_point_of_the_box_is_a_schedule_within_the_budget(data, grid, steps, more):
+    passes = data.draw(st.integers(steps + more, 2 * (steps + more)))
+    guidance = data.draw(st.sampled_from(["per-step", "linear", "constant"]))
+    box = space(steps, passes, grid, max_steps=steps + more, guidance=guidance)
     point = {
         name: data.draw(st.floats(d.low, d.high), label=name)
         for name, d in box.distributions.items()
     }
     schedule = box.schedule(point)
-    assert schedule.num_steps == steps
+    assert steps <= schedule.num_steps <= steps + more
     assert schedule.passes <= passes
     assert schedule.model == SPEC
 
 
-def test_the_centre_of_the_box_is_the_baseline():
+def test_the_centre_of_the_box_is_the_grid():
     box = space()
-    assert box.schedule(centre(box)).sigmas == pytest.approx(box.baseline, rel=1e-6)
+    assert box.schedule(centre(box)).sigmas == pytest.approx(GRIDS["power"](5, SD), rel=1e-3)
+
+
+def test_the_centre_is_the_grid_at_other_numbers_of_steps_too():
+    box = space(max_steps=8)
+    point = centre(box) | {"num_steps": 7.0, "final_sigma": GRIDS["power"](7, SD)[-1]}
+    assert box.schedule(point).sigmas == pytest.approx(GRIDS["power"](7, SD), rel=1e-3)
+    assert box.schedule(point).passes == 8  # one of seven guided steps is all that eight passes pay
 
 
 def test_a_final_sigma_below_the_model_s_lowest_is_zero():
@@ -48,6 +57,14 @@ def test_a_final_sigma_below_the_model_s_lowest_is_zero():
     schedule = box.schedule(centre(box) | {"final_sigma": 0.021, "order": 3.4})
     assert schedule.final_sigma == 0
     assert [step.order for step in schedule.steps] == [1, 2, 3, 3, 1]
+
+
+def test_linear_guidance_falls_and_goes_off():
+    box = space(passes=10, guidance="linear")
+    point = centre(box) | {"guidance_scale": 1.5, "guidance_slope": -1.25}
+    scales = [step.guidance_scale for step in box.schedule(point).steps]
+    assert scales == pytest.approx([2.5, 2.0, 1.5, 1.0, 1.0])
+    assert box.schedule(point).passes == 8
 
 
 @pytest.mark.parametrize("grid", ["power", "uniform-logsnr", "linspace", "ays-sdxl"])
@@ -60,6 +77,14 @@ def test_known_schedules_of_this_many_steps_are_points_of_the_box(grid, scale):
     again = box.schedule(point)
     assert again.sigmas == pytest.approx(schedule.sigmas, rel=1e-3)
     assert [s.guidance_scale for s in again.steps] == [scale] * 5
+
+
+def test_ten_unguided_steps_are_a_point_of_a_box_that_reaches_them():
+    box = space(passes=10, max_steps=10, guidance="linear")
+    schedule = make_schedule("power", 10, SD)
+    point, same = box.params(schedule)
+    assert same
+    assert box.schedule(point).passes == 10
 
 
 def test_a_schedule_outside_of_the_box_gives_the_nearest_point_and_says_so():

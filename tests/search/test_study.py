@@ -13,7 +13,15 @@ from stepsearch.config import StudyConfig
 from stepsearch.distance import Moments
 from stepsearch.evaluate import Measurement
 from stepsearch.space import SearchSpace
-from stepsearch.study import enqueue, finished, open_study, reap, run_trials, schedule_of
+from stepsearch.study import (
+    enqueue,
+    finished,
+    open_study,
+    reap,
+    run_trials,
+    schedule_of,
+    this_process,
+)
 
 SD = NoiseSchedule.scaled_linear()
 
@@ -29,12 +37,12 @@ class Toy:
 
     def measure(self, schedule, seeds):
         self.calls += 1
-        if self.calls in self.broken:
-            raise FloatingPointError("a feature is not finite")
         rng = np.random.default_rng(0)
         grid = np.log(GRIDS["power"](schedule.num_steps, SD)[:-1])
         shift = np.abs(np.log(schedule.sigmas[:-1]) - grid).sum()
         features = rng.normal(size=(len(seeds), 2)) + shift
+        if self.calls in self.broken:
+            features[3] = np.nan
         return Measurement(features.astype(np.float32), np.ones(len(seeds), np.float32))
 
 
@@ -47,8 +55,7 @@ def setting(algorithm="random", trials=6, seed=0):
             "evaluation": {"images": 30},
         }
     )
-    sigmas = tuple(GRIDS["power"](3, SD))
-    return config, SearchSpace(config.space, SD, SD.spec("sd", "epsilon"), sigmas)
+    return config, SearchSpace(config.space, SD, SD.spec("sd", "epsilon"), "power")
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "cmaes"])
@@ -74,8 +81,7 @@ def test_a_search_finds_more_than_chance(tmp_path):
 def test_known_points_come_first_and_only_once(tmp_path):
     config, space = setting(trials=3)
     study = open_study(tmp_path, config)
-    centre = dict.fromkeys(space.distributions, 1.0) | {"log_gap_0": 0.0, "log_gap_1": 0.0}
-    centre["final_sigma"] = 0.1
+    centre = dict.fromkeys(space.distributions, 1.0) | {"final_sigma": 0.1}
     for _ in range(2):
         enqueue(study, [(centre, "the baseline")])
     run_trials(study, tmp_path, config, space, Toy(), 0.5)
@@ -89,13 +95,13 @@ def test_a_broken_trial_does_not_end_the_study(tmp_path):
     study = open_study(tmp_path, config)
     assert run_trials(study, tmp_path, config, space, Toy(broken={2}), 0.5) == 5
     failed = study.get_trials(states=(TrialState.FAIL,))
-    assert [t.user_attrs["error"] for t in failed] == ["a feature is not finite"]
+    assert [t.user_attrs["error"] for t in failed] == ["the images are not finite"]
 
 
 def test_five_broken_trials_in_a_row_do(tmp_path):
     config, space = setting()
     study = open_study(tmp_path, config)
-    with pytest.raises(UserError, match="5 trials in a row failed; the last: a feature"):
+    with pytest.raises(UserError, match="the images of 5 trials in a row are not finite"):
         run_trials(study, tmp_path, config, space, Toy(broken=range(100)), 0.5)
 
 
@@ -111,12 +117,11 @@ def test_a_trial_of_a_dead_worker_is_retried_at_the_same_point(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     study = open_study(tmp_path, config)
-    for pid in (child.pid, os.getpid()):  # a dead worker and a living one
+    for process in (f"{child.pid} 12345", this_process()):  # a dead worker and a living one
         trial = study.ask(space.distributions)
-        trial.set_user_attr("host", os.uname().nodename)
-        trial.set_user_attr("pid", pid)
-    assert reap(study) == 1
-    assert reap(study) == 0
+        trial.set_user_attr("worker", (os.uname().nodename, process))
+    assert reap(study, tmp_path) == 1
+    assert reap(study, tmp_path) == 0
     run_trials(study, tmp_path, config, space, Toy(), 0.5)
     dead, alive, retry, other = study.trials
     assert dead.state == TrialState.FAIL
@@ -124,6 +129,20 @@ def test_a_trial_of_a_dead_worker_is_retried_at_the_same_point(tmp_path):
     assert retry.params == dead.params
     assert retry.user_attrs["origin"] == "retry of trial 0"
     assert other.state == TrialState.COMPLETE
+
+
+def test_a_number_that_was_used_again_is_another_process():
+    assert this_process().split()[0] == str(os.getpid())
+    assert this_process(os.getppid()) != this_process()
+
+
+def test_a_resumed_study_asks_for_other_points_than_at_its_start(tmp_path):
+    config, space = setting(trials=2)
+    run_trials(open_study(tmp_path, config), tmp_path, config, space, Toy(), 0.5)
+    config, space = setting(trials=4)
+    run_trials(open_study(tmp_path, config), tmp_path, config, space, Toy(), 0.5)
+    points = [tuple(t.params.values()) for t in open_study(tmp_path, config).trials]
+    assert len(set(points)) == 4
 
 
 def test_workers_with_different_numbers_ask_different_points(tmp_path):
