@@ -1,0 +1,61 @@
+"""The README's commands, as they stand there; the demo as --quick."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stepsearch.config import load_config
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    return [line[2:].split("#")[0].strip() for line in lines if line.startswith("$ ")]
+
+
+@pytest.mark.skipif(not (ROOT / ".venv/installed").exists(), reason="scripts/demo would install")
+def test_the_commands_in_their_order(tmp_path):
+    folder, ran = tmp_path / "run", []
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] == "scripts/test" or words[:2] == ["stepsearch", "run"]:
+            continue  # this, and what the demo calls
+        if words[0] == "scripts/demo":
+            words = [str(ROOT / "scripts/demo"), "--quick", "--run", str(folder)]
+        elif words[0] in ("stepsearch", "stepsample"):
+            package = {"stepsearch": "stepsearch", "stepsample": "stepsampler"}[words[0]]
+            main = f"from {package}.cli import main; main()"
+            extra = ["--run", str(folder)] if words[:2] == ["stepsearch", "export"] else []
+            words = [sys.executable, "-c", main, *words[1:], *extra]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        ran.append(command.split()[0])
+    assert ran == ["scripts/demo", "stepsearch", "stepsample", "stepsample"]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 17
+
+    (python,) = blocks("python")
+    code = python + "\nassert batch.images.shape == (4, 3, 32, 32)\n"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_the_study_for_one_s_own_model_is_valid(tmp_path):
+    (study,) = blocks("toml")
+    (tmp_path / "sd15-5-steps.toml").write_text(study)
+    config = load_config(tmp_path / "sd15-5-steps.toml")
+    assert config.model.dtype == "float16"
+
+
+def test_every_link_leads_to_a_file():
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,184 @@
+"""The stages of the main job, on a toy whose best schedule is known and which needs no network."""
+
+import json
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from stepsampler import UserError, load
+from stepsampler.noise import NoiseSchedule
+from stepsearch.config import StudyConfig
+from stepsearch.distance import Moments
+from stepsearch.evaluate import Measurement
+from stepsearch.report import as_data, table, verdict, write
+from stepsearch.run import Run
+from stepsearch.study import work
+from stepsearch.tracking import NoTracking
+from stepsearch.workers import Workers
+
+SD = NoiseSchedule.scaled_linear()
+SPEC = SD.spec("stable-diffusion", "epsilon")
+AXES = 4
+
+
+class Reference:
+    metric = "fd_toy4"
+    search = test = Moments(np.zeros(AXES), np.eye(AXES), 1000)
+
+
+class ToyWorkers:
+    """Workers in this process. The distance grows with the distance of the last evaluated sigma
+    from `target`; the teacher has none. Alignment is `aligned(schedule)`."""
+
+    result = staticmethod(Workers.result)
+
+    def __init__(self, config, folder, target=0.05, aligned=lambda s: 1.0, broken=lambda s: False):
+        self.config, self.folder = config, folder
+        self.target, self.aligned, self.broken = target, aligned, broken
+        self.reference = Reference
+        self.model = SimpleNamespace(noise=SD, spec=SPEC)
+        self.images = 0
+
+    def describe(self):
+        return SimpleNamespace(noise=SD, spec=SPEC, reference=Reference, identity="toy")
+
+    def measure(self, jobs, seeds=None):
+        if seeds is not None:  # as an evaluator
+            return self._measure(jobs, seeds)
+        return ((i, self._measure(schedule, part)) for i, (schedule, part) in enumerate(jobs))
+
+    def _measure(self, schedule, seeds):
+        self.images += len(seeds)
+        rows = [np.random.default_rng(seed).normal(size=AXES + 1) for seed in seeds]
+        rows = np.array(rows)
+        off = abs(np.log(schedule.steps[-1].sigma / self.target))
+        features = rows[:, :AXES] + (0 if schedule.num_steps > 15 else off)
+        if self.broken(schedule):
+            features[:] = np.nan
+        lucky = (rows[:, AXES] % 1) < self.aligned(schedule)
+        return Measurement(features.astype(np.float32), lucky.astype(np.float32))
+
+    def search(self, deadline):
+        future = Future()
+        future.set_result(work(self.folder, self.config, self, 0, deadline))
+        return [future]
+
+
+def settings(**search):
+    return StudyConfig.model_validate(
+        {
+            "name": "toy",
+            "space": {"num_steps": 3, "passes": 6, "max_steps": 6},
+            "evaluation": {"images": 60, "selection_images": 100, "test_images": 400},
+            "baselines": {"rungs": [20, 60], "guidance_scales": [2.0], "long_steps": [20]},
+            "teacher": {"images": 100, "test": True},
+            "search": {"trials": 40, "algorithm": "tpe", **search},
+        }
+    )
+
+
+def run(tmp_path, config=None, news=None, **toy):
+    config = config or settings()
+    workers = ToyWorkers(config, tmp_path, **toy)
+    report = (lambda *line: news.append(line)) if news is not None else (lambda *line: None)
+    return Run(config, tmp_path, workers, NoTracking(), report).run(), config, workers
+
+
+def test_a_search_that_succeeds(tmp_path):
+    result, config, _ = run(tmp_path)
+    assert result.winner.kind == "found"
+    assert result.trials == 40
+    kinds = [row.candidate.kind for row in result.test]
+    assert kinds == ["found", "baseline", "baseline", "baseline", *kinds[4:-2], "long", "teacher"]
+    passes = {row.candidate.schedule.passes for row in result.of_kind("baseline")}
+    guided = {row.candidate.schedule.steps[0].guidance_scale for row in result.of_kind("baseline")}
+    assert passes == {6}
+    assert guided == {1.0, 2.0}  # either kind is in the test, whatever the screening thinks
+    assert len(result.beaten) == len(result.of_kind("baseline"))
+    assert 0.5 < result.gap_closed <= 1.1
+    sentence = verdict(result, config)
+    assert sentence.startswith("At the same cost, 6 passes, the found schedule beats the best")
+    assert "of 48 baselines" in sentence
+
+    write(result, config, tmp_path)
+    schedule = load(tmp_path / "best.json")
+    assert schedule.steps == result.winner.schedule.steps
+    assert schedule.provenance["metric"] == "fd_toy4_400"
+    data = json.loads((tmp_path / "result.json").read_text())
+    assert data["test"][1]["minus_found"] > 2 * data["test"][1]["minus_found_se"] > 0
+    assert len(table(result, config).rows) == len(result.test)
+
+
+def test_a_second_run_searches_no_more(tmp_path):
+    first, _, _ = run(tmp_path)
+    second, _, _ = run(tmp_path)
+    assert second.trials == first.trials == 40
+    assert second.winner.schedule == first.winner.schedule
+
+
+def test_schedules_that_lose_alignment_are_not_chosen(tmp_path):
+    """Only those that end far from the target are aligned: the search must not take the others."""
+    result, config, _ = run(
+        tmp_path,
+        aligned=lambda s: 1.0 if s.num_steps > 15 or s.steps[-1].sigma > 0.3 else 0.2,
+    )
+    assert result.teacher.measurement.alignment == 1.0
+    for row in result.selection:
+        if row.candidate.kind == "found":
+            assert row.candidate.schedule.steps[-1].sigma > 0.3
+    if result.found:
+        assert result.found.measurement.alignment > 0.98
+    assert "lignment" in verdict(result, config)
+
+
+def test_without_an_aligned_trial_the_best_baseline_is_exported(tmp_path):
+    result, config, _ = run(
+        tmp_path, settings(trials=3), aligned=lambda s: 1.0 if s.num_steps > 15 else 0.2
+    )
+    assert result.found is None
+    assert result.winner.kind == "baseline"
+    assert verdict(result, config).startswith("No trial kept the teacher's alignment")
+    assert as_data(result, config)["beaten"] == []
+
+
+def test_prompts_without_classes_have_no_alignment(tmp_path):
+    """Alignment is NaN then, which JSON does not know."""
+    result, config, _ = run(tmp_path, settings(trials=5), aligned=lambda s: np.nan)
+    for row in (*result.test, result.teacher):
+        row.measurement.aligned[:] = np.nan
+    write(result, config, tmp_path)
+    assert load(tmp_path / "best.json").provenance["alignment"] is None
+    assert json.loads((tmp_path / "result.json").read_text())["test"][0]["alignment"] is None
+
+
+def test_a_baseline_with_broken_images_is_out_and_the_run_goes_on(tmp_path):
+    news = []
+    result, _, _ = run(
+        tmp_path,
+        settings(trials=5),
+        news,
+        broken=lambda s: s.steps[0].guidance_scale == 2.0 and s.num_steps < 15,
+    )
+    assert result.trials == 5
+    assert all(np.isfinite(row.score.value) for row in result.test)
+
+
+def test_another_model_refuses_the_folder(tmp_path):
+    config = settings(trials=2)
+    run(tmp_path, config)
+    workers = ToyWorkers(config, tmp_path)
+    workers.describe = lambda: SimpleNamespace(
+        noise=SD, spec=SPEC, reference=Reference, identity="other weights"
+    )
+    with pytest.raises(UserError, match="started with model, reference and prompts = 'toy'"):
+        Run(config, tmp_path, workers, NoTracking(), lambda *line: None).run()
+
+
+def test_a_larger_budget_goes_on_where_the_smaller_ended(tmp_path):
+    run(tmp_path, settings(trials=4))
+    result, _, _ = run(tmp_path, settings(trials=6))
+    assert result.trials == 6
+    with pytest.raises(UserError, match=r"search\.algorithm = 'tpe', now it is 'random'"):
+        run(tmp_path, settings(trials=6, algorithm="random"))

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import optuna
+import pytest
+
+from stepsearch.config import StudyConfig
+from stepsearch.tracking import MlflowTracking
+
+CONFIG = StudyConfig.model_validate({"name": "toy", "space": {"num_steps": 3, "passes": 6}})
+
+
+@pytest.fixture
+def study():
+    study = optuna.create_study()
+    for value in (3.0, 2.0):
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        trial.set_user_attr("schedule", "{}")
+        trial.set_user_attr("alignment", 0.9)
+        study.tell(trial, value)
+    return study
+
+
+def test_a_broken_store_is_reported_once_and_ends_nothing(tmp_path, study):
+    warnings = []
+    (tmp_path / "file").write_text("")
+    tracker = MlflowTracking(f"sqlite:///{tmp_path}/file/x.db", warnings.append)
+    tracker.start(CONFIG, tmp_path)
+    tracker.sync(study)
+    tracker.finish({"test_fd": 1.0}, [])
+    assert len(warnings) == 1
+    assert warnings[0].startswith("MLflow tracking stops here, the search goes on: ")
+
+
+def test_a_second_mirror_adds_nothing_and_a_torn_run_is_written_again(tmp_path, study):
+    from mlflow import MlflowClient
+
+    warnings = []
+    first = MlflowTracking(None, warnings.append)
+    first.start(CONFIG, tmp_path)
+    first.sync(study)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("stepsearch").experiment_id
+    (torn,) = client.search_runs([experiment], "tags.`stepsearch.trial` = '1'")
+    client.set_terminated(torn.info.run_id, "RUNNING")
+
+    second = MlflowTracking(None, warnings.append)
+    second.start(CONFIG, tmp_path)
+    second.sync(study)
+    second.finish({"test_fd": 1.5}, [Path(__file__)])
+    assert warnings == []
+    runs = client.search_runs([experiment])
+    children = [r for r in runs if "stepsearch.trial" in r.data.tags]
+    assert sorted(r.data.tags["stepsearch.trial"] for r in children) == ["0", "1"]
+    assert sorted(r.data.metrics["fd"] for r in children) == [2.0, 3.0]
+    (parent,) = [r for r in runs if r not in children]
+    assert parent.data.metrics["test_fd"] == 1.5
+    assert parent.data.params["space.num_steps"] == "3"
