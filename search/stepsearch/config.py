@@ -113,7 +113,7 @@ class TeacherConfig(_Section):
     """The same model with many steps of DPM-Solver++(2M); the floor for alignment."""
 
     steps: int = Field(50, ge=2)
-    guidance_scale: float = Field(1.5, ge=0)
+    guidance_scale: float = Field(2.0, ge=0)
     images: int = Field(300, ge=8)
     test: bool = False  # whether it enters the test as well
 
