@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_model import data
 
 EXTRACTORS = ("texture", "lite0")
-TEACHER_SCALES = (1.0, 1.5, 2.0, 3.0)
-FEW_SCALES = (1.0, 1.5, 2.0, 3.0)
+TEACHER_SCALES = (2.0, 3.0, 4.0)
+FEW_SCALES = (1.0, 2.0, 3.0, 4.0)
 
 
 class Bench:

@@ -106,9 +106,10 @@ class Run:
         self.report("loading", 1, 1, "")
         self.tracker.start(config, self.folder)
         best, screened = self.screen(baselines(config, self.subject.noise, self.subject.spec))
-        teacher_row = self.measure_teacher()
+        alignment = self.measure_teacher(SEARCH).measurement.alignment
+        teacher_row = self.measure_teacher(SELECTION)
         study = open_study(self.folder, config)
-        self.search(study, best, teacher_row.measurement.alignment)
+        self.search(study, best, alignment)
         selection = self.select(study, best, teacher_row)
         test, winner = self.test(selection)
         trials = finished(study)
@@ -158,10 +159,10 @@ class Run:
         options = self.config.baselines
         return ranked[: max(options.test, ceil(len(ranked) * options.keep))]
 
-    def measure_teacher(self) -> Row:
-        """The teacher on the first of the selection seeds: the standard for alignment."""
+    def measure_teacher(self, first_seed: int) -> Row:
+        """The teacher on the first seeds of a range: the standard for alignment there."""
         candidate = teacher(self.config, self.subject.noise, self.subject.spec)
-        seeds = seeds_of(SELECTION, self.config.teacher.images)
+        seeds = seeds_of(first_seed, self.config.teacher.images)
         (row,) = self.score([candidate], seeds, "teacher", self.subject.reference.search)
         if not isnan(row.measurement.alignment):
             self.report("teacher", 1, 1, f"alignment {row.measurement.alignment:.1%}")
