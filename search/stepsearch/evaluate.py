@@ -1,8 +1,7 @@
 """A schedule and a range of seeds -> features and alignment, cached on disk.
 
-Everything that does not depend on the schedule is done once: the reference is loaded (first, so
-that a missing file fails before the first image), prompts are encoded, noise follows from the seed.
-The cache makes a killed run resume where it was.
+Model, reference and prompts are loaded once, so that a missing file fails before the first image;
+noise follows from the seed. The cache makes a killed run resume where it was.
 """
 
 import hashlib

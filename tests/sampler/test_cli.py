@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 from hypothesis import given
@@ -93,6 +92,4 @@ def test_help_loads_nothing_heavy(package):
         "heavy = {'torch', 'diffusers', 'optuna', 'mlflow', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert time.perf_counter() - started < 30  # scripts/bench_startup.py has the number

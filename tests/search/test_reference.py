@@ -22,7 +22,7 @@ def pictures(n, seed=0):
     return torch.randint(0, 256, (n, 3, 8, 8), generator=torch.manual_seed(seed)).byte()
 
 
-def test_the_projection_is_white_in_the_right_axes():
+def test_the_projected_features_are_centred_and_uncorrelated():
     reference = fit(Pixels(), pictures(300).split(50), axes=4)
     features = Pixels()(pictures(300)).numpy()
     projected = reference.project(features)
