@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stepsampler.generate import generate
 from stepsampler.grids import GRIDS, make_schedule
-from stepsampler.models import LatentModel
+from stepsampler.models import LatentModel, load
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
 from stepsearch.distance import score
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/model-card"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model = LatentModel.load(args.model)
+    model = load(args.model)
     bench = Bench(model, args.images, args.batch, args.out / "cache")
     prompts = load_prompts("fashion-mnist")
     labels = [prompts[k % len(prompts)].label or 0 for k in range(args.images)]

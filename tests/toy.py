@@ -6,9 +6,9 @@ import torch
 MEAN, DEVIATION = 0.7, 0.5
 
 
-def gaussian_denoiser(x, sigma, guidance_scale=1.0):
+def gaussian_denoiser(x, step):
     """E[x0 | x] of x0 ~ N(MEAN, DEVIATION^2)."""
-    share = DEVIATION**2 / (DEVIATION**2 + sigma**2)
+    share = DEVIATION**2 / (DEVIATION**2 + step.sigma**2)
     return MEAN + share * (x - MEAN)
 
 

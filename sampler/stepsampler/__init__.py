@@ -1,6 +1,25 @@
 """Execute few-step sampling schedules exactly. Reading a schedule needs no torch."""
 
 from stepsampler.errors import UserError
-from stepsampler.schedule import FORMAT, ModelSpec, Schedule, ScheduleError, Step, load
+from stepsampler.schedule import (
+    FORMAT,
+    FreeU,
+    GoldenNoise,
+    ModelSpec,
+    Schedule,
+    ScheduleError,
+    Step,
+    load,
+)
 
-__all__ = ["FORMAT", "ModelSpec", "Schedule", "ScheduleError", "Step", "UserError", "load"]
+__all__ = [
+    "FORMAT",
+    "FreeU",
+    "GoldenNoise",
+    "ModelSpec",
+    "Schedule",
+    "ScheduleError",
+    "Step",
+    "UserError",
+    "load",
+]

@@ -63,10 +63,10 @@ def generate(
     from rich.progress import track  # torch and diffusers load here, not for --help
 
     from stepsampler.generate import generate as make
-    from stepsampler.models import LatentModel
+    from stepsampler.models import load as load_model
     from stepsampler.pictures import save_png, save_sheet
 
-    loaded = LatentModel.load(model, device, dtype, size)
+    loaded = load_model(model, device, dtype, size)
     batches = make(
         loaded,
         plan,

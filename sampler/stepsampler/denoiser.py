@@ -1,6 +1,7 @@
-"""Networks that predict epsilon or v, as x0-predictions with guidance."""
+"""Networks that predict epsilon, v, x0 or a flow, as x0-predictions with guidance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import sqrt
 
@@ -8,27 +9,38 @@ import torch
 from torch import Tensor
 
 from stepsampler.errors import UserError
-from stepsampler.noise import NoiseSchedule
+from stepsampler.noise import Noise
+from stepsampler.schedule import FreeU, Step
 
-# (x scaled to unit variance, fractional timestep, condition) -> the network's output
-Network = Callable[[Tensor, float, Tensor], Tensor]
+# What the network is told beside x and the time, by name; each of shape (n, ...), one row an image.
+Condition = Mapping[str, Tensor]
+# (x at unit variance, or a flow's own x; time as the network takes it; condition) -> its output
+Network = Callable[[Tensor, float, Condition], Tensor]
+FreeUSwitch = Callable[[FreeU], AbstractContextManager[None]]
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
     """x0 = uncond + w (cond - uncond) (Ho & Salimans 2022); w = 1 costs one pass, any other two.
 
-    `cond` and `uncond` have shape (n, ...), one row an image; both go through the network as one
-    batch of 2 n. Arithmetic outside of the network is done in the dtype of `x`.
+    Both halves go through the network as one batch of 2 n. Where guidance is distilled, the scale
+    is an input of the network, `guidance` of the condition, and every call is one pass. Arithmetic
+    outside of the network is done in the dtype of `x`.
+
+    Raises:
+        UserError: an unknown prediction type; guidance without an unconditional side; Free-U on a
+            model that has none.
     """
 
     network: Network
-    noise: NoiseSchedule
+    noise: Noise
     prediction_type: str
-    cond: Tensor
-    uncond: Tensor
+    cond: Condition
+    uncond: Condition | None
+    distilled: bool = False
+    free_u: FreeUSwitch | None = None
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTIONS:
@@ -37,20 +49,44 @@ class GuidedDenoiser:
                 f"got {self.prediction_type!r}"
             )
 
-    def __call__(self, x: Tensor, sigma: float, guidance_scale: float) -> Tensor:
-        alpha = 1 / sqrt(1 + sigma**2)
-        timestep = self.noise.timestep(sigma)
-        scaled = alpha * x
-        if guidance_scale == 1:
-            output = self.network(scaled, timestep, self.cond)
-        else:
-            both = self.network(
-                torch.cat([scaled, scaled]), timestep, torch.cat([self.uncond, self.cond])
-            )
-            uncond, cond = both.chunk(2)
-            output = uncond + guidance_scale * (cond - uncond)
-        if self.prediction_type == "epsilon":
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        sigma = step.sigma
+        flow = self.prediction_type == "flow_prediction"
+        alpha = 1.0 if flow else 1 / sqrt(1 + sigma**2)
+        output = self._output(alpha * x, self.noise.network_time(sigma), step)
+        if self.prediction_type == "epsilon" or flow:  # the flow is noise - x0
             return x - sigma * output
         if self.prediction_type == "v_prediction":  # v = alpha * noise - sigma_vp * x0
             return alpha**2 * x - alpha * sigma * output
         return output  # the network predicts x0 itself
+
+    def _output(self, x: Tensor, time: float, step: Step) -> Tensor:
+        if step.free_u is None:
+            return self._guided(x, time, step)
+        if self.free_u is None:
+            raise UserError("the schedule uses Free-U, which only U-Nets with skips have")
+        with self.free_u(step.free_u):
+            return self._guided(x, time, step)
+
+    def _guided(self, x: Tensor, time: float, step: Step) -> Tensor:
+        w = step.guidance_scale
+        if self.distilled:
+            guidance = torch.full((len(x),), w, device=x.device)
+            return self.network(x, time, {**self.cond, "guidance": guidance})
+        if w == 1:
+            return self.network(x, time, self.cond)
+        if self.uncond is None:
+            raise UserError(
+                f"guidance_scale is {w:g}, but the model is unconditional: it must be 1"
+            )
+        both = {k: torch.cat([self.uncond[k], v]) for k, v in self.cond.items()}
+        uncond, cond = self.network(torch.cat([x, x]), time, both).chunk(2)
+        output = uncond + w * (cond - uncond)
+        return rescale(output, cond, step.guidance_rescale) if step.guidance_rescale else output
+
+
+def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
+    """Guidance without its growth of contrast (Lin et al. 2023, eq. 15 and 16), phi in [0, 1]."""
+    axes = tuple(range(1, guided.ndim))
+    ratio = cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+    return guided * (phi * ratio + 1 - phi)

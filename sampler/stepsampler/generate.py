@@ -56,14 +56,13 @@ def generate(
     model.check(schedule)
     if not prompts:
         return
-    every = model.encode([*prompts, *negative_prompts])
-    cond, uncond = every.chunk(2)
+    guided = any(s.guidance_scale != 1 for s in (*schedule.steps, schedule.golden_noise) if s)
     for start in range(0, len(seeds), batch_size):
         chunk = range(start, min(start + batch_size, len(seeds)))
         noise = seeded_noise([seeds[k] for k in chunk], model.shape).to(model.device)
-        latents = sample(
-            model.denoiser(cond[start : chunk.stop], uncond[start : chunk.stop]), noise, schedule
-        )
+        cond = model.encode([prompts[k] for k in chunk])
+        uncond = model.encode([negative_prompts[k] for k in chunk], True) if guided else None
+        latents = sample(model.denoiser(cond, uncond), noise, schedule)
         yield Batch(
             tuple(seeds[k] for k in chunk),
             tuple(prompts[k] for k in chunk),

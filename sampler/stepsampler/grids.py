@@ -11,65 +11,65 @@ import numpy as np
 from scipy.stats import beta as beta_distribution
 
 from stepsampler.errors import UserError
-from stepsampler.noise import NoiseSchedule, timesteps_to_sigmas
-from stepsampler.schedule import ModelSpec, Schedule, Step
+from stepsampler.noise import Noise, timesteps_to_sigmas
+from stepsampler.schedule import WITH_CORRECTOR, ModelSpec, Schedule, Step
 
-Grid = Callable[[int, NoiseSchedule], list[float]]
+Grid = Callable[[int, Noise], list[float]]
 
 
-def linspace(n: int, noise: NoiseSchedule) -> list[float]:
+def linspace(n: int, noise: Noise) -> list[float]:
     """Evenly spaced timesteps from the last, then 0: diffusers' default of DPM-Solver++."""
     return [*timesteps_to_sigmas(noise, np.linspace(noise.last, 0, n + 1)[:-1].round()), 0.0]
 
 
-def trailing(n: int, noise: NoiseSchedule) -> list[float]:
+def trailing(n: int, noise: Noise) -> list[float]:
     """timestep_spacing="trailing" (Lin et al. 2023, table 2)."""
     total = noise.last + 1
     timesteps = np.round(np.arange(total, 0, -total / n))[:n] - 1
     return [*timesteps_to_sigmas(noise, timesteps), 0.0]
 
 
-def leading(n: int, noise: NoiseSchedule) -> list[float]:
+def leading(n: int, noise: Noise) -> list[float]:
     """timestep_spacing="leading" with offset 1, Stable Diffusion's own; starts below the last."""
     timesteps = np.arange(n)[::-1] * ((noise.last + 1) // n) + 1
     return [*timesteps_to_sigmas(noise, timesteps), 0.0]
 
 
-def karras(n: int, noise: NoiseSchedule, rho: float = 7.0) -> list[float]:
+def karras(n: int, noise: Noise, rho: float = 7.0) -> list[float]:
     """Karras et al. 2022, eq. 5: n sigmas down to sigma_min, then 0."""
     ramp = np.linspace(noise.sigma_max ** (1 / rho), noise.sigma_min ** (1 / rho), n)
     return [*(ramp**rho).tolist(), 0.0]
 
 
-def exponential(n: int, noise: NoiseSchedule) -> list[float]:
+def exponential(n: int, noise: Noise) -> list[float]:
     """Log-linear sigmas down to sigma_min, then 0."""
     return [*np.geomspace(noise.sigma_max, noise.sigma_min, n).tolist(), 0.0]
 
 
-def uniform_logsnr(n: int, noise: NoiseSchedule) -> list[float]:
+def uniform_logsnr(n: int, noise: Noise) -> list[float]:
     """Log-linear sigmas that land on sigma_min (DPM-Solver, Lu et al. 2022)."""
     return np.geomspace(noise.sigma_max, noise.sigma_min, n + 1).tolist()  # type: ignore[no-any-return]
 
 
-def beta(n: int, noise: NoiseSchedule, a: float = 0.6, b: float = 0.6) -> list[float]:
+def beta(n: int, noise: Noise, a: float = 0.6, b: float = 0.6) -> list[float]:
     """Timesteps at quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173), then 0."""
     quantiles = beta_distribution.ppf(1 - np.arange(n) / n, a, b)
     return [*timesteps_to_sigmas(noise, quantiles * noise.last), 0.0]
 
 
-def kl_optimal(n: int, noise: NoiseSchedule) -> list[float]:
+def kl_optimal(n: int, noise: Noise) -> list[float]:
     """Evenly spaced atan(sigma) (Sabour et al. 2024, Align Your Steps, eq. 9)."""
     angles = np.linspace(atan(noise.sigma_max), atan(noise.sigma_min), n + 1)
     return [tan(angle) for angle in angles]
 
 
-def quadratic(n: int, noise: NoiseSchedule) -> list[float]:
+def quadratic(n: int, noise: Noise) -> list[float]:
     """Evenly spaced square roots of the timestep, landing on timestep 0."""
     return timesteps_to_sigmas(noise, np.linspace(noise.last**0.5, 0, n + 1) ** 2)
 
 
 def power(
-    n: int, noise: NoiseSchedule, final_timestep: float | None = None, rho: float = 1.2
+    n: int, noise: Noise, final_timestep: float | None = None, rho: float = 1.2
 ) -> list[float]:
     """Power law in the timestep that stops early (arXiv 2510.02390); alpha-bar is interpolated.
 
@@ -94,7 +94,7 @@ AYS = {
 
 
 def _ays(name: str) -> Grid:
-    def grid(n: int, noise: NoiseSchedule) -> list[float]:
+    def grid(n: int, noise: Noise) -> list[float]:
         sigmas = log_linear(AYS[name], n + 1)
         sigmas[0] = min(sigmas[0], noise.sigma_max)
         return [*sigmas[:-1], 0.0]  # as every tool ships it: the last sigma gives way to 0
@@ -127,7 +127,7 @@ GRIDS: dict[str, Grid] = {
 def make_schedule(
     grid: str,
     num_steps: int,
-    noise: NoiseSchedule,
+    noise: Noise,
     *,
     solver: str = "dpmpp-midpoint",
     order: int = 2,
@@ -157,10 +157,14 @@ def from_sigmas(
     solver: str = "dpmpp-midpoint",
     model: ModelSpec | None = None,
 ) -> Schedule:
-    """A schedule whose order is `order` wherever the past and the landing allow it."""
+    """A schedule whose order is `order` wherever the past and the landing allow it.
+
+    UniPC gets its corrector on every step but the last, as its authors run it.
+    """
     last = len(sigmas) - 1
-    steps = (
-        Step(sigma, w, 1 if i == last and final_sigma == 0 else min(order, i + 1))
-        for i, (sigma, w) in enumerate(zip(sigmas, guidance, strict=True))
-    )
+    steps = []
+    for i, (sigma, w) in enumerate(zip(sigmas, guidance, strict=True)):
+        most = 1 if i == last and final_sigma == 0 else 2 if solver == "heun" else i + 1
+        corrector = solver in WITH_CORRECTOR and i < last
+        steps.append(Step(sigma, w, min(order, most), corrector))
     return Schedule(tuple(steps), final_sigma, solver, model)

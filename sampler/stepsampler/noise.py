@@ -88,6 +88,10 @@ class NoiseSchedule:
             return 0.0
         return float(np.interp(np.log(sigma), self.log_sigmas, np.arange(self.last + 1)))
 
+    def network_time(self, sigma: float) -> float:
+        """What the network gets as its timestep."""
+        return self.timestep(sigma)
+
     def sigma_by_alpha_bar(self, timestep: float) -> float:
         """Sigma with alpha-bar, not log sigma, linear in t: as the seed's grids have it."""
         alpha = np.interp(timestep, np.arange(self.last + 1), self.alphas_cumprod)
@@ -107,5 +111,45 @@ class NoiseSchedule:
             )
 
 
-def timesteps_to_sigmas(noise: NoiseSchedule, timesteps: Iterable[float]) -> list[float]:
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Rectified flow, x = (1 - sigma) x0 + sigma noise with sigma from 1 to 0.
+
+    The network gets 1000 sigma. Timesteps are a coordinate for placements: evenly spaced ones have
+    the sigmas `shift * u / (1 + (shift - 1) * u)`, u = t / 1000 (Esser et al. 2024, eq. 23).
+    """
+
+    shift: float = 1.0
+    last = 1000
+    sigma_min = 0.001
+    sigma_max = 1.0
+
+    def sigma(self, timestep: float) -> float:
+        u = timestep / self.last
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def timestep(self, sigma: float) -> float:
+        return self.last * sigma / (self.shift - (self.shift - 1) * sigma)
+
+    def network_time(self, sigma: float) -> float:
+        return 1000 * sigma
+
+    def sigma_by_alpha_bar(self, timestep: float) -> float:
+        return self.sigma(timestep)
+
+    def spec(self, family: str, prediction_type: str = "flow_prediction") -> ModelSpec:
+        """The levels are the same for every flow model; its shift only places steps."""
+        return ModelSpec(family, prediction_type, (0.0, 0.25, 0.5, 0.75, 1.0))
+
+    def check_range(self, schedule: Schedule) -> None:
+        """Refuse a schedule with levels that a flow does not have."""
+        first = schedule.steps[0].sigma
+        if first > 1:
+            raise UserError(f"step 0: sigma {first:g} is above 1, where a flow model starts")
+
+
+Noise = NoiseSchedule | FlowSchedule
+
+
+def timesteps_to_sigmas(noise: Noise, timesteps: Iterable[float]) -> list[float]:
     return [noise.sigma(t) for t in timesteps]

@@ -2,37 +2,58 @@
 
 from collections import deque
 from collections.abc import Iterator
+from math import sqrt
 from typing import Protocol
 
 from torch import Tensor
 
-from stepsampler.schedule import Schedule
-from stepsampler.solvers import tableau
+from stepsampler.schedule import Schedule, Step
+from stepsampler.solvers import Update, tableau
 
 
 class Denoiser(Protocol):
-    """Predicts x0 from x = x0 + sigma * noise; shapes of `x` and the result are equal."""
+    """Predicts x0 from x at `step.sigma`; shapes of `x` and the result are equal."""
 
-    def __call__(self, x: Tensor, sigma: float, guidance_scale: float) -> Tensor: ...
+    def __call__(self, x: Tensor, step: Step) -> Tensor: ...
 
 
 def trajectory(denoise: Denoiser, noise: Tensor, schedule: Schedule) -> Iterator[Tensor]:
     """Yield the state after each step; the last one is the sample at `final_sigma`.
 
-    `noise` is standard normal, of shape (n, ...).
+    `noise` is standard normal, of shape (n, ...). States are x0 + sigma * noise, and those of a
+    flow model (1 - sigma) x0 + sigma * noise.
     """
     rows = tableau(schedule)
-    predictions: deque[Tensor] = deque(maxlen=max(len(row.weights) for row in rows))
-    x = noise * schedule.steps[0].sigma
-    for step, row in zip(schedule.steps, rows, strict=True):
-        predictions.appendleft(denoise(x, step.sigma, step.guidance_scale))
-        x = row.decay * x
-        for weight, x0 in zip(row.weights, predictions, strict=False):
+    depth = max(len(u.x0) for row in rows for u in (row.advance, row.correct) if u)
+    points: deque[Tensor] = deque(maxlen=depth)
+    predictions: deque[Tensor] = deque(maxlen=depth)
+
+    def apply(update: Update, state: Tensor) -> Tensor:
+        x = update.state * state
+        for weight, x0 in zip(update.x0, predictions, strict=False):
             x = x + weight * x0
-        yield x
+        for weight, point in zip(update.points, points, strict=False):
+            x = x + weight * point
+        return x
+
+    point = state = noise * schedule.steps[0].sigma
+    for row in rows:
+        points.appendleft(point)
+        predictions.appendleft(_predict(denoise, point, row.step))
+        state = apply(row.correct, state) if row.correct else point
+        point = apply(row.advance, state)
+        if row.ends:
+            yield point
+
+
+def _predict(denoise: Denoiser, x: Tensor, step: Step) -> Tensor:
+    """The network's x0, or that of an analytic step, whose epsilon is x at unit variance."""
+    if step.analytic is None:
+        return denoise(x, step)
+    return (1 - step.analytic * step.sigma / sqrt(1 + step.sigma**2)) * x
 
 
 def sample(denoise: Denoiser, noise: Tensor, schedule: Schedule) -> Tensor:
-    """The last state of `trajectory`."""
+    """The last state of `trajectory`, in the scale that `schedule.decode` asks for."""
     *_, x = trajectory(denoise, noise, schedule)
-    return x
+    return x if schedule.decode == "x" else x / sqrt(1 + schedule.final_sigma**2)

@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -15,11 +15,49 @@ from stepsampler.errors import UserError
 FORMAT = "stepsearch.schedule/1"
 
 # The update rules and the highest order of each; what order 2 means depends on the rule.
-SOLVERS: Mapping[str, int] = {"ddim": 1, "dpmpp-midpoint": 3, "dpmpp-heun": 3, "exact": 3}
+SOLVERS: Mapping[str, int] = {
+    "ddim": 1,
+    "dpmpp-midpoint": 3,
+    "dpmpp-heun": 3,
+    "exact": 3,
+    "deis": 3,
+    "unipc-bh1": 3,
+    "unipc-bh2": 3,
+    "ipndm": 4,
+    "heun": 2,  # not a multistep rule: a step of order 2 calls the network twice
+}
+WITH_CORRECTOR = ("unipc-bh1", "unipc-bh2")
+WITHOUT_FORMS = ("ipndm", "heun")  # rules on dx / dsigma, neither on x0 nor on epsilon
+GUIDANCE = ("classifier-free", "distilled")
+DECODE = ("x", "alpha-x")
+MAX_BYTES = 1_000_000  # of a schedule file; a thousand steps are a tenth of it
 
 
 class ScheduleError(UserError, ValueError):
     """The schedule cannot be sampled as written."""
+
+
+@dataclass(frozen=True)
+class FreeU:
+    """Free-U (Si et al. 2023): gains of the U-Net's decoder features (b) and skips (s)."""
+
+    b1: float
+    b2: float
+    s1: float
+    s2: float
+
+
+@dataclass(frozen=True)
+class GoldenNoise:
+    """Start from noise that the model itself has predicted («raw golden noise»).
+
+    One step from the first sigma down to `sigma`, a second prediction there, and back up to the
+    first sigma with it: two more network calls, of this guidance scale.
+    """
+
+    sigma: float
+    guidance_scale: float
+    start: str = "prediction"  # the first x0 plus the new noise; or "inversion": DDIM backwards
 
 
 @dataclass(frozen=True)
@@ -29,6 +67,11 @@ class Step:
     sigma: float  # noise level at which the denoiser is called
     guidance_scale: float = 1.0  # w in  uncond + w * (cond - uncond);  1 is none: one pass, not two
     order: int = 1  # predictions used by the update: this one and the order - 1 before it
+    corrector: bool = False  # correct the landing as soon as the prediction there is known
+    prediction: str | None = None  # "data" or "noise": what the rule extrapolates; None: its own
+    analytic: float | None = None  # no network call: epsilon = this gain * x at unit variance
+    guidance_rescale: float = 0.0  # phi of Lin et al. 2023, section 3.4
+    free_u: FreeU | None = None
 
 
 @dataclass(frozen=True)
@@ -67,35 +110,82 @@ class Schedule:
     solver: str = "dpmpp-midpoint"
     model: ModelSpec | None = None  # None: for any model that reaches these sigmas
     provenance: Mapping[str, Any] = field(default_factory=dict)  # no solver reads it
+    _: KW_ONLY
+    guidance: str = "classifier-free"  # or "distilled": the scale is an input of the network
+    decode: str = "x"  # the last state goes to the decoder as it is, or as alpha * x
+    golden_noise: GoldenNoise | None = None
 
     def __post_init__(self) -> None:
         if not self.steps:
             raise ScheduleError("a schedule needs at least one step")
-        if self.solver not in SOLVERS:
-            raise ScheduleError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        _one_of("solver", self.solver, tuple(SOLVERS))
+        _one_of("guidance", self.guidance, GUIDANCE)
+        _one_of("decode", self.decode, DECODE)
         if not isfinite(self.final_sigma) or self.final_sigma < 0:
             raise ScheduleError(f"final_sigma must be finite and >= 0, got {self.final_sigma}")
         for i, step in enumerate(self.steps):
-            if not (isfinite(step.sigma) and isfinite(step.guidance_scale)):
-                raise ScheduleError(f"step {i}: numbers must be finite, got {step}")
-            if step.guidance_scale < 0:
-                raise ScheduleError(
-                    f"step {i}: guidance_scale must be >= 0, got {step.guidance_scale:g}"
-                )
-            highest = min(i + 1, SOLVERS[self.solver])
-            if isinstance(step.order, bool) or step.order not in range(1, highest + 1):
-                raise ScheduleError(
-                    f"step {i}: order of {self.solver} must be 1 to {highest} here, "
-                    f"got {step.order!r}"
-                )
+            self._check_step(i, step)
         for i, (sigma, sigma_next) in enumerate(pairwise(self.sigmas)):
             if not sigma > sigma_next:
                 raise ScheduleError(f"step {i}: sigma must fall, got {sigma:g} -> {sigma_next:g}")
-        last = self.steps[-1]
-        if self.final_sigma == 0 and last.order > 1:  # lambda is infinite there
+        last = self.num_steps - 1
+        if self.final_sigma == 0 and self.steps[-1].order > 1:  # lambda is infinite there
             raise ScheduleError(
-                f"step {len(self.steps) - 1}: the step onto sigma 0 must have order 1, "
-                f"got {last.order}"
+                f"step {last}: the step onto sigma 0 must have order 1, got {self.steps[-1].order}"
+            )
+        if self.steps[-1].corrector:
+            raise ScheduleError(f"step {last}: no prediction follows the last step to correct it")
+        if self.flow and self.steps[0].sigma > 1:
+            raise ScheduleError(
+                f"step 0: sigma of a flow model is at most 1, got {self.steps[0].sigma:g}"
+            )
+        if self.golden_noise:
+            self._check_golden(self.golden_noise)
+
+    def _check_step(self, i: int, step: Step) -> None:
+        numbers = [step.sigma, step.guidance_scale, step.guidance_rescale, step.analytic or 0.0]
+        if not all(map(isfinite, numbers)):
+            raise ScheduleError(f"step {i}: numbers must be finite, got {step}")
+        if step.guidance_scale < 0:
+            raise ScheduleError(
+                f"step {i}: guidance_scale must be >= 0, got {step.guidance_scale:g}"
+            )
+        if not 0 <= step.guidance_rescale <= 1:
+            raise ScheduleError(
+                f"step {i}: guidance_rescale must be in [0, 1], got {step.guidance_rescale:g}"
+            )
+        highest = min(i + 1, SOLVERS[self.solver]) if self.solver != "heun" else 2
+        if isinstance(step.order, bool) or step.order not in range(1, highest + 1):
+            raise ScheduleError(
+                f"step {i}: order of {self.solver} must be 1 to {highest} here, got {step.order!r}"
+            )
+        if step.corrector and self.solver not in WITH_CORRECTOR:
+            raise ScheduleError(
+                f"step {i}: {self.solver} has no corrector; {', '.join(WITH_CORRECTOR)} have"
+            )
+        if step.prediction is not None:
+            _one_of(f"step {i}: prediction", step.prediction, ("data", "noise"))
+            if self.solver in WITHOUT_FORMS:
+                raise ScheduleError(f"step {i}: {self.solver} has no data or noise form")
+        if step.analytic is not None and (i > 0 or self.flow or self.solver == "heun"):
+            raise ScheduleError(
+                f"step {i}: only the first step may be analytic, "
+                "of a variance-preserving model and not with heun"
+            )
+        if step.free_u and not all(isfinite(x) and x > 0 for x in vars(step.free_u).values()):
+            raise ScheduleError(f"step {i}: free_u must have numbers > 0, got {step.free_u}")
+
+    def _check_golden(self, golden: GoldenNoise) -> None:
+        _one_of("golden_noise: start", golden.start, ("prediction", "inversion"))
+        if self.flow:
+            raise ScheduleError("golden_noise is for variance-preserving models")
+        if not 0 < golden.sigma < self.steps[0].sigma:
+            raise ScheduleError(
+                f"golden_noise: sigma must be between 0 and the first, got {golden.sigma:g}"
+            )
+        if not (isfinite(golden.guidance_scale) and golden.guidance_scale >= 0):
+            raise ScheduleError(
+                f"golden_noise: guidance_scale must be >= 0, got {golden.guidance_scale:g}"
             )
 
     @property
@@ -108,16 +198,36 @@ class Schedule:
         return len(self.steps)
 
     @property
+    def flow(self) -> bool:
+        """Levels of x = (1 - sigma) x0 + sigma noise rather than of x = x0 + sigma noise."""
+        return self.model is not None and self.model.prediction_type == "flow_prediction"
+
+    @property
     def passes(self) -> int:
-        """Network passes per image: two for a guided step, one for an unguided one."""
-        return sum(1 if step.guidance_scale == 1 else 2 for step in self.steps)
+        """Network passes per image: two for a guided call, one for an unguided or distilled one.
+
+        An analytic step has no call, one of Heun's of order 2 has two, golden noise adds two.
+        """
+        calls = [(s.guidance_scale, self._calls(s)) for s in self.steps]
+        if self.golden_noise:
+            calls.append((self.golden_noise.guidance_scale, 2))
+        one = self.guidance == "distilled"
+        return sum(count * (1 if one or w == 1 else 2) for w, count in calls)
+
+    def _calls(self, step: Step) -> int:
+        if step.analytic is not None:
+            return 0
+        return step.order if self.solver == "heun" else 1
 
     def to_json(self) -> str:
-        """The file's text. Every float survives a round trip unchanged."""
+        """The file's text, without what has its default. Floats survive a round trip unchanged."""
         data: dict[str, Any] = {"format": FORMAT, "solver": self.solver}
+        data |= {k: getattr(self, k) for k in ("guidance", "decode") if _used(self, k)}
         if self.model:
             data["model"] = {**vars(self.model), "noise": list(self.model.noise)}
-        steps = ",\n".join("    " + json.dumps(vars(step)) for step in self.steps)
+        if self.golden_noise:
+            data["golden_noise"] = vars(self.golden_noise)
+        steps = ",\n".join("    " + json.dumps(_step_data(step)) for step in self.steps)
         data["final_sigma"] = self.final_sigma
         if self.provenance:
             data["provenance"] = dict(self.provenance)
@@ -133,8 +243,8 @@ class Schedule:
                 or a schedule that cannot be sampled.
         """
         try:
-            data = json.loads(text)
-        except ValueError as error:
+            data = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
             raise ScheduleError(f"not JSON: {error}") from error
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT:
@@ -148,6 +258,8 @@ class Schedule:
             raise ScheduleError(f"steps must be a list, got {values['steps']!r}")
         values["steps"] = tuple(_step(i, step) for i, step in enumerate(values["steps"]))
         values["final_sigma"] = _number(values["final_sigma"], "final_sigma")
+        if values.get("golden_noise") is not None:
+            values["golden_noise"] = _golden(values["golden_noise"])
         if values.get("model") is not None:
             values["model"] = _model(values["model"])
         if not isinstance(values.get("provenance", {}), dict):
@@ -176,6 +288,9 @@ def load(path: str | Path) -> Schedule:
         ScheduleError: the file cannot be read, or cannot be sampled; names the file.
     """
     try:
+        size = Path(path).stat().st_size
+        if size > MAX_BYTES:
+            raise ScheduleError(f"a schedule has at most {MAX_BYTES:,} bytes, got {size:,}")
         return Schedule.from_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ScheduleError(f"{path}: {error.strerror}") from error
@@ -196,22 +311,72 @@ def _keys(data: Any, cls: type, place: str) -> dict[str, Any]:
 def _number(value: Any, place: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ScheduleError(f"{place} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ScheduleError(f"{place}: too large a number") from error
+
+
+def _one_of(place: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ScheduleError(f"{place} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _used(value: Any, name: str) -> bool:
+    default = next(f.default for f in fields(value) if f.name == name)
+    return bool(getattr(value, name) != default)
+
+
+def _step_data(step: Step) -> dict[str, Any]:
+    always = ("sigma", "guidance_scale", "order")
+    data = {f.name: getattr(step, f.name) for f in fields(step)}
+    data = {k: v for k, v in data.items() if k in always or _used(step, k)}
+    if step.free_u:
+        data["free_u"] = vars(step.free_u)
+    return data
 
 
 def _step(i: int, data: Any) -> Step:
-    values = _keys(data, Step, f"step {i}")
-    for name in (f.name for f in fields(Step)):
+    place = f"step {i}"
+    values = _keys(data, Step, place)
+    for name in ("sigma", "guidance_scale", "order"):
         if name not in values:
-            raise ScheduleError(f"step {i}: {name} is missing")
+            raise ScheduleError(f"{place}: {name} is missing")
+    for name in ("sigma", "guidance_scale", "guidance_rescale", "analytic"):
+        if values.get(name) is not None:
+            values[name] = _number(values[name], f"{place}: {name}")
     order = values["order"]
     if isinstance(order, bool) or not isinstance(order, int):
-        raise ScheduleError(f"step {i}: order must be a whole number, got {order!r}")
-    return Step(
-        _number(values["sigma"], f"step {i}: sigma"),
-        _number(values["guidance_scale"], f"step {i}: guidance_scale"),
-        order,
-    )
+        raise ScheduleError(f"{place}: order must be a whole number, got {order!r}")
+    if not isinstance(values.get("corrector", False), bool):
+        raise ScheduleError(f"{place}: corrector must be true or false")
+    for name in ("sigma", "guidance_scale", "guidance_rescale"):
+        if values.get(name, 0.0) is None:
+            raise ScheduleError(f"{place}: {name} must be a number, got None")
+    if values.get("free_u") is not None:
+        values["free_u"] = FreeU(**_numbers(values["free_u"], FreeU, f"{place}: free_u"))
+    return Step(**values)
+
+
+def _numbers(data: Any, cls: type, place: str) -> dict[str, float]:
+    values = _keys(data, cls, place)
+    for name in (f.name for f in fields(cls)):
+        if name not in values:
+            raise ScheduleError(f"{place}: {name} is missing")
+    return {name: _number(value, f"{place}: {name}") for name, value in values.items()}
+
+
+def _golden(data: Any) -> GoldenNoise:
+    values = _keys(data, GoldenNoise, "golden_noise")
+    for name in ("sigma", "guidance_scale"):
+        if name not in values:
+            raise ScheduleError(f"golden_noise: {name} is missing")
+        values[name] = _number(values[name], f"golden_noise: {name}")
+    return GoldenNoise(**values)
 
 
 def _model(data: Any) -> ModelSpec:

@@ -1,69 +1,156 @@
 """Each solver as a tableau of plain numbers.
 
-With levels (alpha, sigma) of x = alpha * x0 + sigma * noise and lambda = log(alpha / sigma), the
-probability-flow ODE of an x0-prediction is linear in x, so a multistep rule is one row a step:
+With levels (alpha, sigma) of x = alpha * x0 + sigma * noise, every solver is linear in what it
+knows: the state, the points at which the network was called, and its x0-predictions there. So a
+schedule becomes a list of rows of numbers, one for each network call, computed once in float64;
+`sample` executes them. Three forms of one update from (alpha, sigma) to (alpha', sigma'):
 
-    x_next = decay * x + sum_j weights[j] * x0_j        (newest prediction first)
+    data        x' = sigma'/sigma x + alpha' sum_j w_j x0_j       w from lambda = log(alpha/sigma)
+    noise       x' = alpha'/alpha x + sigma' sum_j w_j eps_j      w from -lambda
+    derivative  x' = x + (sigma' - sigma) sum_j w_j d_j           d = (x_j - x0_j) / sigma_j
 
-decay = sigma_next / sigma, and the weights integrate an extrapolation of x0 in lambda. Everything
-is float64 and computed once per schedule.
+with eps_j = (x_j - alpha_j x0_j) / sigma_j. The rules that give w integrate an extrapolation of the
+predictions; data and noise form are the same formula with the roles of alpha and sigma exchanged.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from dataclasses import replace
+from functools import partial
 from math import exp, expm1, inf, log
 from typing import NamedTuple
 
 import numpy as np
 
-from stepsampler.schedule import Schedule
+from stepsampler.schedule import Schedule, Step
+
+
+class Update(NamedTuple):
+    """A new state, linear in the old one and in the history, newest first."""
+
+    state: float
+    x0: tuple[float, ...] = ()
+    points: tuple[float, ...] = ()  # empty where no point but the state itself is used
 
 
 class Row(NamedTuple):
-    """One update of the state."""
+    """One network call, and where the state goes from it."""
 
-    decay: float
-    weights: tuple[float, ...]
+    step: Step  # what the denoiser is called with
+    correct: Update | None  # the state at this level, from the one before; None: where it was made
+    advance: Update  # the next point
+    ends: bool  # a step of the schedule ends here
 
 
 Rule = Callable[[list[float], float], list[float]]
-# (lambdas of the predictions, newest first; h = lambda_next - lambdas[0]) -> weights at alpha = 1
+# (lambdas of the predictions, newest first; h = lambda' - lambda) -> weights at alpha' = 1
+
+
+class Levels(NamedTuple):
+    """Of n + 1 noise levels."""
+
+    alphas: Sequence[float]
+    sigmas: Sequence[float]
+
+    def log_snr(self, i: int) -> float:
+        """lambda = log(alpha / sigma)."""
+        alpha, sigma = self.alphas[i], self.sigmas[i]
+        return inf if sigma == 0 else -inf if alpha == 0 else log(alpha / sigma)
+
+
+def levels(schedule: Schedule) -> Levels:
+    """x = (1 - sigma) x0 + sigma noise for flow models, x = x0 + sigma noise for all others."""
+    alphas = [1 - s if schedule.flow else 1.0 for s in schedule.sigmas]
+    return Levels(alphas, schedule.sigmas)
 
 
 def tableau(schedule: Schedule) -> list[Row]:
-    """Rows of a schedule, one a step, in the coordinates x = x0 + sigma * noise."""
-    rule = RULES[schedule.solver]
-    orders = [step.order for step in schedule.steps]
-    return rows(rule, [1.0] * len(schedule.sigmas), schedule.sigmas, orders)
+    """The rows of a schedule, one for each network call (an analytic first step has one too)."""
+    at = levels(schedule)
+    golden = _golden_noise(schedule) if schedule.golden_noise else []
+    if schedule.solver == "heun":
+        return golden + [row for i, s in enumerate(schedule.steps) for row in _heun(at, i, s)]
+    rows: list[Row] = []
+    for i, step in enumerate(schedule.steps):
+        correct = None
+        if i and schedule.steps[i - 1].corrector:
+            correct = _correction(at, i, schedule.solver, schedule.steps[i - 1])
+        advance = multistep(at, i, schedule.solver, step.order, step.prediction)
+        rows.append(Row(step, correct, advance, ends=True))
+    return golden + rows
 
 
-def rows(
-    rule: Rule, alphas: Sequence[float], sigmas: Sequence[float], orders: Sequence[int]
-) -> list[Row]:
-    """Rows for `len(orders)` steps between `len(orders) + 1` levels.
+def multistep(at: Levels, i: int, solver: str, order: int, prediction: str | None = None) -> Update:
+    """The update from level i to i + 1, with the predictions of levels i, i - 1, …
 
     A step onto sigma 0, or from alpha 0, has order 1 and is exact for a constant prediction.
     """
-    lambdas = [
-        inf if sigma == 0 else -inf if alpha == 0 else log(alpha / sigma)
-        for alpha, sigma in zip(alphas, sigmas, strict=True)
-    ]
-    result = []
-    for i, ((lam, lam_next), order) in enumerate(zip(pairwise(lambdas), orders, strict=True)):
-        if lam == -inf or lam_next == inf:
-            order = 1
-        past = lambdas[i - order + 1 : i + 1][::-1]
-        if order > 1 and past[-1] == -inf:  # a prediction made at infinite noise has no lambda
-            order, past = order - 1, past[:-1]
-        decay = sigmas[i + 1] / sigmas[i]
-        if order == 1:
-            weights = [1.0 if lam == -inf or lam_next == inf else -expm1(lam - lam_next)]
-        else:
-            weights = rule(past, lam_next - lam)
-        if lam == -inf:  # x_next = alpha_next * x0 + sigma_next * (x / sigma)
-            weights = [1.0]
-        result.append(Row(decay, tuple(alphas[i + 1] * w for w in weights)))
-    return result
+    form = FORMS.get(solver, "data") if prediction is None else prediction
+    past = list(range(i, i - order, -1))
+    if at.log_snr(i + 1) == inf or at.log_snr(i) == -inf:
+        past, form = [i], "data"
+    elif form != "derivative" and at.log_snr(past[-1]) == -inf:  # infinite noise has no lambda
+        past.pop()
+    return _update(at, i, past, form, RULES[solver])
+
+
+def _correction(at: Levels, i: int, solver: str, step: Step) -> Update | None:
+    """UniC: the step onto level i once more, now with the prediction made there."""
+    form = FORMS.get(solver, "data") if step.prediction is None else step.prediction
+    past = list(range(i, i - step.order - 1, -1))
+    while at.log_snr(past[-1]) == -inf:
+        past.pop()
+    if len(past) < 2:
+        return None
+    return _update(at, i - 1, past, form, CORRECTORS[solver])
+
+
+def _update(at: Levels, i: int, past: list[int], form: str, rule: Rule) -> Update:
+    """From level i to i + 1 with the predictions made at the levels `past`, newest first."""
+    alphas, sigmas = at
+    alpha, sigma, alpha_next, sigma_next = alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1]
+    if form == "data":
+        h = at.log_snr(i + 1) - at.log_snr(i)
+        weights = rule([at.log_snr(j) for j in past], h) if h < inf else [1.0]
+        return Update(sigma_next / sigma, tuple(alpha_next * w for w in weights))
+    if form == "noise":
+        lambdas = [-at.log_snr(j) for j in past]
+        weights = rule(lambdas, at.log_snr(i) - at.log_snr(i + 1))
+        state, gain, share = alpha_next / alpha, sigma_next, alphas
+    else:
+        weights = rule([sigmas[j] for j in past], sigma_next - sigma)
+        state, gain, share = 1.0, sigma_next - sigma, [1.0] * len(alphas)
+    return Update(
+        state,
+        tuple(-gain * w * share[j] / sigmas[j] for w, j in zip(weights, past, strict=True)),
+        tuple(gain * w / sigmas[j] for w, j in zip(weights, past, strict=True)),
+    )
+
+
+def _heun(at: Levels, i: int, step: Step) -> list[Row]:
+    """Heun's method on dx / dsigma (Karras et al. 2022, algorithm 1); order 1 is Euler."""
+    euler = _update(at, i, [i], "derivative", ipndm)
+    if step.order == 1:
+        return [Row(step, None, euler, ends=True)]
+    half = lambda _lambdas, _h: [0.5, 0.5]  # noqa: E731
+    average = _update(at, i, [i + 1, i], "derivative", half)
+    again = replace(step, sigma=at.sigmas[i + 1])
+    return [Row(step, None, euler, ends=False), Row(again, average, Update(1.0), ends=True)]
+
+
+def _golden_noise(schedule: Schedule) -> list[Row]:
+    """Down to `golden.sigma`, a new epsilon there, and back up to the first sigma with it."""
+    golden, first = schedule.golden_noise, schedule.steps[0]
+    assert golden
+    down = Step(first.sigma, golden.guidance_scale)
+    there = Step(golden.sigma, golden.guidance_scale)
+    land = multistep(Levels((1.0, 1.0), (first.sigma, golden.sigma)), 0, "ddim", 1)
+    if golden.start == "prediction":  # x0 of the first call + sigma * epsilon of the second
+        ratio = first.sigma / golden.sigma
+        back = Update(0.0, (-ratio, 1.0), (ratio,))
+    else:
+        slope = (first.sigma - golden.sigma) / golden.sigma
+        back = Update(1.0, (-slope,), (slope,))
+    return [Row(down, None, land, ends=False), Row(there, None, back, ends=False)]
 
 
 def ddim(lambdas: list[float], h: float) -> list[float]:
@@ -75,12 +162,12 @@ def exact(lambdas: list[float], h: float) -> list[float]:
     """Exponential Adams-Bashforth: a polynomial through the predictions, integrated exactly.
 
     The moments are the integrals of s^k e^(s - h) over [0, h]; order k + 1 has local error h^(k+2).
+    In noise form this is DEIS (Zhang & Chen 2023) with the polynomial in log rho.
     """
-    lam = np.asarray(lambdas)
     moments = [-expm1(-h)]
     for k in range(1, len(lambdas)):
         moments.append(h**k - k * moments[-1])
-    vandermonde = np.vander(lam - lam[0], increasing=True).T
+    vandermonde = np.vander(np.asarray(lambdas) - lambdas[0], increasing=True).T
     return np.linalg.solve(vandermonde, moments).tolist()  # type: ignore[no-any-return]
 
 
@@ -122,9 +209,62 @@ def _dpmpp_third(lambdas: list[float], h: float) -> list[float]:
     return (phi1 * np.array([1, 0, 0]) + phi2 * d1 - phi3 * d2).tolist()  # type: ignore[no-any-return]
 
 
+def unip(lambdas: list[float], h: float, bh: int) -> list[float]:
+    """The predictor of UniPC (Zhao et al. 2023, eq. 3); `bh` 1 is B(h) = h, 2 is B(h) = e^h - 1."""
+    if len(lambdas) == 1:
+        return ddim(lambdas, h)
+    rates = [(lam - lambdas[0]) / h for lam in lambdas[1:]]
+    return _unipc(rates, h, bh, [0.5] if len(rates) == 1 else None)
+
+
+def unic(lambdas: list[float], h: float, bh: int) -> list[float]:
+    """Its corrector (eq. 4): `lambdas[0]` is the level that the step lands on."""
+    rates = [(lam - lambdas[1]) / h for lam in lambdas[2:]] + [1.0]
+    start, *older, landing = _unipc(rates, h, bh, [0.5] if len(rates) == 1 else None)
+    return [landing, start, *older]
+
+
+def _unipc(rates: list[float], h: float, bh: int, rhos: list[float] | None) -> list[float]:
+    """Weights of the prediction at the start and of those at `rates` (in steps) from there.
+
+    Of order 2, and in a corrector of order 1, the one coefficient is 1/2 by definition.
+    """
+    scale = -h if bh == 1 else expm1(-h)
+    term, factorial, right = expm1(-h) / -h - 1, 1.0, []
+    for k in range(1, len(rates) + 1):
+        right.append(term * factorial / scale)
+        factorial *= k + 1
+        term = term / -h - 1 / factorial
+    if rhos is None:
+        rhos = np.linalg.solve(np.vander(rates, increasing=True).T, right).tolist()
+    shares = [scale * rho / rate for rho, rate in zip(rhos, rates, strict=True)]
+    return [-expm1(-h) + sum(shares), *(-share for share in shares)]
+
+
+def ipndm(_sigmas: list[float], _h: float) -> list[float]:
+    """Adams-Bashforth with the coefficients of even steps (Liu et al. 2022; Zhang & Chen 2023)."""
+    return ADAMS_BASHFORTH[len(_sigmas)]
+
+
+ADAMS_BASHFORTH = {
+    1: [1.0],
+    2: [3 / 2, -1 / 2],
+    3: [23 / 12, -16 / 12, 5 / 12],
+    4: [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+}
+
 RULES: dict[str, Rule] = {
     "ddim": ddim,
     "dpmpp-midpoint": dpmpp_midpoint,
     "dpmpp-heun": dpmpp_heun,
     "exact": exact,
+    "deis": exact,
+    "unipc-bh1": partial(unip, bh=1),
+    "unipc-bh2": partial(unip, bh=2),
+    "ipndm": ipndm,
 }
+CORRECTORS: dict[str, Rule] = {
+    "unipc-bh1": partial(unic, bh=1),
+    "unipc-bh2": partial(unic, bh=2),
+}
+FORMS = {"deis": "noise", "ipndm": "derivative"}  # all others: data

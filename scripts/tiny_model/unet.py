@@ -74,6 +74,7 @@ def train(folder: Path, data: Path, minutes: float, device: str, width: int, see
     run = folder / f"unet-{width}-{seed}"
     info = load_state(run, both, average, optimizer) or {"step": 0, "images": 0, "seconds": 0.0}
     print(f"{count:.1f} M parameters, from image {info['images']:,}", flush=True)
+    both.unet.compile()  # two minutes at first, then 1.2 times as fast; needs a C++ compiler
     generator = torch.Generator().manual_seed(seed + info["step"])
     betas = scheduler().alphas_cumprod
     fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported()

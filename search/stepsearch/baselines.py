@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stepsampler.grids import GRIDS, make_schedule
-from stepsampler.noise import NoiseSchedule
+from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
 from stepsearch.config import StudyConfig
 
@@ -25,7 +25,7 @@ class Candidate:
     trial: int | None = None
 
 
-def baselines(config: StudyConfig, noise: NoiseSchedule, model: ModelSpec) -> list[Candidate]:
+def baselines(config: StudyConfig, noise: Noise, model: ModelSpec) -> list[Candidate]:
     """Each grid and order, at every guidance with `num_steps` and unguided with all passes."""
     passes, steps = config.space.passes, config.space.num_steps
     found = []
@@ -42,7 +42,7 @@ def baselines(config: StudyConfig, noise: NoiseSchedule, model: ModelSpec) -> li
     return found
 
 
-def long_baselines(config: StudyConfig, noise: NoiseSchedule, model: ModelSpec) -> list[Candidate]:
+def long_baselines(config: StudyConfig, noise: Noise, model: ModelSpec) -> list[Candidate]:
     """DPM-Solver++(2M) on evenly spaced timesteps, with more steps than the budget pays for."""
     return [
         Candidate(
@@ -55,7 +55,7 @@ def long_baselines(config: StudyConfig, noise: NoiseSchedule, model: ModelSpec) 
     ]
 
 
-def teacher(config: StudyConfig, noise: NoiseSchedule, model: ModelSpec) -> Candidate:
+def teacher(config: StudyConfig, noise: Noise, model: ModelSpec) -> Candidate:
     """Many steps of DPM-Solver++(2M) on evenly spaced timesteps."""
     t = config.teacher
     schedule = make_schedule(

@@ -63,6 +63,10 @@ class SpaceConfig(_Section):
             )
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        if self.solver == "heun":
+            raise ValueError(
+                "solver heun calls the network twice a step; no budget counts that yet"
+            )
         if self.max_order > SOLVERS[self.solver]:
             raise ValueError(f"max_order of {self.solver} is at most {SOLVERS[self.solver]}")
         return self

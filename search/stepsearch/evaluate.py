@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from stepsampler.errors import UserError
 from stepsampler.generate import Batch, generate
-from stepsampler.models import LatentModel, check_device
+from stepsampler.models import LatentModel, check_device, load
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
@@ -82,9 +82,7 @@ class Evaluator:
         self.extractor = load_extractor(evaluation.extractor, device)
         self.batch_size, self.cache = evaluation.batch_size, cache
         self.prompts = load_prompts(evaluation.prompts)
-        self.model = LatentModel.load(
-            config.model.id, device, config.model.dtype, config.model.size
-        )
+        self.model = load(config.model.id, device, config.model.dtype, config.model.size)
         size = self.model.shape[1] * self.model.pipeline.vae_scale_factor
         self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
         self.judge = Judge(device) if self.prompts[0].label is not None else None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
 from stepsampler.grids import GRIDS, from_sigmas
-from stepsampler.noise import NoiseSchedule
+from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
 from stepsearch.config import SpaceConfig
 
@@ -33,7 +33,7 @@ class SearchSpace:
     """
 
     config: SpaceConfig
-    noise: NoiseSchedule
+    noise: Noise
     model: ModelSpec
     grid: str
 

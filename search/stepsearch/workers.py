@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepsampler.errors import UserError
-from stepsampler.noise import NoiseSchedule
+from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.evaluate import Evaluator, Measurement
@@ -37,7 +37,7 @@ T = TypeVar("T")
 class Subject:
     """What the parent needs to know of the model and the reference, without loading them."""
 
-    noise: NoiseSchedule
+    noise: Noise
     spec: ModelSpec
     reference: Reference
     identity: str  # digest of model, reference and prompts

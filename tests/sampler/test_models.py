@@ -6,7 +6,7 @@ from stepsampler import ModelSpec, Schedule, Step, UserError
 from stepsampler.denoiser import GuidedDenoiser
 from stepsampler.generate import generate, seeded_noise
 from stepsampler.grids import from_sigmas, make_schedule
-from stepsampler.models import LatentModel
+from stepsampler.models import from_pipeline, load
 from stepsampler.noise import NoiseSchedule
 
 SD = NoiseSchedule.scaled_linear()
@@ -15,7 +15,7 @@ PROMPTS = ["a photo of a sneaker", "a shirt", "bag"]
 
 @pytest.fixture(scope="module")
 def tiny():
-    return LatentModel.load("tiny")
+    return load("tiny")
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -34,8 +34,8 @@ def test_every_prediction_type_is_the_same_x0(prediction_type):
             "sample": x0,
         }[prediction_type]
 
-    denoise = GuidedDenoiser(network, SD, prediction_type, torch.zeros(3), torch.zeros(3))
-    torch.testing.assert_close(denoise(x0 + sigma * noise, sigma, 1.0), x0)
+    denoise = GuidedDenoiser(network, SD, prediction_type, {}, None)
+    torch.testing.assert_close(denoise(x0 + sigma * noise, Step(sigma)), x0)
 
 
 def test_guidance_extrapolates_and_one_costs_one_pass():
@@ -43,19 +43,20 @@ def test_guidance_extrapolates_and_one_costs_one_pass():
 
     def network(x, timestep, states):
         seen.append(len(x))
-        return states[:, None].expand_as(x)
+        return states["a"][:, None].expand_as(x)
 
-    denoise = GuidedDenoiser(network, SD, "sample", torch.full((2,), 3.0), torch.full((2,), 1.0))
+    cond, uncond = {"a": torch.full((2,), 3.0)}, {"a": torch.full((2,), 1.0)}
+    denoise = GuidedDenoiser(network, SD, "sample", cond, uncond)
     x = torch.zeros(2, 5)
-    assert denoise(x, 1.0, 1.0).unique().tolist() == [3.0]
-    assert denoise(x, 1.0, 2.5).unique().tolist() == [1.0 + 2.5 * 2.0]
-    assert denoise(x, 1.0, 0.0).unique().tolist() == [1.0]
+    assert denoise(x, Step(1.0)).unique().tolist() == [3.0]
+    assert denoise(x, Step(1.0, 2.5)).unique().tolist() == [1.0 + 2.5 * 2.0]
+    assert denoise(x, Step(1.0, 0.0)).unique().tolist() == [1.0]
     assert seen == [2, 4, 4]
 
 
 def test_an_unknown_prediction_type_is_refused():
     with pytest.raises(UserError, match="prediction_type must be one of epsilon, .* got 'flow'"):
-        GuidedDenoiser(lambda *_: None, SD, "flow", torch.zeros(1), torch.zeros(1))
+        GuidedDenoiser(lambda *_: None, SD, "flow", {}, None)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -76,7 +77,7 @@ def test_our_images_are_those_of_the_stock_pipeline(prediction_type, guidance_sc
         guidance_scale=guidance_scale,
         output_type="pt",
     ).images
-    model = LatentModel.from_pipeline(pipeline)
+    model = from_pipeline(pipeline)
     (batch,) = generate(model, schedule, PROMPTS, [0, 1, 2])
     torch.testing.assert_close(batch.images.float(), (stock * 255).round(), atol=1.0, rtol=0)
 
@@ -104,13 +105,15 @@ def test_latents_agree_across_batch_sizes(tiny):
     from stepsampler.sample import sample
 
     schedule = make_schedule("power", 3, SD, guidance_scale=2.0)
-    cond, uncond = tiny.encode(PROMPTS), tiny.encode([""] * 3)
+
+    def denoiser(start, stop):
+        count = stop - start
+        return tiny.denoiser(tiny.encode(PROMPTS[start:stop]), tiny.encode([""] * count, True))
+
     noise = seeded_noise([0, 1, 2], tiny.shape)
     with torch.inference_mode():
-        whole = sample(tiny.denoiser(cond, uncond), noise, schedule)
-        single = [
-            sample(tiny.denoiser(cond[[i]], uncond[[i]]), noise[[i]], schedule) for i in range(3)
-        ]
+        whole = sample(denoiser(0, 3), noise, schedule)
+        single = [sample(denoiser(i, i + 1), noise[[i]], schedule) for i in range(3)]
     torch.testing.assert_close(torch.cat(single), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -133,14 +136,14 @@ def test_a_schedule_for_another_model_is_refused_in_one_sentence(tiny):
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(UserError, match="no such folder; give a diffusers folder, a hub id"):
-        LatentModel.load("./absent")
+        load("./absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="cannot be loaded"):
-        LatentModel.load(str(tmp_path / "empty"))
+        load(str(tmp_path / "empty"))
     with pytest.raises(UserError, match="device 'cuda:7' cannot be used"):
-        LatentModel.load("tiny", device="cuda:7")
+        load("tiny", device="cuda:7")
     with pytest.raises(UserError, match="size must be a multiple of 4 pixels, got 30"):
-        LatentModel.load("tiny", size=30)
+        load("tiny", size=30)
 
 
 def test_unequal_lists_are_refused(tiny):
