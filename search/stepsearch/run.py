@@ -286,10 +286,22 @@ class Run:
         for i, candidate in enumerate(entrants):
             whole = Measurement.join([found[i * len(parts) + k] for k in range(len(parts))])
             if whole.finite:
-                rows.append(Row(candidate, whole, score(whole.features, reference)))
+                row = Row(candidate, whole, score(whole.features, reference))
+                rows.append(row)
+                self.tracker.contender(candidate.name, candidate.schedule, _metrics(row, stage))
             else:
                 self.report(stage, 1, 1, f"{candidate.name}: images are not finite, left out")
         return rows
+
+
+def _metrics(row: Row, stage: str) -> dict[str, float]:
+    values = {
+        f"fd_{stage}": row.score.value,
+        f"fd_{stage}_se": row.score.se,
+        f"alignment_{stage}": row.measurement.alignment,
+        "passes": float(row.candidate.schedule.passes),
+    }
+    return {key: value for key, value in values.items() if not isnan(value)}
 
 
 def _guided(candidate: Candidate) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import optuna
 
+from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -25,6 +26,8 @@ class Tracker(Protocol):
 
     def sync(self, study: optuna.Study) -> None: ...
 
+    def contender(self, name: str, schedule: Schedule, metrics: dict[str, float]) -> None: ...
+
     def finish(self, metrics: dict[str, float], files: list[Path]) -> None: ...
 
 
@@ -37,14 +40,18 @@ class NoTracking:
     def sync(self, study: optuna.Study) -> None:
         pass
 
+    def contender(self, name: str, schedule: Schedule, metrics: dict[str, float]) -> None:
+        pass
+
     def finish(self, metrics: dict[str, float], files: list[Path]) -> None:
         pass
 
 
 class MlflowTracking:
-    """One parent run per study, one child run per finished trial.
+    """One parent run per study, one child run per finished trial and per contender of the end.
 
-    Children are found again by the tag `stepsearch.trial`, so a second sync adds nothing.
+    Children are found again by the tag `stepsearch.trial` or `stepsearch.contender`, so a second
+    sync adds nothing.
     `warn` receives one sentence when MLflow fails.
     """
 
@@ -53,12 +60,17 @@ class MlflowTracking:
         self._client: Any = None
         self._parent = self._experiment = ""
         self._mirrored: set[int] = set()
+        self._contenders: dict[str, str] = {}
 
     def start(self, config: StudyConfig, folder: Path) -> None:
         self._try(lambda: self._start(config, folder))
 
     def sync(self, study: optuna.Study) -> None:
         self._try(lambda: self._sync(study))
+
+    def contender(self, name: str, schedule: Schedule, metrics: dict[str, float]) -> None:
+        """A baseline, finalist or teacher with what was measured on fresh seeds."""
+        self._try(lambda: self._contender(name, schedule, metrics))
 
     def finish(self, metrics: dict[str, float], files: list[Path]) -> None:
         self._try(lambda: self._finish(metrics, files))
@@ -102,7 +114,9 @@ class MlflowTracking:
             [self._experiment], f"tags.`mlflow.parentRunId` = '{self._parent}'", max_results=10000
         )
         for run in children:
-            if run.info.status == "FINISHED":
+            if "stepsearch.contender" in run.data.tags:
+                self._contenders[run.data.tags["stepsearch.contender"]] = run.info.run_id
+            elif run.info.status == "FINISHED":
                 self._mirrored.add(int(run.data.tags["stepsearch.trial"]))
             else:  # it was cut off: written again from the start
                 client.delete_run(run.info.run_id)
@@ -136,6 +150,20 @@ class MlflowTracking:
                 self._client.log_artifact(run, sheet)
             self._client.set_terminated(run, "FINISHED")
             self._mirrored.add(trial.number)
+
+    def _contender(self, name: str, schedule: Schedule, metrics: dict[str, float]) -> None:
+        if name not in self._contenders:
+            tags = {
+                "mlflow.parentRunId": self._parent,
+                "mlflow.runName": name,
+                "stepsearch.contender": name,
+            }
+            run = self._client.create_run(self._experiment, tags=tags).info.run_id
+            self._client.log_text(run, schedule.to_json(), "schedule.json")
+            self._contenders[name] = run
+        for key, value in metrics.items():
+            self._client.log_metric(self._contenders[name], key, value)
+        self._client.set_terminated(self._contenders[name], "FINISHED")
 
     def _finish(self, metrics: dict[str, float], files: list[Path]) -> None:
         for key, value in metrics.items():

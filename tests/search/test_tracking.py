@@ -3,6 +3,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from stepsampler.schedule import Schedule, Step
 from stepsearch.config import StudyConfig
 from stepsearch.tracking import MlflowTracking
 
@@ -39,6 +40,8 @@ def test_a_second_mirror_adds_nothing_and_a_torn_run_is_written_again(tmp_path, 
     first = MlflowTracking(None, warnings.append)
     first.start(CONFIG, tmp_path)
     first.sync(study)
+    schedule = Schedule((Step(1.0),), 0.0, "ddim")
+    first.contender("karras", schedule, {"fd_selection": 5.0})
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("stepsearch").experiment_id
     (torn,) = client.search_runs([experiment], "tags.`stepsearch.trial` = '1'")
@@ -47,12 +50,16 @@ def test_a_second_mirror_adds_nothing_and_a_torn_run_is_written_again(tmp_path, 
     second = MlflowTracking(None, warnings.append)
     second.start(CONFIG, tmp_path)
     second.sync(study)
+    second.contender("karras", schedule, {"fd_test": 4.0})
     second.finish({"test_fd": 1.5}, [Path(__file__)])
     assert warnings == []
     runs = client.search_runs([experiment])
     children = [r for r in runs if "stepsearch.trial" in r.data.tags]
     assert sorted(r.data.tags["stepsearch.trial"] for r in children) == ["0", "1"]
     assert sorted(r.data.metrics["fd"] for r in children) == [2.0, 3.0]
-    (parent,) = [r for r in runs if r not in children]
+    (karras,) = [r for r in runs if "stepsearch.contender" in r.data.tags]
+    assert karras.data.metrics == {"fd_selection": 5.0, "fd_test": 4.0}
+    assert client.list_artifacts(karras.info.run_id)[0].path == "schedule.json"
+    (parent,) = [r for r in runs if r not in children and r.info.run_id != karras.info.run_id]
     assert parent.data.metrics["test_fd"] == 1.5
     assert parent.data.params["space.num_steps"] == "3"
