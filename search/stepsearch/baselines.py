@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from stepsampler.grids import GRIDS, make_schedule
+from stepsampler.grids import GRIDS, from_sigmas, make_schedule
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
 from stepsearch.config import StudyConfig
@@ -21,24 +21,35 @@ class Candidate:
     name: str
     schedule: Schedule
     kind: Kind
-    grid: str = ""
+    grid: str = ""  # of `grids`, where its placement has a formula for any number of steps
     trial: int | None = None
 
 
-def baselines(config: StudyConfig, noise: Noise, model: ModelSpec) -> list[Candidate]:
-    """Each grid and order, at every guidance with `num_steps` and unguided with all passes."""
-    passes, steps = config.space.passes, config.space.num_steps
+Placements = dict[tuple[str, int], list[float]]  # (rival, number of steps) -> falling sigmas
+
+
+def shapes(config: StudyConfig) -> list[tuple[int, float]]:
+    """(steps, guidance scale) of a baseline: all that the budget pays for in one way each."""
+    passes = config.space.passes
+    guided = min(config.space.num_steps, passes // 2)
+    return [*((guided, w) for w in config.baselines.guidance_scales), (passes, 1.0)]
+
+
+def baselines(
+    config: StudyConfig, noise: Noise, model: ModelSpec, rivals: Placements
+) -> list[Candidate]:
+    """Each placement and order, at every guidance with `num_steps` and unguided with all passes."""
     found = []
-    for grid in GRIDS:
-        for order in config.baselines.orders:
-            guided = min(steps, passes // 2)  # as many as the budget pays for
-            options = [(guided, w) for w in config.baselines.guidance_scales]
-            for n, w in [*options, (passes, 1.0)]:
-                schedule = make_schedule(grid, n, noise, order=order, guidance_scale=w, model=model)
-                name = f"{grid}, order {order}, " + (
-                    f"w {w:g}" if w != 1 else f"{n} unguided steps"
-                )
-                found.append(Candidate(name, schedule, "baseline", grid))
+    for order in config.baselines.orders:
+        for n, w in shapes(config):
+            shape = f"order {order}, " + (f"w {w:g}" if w != 1 else f"{n} unguided steps")
+            for grid in GRIDS:
+                plan = make_schedule(grid, n, noise, order=order, guidance_scale=w, model=model)
+                found.append(Candidate(f"{grid}, {shape}", plan, "baseline", grid))
+            for rival in config.baselines.rivals:
+                *sigmas, final = rivals[rival, n]
+                plan = from_sigmas(sigmas, final, [w] * n, order, model=model)
+                found.append(Candidate(f"{rival}, {shape}", plan, "baseline"))
     return found
 
 

@@ -89,6 +89,7 @@ class BaselinesConfig(_Section):
 
     guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 5.0)
     orders: tuple[int, ...] = (1, 2)
+    rivals: tuple[Literal["dmn", "gits", "oss"], ...] = ()  # placements computed for the model
     rungs: tuple[int, ...] = (40, 120, 400)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
     test: int = Field(3, ge=1)  # the best so many enter the test

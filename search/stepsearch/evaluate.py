@@ -111,10 +111,10 @@ class Evaluator:
         return torch.cat([batch.images for batch in self._batches(schedule, seeds)])
 
     def _batches(self, schedule: Schedule, seeds: range) -> Iterator[Batch]:
-        texts = [self._prompt(seed).text for seed in seeds]
+        texts = [self.prompt(seed).text for seed in seeds]
         return generate(self.model, schedule, texts, seeds, batch_size=self.batch_size)
 
-    def _prompt(self, seed: int) -> Prompt:
+    def prompt(self, seed: int) -> Prompt:
         return self.prompts[seed % len(self.prompts)]
 
     def _measure(
@@ -130,7 +130,7 @@ class Evaluator:
         projected = self.reference.project(np.concatenate(features)).astype(np.float32)
         aligned = np.full(len(seeds), np.nan, np.float32)
         if self.judge:
-            labels = np.array([self._prompt(seed).label for seed in seeds])
+            labels = np.array([self.prompt(seed).label for seed in seeds])
             aligned = (np.concatenate(classes) == labels).astype(np.float32)
         assert first is not None
         return {"features": projected, "aligned": aligned}, first

@@ -105,7 +105,11 @@ class Run:
         self.subject = self.workers.describe()
         self.report("loading", 1, 1, "")
         self.tracker.start(config, self.folder)
-        best, screened = self.screen(baselines(config, self.subject.noise, self.subject.spec))
+        if config.baselines.rivals:
+            self.report("rivals", 0, 1, "")
+        rivals = self.workers.placements()
+        known = baselines(config, self.subject.noise, self.subject.spec, rivals)
+        best, screened = self.screen(known)
         alignment = self.measure_teacher(SEARCH).measurement.alignment
         teacher_row = self.measure_teacher(SELECTION)
         study = open_study(self.folder, config)
@@ -184,7 +188,7 @@ class Run:
         teacher's by a point and its standard error; the selection is strict.
         """
         config, options = self.config, self.config.search
-        grid = config.space.baseline if config.space.baseline != "best" else best[0].grid
+        grid = config.space.baseline if config.space.baseline != "best" else self._best_grid(best)
         space = SearchSpace(config.space, self.subject.noise, self.subject.spec, grid)
         floor = alignment - POINT - sqrt(alignment * (1 - alignment) / config.evaluation.images)
         make_plan(self.folder, self.subject.identity, grid, floor)
@@ -210,6 +214,10 @@ class Run:
         while study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             time.sleep(1)  # a worker that joined from elsewhere is at its last trial
             reap(study, self.folder)
+
+    def _best_grid(self, best: list[Candidate]) -> str:
+        """The centre of the box: it needs a placement for any number of steps."""
+        return next((c.grid for c in best if c.grid), "power")
 
     def _show(self, trial: FrozenTrial, done: int, floor: float, record: float) -> float:
         """Report a finished trial and return the best value so far."""

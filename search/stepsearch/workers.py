@@ -25,9 +25,11 @@ from torch import Tensor
 from stepsampler.errors import UserError
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
+from stepsearch.baselines import Placements, shapes
 from stepsearch.config import StudyConfig
 from stepsearch.evaluate import Evaluator, Measurement
 from stepsearch.reference import Reference
+from stepsearch.rivals import placement
 from stepsearch.study import work
 
 T = TypeVar("T")
@@ -96,6 +98,17 @@ class Workers:
         """
         return self.result(self._pool.submit(_describe))
 
+    def placements(self) -> Placements:
+        """What the study's rivals propose for the model, guided as the teacher and unguided."""
+        config = self.config
+        wanted = {n: 1.0 if w == 1 else config.teacher.guidance_scale for n, w in shapes(config)}
+        futures = {
+            (name, n): self._pool.submit(_placement, name, n, w)
+            for name in config.baselines.rivals
+            for n, w in wanted.items()
+        }
+        return {key: self.result(future) for key, future in futures.items()}
+
     def images(self, schedules: Sequence[Schedule], seeds: range) -> Tensor:
         """Images of each schedule in turn, uint8 (len(schedules) * len(seeds), 3, h, w)."""
         futures = [self._pool.submit(_images, s.to_json(), seeds) for s in schedules]
@@ -156,6 +169,10 @@ def _describe() -> Subject:
     evaluator = _self.load()
     model = evaluator.model
     return Subject(model.noise, model.spec, evaluator.reference, evaluator.identity)
+
+
+def _placement(name: str, num_steps: int, guidance_scale: float) -> list[float]:
+    return placement(_self.load(), name, num_steps, guidance_scale)
 
 
 def _measure(schedule: str, seeds: range) -> Measurement:

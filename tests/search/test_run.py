@@ -13,6 +13,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.distance import Moments
 from stepsearch.evaluate import Measurement
 from stepsearch.report import as_data, table, verdict, write
+from stepsearch.rivals.dmn import dmn
 from stepsearch.run import Run
 from stepsearch.study import work
 from stepsearch.tracking import NoTracking
@@ -44,6 +45,9 @@ class ToyWorkers:
     def describe(self):
         return SimpleNamespace(noise=SD, spec=SPEC, reference=Reference, identity="toy")
 
+    def placements(self):
+        return {("dmn", n): dmn(n, SD) for n in (3, 6)} if self.config.baselines.rivals else {}
+
     def measure(self, jobs, seeds=None):
         if seeds is not None:  # as an evaluator
             return self._measure(jobs, seeds)
@@ -72,7 +76,12 @@ def settings(**search):
             "name": "toy",
             "space": {"num_steps": 3, "passes": 6, "max_steps": 6},
             "evaluation": {"images": 60, "selection_images": 100, "test_images": 400},
-            "baselines": {"rungs": [20, 60], "guidance_scales": [2.0], "long_steps": [20]},
+            "baselines": {
+                "rungs": [20, 60],
+                "guidance_scales": [2.0],
+                "long_steps": [20],
+                "rivals": ["dmn"],
+            },
             "teacher": {"images": 100, "test": True},
             "search": {"trials": 40, "algorithm": "tpe", **search},
         }
@@ -100,7 +109,7 @@ def test_a_search_that_succeeds(tmp_path):
     assert 0.5 < result.gap_closed <= 1.1
     sentence = verdict(result, config)
     assert sentence.startswith("At the same cost, 6 passes, the found schedule beats the best")
-    assert "of 48 baselines" in sentence
+    assert "of 52 baselines" in sentence
 
     write(result, config, tmp_path)
     schedule = load(tmp_path / "best.json")
