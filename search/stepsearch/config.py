@@ -34,13 +34,27 @@ class SpaceConfig(_Section):
     num_steps: int = Field(ge=2, le=64)
     passes: int = Field(ge=2)
     max_steps: int | None = None
+    solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # several: the search chooses
+    # Placement: the gaps of a baseline stretched along a curve, or a family of two numbers.
+    placement: Literal["curve", "power", "karras"] = "curve"
     baseline: str = "best"  # a grid, or "best": the winner of the baselines at this budget
-    solver: str = "dpmpp-midpoint"
     log_gap: Range = (-1.0, 1.0)
+    rho: Range = (0.5, 3.0)  # of power, in timesteps, or of karras, in sigma
+    first_sigma: Range | None = None  # None: where the baseline starts
     final_sigma: Range = (0.02, 0.6)  # below the model's sigma_min means exactly 0
+    # Guidance
     guidance_scale: Range = (0.6, 4.0)  # below 1 means off: w = 1, one pass instead of two
-    guidance: Literal["per-step", "linear", "constant"] = "linear"
-    max_order: int = Field(3, ge=1, le=3)
+    guidance: Literal["per-step", "linear", "interval", "constant"] = "linear"
+    guidance_rescale: Range | None = None
+    # Solver
+    max_order: int = Field(3, ge=1, le=4)
+    order: Literal["constant", "per-step"] = "constant"
+    corrector: bool = False  # UniPC's becomes a choice; without it, it is on
+    analytic: Range | None = None  # gain of an analytic first step; below 0.9 means none
+    # Free-U, on or off at every step, with one set of gains
+    free_u: bool = False
+    free_u_b: Range = (1.0, 1.6)
+    free_u_s: Range = (0.2, 1.0)
 
     @property
     def most_steps(self) -> int:
@@ -48,27 +62,38 @@ class SpaceConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceConfig":
-        for name in ("log_gap", "final_sigma", "guidance_scale"):
-            low, high = getattr(self, name)
+        lowest = {"guidance_scale": 0.0, "guidance_rescale": 0.0, "log_gap": float("-inf")}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if "tuple[float, float]" not in str(field.annotation) or value is None:
+                continue
+            low, high = value
             if not low < high:
                 raise ValueError(f"{name}: low must be below high, got [{low}, {high}]")
-        if self.final_sigma[0] <= 0:
-            raise ValueError(f"final_sigma: low must be above 0, got {self.final_sigma[0]}")
-        if self.guidance_scale[0] < 0:
-            raise ValueError(f"guidance_scale: low must be >= 0, got {self.guidance_scale[0]}")
+            if name not in lowest and low <= 0:
+                raise ValueError(f"{name}: low must be above 0, got {low}")
+            if name in lowest and low < lowest[name]:
+                raise ValueError(f"{name}: low must be >= 0, got {low}")
+        if self.guidance_rescale and self.guidance_rescale[1] > 1:
+            raise ValueError(f"guidance_rescale: high is at most 1, got {self.guidance_rescale[1]}")
+        if self.placement == "power" and self.first_sigma:
+            raise ValueError("first_sigma: the power law starts at the noisiest timestep")
         if not self.num_steps <= self.most_steps <= self.passes:
             raise ValueError(
                 "num_steps <= max_steps <= passes must hold, "
                 f"got {self.num_steps}, {self.max_steps} and {self.passes}"
             )
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
-        if self.solver == "heun":
+        known = [name for name in SOLVERS if name != "heun"]  # its steps have twice the passes
+        for solver in self.solvers:
+            if solver not in known:
+                raise ValueError(f"solvers must be of {', '.join(known)}, got {solver!r}")
+        if not self.solvers or len(set(self.solvers)) < len(self.solvers):
+            raise ValueError(f"solvers must be different names, got {list(self.solvers)}")
+        highest = max(SOLVERS[solver] for solver in self.solvers)
+        if self.max_order > highest:
             raise ValueError(
-                "solver heun calls the network twice a step; no budget counts that yet"
+                f"max_order of {', '.join(self.solvers)} is at most {highest}, got {self.max_order}"
             )
-        if self.max_order > SOLVERS[self.solver]:
-            raise ValueError(f"max_order of {self.solver} is at most {SOLVERS[self.solver]}")
         return self
 
 

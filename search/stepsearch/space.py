@@ -1,35 +1,39 @@
 """A fixed box of numbers <-> schedules.
 
 Every point of the box is a valid schedule within the budget, and the box is the same in every
-trial, so that no algorithm has to drop a parameter. «Off», «exactly zero», order and the number of
-steps are thresholds on a float, not categories.
+trial, so that no algorithm has to drop a parameter. «Off», «exactly zero», order, solver and the
+number of steps are thresholds on a float, not categories.
 
-Placement and guidance are curves over the trajectory, given at `num_steps` knots. A schedule of
-`num_steps` steps has one step at each knot; one of more steps (up to `max_steps`) interpolates.
+What varies along the trajectory is a curve given at `num_steps` knots. A schedule of `num_steps`
+steps has one step at each knot; one of more steps (up to `max_steps`) interpolates.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import log
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
+from scipy.optimize import minimize_scalar
 
-from stepsampler.grids import GRIDS, from_sigmas
+from stepsampler.grids import GRIDS, from_sigmas, power
 from stepsampler.noise import Noise
-from stepsampler.schedule import ModelSpec, Schedule
+from stepsampler.schedule import SOLVERS, FreeU, ModelSpec, Schedule
 from stepsearch.config import SpaceConfig
 
 Params = dict[str, float]
 SHORTEST_GAP = 0.02  # of an even gap: some grids end with a step from sigma_min to 0
+NO_ANALYTIC = 0.9  # gains below it mean that there is no analytic step
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Placement as log-factors on the gaps, in timesteps, of the grid at the centre of the box.
+    """The axes that a study switches on, around the grid at the centre of the box.
 
-    0 everywhere, with the grid's own final sigma, is that grid at any number of steps.
+    Placement is log-factors on the gaps of that grid in timesteps: 0 everywhere, with the grid's
+    own final sigma, is that grid at any number of steps. Or it is a power law.
     """
 
     config: SpaceConfig
@@ -41,7 +45,13 @@ class SearchSpace:
     def distributions(self) -> dict[str, FloatDistribution]:
         """The box: name -> interval."""
         c = self.config
-        box = {name: FloatDistribution(*c.log_gap) for name in self._names("log_gap")}
+        box: dict[str, FloatDistribution] = {}
+        if c.placement == "curve":
+            box |= {name: FloatDistribution(*c.log_gap) for name in self._names("log_gap")}
+        else:
+            box["rho"] = FloatDistribution(*c.rho)
+        if c.first_sigma:
+            box["first_sigma"] = FloatDistribution(*c.first_sigma, log=True)
         box["final_sigma"] = FloatDistribution(*c.final_sigma, log=True)
         if c.guidance == "per-step":
             box |= {n: FloatDistribution(*c.guidance_scale) for n in self._names("guidance_scale")}
@@ -50,63 +60,156 @@ class SearchSpace:
         if c.guidance == "linear":
             reach = (c.guidance_scale[1] - c.guidance_scale[0]) / 2
             box["guidance_slope"] = FloatDistribution(-reach, reach)
+        if c.guidance == "interval":
+            box |= {name: FloatDistribution(0.0, 1.0) for name in ("guided_from", "guided_to")}
+        if c.guidance_rescale:
+            box["guidance_rescale"] = FloatDistribution(*c.guidance_rescale)
         if c.max_order > 1:
-            box["order"] = FloatDistribution(0.5, c.max_order + 0.5)
+            names = self._names("order") if c.order == "per-step" else ["order"]
+            box |= {name: FloatDistribution(0.5, c.max_order + 0.5) for name in names}
         if c.most_steps > c.num_steps:
             box["num_steps"] = FloatDistribution(c.num_steps - 0.5, c.most_steps + 0.5)
+        if len(c.solvers) > 1:
+            box["solver"] = FloatDistribution(-0.5, len(c.solvers) - 0.5)
+        if c.corrector:
+            box["corrector"] = FloatDistribution(0.0, 1.0)
+        if c.analytic:
+            box["analytic"] = FloatDistribution(*c.analytic)
+        if c.free_u:
+            box |= {name: FloatDistribution(0.0, 1.0) for name in self._names("free_u")}
+            box |= {name: FloatDistribution(*c.free_u_b) for name in ("b1", "b2")}
+            box |= {name: FloatDistribution(*c.free_u_s) for name in ("s1", "s2")}
         return box
 
     def schedule(self, params: Params) -> Schedule:
         """The schedule at a point of the box."""
         c = self.config
         n = _whole(params.get("num_steps", c.num_steps), c.num_steps, c.most_steps)
-        final_sigma = params["final_sigma"]
-        if final_sigma < self.noise.sigma_min:
-            final_sigma = 0.0
         at = _middles(n)
-        curve = np.interp(at, _middles(c.num_steps), [params[k] for k in self._names("log_gap")])
-        sigmas = GRIDS[self.grid](n, self.noise)
-        gaps = self._gaps(sigmas) * np.exp(curve)
-        first, final = self.noise.timestep(sigmas[0]), self.noise.timestep(final_sigma)
-        timesteps = first - (first - final) * np.cumsum([0, *gaps[:-1]]) / gaps.sum()
-        order = _whole(params.get("order", 1), 1, c.max_order)
-        return from_sigmas(
-            [self.noise.sigma(t) for t in timesteps],
-            final_sigma,
-            within_budget(self._guidance(params, at).tolist(), c.passes),
-            order,
-            c.solver,
-            self.model,
-        )
+        *sigmas, final_sigma = self._sigmas(params, n)
+        scales = within_budget(self._guidance(params, at).tolist(), c.passes)
+        solver = c.solvers[_whole(params.get("solver", 0.0), 0, len(c.solvers) - 1)]
+        orders = [_whole(value, 1, SOLVERS[solver]) for value in self._curve("order", params, at)]
+        free_u = [value >= 0.5 for value in self._curve("free_u", params, at, 0.0)]
+        gain = params.get("analytic", 0.0)
+        analytic = gain >= NO_ANALYTIC
+        if analytic:  # an interval more: up to its middle, no network call is needed
+            sigmas.insert(1, self._between(sigmas[0], [*sigmas, final_sigma][1]))
+            scales, orders, free_u = [1.0, *scales], [1, *orders], [False, *free_u]
+        plan = from_sigmas(sigmas, final_sigma, scales, SOLVERS[solver], solver, self.model)
+        steps = [
+            replace(
+                step,
+                order=min(step.order, order),
+                corrector=step.corrector and params.get("corrector", 1.0) >= 0.5,
+                guidance_rescale=params.get("guidance_rescale", 0.0) * (w != 1),
+                free_u=FreeU(*(params[k] for k in ("b1", "b2", "s1", "s2"))) if on else None,
+            )
+            for step, order, w, on in zip(plan.steps, orders, scales, free_u, strict=True)
+        ]
+        if analytic:
+            steps[0] = replace(steps[0], analytic=gain)
+        return replace(plan, steps=tuple(steps))
 
     def params(self, schedule: Schedule) -> tuple[Params, bool]:
         """The point nearest to a schedule, and whether it is that schedule."""
-        c, n = self.config, schedule.num_steps
-        point: Params = {"final_sigma": schedule.final_sigma}
-        ours = self._gaps(GRIDS[self.grid](n, self.noise))
-        ratios = np.log(self._gaps(schedule.sigmas) / ours)
-        knots = np.interp(_middles(c.num_steps), _middles(n), ratios - ratios.mean())
-        point |= zip(self._names("log_gap"), knots.tolist(), strict=True)
+        c = self.config
+        steps, sigmas = list(schedule.steps), list(schedule.sigmas)
+        point: Params = {"analytic": steps[0].analytic or 0.0}
+        if steps[0].analytic is not None:
+            steps, sigmas = steps[1:], [sigmas[0], *sigmas[2:]]
+        n = len(steps)
+        point |= {"first_sigma": sigmas[0], "final_sigma": sigmas[-1], "num_steps": float(n)}
+        if c.placement == "curve":
+            ratios = np.log(self._gaps(sigmas) / self._gaps(GRIDS[self.grid](n, self.noise)))
+            point |= self._knots("log_gap", ratios - ratios.mean())
+        else:
+            point["rho"] = self._fitted_rho(point, sigmas)
         off = max(c.guidance_scale[0], min(0.8, c.guidance_scale[1]))
-        scales = [off if s.guidance_scale == 1 else s.guidance_scale for s in schedule.steps]
-        at_knots = np.interp(_middles(c.num_steps), _middles(n), scales)
-        point |= zip(self._names("guidance_scale"), at_knots.tolist(), strict=True)
+        scales = [off if s.guidance_scale == 1 else s.guidance_scale for s in steps]
+        point |= self._knots("guidance_scale", scales)
+        on = [at for at, s in zip(_middles(n), steps, strict=True) if s.guidance_scale != 1]
+        if c.guidance == "interval" and on:
+            scales = [s.guidance_scale for s in steps if s.guidance_scale != 1]
+            point |= {"guided_from": on[0] - 0.25 / n, "guided_to": on[-1] + 0.25 / n}
         point |= {"guidance_scale": float(np.mean(scales)), "guidance_slope": 0.0}
-        point |= {"order": float(max(s.order for s in schedule.steps)), "num_steps": float(n)}
+        point["guidance_rescale"] = max(s.guidance_rescale for s in steps)
+        point |= self._knots("order", [float(s.order) for s in steps])
+        point["order"] = float(max(s.order for s in steps))
+        if schedule.solver in c.solvers:
+            point["solver"] = float(c.solvers.index(schedule.solver))
+        point["corrector"] = float(any(s.corrector for s in steps))
+        gains = next((s.free_u for s in steps if s.free_u), FreeU(1.1, 1.1, 0.9, 0.2))
+        point |= self._knots("free_u", [float(s.free_u is not None) for s in steps]) | vars(gains)
         box = self.distributions
-        point = {name: min(max(point[name], d.low), d.high) for name, d in box.items()}
+        point = {k: min(max(point.get(k, d.low), d.low), d.high) for k, d in box.items()}
         return point, _same(self.schedule(point), schedule)
+
+    def _sigmas(self, params: Params, n: int) -> list[float]:
+        """n + 1 falling sigmas."""
+        c = self.config
+        final_sigma = params["final_sigma"]
+        if final_sigma < self.noise.sigma_min:
+            final_sigma = 0.0
+        final = self.noise.timestep(final_sigma)
+        if c.placement == "power":
+            *sigmas, _ = power(n, self.noise, final, params["rho"])
+            return [*sigmas, final_sigma]
+        baseline = GRIDS[self.grid](n, self.noise)
+        first_sigma = min(params.get("first_sigma", baseline[0]), self.noise.sigma_max)
+        if c.placement == "karras":
+            lowest = final_sigma or self.noise.sigma_min
+            exponent = 1 / params["rho"]
+            count = n + 1 if final_sigma else n
+            ramp = np.linspace(first_sigma**exponent, lowest**exponent, count) ** params["rho"]
+            return [*ramp.tolist()[:n], final_sigma]
+        first = self.noise.timestep(first_sigma)
+        gaps = self._gaps(baseline) * np.exp(self._curve("log_gap", params, _middles(n)))
+        timesteps = first - (first - final) * np.cumsum([0, *gaps[:-1]]) / gaps.sum()
+        return [*(self.noise.sigma(t) for t in timesteps), final_sigma]
+
+    def _fitted_rho(self, point: Params, sigmas: list[float]) -> float:
+        """The exponent whose power law is nearest to `sigmas`, in log sigma."""
+
+        def distance(rho: float) -> float:
+            ours = self._sigmas({**point, "rho": rho}, len(sigmas) - 1)
+            return float(np.sum(np.log(np.divide(ours[:-1], sigmas[:-1])) ** 2))
+
+        bounds = self.config.rho
+        fit = minimize_scalar(distance, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+        return float(fit.x)
+
+    def _between(self, sigma: float, sigma_next: float) -> float:
+        """Half-way in timesteps."""
+        return self.noise.sigma((self.noise.timestep(sigma) + self.noise.timestep(sigma_next)) / 2)
 
     def _guidance(self, params: Params, at: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.config.guidance == "per-step":
-            knots = [params[name] for name in self._names("guidance_scale")]
-            return np.asarray(np.interp(at, _middles(self.config.num_steps), knots))
+            return self._curve("guidance_scale", params, at)
+        if self.config.guidance == "interval":
+            guided = (params["guided_from"] <= at) & (at <= params["guided_to"])
+            return np.where(guided, params["guidance_scale"], 1.0)
         return params["guidance_scale"] + params.get("guidance_slope", 0.0) * (2 * at - 1)
+
+    def _curve(
+        self, stem: str, params: Params, at: NDArray[np.float64], missing: float = 1.0
+    ) -> NDArray[np.float64]:
+        """Values at positions of the trajectory: of the knots, of the one number, or `missing`."""
+        names = self._names(stem)
+        if names[0] not in params:
+            return np.full(len(at), params.get(stem, missing))
+        knots = _middles(self.config.num_steps)
+        return np.asarray(np.interp(at, knots, [params[name] for name in names]))
+
+    def _knots(self, stem: str, values: Sequence[float] | NDArray[np.float64]) -> Params:
+        """The curve through the values of the steps, at the knots."""
+        at = np.interp(_middles(self.config.num_steps), _middles(len(values)), values)
+        return dict(zip(self._names(stem), at.tolist(), strict=True))
 
     def _names(self, stem: str) -> list[str]:
         return [f"{stem}_{i}" for i in range(self.config.num_steps)]
 
-    def _gaps(self, sigmas: tuple[float, ...] | list[float]) -> NDArray[np.float64]:
+    def _gaps(self, sigmas: Sequence[float]) -> NDArray[np.float64]:
         """In timesteps; none of them vanishes."""
         timesteps = [self.noise.timestep(s) for s in sigmas]
         shortest = SHORTEST_GAP * timesteps[0] / (len(sigmas) - 1)
@@ -132,10 +235,12 @@ def _whole(value: float, low: int, high: int) -> int:
 
 
 def _same(a: Schedule, b: Schedule) -> bool:
+    """Up to a thousandth of a sigma."""
     if (a.solver, a.num_steps, a.final_sigma == 0) != (b.solver, b.num_steps, b.final_sigma == 0):
         return False
     close = [abs(log(s / t)) < 1e-3 for s, t in zip(a.sigmas, b.sigmas, strict=True) if s and t]
-    return all(close) and all(
-        s.order == t.order and abs(s.guidance_scale - t.guidance_scale) < 1e-9
-        for s, t in zip(a.steps, b.steps, strict=True)
-    )
+    bare = [
+        [replace(s, sigma=1.0, guidance_scale=round(s.guidance_scale, 8)) for s in plan.steps]
+        for plan in (a, b)
+    ]
+    return all(close) and bare[0] == bare[1]

@@ -43,8 +43,8 @@ def test_overrides_replace_single_values(tmp_path):
         ),
         (MINIMAL + "log_gap = [1.0, -1.0]\n", "log_gap: low must be below high"),
         (MINIMAL + "final_sigma = [0.0, 1.0]\n", "final_sigma: low must be above 0, got 0.0"),
-        (MINIMAL + "solver = 'rk4'\n", "solver must be one of ddim, .* got 'rk4'"),
-        (MINIMAL + "solver = 'ddim'\n", "max_order of ddim is at most 1"),
+        (MINIMAL + "solvers = ['rk4']\n", "solvers must be of ddim, .* got 'rk4'"),
+        (MINIMAL + "solvers = ['ddim']\n", "max_order of ddim is at most 1"),
         (MINIMAL + "[baselines]\nrungs = [20, 10]\n", r"rungs must rise, got \[20, 10\]"),
     ],
 )

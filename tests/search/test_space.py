@@ -95,6 +95,69 @@ def test_a_schedule_outside_of_the_box_gives_the_nearest_point_and_says_so():
         assert d.low <= point[name] <= d.high
 
 
+EVERYTHING = {
+    "solvers": ["dpmpp-midpoint", "unipc-bh2", "deis"],
+    "guidance_rescale": (0.0, 0.9),
+    "order": "per-step",
+    "corrector": True,
+    "analytic": (0.8, 1.0),
+    "free_u": True,
+}
+
+
+@given(
+    st.data(),
+    st.sampled_from(["curve", "power", "karras"]),
+    st.sampled_from(["per-step", "linear", "interval", "constant"]),
+    st.integers(2, 6),
+    st.integers(0, 3),
+)
+def test_every_axis_at_once_is_a_schedule_within_the_budget(data, placement, guidance, n, more):
+    passes = data.draw(st.integers(n + more, 2 * (n + more)))
+    first = None if placement == "power" else (8.0, 14.0)
+    options = {**EVERYTHING, "placement": placement, "guidance": guidance, "first_sigma": first}
+    box = space(n, passes, max_steps=n + more, **options)
+    point = {
+        name: data.draw(st.floats(d.low, d.high), label=name)
+        for name, d in box.distributions.items()
+    }
+    schedule = box.schedule(point)
+    assert schedule.passes <= passes
+    if more == 0 and guidance == "per-step":  # at the knots nothing is lost on the way back
+        back, same = box.params(schedule)
+        assert same or placement != "curve", (back, point)
+
+
+def test_the_hand_tuned_method_is_a_point_of_a_box_of_two_numbers():
+    """t_stop and rho_t = 1.2; UniPC with an analytic first step half-way in timesteps."""
+    options = {"placement": "power", "guidance": "constant", "guidance_scale": (1.0, 12.0)}
+    box = space(6, 12, **options, solvers=["ddim", "unipc-bh1"], analytic=(0.8, 1.0))
+    hand_tuned = make_schedule("power", 6, SD, solver="ddim", order=1, guidance_scale=5.5)
+    point, same = box.params(hand_tuned)
+    assert same
+    assert point["rho"] == pytest.approx(1.2, abs=1e-3)
+    with_unipc = box.schedule(point | {"solver": 1.0, "analytic": 1.0})
+    assert with_unipc.passes == 12
+    timesteps = [SD.timestep(step.sigma) for step in with_unipc.steps]
+    assert timesteps[1] == pytest.approx((timesteps[0] + timesteps[2]) / 2)
+    assert [step.analytic for step in with_unipc.steps] == [1.0] + [None] * 6
+    assert box.params(with_unipc)[1]
+
+
+def test_karras_with_its_exponent_is_a_point_of_the_box():
+    box = space(5, 10, placement="karras", rho=(1.0, 12.0), log_gap=(-1, 1))
+    point, same = box.params(make_schedule("karras", 5, SD, order=1))
+    assert same
+    assert point["rho"] == pytest.approx(7.0, abs=1e-3)
+
+
+def test_an_interval_guides_the_steps_inside_of_it():
+    box = space(5, 10, guidance="interval")
+    point = centre(box) | {"guidance_scale": 3.0, "guided_from": 0.2, "guided_to": 0.6}
+    assert [s.guidance_scale for s in box.schedule(point).steps] == [1, 3, 3, 1, 1]
+    assert box.params(box.schedule(point))[1]
+
+
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=12), st.integers(0, 12))
 def test_the_weakest_guided_steps_go_off_first(guidance, spare):
     passes = len(guidance) + min(spare, len(guidance))
