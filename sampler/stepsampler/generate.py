@@ -65,7 +65,7 @@ def generate(
             count = len(seeds[part])
             less = "batch size (--batch-size)" if count > 1 else "size of the images, or float16"
             raise UserError(
-                f"{count} images at once do not fit into the memory of {model.device}; "
+                f"a batch of {count} does not fit into the memory of {model.device}; "
                 f"try a smaller {less}"
             ) from error
         yield Batch(tuple(seeds[part]), tuple(prompts[part]), images)

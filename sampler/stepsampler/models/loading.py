@@ -22,6 +22,7 @@ def read_pipeline(name: str, folder: str, dtype: str, config: str | None) -> Any
         UserError: nothing there, a pickle, or weights that cannot be read.
     """
     from diffusers import DiffusionPipeline
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     single = is_checkpoint(name)
@@ -39,7 +40,7 @@ def read_pipeline(name: str, folder: str, dtype: str, config: str | None) -> Any
             cls = _single_file_class(name, config)
             return cls.from_single_file(name, config=config, **options)
         return DiffusionPipeline.from_pretrained(folder, **options)
-    except BROKEN as error:
+    except (*BROKEN, SingleFileComponentError) as error:
         raise UserError(f"model {name!r} cannot be loaded: {_reason(error)}") from error
 
 
