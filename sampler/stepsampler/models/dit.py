@@ -14,7 +14,8 @@ class DiT(LatentModel):
 
     @property
     def _factor(self) -> int:
-        return 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        halvings = len(self.pipeline.vae.config.block_out_channels) - 1
+        return int(2**halvings)
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         """A prompt is a class's number or one of its names; an empty one is the class «none»."""

@@ -5,11 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from stepsampler.errors import UserError
 
 # What the libraries raise where files are missing, broken or of another model
-BROKEN = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
+BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+)
 
 
 def read_pipeline(name: str, folder: str, dtype: str, config: str | None) -> Any:
@@ -26,15 +36,13 @@ def read_pipeline(name: str, folder: str, dtype: str, config: str | None) -> Any
 
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     single = is_checkpoint(name)
-    if not single and config is not None:
-        raise UserError(f"a config goes with a single .safetensors file, not with {name!r}")
     if not single:
         options |= {"safety_checker": None, "use_safetensors": True}
-        if not Path(folder).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
-            raise UserError(
-                f"model {name!r}: no such folder; give a diffusers folder, a hub id (owner/name), "
-                "a .safetensors file or the name of a bundled model"
-            )
+        _check_place("model", folder)
+    if config is not None:
+        if not single:
+            raise UserError(f"a config goes with a single .safetensors file, not with {name!r}")
+        _check_place("config", config)
     try:
         if single:
             cls = _single_file_class(name, config)
@@ -56,6 +64,15 @@ def is_checkpoint(name: str) -> bool:
     if suffix == ".safetensors" and not Path(name).is_file():
         raise UserError(f"{name!r}: no such file")
     return suffix == ".safetensors"
+
+
+def _check_place(what: str, name: str) -> None:
+    """Refuse what can be neither a local folder nor a hub id, before a hub is asked."""
+    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
+        raise UserError(
+            f"{what} {name!r}: no such folder; give a diffusers folder, a hub id "
+            "(owner/name) or the name of a bundled model"
+        )
 
 
 def _single_file_class(name: str, config: str | None) -> Any:
@@ -85,11 +102,12 @@ def replace_vae(pipeline: Any, name: str) -> None:
     old = pipeline.components.get("vae")
     if old is None:
         raise UserError(f"the {type(pipeline).__name__} has no vae that could be replaced")
-    read, options = type(old).from_pretrained, {"dtype": old.dtype, "use_safetensors": True}
+    _check_place("VAE", name)
+    options = {"dtype": old.dtype, "use_safetensors": True}
+    if (Path(name) / "vae").is_dir():
+        options["subfolder"] = "vae"
     try:
-        if (Path(name) / "vae").is_dir():
-            options["subfolder"] = "vae"
-        vae = read(name, **options)
+        vae = type(old).from_pretrained(name, **options)
     except BROKEN as error:
         raise UserError(f"VAE {name!r} cannot be loaded: {_reason(error)}") from error
     for key in ("latent_channels", "block_out_channels"):
@@ -116,14 +134,22 @@ def add_loras(pipeline: Any, files: Sequence[str]) -> None:
     if not USE_PEFT_BACKEND:
         raise UserError("a LoRA needs the package peft, which is not installed: pip install peft")
     weights: dict[str, float] = {}
-    for k, text in enumerate(files):
+    for text in files:
         file, weight = _weighted(text)
-        state = _read(file, "LoRA")
+        _check_file("LoRA", file)
+        name = f"lora{len(weights)}"
         try:
-            pipeline.load_lora_weights(state, adapter_name=f"lora{k}")
+            pipeline.load_lora_weights(
+                str(Path(file).parent),
+                weight_name=Path(file).name,
+                adapter_name=name,
+                use_safetensors=True,
+            )
+            if not any(name in names for names in pipeline.get_list_adapters().values()):
+                raise ValueError("it has no weights of a network that the model has")
         except BROKEN as error:
             raise UserError(f"LoRA {file!r} does not fit the model: {_reason(error)}") from error
-        weights[f"lora{k}"] = weight
+        weights[name] = weight
     pipeline.set_adapters(list(weights), list(weights.values()))
 
 
@@ -149,41 +175,38 @@ def add_textual_inversion(pipeline: Any, file: str) -> None:
     """
     if not hasattr(pipeline, "load_textual_inversion"):
         raise UserError(f"a {type(pipeline).__name__} takes no textual inversion")
-    state = _read(file, "textual inversion")
+    _check_file("textual inversion", file)
     try:
+        state = load_file(file)
         if set(state) == {"clip_l", "clip_g"}:
-            word = Path(file).stem
-            for key, number in (("clip_l", ""), ("clip_g", "_2")):
-                pipeline.load_textual_inversion(
-                    state[key],
-                    token=word,
-                    text_encoder=getattr(pipeline, f"text_encoder{number}"),
-                    tokenizer=getattr(pipeline, f"tokenizer{number}"),
-                )
+            word, parts = Path(file).stem, {"": state["clip_l"], "_2": state["clip_g"]}
         elif len(state) == 1:
-            ((key, tensor),) = state.items()
-            word = Path(file).stem if key == "emb_params" else key
-            pipeline.load_textual_inversion(tensor, token=word)
+            ((key, vectors),) = state.items()
+            word, parts = Path(file).stem if key == "emb_params" else key, {"": vectors}
         else:
             raise ValueError(f"it has the tensors {', '.join(sorted(state))}")
+        for number, vectors in parts.items():
+            encoder = getattr(pipeline, f"text_encoder{number}")
+            wide, width = vectors.shape[-1], encoder.get_input_embeddings().embedding_dim
+            if wide != width:
+                raise ValueError(f"its vectors have {wide} numbers, those of the model {width}")
+            tokenizer = getattr(pipeline, f"tokenizer{number}")
+            pipeline.load_textual_inversion(
+                vectors, token=word, text_encoder=encoder, tokenizer=tokenizer
+            )
     except BROKEN as error:
         raise UserError(
             f"textual inversion {file!r} does not fit the model: {_reason(error)}"
         ) from error
 
 
-def _read(file: str, what: str) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def _check_file(what: str, file: str) -> None:
     if not is_checkpoint(file):
         raise UserError(f"{what} {file!r} must be a .safetensors file")
-    try:
-        return load_file(file)  # type: ignore[no-any-return]
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{what} {file!r} cannot be read: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
+    if "meta tensor" in text:  # what diffusers makes of a checkpoint with gaps
+        return "some of its weights are missing"
     return text.splitlines()[0]
