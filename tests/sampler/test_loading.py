@@ -90,6 +90,10 @@ def test_a_pickle_in_a_folder_is_never_read(folder, tmp_path):
     assert not list((tmp_path / "unet").glob("*.safetensors"))
     with pytest.raises(UserError, match="cannot be loaded: "):
         load(str(tmp_path))
+    file = tmp_path / "x.safetensors"
+    save_file({"emb": torch.zeros(2)}, file)
+    with pytest.raises(UserError, match=r"config '.*': .*\.bin is a pickle, which can run code"):
+        load(str(file), config=str(tmp_path))
 
 
 def test_another_vae_of_a_pipeline_or_alone(folder, expected, tmp_path):

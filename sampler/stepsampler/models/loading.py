@@ -43,6 +43,9 @@ def read_pipeline(name: str, folder: str, dtype: str, config: str | None) -> Any
         if not single:
             raise UserError(f"a config goes with a single .safetensors file, not with {name!r}")
         _check_place("config", config)
+        for pickle in Path(config).glob("*/*.bin"):  # diffusers would read what the file lacks
+            if not any(pickle.parent.glob("*.safetensors")):
+                raise UserError(f"config {config!r}: {pickle} is a pickle, which can run code")
     try:
         if single:
             cls = _single_file_class(name, config)
