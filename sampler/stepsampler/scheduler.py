@@ -2,9 +2,9 @@
 
     pipe.scheduler = StepScheduler.from_config(pipe.scheduler.config, schedule=load("best.json"))
 
-Its config holds the rows of the tableau as plain numbers, so that a saved scheduler needs no solver.
-This file alone can be copied into the `scheduler` folder of a hub repository. A saved pipeline
-reloads in a process that has imported this module: diffusers then looks here for `SchedulerMixin`.
+Its config holds the rows of the tableau as plain numbers: a saved scheduler needs no solver, and
+this file alone can be copied into the `scheduler` folder of a hub repository. A saved pipeline
+reloads where this module was imported before; diffusers then looks here for `SchedulerMixin`.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -95,6 +95,12 @@ def _outside(schedule: Any) -> str | None:
     return None
 
 
+def _needed(count: int | None) -> int:
+    if count is None or count < 1:
+        raise ValueError(f"without a schedule num_inference_steps must be at least 1, got {count}")
+    return count
+
+
 @dataclass
 class StepOutput(BaseOutput):  # type: ignore[misc]
     """The next sample, and the x0-prediction of this step."""
@@ -121,7 +127,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         ValueError: a schedule that the pipeline's model or a scheduler cannot execute.
     """
 
-    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
+    _compatibles: ClassVar = [e.name for e in KarrasDiffusionSchedulers]
     order = 1
 
     def __init__(
@@ -174,6 +180,8 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
         self._levels: Sequence[float] = ()
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
         if schedule is not None:
             self.set_timesteps()
 
@@ -192,6 +200,9 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 raise ValueError(f"{option} of the pipeline's scheduler is not supported")
         if config.get("use_flow_sigmas"):
             kwargs.setdefault("shift", config["flow_shift"])
+        for option in ("clip_sample", "clip_sample_range"):  # from_config skips a class's defaults
+            if option in config:
+                kwargs.setdefault(option, config[option])
         if "beta_schedule" not in config:
             if "shift" not in config:
                 raise ValueError(
@@ -266,8 +277,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.num_inference_steps = len(timesteps)
         self.timesteps = torch.tensor(timesteps, dtype=torch.float32, device=device)
         self.sigmas = torch.tensor(self._levels, dtype=torch.float32)
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
+        self._step_index = self._begin_index = None
         self._state: Tensor | None = None
         self._points: deque[Tensor] = deque(maxlen=depth)
         self._predictions: deque[Tensor] = deque(maxlen=depth)
@@ -276,19 +286,19 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self, count: int | None, sigmas: Any, mu: float | None
     ) -> tuple[list[float], list[float]]:
         """Timesteps, and sigmas with the last 0, where no schedule is held."""
-        if count is None and sigmas is None:
-            raise ValueError("without a schedule num_inference_steps is needed")
-        if not self.flow:
-            if sigmas is not None:
-                raise ValueError("sigmas of a variance-preserving model come in a schedule only")
-            total = len(self.alphas_cumprod)
-            timesteps = np.round(np.arange(total, 0, -total / count))[:count] - 1
-            return timesteps.tolist(), [*self._sigma(timesteps).tolist(), 0.0]
-        even = np.linspace(1, 1 / count, count) if sigmas is None else np.asarray(sigmas, float)
-        dynamic = self.config.get("use_dynamic_shifting") and mu is not None
-        shift = exp(mu) if dynamic else self.config.shift
-        shifted = shift * even / (1 + (shift - 1) * even)
-        return (1000 * shifted).tolist(), [*shifted.tolist(), 0.0]
+        if self.flow:
+            if sigmas is None:
+                sigmas = np.linspace(1, 1 / _needed(count), _needed(count))
+            even = np.asarray(sigmas, float)
+            dynamic = self.config.get("use_dynamic_shifting")
+            shift = self.config.shift if mu is None or not dynamic else exp(mu)
+            shifted = shift * even / (1 + (shift - 1) * even)
+            return (1000 * shifted).tolist(), [*shifted.tolist(), 0.0]
+        if sigmas is not None:
+            raise ValueError("sigmas of a variance-preserving model come in a schedule only")
+        total, count = len(self.alphas_cumprod), _needed(count)
+        timesteps = np.round(np.arange(total, 0, -total / count))[:count] - 1
+        return timesteps.tolist(), [*self._sigma(timesteps).tolist(), 0.0]
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample: it has the scale that the network wants."""
@@ -328,8 +338,9 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         row = self._rows[i] if self._rows else {}
         correct, advance = row.get("correct"), row.get("advance")
-        known = self._state is not None and correct and self._seen(correct)
-        state = self._apply(correct, self._state) if known else x
+        state = x
+        if correct and self._state is not None and self._seen(correct):
+            state = self._apply(correct, self._state)
         if not (advance and self._seen(advance)):
             ratio = sigma_next / sigma  # order 1, whose weights are the levels themselves
             advance = {"state": ratio, "x0": [1 - ratio], "points": []}
@@ -353,7 +364,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _seen(self, update: Mapping[str, Any]) -> bool:
         return len(update["x0"]) <= len(self._predictions)
 
-    def _apply(self, update: Mapping[str, Any], state: Tensor | None) -> Tensor:
+    def _apply(self, update: Mapping[str, Any], state: Tensor) -> Tensor:
         x: Tensor = update["state"] * state
         for weight, x0 in zip(update["x0"], self._predictions, strict=False):
             x = x + weight * x0
