@@ -118,8 +118,8 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     image-to-image, has order 1.
 
     Args:
-        num_train_timesteps: and the betas, `prediction_type`, `clip_sample` and `clip_sample_range`
-            are those of diffusers' own schedulers.
+        num_train_timesteps: and the betas and `prediction_type` are those of diffusers' own
+            schedulers. Their clipping of x0 is no part of a schedule.
         shift: of a flow's default grid; a schedule's sigmas are never shifted.
         schedule: a `Schedule`, the parsed JSON of its file, or what `plan` made of one.
 
@@ -138,8 +138,6 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         beta_schedule: str = "linear",
         trained_betas: Any = None,
         prediction_type: str = "epsilon",
-        clip_sample: bool = False,
-        clip_sample_range: float = 1.0,
         shift: float = 1.0,
         schedule: Any = None,
     ) -> None:
@@ -168,8 +166,6 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 )
         self.register_to_config(
             **config,
-            clip_sample=clip_sample,
-            clip_sample_range=clip_sample_range,
             shift=shift,
             schedule=schedule,
         )
@@ -198,17 +194,11 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         for option in ("rescale_betas_zero_snr", "thresholding"):
             if config.get(option):
                 raise ValueError(f"{option} of the pipeline's scheduler is not supported")
-        if config.get("use_flow_sigmas"):
-            kwargs.setdefault("shift", config["flow_shift"])
-        for option in ("clip_sample", "clip_sample_range"):  # from_config skips a class's defaults
-            if option in config:
-                kwargs.setdefault(option, config[option])
-        if "beta_schedule" not in config:
-            if "shift" not in config:
-                raise ValueError(
-                    "the config has neither the betas nor the shift of a noise schedule"
-                )
+        if "beta_schedule" not in config and "shift" not in config:
+            raise ValueError("the config has neither the betas nor the shift of a noise schedule")
+        if "beta_schedule" not in config or config.get("use_flow_sigmas"):
             kwargs.setdefault("prediction_type", "flow_prediction")
+            kwargs.setdefault("shift", config.get("flow_shift", config.get("shift")))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
@@ -375,18 +365,15 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _x0(self, output: Tensor, x: Tensor, sigma: float) -> Tensor:
         kind = self.config.prediction_type
         if kind == "epsilon" or self.flow:
-            x0 = x - sigma * output
-        elif kind == "v_prediction":
-            x0 = x / (1 + sigma**2) - sigma / sqrt(1 + sigma**2) * output
-        elif kind == "sample":
-            x0 = output
-        else:
-            raise ValueError(
-                "prediction_type must be epsilon, v_prediction, sample or flow_prediction, "
-                f"got {kind!r}"
-            )
-        limit = self.config.clip_sample_range
-        return x0.clamp(-limit, limit) if self.config.clip_sample else x0
+            return x - sigma * output
+        if kind == "v_prediction":
+            return x / (1 + sigma**2) - sigma / sqrt(1 + sigma**2) * output
+        if kind == "sample":
+            return output
+        raise ValueError(
+            "prediction_type must be epsilon, v_prediction, sample or flow_prediction, "
+            f"got {kind!r}"
+        )
 
     def _nearest(self, timestep: Any) -> int:
         return int((self.timesteps.cpu() - float(timestep)).abs().argmin())

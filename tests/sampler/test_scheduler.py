@@ -203,16 +203,13 @@ def test_dit_which_takes_neither_timesteps_nor_sigmas_runs_the_schedule():
     torch.testing.assert_close(images(250), expected, rtol=0, atol=1 / 255)
 
 
-@pytest.mark.parametrize("clips", [False, True])
-def test_unconditional_pixels_equal_ddim_with_and_without_clipping(clips):
+def test_unconditional_pixels_equal_ddim_and_are_not_clipped():
     pipe = pipelines.ddpm()
-    ddim = diffusers.DDIMScheduler(clip_sample=clips, timestep_spacing="trailing")
+    assert pipe.scheduler.config.clip_sample
+    ddim = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
     schedule = order_one_of(ddim, 4)
-    step = ddim.step  # a clipped x0 without a new epsilon would leave the line between the two
-    ddim.step = lambda *args, **options: step(*args, use_clipped_model_output=clips, **options)
     images = []
-    for scheduler in (ddim, StepScheduler.from_config(ddim.config, schedule=schedule)):
-        assert scheduler.config.clip_sample == clips
+    for scheduler in (ddim, StepScheduler.from_config(pipe.scheduler.config, schedule=schedule)):
         pipe.scheduler = scheduler
         generator = torch.Generator().manual_seed(0)
         images.append(pipe(2, generator, num_inference_steps=4, output_type="pt").images)
