@@ -11,6 +11,7 @@ from stepsampler.errors import UserError, run_command_line
 from stepsampler.schedule import Schedule, load
 
 MAX_GRID = 256  # images on one sheet
+NO_PROMPT = "no prompt: give --prompt or --prompts"
 
 
 class _GenerateByDefault(TyperGroup):
@@ -40,7 +41,19 @@ def generate(
         str | None, typer.Option(help="Such as 0-15 or 3,5,8: every prompt with every seed.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("out"),
-    model: Annotated[str, typer.Option(help="tiny, a local folder or a hub id.")] = "tiny",
+    model: Annotated[
+        str, typer.Option(help="tiny, a local folder, a hub id or a .safetensors checkpoint.")
+    ] = "tiny",
+    config: Annotated[
+        str | None, typer.Option(help="Folder or hub id with the configs of a checkpoint file.")
+    ] = None,
+    vae: Annotated[str | None, typer.Option(help="Folder or hub id of another VAE.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="FILE or FILE:WEIGHT; may be given several times.")
+    ] = None,
+    textual_inversion: Annotated[
+        list[str] | None, typer.Option(help="FILE with a new word; may be given several times.")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What the images should not show.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 16,
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
@@ -49,14 +62,17 @@ def generate(
 ) -> None:
     """Make images: one file per prompt and seed, and grid.png.
 
-    Without --seeds, prompt k gets seed k.
+    Without --seeds, prompt k gets seed k. A class-conditional model takes class numbers or names as
+    prompts, an unconditional one takes none but --seeds.
     """
     plan = load(schedule)
     texts = _prompts(prompt or [], prompts)
+    if not texts and seeds is None:
+        raise UserError(NO_PROMPT)
     if seeds is None:
         pairs = list(enumerate(texts))
     else:
-        pairs = [(seed, text) for text in texts for seed in parse_seeds(seeds)]
+        pairs = [(seed, text) for text in texts or [""] for seed in parse_seeds(seeds)]
     if dtype not in ("float32", "float16", "bfloat16"):
         raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
 
@@ -66,7 +82,19 @@ def generate(
     from stepsampler.models import load as load_model
     from stepsampler.pictures import save_png, save_sheet
 
-    loaded = load_model(model, device, dtype, size)
+    loaded = load_model(
+        model,
+        device,
+        dtype,
+        size,
+        config=config,
+        vae=vae,
+        loras=lora or [],
+        textual_inversions=textual_inversion or [],
+    )
+    if not texts and loaded.conditional:
+        raise UserError(NO_PROMPT)
+    texts = texts or [""]
     batches = make(
         loaded,
         plan,
@@ -140,8 +168,6 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
             texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompts {file}: {error}") from error
-    if not texts:
-        raise UserError("no prompt: give --prompt or --prompts")
     return texts
 
 

@@ -44,7 +44,8 @@ def generate(
     """Yield batches of at most `batch_size` images; `prompts` and `seeds` are of equal length.
 
     Raises:
-        UserError: unequal lengths, or a schedule made for another kind of model.
+        UserError: unequal lengths, a schedule made for another kind of model, a negative prompt
+            for a model that takes none, or a batch that does not fit into the device's memory.
     """
     if isinstance(negative_prompts, str):
         negative_prompts = [negative_prompts] * len(prompts)
@@ -54,17 +55,33 @@ def generate(
             f"got {len(prompts)}, {len(negative_prompts)} and {len(seeds)}"
         )
     model.check(schedule)
-    if not prompts:
-        return
-    guided = any(s.guidance_scale != 1 for s in (*schedule.steps, schedule.golden_noise) if s)
+    if model.guidance == "distilled" and any(negative_prompts):
+        raise UserError("the guidance of this model is distilled: it takes no negative prompt")
     for start in range(0, len(seeds), batch_size):
-        chunk = range(start, min(start + batch_size, len(seeds)))
-        noise = seeded_noise([seeds[k] for k in chunk], model.shape).to(model.device)
-        cond = model.encode([prompts[k] for k in chunk])
-        uncond = model.encode([negative_prompts[k] for k in chunk], True) if guided else None
-        latents = sample(model.denoiser(cond, uncond), noise, schedule)
-        yield Batch(
-            tuple(seeds[k] for k in chunk),
-            tuple(prompts[k] for k in chunk),
-            model.decode(latents).cpu(),
-        )
+        part = slice(start, start + batch_size)
+        try:
+            images = _images(model, schedule, prompts[part], seeds[part], negative_prompts[part])
+        except torch.OutOfMemoryError as error:
+            count = len(seeds[part])
+            less = "batch size (--batch-size)" if count > 1 else "size of the images, or float16"
+            raise UserError(
+                f"a batch of {count} does not fit into the memory of {model.device}; "
+                f"try a smaller {less}"
+            ) from error
+        yield Batch(tuple(seeds[part]), tuple(prompts[part]), images)
+
+
+def _images(
+    model: LatentModel,
+    schedule: Schedule,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative_prompts: Sequence[str],
+) -> Tensor:
+    """One batch, uint8 on the CPU."""
+    guided = any(s.guidance_scale != 1 for s in (*schedule.steps, schedule.golden_noise) if s)
+    guided = guided and model.guidance != "distilled"
+    noise = seeded_noise(seeds, model.shape).to(model.device)
+    cond = model.encode(prompts)
+    uncond = model.encode(negative_prompts, True) if guided else None
+    return model.decode(sample(model.denoiser(cond, uncond), noise, schedule)).cpu()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import exp
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,8 @@ class NoiseSchedule:
         wanted = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
         if "beta_schedule" not in config:
             raise UserError(
-                "the model's scheduler has no betas (a flow model?); "
-                "only variance-preserving models are supported so far"
+                "the model's scheduler has neither betas nor a flow's shift; "
+                "models of other noise schedules (EDM) are not supported"
             )
         if config.get("rescale_betas_zero_snr"):
             raise UserError(
@@ -124,6 +125,20 @@ class FlowSchedule:
     sigma_min = 0.001
     sigma_max = 1.0
 
+    @classmethod
+    def from_scheduler_config(cls, config: Mapping[str, Any], tokens: int) -> "FlowSchedule":
+        """Read the shift of a diffusers scheduler config; some depend on the number of patches.
+
+        Such a one is mu, linear in `tokens`, or its exponential (FLUX.1; diffusers'
+        `calculate_shift` and `FlowMatchEulerDiscreteScheduler.time_shift`).
+        """
+        if not config.get("use_dynamic_shifting"):
+            return cls(float(config.get("shift") or config.get("flow_shift") or 1.0))
+        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        mu = low + (high - low) * (tokens - few) / (many - few)
+        return cls(mu if config.get("time_shift_type") == "linear" else exp(mu))
+
     def sigma(self, timestep: float) -> float:
         u = timestep / self.last
         return self.shift * u / (1 + (self.shift - 1) * u)
@@ -149,6 +164,13 @@ class FlowSchedule:
 
 
 Noise = NoiseSchedule | FlowSchedule
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a diffusers scheduler config is that of a flow model."""
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    return "shift" in config and "beta_schedule" not in config
 
 
 def timesteps_to_sigmas(noise: Noise, timesteps: Iterable[float]) -> list[float]:

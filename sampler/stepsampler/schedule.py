@@ -154,6 +154,8 @@ class Schedule:
             raise ScheduleError(
                 f"step {i}: guidance_rescale must be in [0, 1], got {step.guidance_rescale:g}"
             )
+        if step.guidance_rescale and self.guidance == "distilled":
+            raise ScheduleError(f"step {i}: guidance_rescale needs classifier-free guidance")
         highest = min(i + 1, SOLVERS[self.solver]) if self.solver != "heun" else 2
         if isinstance(step.order, bool) or step.order not in range(1, highest + 1):
             raise ScheduleError(

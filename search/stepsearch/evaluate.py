@@ -83,7 +83,7 @@ class Evaluator:
         self.batch_size, self.cache = evaluation.batch_size, cache
         self.prompts = load_prompts(evaluation.prompts)
         self.model = load(config.model.id, device, config.model.dtype, config.model.size)
-        size = self.model.shape[1] * self.model.pipeline.vae_scale_factor
+        size = self.model.size
         self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
         self.judge = Judge(device) if self.prompts[0].label is not None else None
         parts = [
@@ -144,7 +144,7 @@ class Evaluator:
 def model_digest(model: LatentModel) -> str:
     """A short digest of the weights: a few numbers of every tensor of every network."""
     digest = hashlib.sha256(f"{model.dtype} {model.spec}".encode())
-    for part in (model.pipeline.unet, model.pipeline.vae, model.pipeline.text_encoder):
+    for part in model.networks:
         for tensor in part.state_dict().values():
             flat = tensor.flatten()
             few = flat[:: max(1, len(flat) // 64)]

@@ -1,10 +1,14 @@
 import subprocess
 import sys
 
+import ldm
+import pipelines
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from stepsampler import UserError
@@ -41,6 +45,39 @@ def test_a_prompt_file_gives_prompt_k_seed_k(schedule, tmp_path):
     assert result.exit_code == 0, result.output
     names = {path.name for path in out.glob("p*.png")}
     assert names == {"p0000-s00000.png", "p0001-s00001.png", "p0002-s00002.png"}
+
+
+def test_an_unconditional_model_takes_seeds_alone(tmp_path):
+    pipelines.ddpm().save_pretrained(tmp_path / "model")
+    steps = make_schedule("power", 2, NoiseSchedule.scaled_linear(0.001, 0.012))
+    steps.save(tmp_path / "s.json")
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "s.json"), "--seeds", "3-4", "-o", str(out), "--model"]
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path / "model")])
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in out.glob("p*.png")} == {"p0000-s00003.png", "p0000-s00004.png"}
+    result = CliRunner().invoke(app, [*arguments, "tiny"])
+    assert str(result.exception) == "no prompt: give --prompt or --prompts"
+
+
+def test_a_checkpoint_with_additions(schedule, tmp_path):
+    pipeline = pipelines.stable_diffusion()
+    pipeline.save_pretrained(tmp_path / "model")
+    save_file(ldm.checkpoint(pipeline), tmp_path / "x.safetensors")
+    save_file({"<hat>": torch.zeros(1, 32)}, tmp_path / "hat.safetensors")
+    arguments = [str(schedule), "--prompt", "a <hat>", "-o", str(tmp_path / "out")]
+    for option, name in {
+        "--model": "x.safetensors",
+        "--config": "model",
+        "--vae": "model",
+        "--textual-inversion": "hat.safetensors",
+    }.items():
+        arguments += [option, str(tmp_path / name)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "out" / "p0000-s00000.png").size == (32, 32)
+    result = CliRunner().invoke(app, [*arguments, "--lora", "absent.safetensors:0.5"])
+    assert "peft" in str(result.exception) or "no such file" in str(result.exception)
 
 
 def test_show_prints_every_step(schedule):

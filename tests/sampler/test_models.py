@@ -1,6 +1,6 @@
 import pytest
 import torch
-import toy
+from pipelines import stable_diffusion
 
 from stepsampler import ModelSpec, Schedule, Step, UserError
 from stepsampler.denoiser import GuidedDenoiser
@@ -63,7 +63,7 @@ def test_an_unknown_prediction_type_is_refused():
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_our_images_are_those_of_the_stock_pipeline(prediction_type, guidance_scale):
     """With the stock scheduler's own grid, to one step of 8-bit pixels."""
-    pipeline = toy.tiny_pipeline(prediction_type)
+    pipeline = stable_diffusion(prediction_type)
     n = 5
     pipeline.scheduler.set_timesteps(n)
     sigmas = [SD.sigma(int(t)) for t in pipeline.scheduler.timesteps]

@@ -2,16 +2,30 @@
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from stepsampler.errors import UserError
 from stepsampler.models.base import LatentModel
+from stepsampler.models.loading import (
+    add_loras,
+    add_textual_inversion,
+    read_pipeline,
+    replace_vae,
+)
 
-__all__ = ["BUNDLED", "LatentModel", "check_device", "from_pipeline", "load", "resolve"]
+__all__ = [
+    "BUNDLED",
+    "LatentModel",
+    "check_device",
+    "families",
+    "from_pipeline",
+    "load",
+    "resolve",
+]
 
 BUNDLED = ("tiny",)
 
@@ -24,50 +38,55 @@ def resolve(name: str) -> str:
 
 
 def load(
-    name: str, device: str = "cpu", dtype: str = "float32", size: int | None = None
+    name: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    size: int | None = None,
+    *,
+    config: str | None = None,
+    vae: str | None = None,
+    loras: Sequence[str] = (),
+    textual_inversions: Sequence[str] = (),
 ) -> LatentModel:
-    """Load "tiny", a local folder or a hub id.
+    """Load "tiny", a local folder, a hub id or a single .safetensors checkpoint.
 
     `size` is the side of the images in pixels; by default the one the model was trained on.
+    `config` is the folder or hub id of a pipeline like that in the single file; without it the
+    configs come from the hub. `vae` is a folder or hub id, each of `loras` FILE or FILE:WEIGHT.
 
     Raises:
         UserError: nothing there, another kind of pipeline, a size the model cannot make,
-            or a device that does not exist.
+            a device that does not exist, or an addition that does not fit the model.
     """
     check_device(device)
     _quiet()
-    from diffusers import DiffusionPipeline
-
-    folder = resolve(name)
-    if not Path(folder).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
-        raise UserError(
-            f"model {name!r}: no such folder; give a diffusers folder, a hub id "
-            f"(owner/name) or one of {', '.join(BUNDLED)}"
-        )
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, dtype=getattr(torch, dtype), safety_checker=None, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model {name!r} cannot be loaded: {reason}") from error
-    return from_pipeline(pipeline, device, size)
+    pipeline = read_pipeline(name, resolve(name), dtype, config and resolve(config))
+    _family(pipeline)  # refused before anything is added to it
+    if vae is not None:
+        replace_vae(pipeline, resolve(vae))
+    add_loras(pipeline, loras)
+    for file in textual_inversions:
+        add_textual_inversion(pipeline, file)
+    return from_pipeline(pipeline.to(device), size)
 
 
-def from_pipeline(pipeline: Any, device: str = "cpu", size: int | None = None) -> LatentModel:
-    """Take a loaded pipeline.
+def from_pipeline(pipeline: Any, size: int | None = None) -> LatentModel:
+    """Take a loaded pipeline as it is and where it is, offloaded or spread over devices too.
 
     Raises:
         UserError: no family knows its class, or `size` does not suit it.
     """
+    return _family(pipeline)(pipeline, size)
+
+
+def _family(pipeline: Any) -> type[LatentModel]:
     known = families()
     name = type(pipeline).__name__
     if name not in known:
         raise UserError(
             f"pipelines of the class {name} are not supported; {', '.join(sorted(known))} are"
         )
-    pipeline.to(device)
-    return known[name](pipeline, size)
+    return known[name]
 
 
 def families() -> dict[str, type[LatentModel]]:

@@ -11,23 +11,30 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser
 from stepsampler.errors import UserError
-from stepsampler.noise import Noise, NoiseSchedule
+from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
 
-KEPT = 256  # encoded prompts
+KEPT = 2**28  # bytes of encoded prompts
 
 
 class LatentModel(ABC):
     """A diffusers pipeline, taken apart into the few calls that sampling needs.
 
-    A family names the pipeline classes that it samples and fills in `_encode`, `network` and, where
-    images are no plain AutoencoderKL latents, `decode`.
+    A family names the pipeline classes that it samples and fills in `_encode` and `_call`; where
+    latents or images are not those of an AutoencoderKL, also `_trained_shape` and `decode`.
 
-    `shape` is that of one latent, (channels, height, width); `net` the U-Net or transformer.
+    `net` is the U-Net or transformer, `shape` that of one latent, (channels, height, width). The
+    pipeline stays on the devices where it is: offloading and device maps are left to diffusers.
+
+    Raises:
+        UserError: the pipeline lacks a part, or the size is none that it can make.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()
     family: ClassVar[str]
+    optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
+    channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
+    conditional: ClassVar[bool] = True  # takes a prompt, be it a text or a class
     guidance: str = "classifier-free"
 
     pipeline: Any
@@ -38,29 +45,80 @@ class LatentModel(ABC):
 
     def __init__(self, pipeline: Any, size: int | None = None) -> None:
         self.pipeline = pipeline
+        self._check_parts()
         self.net = getattr(pipeline, "unet", None) or pipeline.transformer
-        for part in pipeline.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.eval().requires_grad_(False)
-        self._read_scheduler(pipeline.scheduler.config)
+        if self.net.config.get("time_cond_proj_dim"):
+            raise UserError(
+                "the U-Net takes the guidance scale as an embedding (a latent consistency model), "
+                "which is not supported"
+            )
+        for part in self.networks:
+            part.eval().requires_grad_(False)
+            if self.channels_last and not hasattr(part, "_hf_hook"):
+                part.to(memory_format=torch.channels_last)
         self.shape = self._latent_shape(size)
+        self._read_scheduler(pipeline.scheduler.config)
         self._encoded: OrderedDict[tuple[str, bool], Condition] = OrderedDict()
 
+    def _check_parts(self) -> None:
+        for name, part in self.pipeline.components.items():
+            needed = name.startswith(("text_encoder", "tokenizer", "unet", "transformer", "vae"))
+            if part is None and needed and name not in self.optional:
+                raise UserError(f"the {type(self.pipeline).__name__} has no {name}")
+
     def _read_scheduler(self, config: Any) -> None:
-        self.noise = NoiseSchedule.from_scheduler_config(config)
-        self.prediction_type = config.get("prediction_type", "epsilon")
+        if is_flow(config):
+            self.noise = FlowSchedule.from_scheduler_config(config, self._tokens)
+            self.prediction_type = "flow_prediction"
+        else:
+            self.noise = NoiseSchedule.from_scheduler_config(config)
+            self.prediction_type = config.get("prediction_type", "epsilon")
+
+    @property
+    def _tokens(self) -> int:
+        """Patches of one image: some flow models place their timesteps by that number."""
+        patch = self.net.config.get("patch_size") or 1
+        return (self.shape[1] // patch) * (self.shape[2] // patch)
+
+    @property
+    def _factor(self) -> int:
+        """Pixels along one side of a latent's entry; 1 for models of pixels."""
+        return int(getattr(self.pipeline, "vae_scale_factor", 1))
+
+    def _trained_shape(self) -> tuple[int, int]:
+        """Channels and side of the latents on which the model was trained."""
+        side = self.net.config.sample_size
+        if not isinstance(side, int):
+            if len(set(side)) > 1:
+                raise UserError(f"the model makes no square images but latents of {side}")
+            side = side[0]
+        return self.net.config.in_channels, side
 
     def _latent_shape(self, size: int | None) -> tuple[int, int, int]:
         """Of images of `size` pixels; by default those the model was trained on."""
-        factor = self.pipeline.vae_scale_factor
-        size = size or self.net.config.sample_size * factor
-        if size % (2 * factor) or size < 2 * factor:
-            raise UserError(f"size must be a multiple of {2 * factor} pixels, got {size}")
-        return (self.net.config.in_channels, size // factor, size // factor)
+        channels, side = self._trained_shape()
+        size = size or side * self._factor
+        multiple = 2 * self._factor
+        if size % multiple or size < multiple:
+            raise UserError(f"size must be a multiple of {multiple} pixels, got {size}")
+        return (channels, size // self._factor, size // self._factor)
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return self.shape[1] * self._factor
+
+    @property
+    def networks(self) -> list[Any]:
+        """The U-Net or transformer, the VAE and the text encoders, as far as there are any."""
+        parts = self.pipeline.components
+        names = ["unet", "transformer", "vae", *(n for n in parts if n.startswith("text_encoder"))]
+        return [parts[name] for name in names if parts.get(name) is not None]
 
     @property
     def device(self) -> torch.device:
-        return self.net.device  # type: ignore[no-any-return]
+        """Where the networks run, which need not be where their weights lie."""
+        return self.pipeline._execution_device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,6 +146,13 @@ class LatentModel(ABC):
                 f"the schedule's guidance is {schedule.guidance}, but the model's is "
                 f"{self.guidance}: their scales mean different things"
             )
+        if not self.conditional:
+            for step in (*schedule.steps, schedule.golden_noise):
+                if step and step.guidance_scale != 1:
+                    raise UserError(
+                        f"guidance_scale is {step.guidance_scale:g}, but the model is "
+                        "unconditional: it must be 1"
+                    )
         self.noise.check_range(schedule)
         if any(step.free_u for step in schedule.steps) and not hasattr(self.net, "enable_freeu"):
             raise UserError("the schedule uses Free-U, which only U-Nets with skips have")
@@ -103,20 +168,36 @@ class LatentModel(ABC):
         for prompt in prompts:
             key = (prompt, negative)
             if key not in self._encoded:
-                self._encoded[key] = self._encode(prompt, negative)
+                self._encoded[key] = {k: self._cast(v) for k, v in self._encode(*key).items()}
             self._encoded.move_to_end(key)
             rows.append(self._encoded[key])
-        while len(self._encoded) > KEPT:
-            self._encoded.popitem(last=False)
+        size = sum(v.nbytes for row in self._encoded.values() for v in row.values())
+        while size > KEPT and len(self._encoded) > 1:
+            _, oldest = self._encoded.popitem(last=False)
+            size -= sum(v.nbytes for v in oldest.values())
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def _cast(self, value: Tensor) -> Tensor:
+        """A text encoder may run in another dtype than the network; masks and classes stay."""
+        return value.to(self.dtype) if value.is_floating_point() else value
 
     @abstractmethod
     def _encode(self, prompt: str, negative: bool) -> Condition:
         """The condition of one prompt; each tensor of shape (1, ...)."""
 
     @abstractmethod
+    def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
+        """One call of `net`: x of shape (n, *shape) in its dtype, times of shape (n,)."""
+
     def network(self, x: Tensor, time: float, condition: Condition) -> Tensor:
-        """One call of `net`, in its dtype; the result in float32, of the shape of `x`."""
+        """One call of `net`, in its dtype; the result in float32, of the shape of `x`.
+
+        Where the network predicts a variance too, in channels after the others, that is left out.
+        """
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        x = x.to(self.dtype).contiguous(memory_format=layout)
+        at = torch.full((len(x),), time, device=x.device)
+        return self._call(x, at, condition)[:, : x.shape[1]].float()
 
     def denoiser(self, cond: Condition, uncond: Condition | None) -> GuidedDenoiser:
         """The network under conditions from `encode`."""
@@ -125,27 +206,41 @@ class LatentModel(ABC):
             self.noise,
             self.prediction_type,
             cond,
-            uncond,
+            uncond if self.conditional else None,
             self.guidance == "distilled",
             self._free_u if hasattr(self.net, "enable_freeu") else None,
         )
 
     @contextmanager
     def _free_u(self, values: FreeU) -> Iterator[None]:
-        self.net.enable_freeu(values.s1, values.s2, values.b1, values.b2)
+        """Free-U on for a while, and then as it was, whatever happens meanwhile."""
+        names = ("s1", "s2", "b1", "b2")
+        block = self.net.up_blocks[0]  # all have the same
+        before = [getattr(block, name, None) for name in names]
+        self.net.enable_freeu(*(getattr(values, name) for name in names))
         try:
             yield
         finally:
-            self.net.disable_freeu()
+            if None in before:
+                self.net.disable_freeu()
+            else:
+                self.net.enable_freeu(*before)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of shape (n, *shape) -> images, uint8 of shape (n, 3, height, width)."""
+        from diffusers.utils.torch_utils import get_module_execution_device
+
         vae = self.pipeline.vae
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        shift = vae.config.get("shift_factor") or 0.0
         scaled = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
-        return to_pixels(vae.decode(scaled, return_dict=False)[0])
+        scaled = scaled.to(get_module_execution_device(vae))
+        images = to_pixels(vae.decode(scaled, return_dict=False)[0])
+        self.pipeline.maybe_free_model_hooks()  # back to the CPU, where the pipeline is offloaded
+        return images
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8."""
+    """Images in [-1, 1] -> uint8, of three channels."""
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
     return ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

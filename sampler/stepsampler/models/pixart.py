@@ -1,0 +1,34 @@
+"""PixArt-alpha and -sigma: a transformer under T5, with a learned variance that sampling drops."""
+
+import torch
+from torch import Tensor
+
+from stepsampler.denoiser import Condition
+from stepsampler.models.base import LatentModel
+
+
+class PixArt(LatentModel):
+    pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+    family = "pixart"
+
+    def _encode(self, prompt: str, negative: bool) -> Condition:
+        states, mask, _, _ = self.pipeline.encode_prompt(
+            [prompt], do_classifier_free_guidance=False, device=self.device
+        )
+        condition = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+        if self.net.use_additional_conditions:
+            sides = torch.tensor([[self.size, self.size]], dtype=self.dtype)
+            condition["resolution"] = sides.to(self.device)
+            condition["aspect_ratio"] = torch.ones_like(condition["resolution"][:, :1])
+        return condition
+
+    def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
+        output = self.net(
+            x,
+            encoder_hidden_states=condition["encoder_hidden_states"],
+            encoder_attention_mask=condition["encoder_attention_mask"],
+            timestep=at,
+            added_cond_kwargs={k: condition.get(k) for k in ("resolution", "aspect_ratio")},
+            return_dict=False,
+        )
+        return output[0]  # type: ignore[no-any-return]

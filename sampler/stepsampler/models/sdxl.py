@@ -1,0 +1,44 @@
+"""Stable Diffusion XL: two text encoders, and the image's size as a condition."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepsampler.denoiser import Condition
+from stepsampler.models.base import LatentModel
+
+
+class StableDiffusionXL(LatentModel):
+    pipelines = ("StableDiffusionXLPipeline",)
+    family = "sdxl"
+    channels_last = True
+
+    def __init__(self, pipeline: Any, size: int | None = None) -> None:
+        super().__init__(pipeline, size)
+        vae = pipeline.vae
+        if vae.dtype == torch.float16 and vae.config.force_upcast:  # it overflows
+            vae.to(dtype=torch.float32)
+
+    def _encode(self, prompt: str, negative: bool) -> Condition:
+        """An empty negative prompt is what the stock pipeline takes without one.
+
+        That is zeros where its config says `force_zeros_for_empty_prompt`.
+        """
+        absent = negative and not prompt
+        states, without, pooled, pooled_without = self.pipeline.encode_prompt(
+            [prompt], device=self.device, do_classifier_free_guidance=absent
+        )
+        # original size, crop, target size: a whole image of the size that is made
+        times = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]], dtype=self.dtype)
+        return {
+            "encoder_hidden_states": without if absent else states,
+            "text_embeds": pooled_without if absent else pooled,
+            "time_ids": times.to(self.device),
+        }
+
+    def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
+        added = {name: condition[name] for name in ("text_embeds", "time_ids")}
+        states = condition["encoder_hidden_states"]
+        output = self.net(x, at, states, added_cond_kwargs=added, return_dict=False)
+        return output[0]  # type: ignore[no-any-return]

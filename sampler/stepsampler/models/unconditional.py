@@ -1,0 +1,33 @@
+"""Unconditional U-Nets on pixels. A scheduler's clipping of x0 is no part of a schedule here."""
+
+from torch import Tensor
+
+from stepsampler.denoiser import Condition
+from stepsampler.errors import UserError
+from stepsampler.models.base import LatentModel, to_pixels
+
+
+class Unconditional(LatentModel):
+    pipelines = ("DDPMPipeline", "DDIMPipeline")
+    family = "unconditional"
+    channels_last = True
+    conditional = False
+
+    def _latent_shape(self, size: int | None) -> tuple[int, int, int]:
+        channels, height, width = super()._latent_shape(size)
+        halvings = len(self.net.config.block_out_channels) - 1
+        if height % 2**halvings:
+            raise UserError(f"size must be a multiple of {2**halvings} pixels, got {height}")
+        return channels, height, width
+
+    def _encode(self, prompt: str, negative: bool) -> Condition:
+        if prompt:
+            raise UserError(f"the model is unconditional and takes no prompt, got {prompt!r}")
+        return {}
+
+    def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
+        return self.net(x, at, return_dict=False)[0]  # type: ignore[no-any-return]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.pipeline.maybe_free_model_hooks()
+        return to_pixels(latents)
