@@ -1,0 +1,400 @@
+"""A schedule as a diffusers scheduler, for stock pipelines.
+
+    pipe.scheduler = StepScheduler.from_config(pipe.scheduler.config, schedule=load("best.json"))
+
+Its config holds the rows of the tableau as plain numbers: a saved scheduler needs no solver, and
+this file alone can be copied into the `scheduler` folder of a hub repository. A saved pipeline
+reloads where this module was imported before; diffusers then looks here for `SchedulerMixin`.
+"""
+
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, sqrt
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, DDIMScheduler, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers.utils import BaseOutput, logging
+from torch import Tensor
+
+FORMAT = "stepsearch.rows/1"
+
+logger = logging.get_logger(__name__)
+
+
+def plan(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that the scheduler executes, as plain JSON: the one place that knows solvers.
+
+    `schedule` is a `Schedule` or the parsed JSON of its file, `config` that of a scheduler.
+
+    Raises:
+        ScheduleError (a ValueError): the schedule was made for another model, or needs more than
+            one network call for each of the scheduler's steps.
+    """
+    from stepsampler.noise import FlowSchedule, NoiseSchedule
+    from stepsampler.schedule import Schedule, ScheduleError
+    from stepsampler.solvers import tableau
+
+    if not isinstance(schedule, Schedule):
+        schedule = Schedule.from_json(json.dumps(schedule))
+    for needs, what in (
+        (schedule.solver == "heun", "heun calls the network twice a step"),
+        (schedule.golden_noise, "golden noise calls the network before the first step"),
+        (schedule.steps[0].analytic is not None, "an analytic first step calls no network"),
+    ):
+        if needs:
+            raise ScheduleError(f"{what}, which a scheduler of a stock pipeline cannot do")
+    prediction_type = config["prediction_type"]
+    flow = prediction_type == "flow_prediction"
+    noise = FlowSchedule() if flow else NoiseSchedule.from_scheduler_config(config)
+    if schedule.flow != flow:
+        raise ScheduleError(
+            f"the pipeline's prediction type is {prediction_type}, but the schedule's `model` "
+            f"names {schedule.model.prediction_type if schedule.model else 'none'}"
+        )
+    if schedule.model:
+        difference = schedule.model.mismatch(noise.spec(schedule.model.family, prediction_type))
+        if difference:
+            raise ScheduleError(f"the schedule was made for {difference}")
+    noise.check_range(schedule)
+    rows = []
+    for row in tableau(schedule):
+        updates = {"advance": row.advance, "correct": row.correct}
+        rows.append(
+            {
+                name: {"state": u.state, "x0": list(u.x0), "points": list(u.points)}
+                for name, u in updates.items()
+                if u
+            }
+        )
+    return {
+        "format": FORMAT,
+        "prediction_type": prediction_type,
+        "sigmas": list(schedule.sigmas),
+        "timesteps": [noise.network_time(step.sigma) for step in schedule.steps],
+        "decode": schedule.decode,
+        "rows": rows,
+    }
+
+
+def _outside(schedule: Any) -> str | None:
+    """What of a schedule a scheduler leaves to the pipeline."""
+    steps = (
+        schedule["steps"] if isinstance(schedule, Mapping) else [vars(s) for s in schedule.steps]
+    )
+    if len({step["guidance_scale"] for step in steps}) > 1:
+        return "varies the guidance scale"
+    if any(step.get("free_u") for step in steps):
+        return "uses Free-U"
+    if any(step.get("guidance_rescale") for step in steps):
+        return "rescales guidance"
+    return None
+
+
+def _needed(count: int | None) -> int:
+    if count is None or count < 1:
+        raise ValueError(f"without a schedule num_inference_steps must be at least 1, got {count}")
+    return count
+
+
+@dataclass
+class StepOutput(BaseOutput):  # type: ignore[misc]
+    """The next sample, and the x0-prediction of this step."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """Executes the rows of a schedule; without one, order 1 on `num_inference_steps` steps.
+
+    Samples have unit variance, x / sqrt(1 + sigma^2), and are a flow's own x = (1 - sigma) x0 +
+    sigma noise: what every stock pipeline expects. The guidance scale is the pipeline's; for one
+    of each step see `stepsampler.guided`. A step whose past was never seen, as the first ones of
+    image-to-image, has order 1.
+
+    Args:
+        num_train_timesteps: and the betas and `prediction_type` are those of diffusers' own
+            schedulers. Their clipping of x0 is no part of a schedule.
+        shift: of a flow's default grid; a schedule's sigmas are never shifted.
+        schedule: a `Schedule`, the parsed JSON of its file, or what `plan` made of one.
+
+    Raises:
+        ValueError: a schedule that the pipeline's model or a scheduler cannot execute.
+    """
+
+    _compatibles: ClassVar = [e.name for e in KarrasDiffusionSchedulers]
+    order = 1
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        prediction_type: str = "epsilon",
+        shift: float = 1.0,
+        schedule: Any = None,
+    ) -> None:
+        betas = {
+            "num_train_timesteps": num_train_timesteps,
+            "beta_start": beta_start,
+            "beta_end": beta_end,
+            "beta_schedule": beta_schedule,
+            "trained_betas": trained_betas,
+        }
+        config = {**betas, "prediction_type": prediction_type}
+        if schedule is not None:
+            if not isinstance(schedule, Mapping) or schedule.get("format") != FORMAT:
+                made = plan(schedule, config)
+                left = _outside(schedule)
+                if left:
+                    logger.warning(
+                        f"The schedule {left}, which a scheduler alone cannot do: "
+                        "run the pipeline inside `stepsampler.guided.guided(pipe, schedule)`."
+                    )
+                schedule = made
+            if schedule["prediction_type"] != prediction_type:
+                raise ValueError(
+                    f"the schedule's rows are for {schedule['prediction_type']}, "
+                    f"but the model's prediction type is {prediction_type}"
+                )
+        self.register_to_config(
+            **config,
+            shift=shift,
+            schedule=schedule,
+        )
+        self.flow = prediction_type == "flow_prediction"
+        if not self.flow:
+            stock = DDIMScheduler(**betas)
+            self.betas, self.alphas_cumprod = stock.betas, stock.alphas_cumprod
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
+        self._levels: Sequence[float] = ()
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+        if schedule is not None:
+            self.set_timesteps()
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Take over another scheduler's model: its betas, or the shift of a flow.
+
+        Raises:
+            ValueError: a config of neither kind, or with an option that changes the model's
+                levels or predictions and is not supported.
+        """
+        for option in ("rescale_betas_zero_snr", "thresholding"):
+            if config.get(option):
+                raise ValueError(f"{option} of the pipeline's scheduler is not supported")
+        if "beta_schedule" not in config and "shift" not in config:
+            raise ValueError("the config has neither the betas nor the shift of a noise schedule")
+        if "beta_schedule" not in config or config.get("use_flow_sigmas"):
+            kwargs.setdefault("prediction_type", "flow_prediction")
+            kwargs.setdefault("shift", config.get("flow_shift", config.get("shift")))
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """By this standard normal noise is multiplied: the sample then has x0 = 0.
+
+        Pipelines of flow models, DiT and DDPM do not multiply; pass them scaled latents if the
+        schedule starts far below the highest noise.
+        """
+        sigma = self._levels[0] if self._levels else 1.0
+        return sigma if self.flow or not self._levels else sigma / self._scale(sigma)
+
+    @property
+    def step_index(self) -> int | None:
+        """Of the step to come; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at this step: image-to-image.
+
+        Raises:
+            ValueError: there is no such step.
+        """
+        n = self.num_inference_steps
+        if n is not None and not 0 <= begin_index < n:
+            raise ValueError(
+                f"begin_index must be 0 to {n - 1}, got {begin_index}: the schedule has {n} steps, "
+                f"so call the pipeline with num_inference_steps={n}"
+            )
+        self._begin_index = begin_index
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """Begin a new image. A held schedule ignores all but `device`; pipelines pass them always.
+
+        Without a schedule: trailing timesteps, or a flow's evenly spaced sigmas (or `sigmas`),
+        shifted by `shift`, or by `mu` where the config has `use_dynamic_shifting`.
+
+        Raises:
+            ValueError: neither a schedule nor a number of steps.
+        """
+        held = self.config.schedule
+        if held:
+            self._levels, timesteps, self._rows = held["sigmas"], held["timesteps"], held["rows"]
+            if num_inference_steps not in (None, len(timesteps)):
+                logger.warning(
+                    f"num_inference_steps={num_inference_steps} is ignored: "
+                    f"the schedule has {len(timesteps)} steps."
+                )
+        else:
+            timesteps, self._levels = self._grid(num_inference_steps, sigmas, mu)
+            self._rows = []
+        depth = max([len(u["x0"]) for row in self._rows for u in row.values()], default=1)
+        self.num_inference_steps = len(timesteps)
+        self.timesteps = torch.tensor(timesteps, dtype=torch.float32, device=device)
+        self.sigmas = torch.tensor(self._levels, dtype=torch.float32)
+        self._step_index = self._begin_index = None
+        self._state: Tensor | None = None
+        self._points: deque[Tensor] = deque(maxlen=depth)
+        self._predictions: deque[Tensor] = deque(maxlen=depth)
+
+    def _grid(
+        self, count: int | None, sigmas: Any, mu: float | None
+    ) -> tuple[list[float], list[float]]:
+        """Timesteps, and sigmas with the last 0, where no schedule is held."""
+        if self.flow:
+            if sigmas is None:
+                sigmas = np.linspace(1, 1 / _needed(count), _needed(count))
+            even = np.asarray(sigmas, float)
+            dynamic = self.config.get("use_dynamic_shifting")
+            shift = self.config.shift if mu is None or not dynamic else exp(mu)
+            shifted = shift * even / (1 + (shift - 1) * even)
+            return (1000 * shifted).tolist(), [*shifted.tolist(), 0.0]
+        if sigmas is not None:
+            raise ValueError("sigmas of a variance-preserving model come in a schedule only")
+        total, count = len(self.alphas_cumprod), _needed(count)
+        timesteps = np.round(np.arange(total, 0, -total / count))[:count] - 1
+        return timesteps.tolist(), [*self._sigma(timesteps).tolist(), 0.0]
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample: it has the scale that the network wants."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> StepOutput | tuple[Tensor, Tensor]:
+        """From the network's output at `sample` to the next sample.
+
+        Steps follow one another; `timestep` says only where the first one is, and only where
+        `set_begin_index` was not called. Channels beyond those of `sample`, a learned variance,
+        are not used. Computed in float32 or better, returned in the dtype of `sample`.
+
+        Raises:
+            ValueError: `set_timesteps` was not called, or no step is left.
+        """
+        if self.num_inference_steps is None:
+            raise ValueError("call set_timesteps before step")
+        if self._step_index is None:
+            first = self._begin_index
+            self._step_index = self._nearest(timestep) if first is None else first
+        i = self._step_index
+        if i >= self.num_inference_steps:
+            raise ValueError(f"all {i} steps are taken: call set_timesteps for another image")
+        sigma, sigma_next = self._levels[i], self._levels[i + 1]
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        x = sample.to(dtype) * self._scale(sigma)
+        x0 = self._x0(model_output[:, : sample.shape[1]].to(dtype), x, sigma)
+        self._points.appendleft(x)
+        self._predictions.appendleft(x0)
+
+        row = self._rows[i] if self._rows else {}
+        correct, advance = row.get("correct"), row.get("advance")
+        state = x
+        if correct and self._state is not None and self._seen(correct):
+            state = self._apply(correct, self._state)
+        if not (advance and self._seen(advance)):
+            ratio = sigma_next / sigma  # order 1, whose weights are the levels themselves
+            advance = {"state": ratio, "x0": [1 - ratio], "points": []}
+        x = self._apply(advance, state)
+        self._state = state
+        self._step_index = i + 1
+        as_it_is = i + 1 == self.num_inference_steps and self._decodes_x
+        x = x if as_it_is else x / self._scale(sigma_next)
+        output = (x.to(sample.dtype), x0.to(sample.dtype))
+        return StepOutput(*output) if return_dict else output
+
+    @property
+    def _decodes_x(self) -> bool:
+        held = self.config.schedule
+        return held is not None and held["decode"] == "x"
+
+    def _scale(self, sigma: float) -> float:
+        """x0 + sigma * noise, over a sample."""
+        return 1.0 if self.flow else sqrt(1 + sigma**2)
+
+    def _seen(self, update: Mapping[str, Any]) -> bool:
+        return len(update["x0"]) <= len(self._predictions)
+
+    def _apply(self, update: Mapping[str, Any], state: Tensor) -> Tensor:
+        x: Tensor = update["state"] * state
+        for weight, x0 in zip(update["x0"], self._predictions, strict=False):
+            x = x + weight * x0
+        for weight, point in zip(update["points"], self._points, strict=False):
+            x = x + weight * point
+        return x
+
+    def _x0(self, output: Tensor, x: Tensor, sigma: float) -> Tensor:
+        kind = self.config.prediction_type
+        if kind == "epsilon" or self.flow:
+            return x - sigma * output
+        if kind == "v_prediction":
+            return x / (1 + sigma**2) - sigma / sqrt(1 + sigma**2) * output
+        if kind == "sample":
+            return output
+        raise ValueError(
+            "prediction_type must be epsilon, v_prediction, sample or flow_prediction, "
+            f"got {kind!r}"
+        )
+
+    def _nearest(self, timestep: Any) -> int:
+        return int((self.timesteps.cpu() - float(timestep)).abs().argmin())
+
+    def _sigma(self, timesteps: Any) -> Any:
+        """Sigma at fractional timesteps; between training timesteps log sigma is linear."""
+        if self.flow:
+            return np.asarray(timesteps) / 1000
+        alphas = self.alphas_cumprod.double().numpy()
+        logs = np.log((1 - alphas) / alphas) / 2
+        return np.exp(np.interp(timesteps, np.arange(len(logs)), logs))
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Samples at `timesteps`, one an image, fractional or not."""
+        sigma = torch.as_tensor(self._sigma(timesteps.double().cpu().numpy()))
+        alpha = 1 - sigma if self.flow else 1 / (1 + sigma**2).sqrt()
+        axes = (-1, *[1] * (original_samples.ndim - 1))
+        share = sigma if self.flow else sigma * alpha
+        alpha, share = (a.reshape(axes).to(original_samples) for a in (alpha, share))
+        return alpha * original_samples + share * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` by the name that pipelines of flow models call."""
+        return self.add_noise(sample, noise, timestep)
