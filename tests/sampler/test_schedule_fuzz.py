@@ -107,7 +107,7 @@ def test_ten_thousand_mutations_raise_only_our_own_error():
         (TEXTS[0].replace("14.6", "1" + "0" * 5000, 1).encode(), "not JSON: Exceeds the limit"),
         (b"[" * 100_000, "not JSON: .*recursion"),
         (
-            TEXTS[0].replace('"ddim"', "0").replace('"dpmpp-midpoint"', "[" * 30 + "]" * 30).encode(),
+            TEXTS[0].replace('"dpmpp-midpoint"', "[" * 30 + "]" * 30).encode(),
             f"values are nested more than {MAX_DEPTH} deep",
         ),
         ("\ufeff".encode() + TEXTS[0].encode(), "not JSON: Unexpected UTF-8 BOM"),

@@ -65,7 +65,11 @@ def preset(name: str) -> Preset:
         raise ScheduleError(f"no preset {name!r}; {hint}")
     head, entry = entries[name]
     model = entry["model"]
-    provenance = {"preset": name, "source": head["source"], "licence": head["licence"]}
+    provenance: dict[str, Any] = {
+        "preset": name,
+        "source": head["source"],
+        "licence": head["licence"],
+    }
     provenance["note"] = " ".join(filter(None, [_sentence(entry.get("note")), head["note"]]))
     if entry.get("approximate"):
         provenance["approximate"] = True
