@@ -30,9 +30,9 @@ DIT_NOISE = (
 FLOW = (0.0, 0.25, 0.5, 0.75, 1.0)
 MODELS = {
     "sd15": ModelSpec("stable-diffusion", "epsilon", SD_NOISE),
-    "sdxl": ModelSpec("stable-diffusion-xl", "epsilon", SD_NOISE),
+    "sdxl": ModelSpec("sdxl", "epsilon", SD_NOISE),
     "dit": ModelSpec("dit", "epsilon", DIT_NOISE),
-    "sd3": ModelSpec("stable-diffusion-3", "flow_prediction", FLOW),
+    "sd3": ModelSpec("sd3", "flow_prediction", FLOW),
     "flux": ModelSpec("flux", "flow_prediction", FLOW),
     "wan": ModelSpec("wan", "flow_prediction", FLOW),
 }
