@@ -10,7 +10,7 @@ import typer
 from stepsampler.errors import UserError
 from stepsampler.files import write_text
 from stepsampler.presets import MODELS, names, open_schedule, preset
-from stepsampler.schedule import SOLVERS, ModelSpec
+from stepsampler.schedule import SOLVERS, FreeU, ModelSpec
 
 if TYPE_CHECKING:
     from stepsampler.noise import Noise
@@ -55,15 +55,22 @@ def make(
     guidance_interval: Annotated[
         str | None, typer.Option(metavar="LO,HI", help="Guided where LO < sigma <= HI only.")
     ] = None,
+    free_u: Annotated[
+        str | None, typer.Option("--free-u", metavar="B1,B2,S1,S2", help="Free-U, or off.")
+    ] = None,
+    free_u_from: Annotated[
+        int, typer.Option("--free-u-from", min=0, help="First step with Free-U.")
+    ] = 0,
     model: Annotated[str | None, typer.Option(help="As for import; default sd.")] = None,
 ) -> None:
-    """Write a schedule: a placement with any number of steps, or a preset guided otherwise.
+    """Write a schedule: a placement with any number of steps, or a preset, guided otherwise.
 
     Steps too early for the order, and the one onto sigma 0, get a lower one.
     """
     from stepsampler.grids import PLACEMENTS, guide, make_schedule
 
     interval = _interval(guidance_interval)
+    gains = None if free_u in (None, "off") else FreeU(*_numbers("--free-u", free_u, 4))
     if grid not in PLACEMENTS and grid in names():
         given = {"--steps": steps, "--solver": solver, "--order": order, "--model": model}
         for name, value in given.items():
@@ -82,6 +89,10 @@ def make(
         )
         scale = 7.5 if guidance_scale is None else guidance_scale
         plan = replace(guide(plan, scale, interval), guidance=guidance)
+    if free_u is not None:
+        steps_of = enumerate(plan.steps)
+        new = [replace(step, free_u=gains if i >= free_u_from else None) for i, step in steps_of]
+        plan = replace(plan, steps=tuple(new))
     plan.save(out)
     typer.echo(f"{out}: {plan.num_steps} steps, {plan.passes} passes per image")
 
@@ -192,12 +203,17 @@ def _solver(name: str | None) -> str:
 def _interval(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UserError(
-            f"--guidance-interval must be two sigmas such as 0.28,5.42, got {text!r}"
-        ) from error
+    low, high = _numbers("--guidance-interval", text, 2)
     if not low < high:
         raise UserError(f"--guidance-interval must rise, got {text!r}")
     return low, high
+
+
+def _numbers(option: str, text: str | None, count: int) -> list[float]:
+    try:
+        numbers = [float(part) for part in (text or "").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise UserError(f"{option} must be {count} numbers with commas between, got {text!r}")
+    return numbers

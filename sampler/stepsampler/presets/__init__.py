@@ -114,4 +114,4 @@ def _entries() -> dict[str, tuple[dict[str, str], dict[str, Any]]]:
 
 
 def _sentence(note: str | None) -> str | None:
-    return f"{note[0].upper()}{note[1:]}." if note else None
+    return f"{note}." if note else None
