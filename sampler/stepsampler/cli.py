@@ -1,16 +1,16 @@
-"""`stepsample`: make images with a schedule, or look at one."""
+"""`stepsample`: make images with a schedule; and the commands about schedules and batches."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from stepsampler import cli_batches, cli_schedules
 from stepsampler.errors import UserError, run_command_line
-from stepsampler.schedule import Schedule, load
+from stepsampler.presets import open_schedule
+from stepsampler.seeds import parse_seeds
 
-MAX_GRID = 256  # images on one sheet
 NO_PROMPT = "no prompt: give --prompt or --prompts"
 
 
@@ -30,11 +30,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make images with a few-step schedule: stepsample best.json --prompt … -o out/",
 )
+app.add_typer(cli_schedules.app)
+app.add_typer(cli_batches.app)
 
 
 @app.command()
 def generate(
-    schedule: Annotated[Path, typer.Argument(help="Schedule file (JSON).")],
+    schedule: Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")],
     prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
     seeds: Annotated[
@@ -65,7 +67,7 @@ def generate(
     Without --seeds, prompt k gets seed k. A class-conditional model takes class numbers or names as
     prompts, an unconditional one takes none but --seeds.
     """
-    plan = load(schedule)
+    plan = open_schedule(schedule)
     texts = _prompts(prompt or [], prompts)
     if not texts and seeds is None:
         raise UserError(NO_PROMPT)
@@ -80,7 +82,7 @@ def generate(
 
     from stepsampler.generate import generate as make
     from stepsampler.models import load as load_model
-    from stepsampler.pictures import save_png, save_sheet
+    from stepsampler.pictures import MAX_SHEET, save_png, save_sheet
 
     loaded = load_model(
         model,
@@ -112,53 +114,13 @@ def generate(
             line = done // (len(pairs) // len(texts))
             save_png(image, out / f"p{line:04d}-s{seed:05d}.png")
             done += 1
-            if len(shown) < MAX_GRID:
+            if len(shown) < MAX_SHEET:
                 shown.append(image)
     columns = len(pairs) // len(texts) if len(texts) > 1 and seeds else None
     save_sheet(torch.stack(shown), out / "grid.png", columns)
     typer.echo(
         f"{out}: {done} images of {plan.num_steps} steps, {plan.passes} passes each, and grid.png"
     )
-
-
-@app.command()
-def show(schedule: Annotated[Path, typer.Argument(help="Schedule file (JSON).")]) -> None:
-    """Print a schedule, step by step."""
-    typer.echo(describe(load(schedule)))
-
-
-def describe(plan: Schedule) -> str:
-    """A table of the steps as text; timesteps are those of Stable Diffusion's noise schedule."""
-    lines = [
-        f"{plan.num_steps} steps, {plan.passes} passes per image, solver {plan.solver}",
-        f"{'step':>4} {'sigma':>10} {'lands on':>10} {'guidance':>9} {'order':>5}",
-    ]
-    for i, step in enumerate(plan.steps):
-        guidance = "off" if step.guidance_scale == 1 else f"{step.guidance_scale:.3g}"
-        lines.append(
-            f"{i:>4} {step.sigma:>10.4f} {plan.sigmas[i + 1]:>10.4f} {guidance:>9} {step.order:>5}"
-        )
-    return "\n".join(lines)
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Read "0-15", "3,5,8" or a mixture.
-
-    Raises:
-        UserError: anything else, or a range that falls.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not match:
-            raise UserError(f"--seeds: expected numbers and ranges such as 0-15, got {part!r}")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last >= 2**63:
-            raise UserError(f"--seeds: a seed must be below 2^63, got {last}")
-        if last < first:
-            raise UserError(f"--seeds: a range must rise, got {part.strip()!r}")
-        seeds += range(first, last + 1)
-    return seeds
 
 
 def _prompts(given: list[str], file: Path | None) -> list[str]:

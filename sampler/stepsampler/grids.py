@@ -5,7 +5,8 @@ sigmas: n at which the denoiser is called, and the one on which the last step la
 """
 
 from collections.abc import Callable, Sequence
-from math import atan, tan
+from dataclasses import replace
+from math import atan, inf, tan
 
 import numpy as np
 from scipy.stats import beta as beta_distribution
@@ -83,6 +84,12 @@ def power(
     return [noise.sigma_by_alpha_bar(t) for t in ramp**rho]
 
 
+def power_to_one(n: int, noise: Noise, rho: float = 1.2) -> list[float]:
+    """Its original mode: n points of the same power law from the last timestep to 1, then 0."""
+    ramp = np.linspace(noise.last ** (1 / rho), 1, n) ** rho
+    return [noise.sigma_by_alpha_bar(t) for t in (*ramp, 0.0)]
+
+
 # n -> points, exponent and entry of the auxiliary grid
 SEED_STOPS = {4: (8, 5.0, 5), 7: (12, 10.0, 7), 8: (12, 7.0, 9)}
 
@@ -123,6 +130,9 @@ GRIDS: dict[str, Grid] = {
     **{name: _ays(name) for name in AYS},
 }
 
+# What can be made: the search takes only `GRIDS` as baselines.
+PLACEMENTS = {**GRIDS, "seed-original": power_to_one}
+
 
 def make_schedule(
     grid: str,
@@ -141,12 +151,30 @@ def make_schedule(
     Raises:
         UserError: an unknown grid, or no step.
     """
-    if grid not in GRIDS:
-        raise UserError(f"grid must be one of {', '.join(GRIDS)}, got {grid!r}")
+    if grid not in PLACEMENTS:
+        raise UserError(f"grid must be one of {', '.join(PLACEMENTS)}, got {grid!r}")
     if num_steps < 1:
         raise UserError(f"num_steps must be at least 1, got {num_steps}")
-    *sigmas, final_sigma = GRIDS[grid](num_steps, noise)
+    *sigmas, final_sigma = PLACEMENTS[grid](num_steps, noise)
     return from_sigmas(sigmas, final_sigma, [guidance_scale] * num_steps, order, solver, model)
+
+
+def guide(
+    schedule: Schedule, scale: float, interval: tuple[float, float] | None = None
+) -> Schedule:
+    """The schedule with one guidance scale, or with it only where low < sigma <= high.
+
+    An analytic step calls no network and keeps what it has (Kynkäänniemi et al. 2024, eq. 6).
+    """
+    low, high = interval or (0.0, inf)
+    steps = [
+        step
+        if step.analytic is not None
+        else replace(step, guidance_scale=scale if low < step.sigma <= high else 1.0)
+        for step in schedule.steps
+    ]
+    golden = schedule.golden_noise and replace(schedule.golden_noise, guidance_scale=scale)
+    return replace(schedule, steps=tuple(steps), golden_noise=golden)
 
 
 def from_sigmas(

@@ -43,6 +43,11 @@ class NoiseSchedule:
         return cls(tuple(np.cumprod(1 - betas).tolist()))
 
     @classmethod
+    def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02) -> "NoiseSchedule":
+        """The betas of DDPM, DiT and PixArt."""
+        return cls(tuple(np.cumprod(1 - np.linspace(beta_start, beta_end, 1000)).tolist()))
+
+    @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
         """Read the betas of any diffusers scheduler config of the DDPM kind."""
         from diffusers import DDIMScheduler
@@ -171,6 +176,22 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return True
     return "shift" in config and "beta_schedule" not in config
+
+
+def noise_of(schedule: Schedule) -> Noise | None:
+    """The noise levels of the model that a schedule was made for, if they are well-known ones.
+
+    A schedule for no model in particular is taken as one for Stable Diffusion, if it can be.
+    """
+    if schedule.flow:
+        return FlowSchedule()
+    for noise in (NoiseSchedule.scaled_linear(), NoiseSchedule.linear()):
+        if schedule.model is None:
+            return noise if schedule.steps[0].sigma <= noise.sigma_max * 1.001 else None
+        spec = noise.spec(schedule.model.family, schedule.model.prediction_type)
+        if not schedule.model.mismatch(spec):
+            return noise
+    return None
 
 
 def timesteps_to_sigmas(noise: Noise, timesteps: Iterable[float]) -> list[float]:

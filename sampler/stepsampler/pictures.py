@@ -1,6 +1,7 @@
 """Write images and sheets of images as PNG files."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+MAX_SHEET = 256  # images on one sheet
+
 
 def save_png(image: Tensor, path: Path) -> None:
     """Write one image, uint8 of shape (3, height, width), atomically."""
@@ -16,11 +19,16 @@ def save_png(image: Tensor, path: Path) -> None:
 
 
 def save_sheet(
-    images: Tensor, path: Path, columns: int | None = None, labels: Sequence[str] = ()
+    images: Tensor,
+    path: Path,
+    columns: int | None = None,
+    labels: Sequence[str] = (),
+    captions: Sequence[str] = (),
 ) -> None:
-    """Write a sheet of images (n, 3, height, width), row by row; `labels` name the rows.
+    """Write a sheet of images (n, 3, height, width), row by row.
 
-    Images below 64 pixels are enlarged by whole factors, so that a sheet can be looked at.
+    `labels` name the rows and `captions` stand above the columns. Images below 64 pixels are
+    enlarged by whole factors, so that a sheet can be looked at.
     """
     columns = columns or ceil(sqrt(len(images)))
     count, _, height, width = images.shape
@@ -34,16 +42,19 @@ def save_sheet(
     factor = max(1, 64 // height)
     larger = (picture.width * factor, picture.height * factor)
     picture = picture.resize(larger, Image.Resampling.NEAREST)
-    if labels:
-        margin = 8 + max(int(ImageDraw.Draw(picture).textlength(label)) for label in labels)
-        wide = Image.new("RGB", (picture.width + margin, picture.height), "white")
-        wide.paste(picture, (margin, 0))
-        draw = ImageDraw.Draw(wide)
-        for row, label in enumerate(labels):
-            middle = (row + 0.5) * (height + gap) * factor - 6
-            draw.text((4, middle), label, fill="black")
-        picture = wide
-    _save(picture, path)
+    wide, high = (width + gap) * factor, (height + gap) * factor  # of one image
+    measure = ImageDraw.Draw(picture)
+    margin = 8 + max(int(measure.textlength(label)) for label in labels) if labels else 0
+    wrapped = ["\n".join(textwrap.wrap(text, max(4, wide // 6))) for text in captions]
+    above = 4 + max(int(measure.multiline_textbbox((0, 0), text)[3]) for text in wrapped or [""])
+    whole = Image.new("RGB", (picture.width + margin, picture.height + above), "white")
+    whole.paste(picture, (margin, above))
+    draw = ImageDraw.Draw(whole)
+    for row, label in enumerate(labels):
+        draw.text((4, above + (row + 0.5) * high - 6), label, fill="black")
+    for column, text in enumerate(wrapped):
+        draw.multiline_text((margin + column * wide, 2), text, fill="black")
+    _save(whole if labels or captions else picture, path)
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -1,8 +1,6 @@
 """The schedule file: validated, read and written with the standard library alone."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from itertools import pairwise
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stepsampler.errors import UserError
+from stepsampler.files import write_text
 
 FORMAT = "stepsearch.schedule/1"
 
@@ -31,6 +30,7 @@ WITHOUT_FORMS = ("ipndm", "heun")  # rules on dx / dsigma, neither on x0 nor on 
 GUIDANCE = ("classifier-free", "distilled")
 DECODE = ("x", "alpha-x")
 MAX_BYTES = 1_000_000  # of a schedule file; a thousand steps are a tenth of it
+MAX_DEPTH = 20  # of its values, provenance included
 
 
 class ScheduleError(UserError, ValueError):
@@ -159,7 +159,8 @@ class Schedule:
         highest = min(i + 1, SOLVERS[self.solver]) if self.solver != "heun" else 2
         if isinstance(step.order, bool) or step.order not in range(1, highest + 1):
             raise ScheduleError(
-                f"step {i}: order of {self.solver} must be 1 to {highest} here, got {step.order!r}"
+                f"step {i}: order of {self.solver} must be 1 to {highest} here, "
+                f"got {_shown(step.order)}"
             )
         if step.corrector and self.solver not in WITH_CORRECTOR:
             raise ScheduleError(
@@ -245,19 +246,20 @@ class Schedule:
                 or a schedule that cannot be sampled.
         """
         try:
-            data = json.loads(text, parse_constant=_no_constant)
+            data = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise ScheduleError(f"not JSON: {error}") from error
+        _check_depth(data)
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT:
-            raise ScheduleError(f"expected format {FORMAT!r}, got {found!r}")
+            raise ScheduleError(f"expected format {FORMAT!r}, got {_shown(found)}")
         del data["format"]
         values = _keys(data, cls, "the schedule")
         for name in ("steps", "final_sigma", "solver"):
             if name not in values:
                 raise ScheduleError(f"the schedule: {name} is missing")
         if not isinstance(values["steps"], list):
-            raise ScheduleError(f"steps must be a list, got {values['steps']!r}")
+            raise ScheduleError(f"steps must be a list, got {_shown(values['steps'])}")
         values["steps"] = tuple(_step(i, step) for i, step in enumerate(values["steps"]))
         values["final_sigma"] = _number(values["final_sigma"], "final_sigma")
         if values.get("golden_noise") is not None:
@@ -265,22 +267,12 @@ class Schedule:
         if values.get("model") is not None:
             values["model"] = _model(values["model"])
         if not isinstance(values.get("provenance", {}), dict):
-            raise ScheduleError(f"provenance must be an object, got {values['provenance']!r}")
+            raise ScheduleError(f"provenance must be an object, got {_shown(values['provenance'])}")
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
         """Write atomically: a temporary name beside `path`, then rename."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_text(path, self.to_json())
 
 
 def load(path: str | Path) -> Schedule:
@@ -290,10 +282,11 @@ def load(path: str | Path) -> Schedule:
         ScheduleError: the file cannot be read, or cannot be sampled; names the file.
     """
     try:
-        size = Path(path).stat().st_size
-        if size > MAX_BYTES:
-            raise ScheduleError(f"a schedule has at most {MAX_BYTES:,} bytes, got {size:,}")
-        return Schedule.from_json(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ScheduleError(f"a schedule has at most {MAX_BYTES:,} bytes, this file has more")
+        return Schedule.from_json(content.decode("utf-8"))
     except OSError as error:
         raise ScheduleError(f"{path}: {error.strerror}") from error
     except (ScheduleError, UnicodeDecodeError) as error:
@@ -302,17 +295,17 @@ def load(path: str | Path) -> Schedule:
 
 def _keys(data: Any, cls: type, place: str) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise ScheduleError(f"{place} must be an object, got {data!r}")
+        raise ScheduleError(f"{place} must be an object, got {_shown(data)}")
     names = [f.name for f in fields(cls)]
     for key in data:
         if key not in names:
-            raise ScheduleError(f"{place}: unknown key {key!r}; known are {', '.join(names)}")
+            raise ScheduleError(f"{place}: unknown key {_shown(key)}; known are {', '.join(names)}")
     return dict(data)
 
 
 def _number(value: Any, place: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ScheduleError(f"{place} must be a number, got {value!r}")
+        raise ScheduleError(f"{place} must be a number, got {_shown(value)}")
     try:
         return float(value)
     except OverflowError as error:
@@ -321,11 +314,36 @@ def _number(value: Any, place: str) -> float:
 
 def _one_of(place: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ScheduleError(f"{place} must be one of {', '.join(allowed)}, got {value!r}")
+        raise ScheduleError(f"{place} must be one of {', '.join(allowed)}, got {_shown(value)}")
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{_shown(text)} is too large a number")
+    return number
+
+
+def _check_depth(data: Any) -> None:
+    """Deeper values could be read but not always written again: both recurse."""
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        inner = [
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        ]
+        level = [value for values in inner for value in values]
+    if level:
+        raise ScheduleError(f"values are nested more than {MAX_DEPTH} deep")
+
+
+def _shown(value: Any) -> str:
+    """For one line of a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _used(value: Any, name: str) -> bool:
@@ -353,7 +371,7 @@ def _step(i: int, data: Any) -> Step:
             values[name] = _number(values[name], f"{place}: {name}")
     order = values["order"]
     if isinstance(order, bool) or not isinstance(order, int):
-        raise ScheduleError(f"{place}: order must be a whole number, got {order!r}")
+        raise ScheduleError(f"{place}: order must be a whole number, got {_shown(order)}")
     if not isinstance(values.get("corrector", False), bool):
         raise ScheduleError(f"{place}: corrector must be true or false")
     for name in ("sigma", "guidance_scale", "guidance_rescale"):
@@ -388,8 +406,8 @@ def _model(data: Any) -> ModelSpec:
         raise ScheduleError(f"model: {missing[0]} is missing")
     for name in ("family", "prediction_type"):
         if not isinstance(values[name], str):
-            raise ScheduleError(f"model: {name} must be a string, got {values[name]!r}")
+            raise ScheduleError(f"model: {name} must be a string, got {_shown(values[name])}")
     if not isinstance(values["noise"], list):
-        raise ScheduleError(f"model: noise must be a list, got {values['noise']!r}")
+        raise ScheduleError(f"model: noise must be a list, got {_shown(values['noise'])}")
     noise = tuple(_number(s, f"model: noise[{i}]") for i, s in enumerate(values["noise"]))
     return ModelSpec(values["family"], values["prediction_type"], noise)

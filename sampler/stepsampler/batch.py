@@ -1,0 +1,145 @@
+"""One image for each caption of a set, in a folder that a killed run goes on filling.
+
+Image k shows caption k with the seed first + k. `manifest.jsonl` begins with what the images depend
+on, and then has a line for each image, written after its file. Blocks of `batch_size` images are
+made whole or not at all, so that a resumed run makes the same images bit for bit on a CPU.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepsampler.captions import Caption
+from stepsampler.errors import UserError
+from stepsampler.files import write_text
+from stepsampler.generate import generate
+from stepsampler.models import LatentModel
+from stepsampler.pictures import save_png
+from stepsampler.schedule import Schedule
+
+FORMAT = "stepsample.batch/1"
+MANIFEST = "manifest.jsonl"
+
+
+def run_batch(
+    model: LatentModel,
+    schedule: Schedule,
+    captions: Sequence[Caption],
+    out: Path,
+    *,
+    first_seed: int = 0,
+    negative_prompt: str = "",
+    batch_size: int = 16,
+) -> Iterator[int]:
+    """Fill the folder; yields how many images are there, at the start and after each block.
+
+    Raises:
+        UserError: the folder belongs to another schedule, model, set of captions or seeds.
+    """
+    identity = {
+        "format": FORMAT,
+        "schedule": _digest(replace(schedule, provenance={}).to_json()),
+        "captions": _digest(json.dumps(captions)),
+        "model": model_digest(model),
+        "shape": list(model.shape),
+        "first_seed": first_seed,
+        "negative_prompt": negative_prompt,
+        "batch_size": batch_size,
+    }
+    manifest = out / MANIFEST
+    blocks = [
+        range(start, min(start + batch_size, len(captions)))
+        for start in range(0, len(captions), batch_size)
+    ]
+    done = _resume(manifest, identity, blocks)
+    yield len(done)
+    for block in blocks:
+        if block[0] in done:
+            continue
+        texts = [captions[k].text for k in block]
+        seeds = [first_seed + k for k in block]
+        (made,) = generate(
+            model,
+            schedule,
+            texts,
+            seeds,
+            negative_prompts=negative_prompt,
+            batch_size=batch_size,
+        )
+        lines = []
+        for k, image in zip(block, made.images, strict=True):
+            file = f"{k:06d}.png"
+            save_png(image, out / file)
+            record: dict[str, Any] = {
+                "index": k,
+                "seed": first_seed + k,
+                "prompt": captions[k].text,
+            }
+            if captions[k].image is not None:
+                record["image"] = captions[k].image
+            record |= {"file": file, "sha256": _digest((out / file).read_bytes())}
+            lines.append(json.dumps(record))
+        _append(manifest, lines)
+        done |= set(block)
+        yield len(done)
+
+
+def _resume(manifest: Path, identity: dict[str, Any], blocks: Sequence[range]) -> set[int]:
+    """Which images are there, in whole blocks: what a kill cut off or somebody lost is dropped."""
+    if not manifest.exists():
+        write_text(manifest, json.dumps(identity) + "\n")
+        return set()
+    first, *lines = manifest.read_text(encoding="utf-8").split("\n")
+    try:
+        known = json.loads(first)
+        records = [json.loads(line) for line in lines[:-1]]  # what follows the last newline is cut
+        there = {record["index"]: record for record in records if _there(manifest, record)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest}: not a manifest of `stepsample batch`: {error}") from error
+    for name, value in identity.items():
+        theirs = known.get(name) if isinstance(known, dict) else None
+        if theirs != value:
+            raise UserError(
+                f"{manifest}: the folder was begun with another {name}, {theirs!r}, not {value!r}; "
+                "give another --out"
+            )
+    kept = [k for block in blocks if all(k in there for k in block) for k in block]
+    if len(kept) < len(records) or lines[-1]:
+        whole = [first, *(json.dumps(there[k]) for k in kept)]
+        write_text(manifest, "\n".join(whole) + "\n")
+    return set(kept)
+
+
+def _there(manifest: Path, record: dict[str, Any]) -> bool:
+    return (manifest.parent / str(record["file"])).is_file()
+
+
+def _append(manifest: Path, lines: Sequence[str]) -> None:
+    with manifest.open("a", encoding="utf-8") as file:
+        file.write("".join(line + "\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def model_digest(model: LatentModel) -> str:
+    """A short digest of the weights: a few numbers of every tensor of every network."""
+    digest = hashlib.sha256(f"{model.dtype} {model.spec}".encode())
+    for name, part in sorted(model.pipeline.components.items()):
+        if isinstance(part, torch.nn.Module):
+            digest.update(name.encode())
+            for tensor in part.state_dict().values():
+                flat = tensor.flatten()
+                few = flat[:: max(1, len(flat) // 64)]
+                digest.update(few.double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest(content: str | bytes) -> str:
+    content = content.encode() if isinstance(content, str) else content
+    return hashlib.sha256(content).hexdigest()

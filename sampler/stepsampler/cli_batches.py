@@ -1,0 +1,126 @@
+"""The commands of `stepsample` that make many images: a batch over captions, and a grid."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepsampler.errors import UserError
+from stepsampler.presets import open_schedule
+
+app = typer.Typer()
+
+ModelName = Annotated[str, typer.Option(help="tiny, a local folder or a hub id.")]
+Negative = Annotated[str, typer.Option(help="What the images should not show.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per network call.")]
+Size = Annotated[int | None, typer.Option(help="Side of the images in pixels.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
+Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+LABEL = 40  # characters of a schedule's name beside a row
+
+
+@app.command()
+def batch(
+    schedule: Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")],
+    prompts: Annotated[Path, typer.Option(help="Text, COCO captions, preferences, CSV, parquet.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images and manifest.")],
+    column: Annotated[str | None, typer.Option(help="Of CSV, parquet or JSON objects.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only that many captions.")] = None,
+    shuffle_seed: Annotated[int | None, typer.Option(help="Mix the captions first.")] = None,
+    first_seed: Annotated[int, typer.Option(min=0, help="Image k has this seed + k.")] = 0,
+    model: ModelName = "tiny",
+    negative_prompt: Negative = "",
+    batch_size: BatchSize = 16,
+    size: Size = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Make one image for each caption of a file; run it again to go on after a kill.
+
+    COCO: one caption per image, that of the lowest annotation id, by image id.
+    """
+    from stepsampler.captions import read_captions
+
+    plan = open_schedule(schedule)
+    captions = read_captions(prompts, column, limit, shuffle_seed)
+    _check_dtype(dtype)
+
+    from rich.progress import Progress
+
+    from stepsampler.batch import MANIFEST, run_batch
+    from stepsampler.models import load
+
+    progress = run_batch(
+        load(model, device, dtype, size),
+        plan,
+        captions,
+        out,
+        first_seed=first_seed,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+    )
+    with Progress() as bar:
+        task = bar.add_task("sampling", total=len(captions))
+        for done in progress:
+            bar.update(task, completed=done)
+    typer.echo(f"{out}: {len(captions)} images of {plan.passes} passes each, and {MANIFEST}")
+
+
+@app.command()
+def grid(
+    schedules: Annotated[list[str], typer.Argument(help="Presets or schedule files, one a row.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file.")] = Path("grid.png"),
+    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file as for batch.")] = None,
+    seeds: Annotated[str, typer.Option(help="Such as 0-3: every prompt with every seed.")] = "0",
+    model: ModelName = "tiny",
+    negative_prompt: Negative = "",
+    batch_size: BatchSize = 16,
+    size: Size = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Compare schedules: a row for each, with the same prompts and seeds, and both written on."""
+    from stepsampler.captions import read_captions
+    from stepsampler.seeds import parse_seeds
+
+    plans = [open_schedule(name) for name in schedules]
+    texts = [*(prompt or []), *(c.text for c in (read_captions(prompts) if prompts else []))]
+    if not texts:
+        raise UserError("no prompt: give --prompt or --prompts")
+    pairs = [(text, seed) for text in texts for seed in parse_seeds(seeds)]
+    _check_dtype(dtype)
+
+    import torch
+
+    from stepsampler.generate import generate
+    from stepsampler.models import load
+    from stepsampler.pictures import MAX_SHEET, save_sheet
+
+    if len(plans) * len(pairs) > MAX_SHEET:
+        raise UserError(f"a grid has at most {MAX_SHEET} images, got {len(plans) * len(pairs)}")
+    loaded = load(model, device, dtype, size)
+    images = [
+        made.images
+        for plan in plans
+        for made in generate(
+            loaded,
+            plan,
+            [text for text, _ in pairs],
+            [seed for _, seed in pairs],
+            negative_prompts=negative_prompt,
+            batch_size=batch_size,
+        )
+    ]
+    labels = [
+        f"{Path(name).name[:LABEL]} ({plan.passes} passes)"
+        for name, plan in zip(schedules, plans, strict=True)
+    ]
+    captions = [f"{text} [{seed}]" for text, seed in pairs]
+    save_sheet(torch.cat(images), out, len(pairs), labels, captions)
+    typer.echo(f"{out}: {len(plans)} rows of {len(pairs)} images")
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")

@@ -1,0 +1,151 @@
+"""What the formats share: samplers by name, numbers as text, the list of what is lost."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from typing import NamedTuple
+
+from stepsampler.errors import UserError
+from stepsampler.grids import from_sigmas
+from stepsampler.noise import Noise
+from stepsampler.schedule import ModelSpec, Schedule, Step
+
+
+class Text(NamedTuple):
+    """A schedule in another tool's words."""
+
+    text: str
+    lost: tuple[str, ...] = ()  # what it does not hold
+
+
+class Target(NamedTuple):
+    """What a text of another tool may leave open: the model, and the sampler's settings."""
+
+    noise: Noise
+    model: ModelSpec | None
+    solver: str = "dpmpp-midpoint"
+    order: int = 2
+    guidance_scale: float = 1.0
+    guidance: str = "classifier-free"
+
+
+class Sampler(NamedTuple):
+    """A rule of k-diffusion's family, as both ComfyUI and stable-diffusion.cpp have it."""
+
+    solver: str
+    highest: int  # order reached as predictions come in
+    flow: bool  # the same update for flow models
+    lowers_last: bool = True  # order 1 onto sigma 0
+
+    def orders(self, n: int, final_sigma: float) -> list[int]:
+        """Of n steps."""
+        start = 2 if self.solver == "heun" else 1
+        orders = [min(max(start, i + 1), self.highest) for i in range(n)]
+        if final_sigma == 0 and self.lowers_last:
+            orders[-1] = 1
+        return orders
+
+
+def rule(schedule: Schedule) -> str:
+    """The solver, by one name where two are the same at the orders used.
+
+    Every rule of order 1 is Euler's in (x, sigma), and `exact` up to order 2 is `dpmpp-heun`.
+    """
+    orders = [step.order for step in schedule.steps]
+    if max(orders) == 1 and not any(step.corrector for step in schedule.steps):
+        return "ddim"
+    if schedule.solver == "exact" and max(orders) == 2:
+        return "dpmpp-heun"
+    return schedule.solver
+
+
+def choose(samplers: Mapping[str, Sampler], schedule: Schedule) -> tuple[str, list[str]]:
+    """The sampler that runs these orders of this rule; else the nearest, and what is lost."""
+    ours, orders = rule(schedule), [step.order for step in schedule.steps]
+    for name, sampler in samplers.items():
+        same = sampler.orders(schedule.num_steps, schedule.final_sigma) == orders
+        if sampler.solver == ours and same and (sampler.flow or not schedule.flow):
+            return name, []
+    nearest = next((k for k, s in samplers.items() if s.solver == ours), list(samplers)[-1])
+    if schedule.flow and not samplers[nearest].flow:
+        nearest = next(iter(samplers))
+    listed = " ".join(map(str, orders))
+    return nearest, [f"the rule {schedule.solver} at orders {listed} ({nearest} instead)"]
+
+
+def losses(schedule: Schedule) -> list[str]:
+    """What no list of sigmas or timesteps holds."""
+    steps = schedule.steps
+    found = {
+        "golden_noise": schedule.golden_noise is not None,
+        "an analytic first step": steps[0].analytic is not None,
+        "the corrector": any(s.corrector for s in steps),
+        "the prediction form of a step": any(_form_matters(s) for s in steps),
+        "guidance_rescale": any(s.guidance_rescale for s in steps),
+        "Free-U per step": any(s.free_u for s in steps),
+    }
+    return [name for name, used in found.items() if used]
+
+
+def _form_matters(step: Step) -> bool:
+    return step.prediction is not None and step.order > 1
+
+
+def plain(number: float) -> str:
+    """All digits and no exponent, which ComfyUI would read as a second number."""
+    text = format(Decimal(repr(float(number))), "f")
+    return text if "." in text else f"{text}.0"
+
+
+def sigma_list(schedule: Schedule) -> str:
+    return ", ".join(map(plain, schedule.sigmas))
+
+
+def sigmas_from(text: str) -> list[float]:
+    """Numbers between commas or spaces, with or without brackets.
+
+    Raises:
+        UserError: something else, or fewer than two.
+    """
+    words = re.split(r"[\s,]+", text.strip().strip("[]").strip())
+    try:
+        sigmas = [float(word) for word in words]
+    except ValueError as error:
+        raise UserError(f"expected a list of sigmas, {error}") from error
+    if len(sigmas) < 2:
+        raise UserError(f"expected at least two sigmas, got {len(sigmas)}")
+    return sigmas
+
+
+def highest_guidance(schedule: Schedule) -> float:
+    return max(step.guidance_scale for step in schedule.steps)
+
+
+def one_guidance(schedule: Schedule) -> bool:
+    return len({step.guidance_scale for step in schedule.steps}) == 1
+
+
+def build(
+    sigmas: Sequence[float], scales: Sequence[float] | None, sampler: Sampler | None, target: Target
+) -> Schedule:
+    """A schedule with a tool's sampler, or the target's where none is named.
+
+    Raises:
+        UserError: it cannot be sampled, or there are not as many scales as steps.
+    """
+    n = len(sigmas) - 1
+    if scales is None:
+        scales = [target.guidance_scale] * n
+    if len(scales) != n:
+        raise UserError(f"expected {n} guidance scales, one a step, got {len(scales)}")
+    if sampler is None:
+        made = from_sigmas(
+            sigmas[:-1], sigmas[-1], scales, target.order, target.solver, target.model
+        )
+        return replace(made, guidance=target.guidance)
+    orders = sampler.orders(n, sigmas[-1])
+    steps = [Step(s, w, o) for s, w, o in zip(sigmas[:-1], scales, orders, strict=True)]
+    return Schedule(
+        tuple(steps), sigmas[-1], sampler.solver, target.model, guidance=target.guidance
+    )

@@ -1,0 +1,117 @@
+"""Published schedules by name: data files of this folder, one for each source.
+
+A file has `source`, `licence`, `note` and `presets`; a preset is a schedule file without `format`,
+its `model` one of `MODELS`, and with a `note` and `approximate` of its own where they are needed.
+"""
+
+import json
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stepsampler.schedule import FORMAT, ModelSpec, Schedule, ScheduleError, load
+
+SD_NOISE = (  # Stable Diffusion's betas at the timesteps 0, 250, 500, 749 and 999
+    0.029167158151720367,
+    0.6957989370616523,
+    1.6182788260186165,
+    4.081729363724308,
+    14.614641229333637,
+)
+DIT_NOISE = (
+    0.010000500037502575,
+    0.9580337146622314,
+    3.442967112525823,
+    17.24698300991162,
+    157.40728081040763,
+)
+FLOW = (0.0, 0.25, 0.5, 0.75, 1.0)
+MODELS = {
+    "sd15": ModelSpec("stable-diffusion", "epsilon", SD_NOISE),
+    "sdxl": ModelSpec("sdxl", "epsilon", SD_NOISE),
+    "dit": ModelSpec("dit", "epsilon", DIT_NOISE),
+    "sd3": ModelSpec("sd3", "flow_prediction", FLOW),
+    "flux": ModelSpec("flux", "flow_prediction", FLOW),
+    "wan": ModelSpec("wan", "flow_prediction", FLOW),
+}
+
+
+class Preset(NamedTuple):
+    """One published schedule."""
+
+    name: str
+    model: str | None  # a key of MODELS; None: no family of this sampler
+    source: str
+    schedule: Schedule
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the schedule file cannot hold all that was published; the note says what."""
+        return bool(self.schedule.provenance.get("approximate"))
+
+
+def preset(name: str) -> Preset:
+    """Take a preset.
+
+    Raises:
+        ScheduleError: there is none of this name; names the nearest.
+    """
+    entries = _entries()
+    if name not in entries:
+        near = get_close_matches(name, entries, 3, 0.4)
+        hint = f"the nearest are {', '.join(near)}" if near else "`stepsample presets` lists them"
+        raise ScheduleError(f"no preset {name!r}; {hint}")
+    head, entry = entries[name]
+    model = entry["model"]
+    provenance: dict[str, Any] = {
+        "preset": name,
+        "source": head["source"],
+        "licence": head["licence"],
+    }
+    provenance["note"] = " ".join(filter(None, [_sentence(entry.get("note")), head["note"]]))
+    if entry.get("approximate"):
+        provenance["approximate"] = True
+    rest = {k: v for k, v in entry.items() if k not in ("model", "note", "approximate")}
+    spec = {"model": {**vars(MODELS[model]), "noise": list(MODELS[model].noise)}} if model else {}
+    data = {"format": FORMAT, **rest, **spec, "provenance": provenance}
+    return Preset(name, model, head["source"], Schedule.from_json(json.dumps(data)))
+
+
+def names() -> list[str]:
+    """Of all presets, source by source."""
+    return list(_entries())
+
+
+def open_schedule(name: str | Path) -> Schedule:
+    """Read a schedule file, or take the preset of that name.
+
+    A file wins over a preset; a name with a suffix or a folder is always a file.
+
+    Raises:
+        ScheduleError: neither is there, or the file cannot be sampled.
+    """
+    path = Path(name)
+    if path.exists() or path.suffix == ".json" or path.parent != Path("."):
+        return load(path)
+    try:
+        return preset(str(name)).schedule
+    except ScheduleError as error:
+        raise ScheduleError(f"{name}: no such file, and {error}") from error
+
+
+@cache
+def _entries() -> dict[str, tuple[dict[str, str], dict[str, Any]]]:
+    """Name -> head of its file, entry."""
+    found: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
+    folder = files("stepsampler") / "presets"
+    for file in sorted(folder.iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".json"):
+            head = json.loads(file.read_text(encoding="utf-8"))
+            found |= {name: (head, entry) for name, entry in head.pop("presets").items()}
+    return found
+
+
+def _sentence(note: str | None) -> str | None:
+    return f"{note}." if note else None

@@ -1,0 +1,131 @@
+import hashlib
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from stepsampler import UserError
+from stepsampler.batch import run_batch
+from stepsampler.captions import Caption
+from stepsampler.cli import app
+from stepsampler.grids import make_schedule
+from stepsampler.models import load
+from stepsampler.noise import NoiseSchedule
+
+SD = NoiseSchedule.scaled_linear()
+CAPTIONS = [Caption(f"a photo of a {thing}", str(i)) for i, thing in enumerate(["bag", "shirt"])]
+CAPTIONS += [Caption("a photo of a dress"), Caption("a photo of a coat"), Caption("a boot")]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("tiny")
+
+
+@pytest.fixture(scope="module")
+def schedule():
+    return make_schedule("power", 2, SD, guidance_scale=2.0)
+
+
+def manifest(out):
+    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+
+
+def run(model, schedule, out, captions=CAPTIONS, **options):
+    return list(run_batch(model, schedule, captions, out, batch_size=2, **options))
+
+
+def contents(out):
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_image_k_has_caption_k_seed_k_and_a_checksum(model, schedule, tmp_path):
+    assert run(model, schedule, tmp_path, first_seed=100) == [0, 2, 4, 5]
+    head, *records = manifest(tmp_path)
+    assert head["format"] == "stepsample.batch/1"
+    for k, record in enumerate(records):
+        assert record["index"] == k
+        assert record["seed"] == 100 + k
+        assert record["prompt"] == CAPTIONS[k].text
+        assert record.get("image") == CAPTIONS[k].image
+        image = (tmp_path / record["file"]).read_bytes()
+        assert record["sha256"] == hashlib.sha256(image).hexdigest()
+    assert len(records) == len(CAPTIONS) == len({r["sha256"] for r in records})
+
+
+@pytest.mark.parametrize("cut", ["block", "line", "file"])
+def test_a_cut_run_goes_on_to_the_same_images(model, schedule, tmp_path, cut):
+    run(model, schedule, tmp_path / "whole")
+    out = tmp_path / "cut"
+    progress = run_batch(model, schedule, CAPTIONS, out, batch_size=2)
+    assert [next(progress), next(progress)] == [0, 2]
+    progress.close()  # killed after the first block
+    path = out / "manifest.jsonl"
+    if cut == "line":  # … while the next block's lines were written
+        path.write_text(path.read_text() + '{"index": 2, "se')
+    if cut == "file":  # … and an image was lost
+        (out / "000001.png").unlink()
+    already = {"block": 2, "line": 2, "file": 0}[cut]
+    assert run(model, schedule, out)[0] == already
+    assert contents(out) == contents(tmp_path / "whole")
+    assert run(model, schedule, out) == [5]  # nothing is left to do
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"schedule": make_schedule("power", 3, SD, guidance_scale=2.0)}, "schedule"),
+        ({"captions": CAPTIONS[:-1]}, "captions"),
+        ({"captions": CAPTIONS[::-1]}, "captions"),
+        ({"first_seed": 1}, "first_seed"),
+        ({"negative_prompt": "blurry"}, "negative_prompt"),
+        ({"model": "other"}, "model"),
+    ],
+)
+def test_a_folder_belongs_to_its_schedule_model_and_captions(
+    model, schedule, tmp_path, change, name
+):
+    given = {"model": model, "schedule": schedule, "captions": CAPTIONS}
+    next(run_batch(**given, out=tmp_path, batch_size=2))
+    before = contents(tmp_path)
+    if name == "model":
+        change = {"model": load("tiny")}
+        next(change["model"].net.parameters()).data += 0.5
+    with pytest.raises(UserError, match=f"was begun with another {name}, .*; give another --out"):
+        next(run_batch(**{**given, **change}, out=tmp_path, batch_size=2))
+    assert contents(tmp_path) == before
+
+
+def test_another_provenance_is_the_same_schedule(model, schedule, tmp_path):
+    from dataclasses import replace
+
+    run(model, schedule, tmp_path, CAPTIONS[:2])
+    renamed = replace(schedule, provenance={"study": "x"})
+    assert run(model, renamed, tmp_path, CAPTIONS[:2]) == [2]
+
+
+@pytest.mark.parametrize("text", ["", "x\n", '{"format": 1}\n[]\n', '{"format": 1}\n{"x": 1}\n'])
+def test_a_manifest_that_is_none_is_refused(model, schedule, tmp_path, text):
+    (tmp_path / "manifest.jsonl").write_text(text)
+    with pytest.raises(UserError, match="not a manifest of `stepsample batch`"):
+        run(model, schedule, tmp_path)
+
+
+def test_a_grid_has_a_row_for_each_schedule(schedule, tmp_path):
+    from PIL import Image
+
+    schedule.save(tmp_path / "s.json")
+    out = tmp_path / "g.png"
+    arguments = ["grid", str(tmp_path / "s.json"), "seed-sd-4", "--prompt", "a bag", "--prompt"]
+    arguments += ["a shirt", "--seeds", "0,1", "-o", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "2 rows of 4 images" in result.output
+    image = Image.open(out)
+    assert image.width > 4 * 64
+    assert image.height > 2 * 64 + 10  # captions stand above
+    too_many = [*arguments[:-4], "--seeds", "0-99", "-o", str(out)]
+    result = CliRunner().invoke(app, too_many)
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception) == "a grid has at most 256 images, got 400"
