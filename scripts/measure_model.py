@@ -1,10 +1,11 @@
-"""Measure the bundled model: floors, room for few steps, alignment, speed, and sheets to look at.
+"""Measure a bundled model: floors, room for few steps, alignment, speed, and sheets to look at.
 
-    python scripts/measure_model.py --images 2000 --out runs/model-card
+    python scripts/measure_model.py --images 2000 --steps 3 4 5 --out runs/model-card
 
 Real images come from the Debian package `dataset-fashion-mnist`. Distances are against the held-out
-images; the floor of real images is that of as many training images. Guidance is the best of a few
-constants for every contender. Measurements are cached, so a second run resumes.
+images; the floor of real images is that of as many training images. Every contender has the best of
+a few constant guidance scales by FD of its first 300 images, and of the placements of one number of
+steps the best few go on to all images. Images are cached, so a second run resumes.
 """
 
 import argparse
@@ -34,28 +35,33 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_model import data
 
 EXTRACTORS = ("texture", "lite0")
-TEACHER_SCALES = (2.0, 3.0, 4.0)
-FEW_SCALES = (1.0, 2.0, 3.0, 4.0)
+SCALES = (1.25, 1.5, 2.0, 3.0)
+SCREEN = 300  # images that choose guidance scales and placements
+FINALISTS = 2  # placements of each kind that go on
+CHUNK = 100  # images in a file of the cache
 
 
 class Bench:
     """Scores sets of images under both extractors."""
 
-    def __init__(self, model: LatentModel, n: int, batch: int, cache: Path) -> None:
-        self.model, self.n, self.batch, self.cache = model, n, batch, cache
+    def __init__(self, model: LatentModel, batch: int, cache: Path) -> None:
+        self.model, self.batch, self.cache = model, batch, cache
         self.extractors = [load_extractor(name) for name in EXTRACTORS]
         self.references = [load_reference("fashion-mnist", e, 32, cache) for e in self.extractors]
         self.judge = Judge()
 
     def images(self, schedule: Schedule, prompts: list[Prompt], n: int) -> Tensor:
-        """Images of the test seeds, cached."""
-        key = json.dumps([schedule.to_json(), [p.text for p in prompts[:40]], n, self.digest()])
+        """Images of the first n test seeds, cached in chunks."""
+        return torch.cat([self._chunk(schedule, prompts, k) for k in range(0, n, CHUNK)])[:n]
+
+    def _chunk(self, schedule: Schedule, prompts: list[Prompt], start: int) -> Tensor:
+        key = json.dumps([schedule.to_json(), [p.text for p in prompts], start, self.digest()])
         path = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npy"
         if not path.exists():
-            picks = [prompts[k % len(prompts)].text for k in range(n)]
-            batches = generate(
-                self.model, schedule, picks, range(TEST, TEST + n), batch_size=self.batch
-            )
+            places = range(start, start + CHUNK)
+            picks = [prompts[k % len(prompts)].text for k in places]
+            seeds = [TEST + k for k in places]
+            batches = generate(self.model, schedule, picks, seeds, batch_size=self.batch)
             images = torch.cat([b.images for b in batches])
             write_whole(path, lambda p: np.save(p.open("wb"), images.numpy()))
         return torch.from_numpy(np.load(path))
@@ -139,44 +145,69 @@ def speed(bench: Bench, prompts: list[Prompt]) -> float:
     return (time.perf_counter() - started) / len(texts)
 
 
+def best_of(
+    bench: Bench, named: list[tuple[str, Schedule]], prompts: list[Prompt], keep: int
+) -> list[tuple[str, Schedule]]:
+    """The schedules of least FD on the first few images."""
+    labels = labels_of(prompts, SCREEN)
+    scores = []
+    for name, schedule in named:
+        row = bench.line(name, bench.images(schedule, prompts, SCREEN), labels)
+        scores.append(row[EXTRACTORS[0]])
+    return [named[i] for i in np.argsort(scores)[:keep]]
+
+
+def labels_of(prompts: list[Prompt], n: int) -> list[int]:
+    return [prompts[k % len(prompts)].label or 0 for k in range(n)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, nargs="+", default=[3, 4, 5])
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--grids", default="all", help="comma-separated, or all")
+    parser.add_argument("--grids", nargs="+", default=list(GRIDS), choices=list(GRIDS))
     parser.add_argument("--data", type=Path, default=data.DEFAULT_FOLDER)
     parser.add_argument("--out", type=Path, default=Path("runs/model-card"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     model = load(args.model)
-    bench = Bench(model, args.images, args.batch, args.out / "cache")
+    bench = Bench(model, args.batch, args.out / "cache")
     prompts = load_prompts("fashion-mnist")
-    labels = [prompts[k % len(prompts)].label or 0 for k in range(args.images)]
+    noise, n = model.noise, args.images
     real, real_labels = data.load_split(args.data, "train")
-    rows = floors(bench, rgb(real[: args.images]), real_labels[: args.images])
 
-    for w in TEACHER_SCALES:
-        schedule = make_schedule("linspace", 50, model.noise, order=2, guidance_scale=w)
-        images = bench.images(schedule, prompts, args.images)
-        rows.append(bench.line(f"teacher, 50 steps of DPM++(2M), w {w:g}", images, labels))
-        if w == 2.0:
-            save_sheet(images[:100], args.out / "teacher.png", 10)
-            nearest(images[:20], args.data, args.out / "nearest.png")
+    def teacher(w: float) -> tuple[str, Schedule]:
+        plan = make_schedule("linspace", 50, noise, order=2, guidance_scale=w)
+        return f"teacher, 50 steps of DPM++(2M), w {w:g}", plan
+
+    print(f"-- the first {SCREEN} images: which guidance and placements")
+    finalists = best_of(bench, [teacher(w) for w in SCALES], prompts, 1)
+    for steps in args.steps:
+        guided = [
+            (f"{grid}, {steps} steps, w {w:g}", make_schedule(grid, steps, noise, guidance_scale=w))
+            for grid in args.grids
+            for w in SCALES
+        ]
+        unguided = [
+            (f"{grid}, {2 * steps} steps, w 1", make_schedule(grid, 2 * steps, noise))
+            for grid in args.grids
+        ]
+        finalists += best_of(bench, guided, prompts, FINALISTS)
+        finalists += best_of(bench, unguided, prompts, 1)
+
+    print(f"-- {n} images")
+    rows = floors(bench, rgb(real[:n]), real_labels[:n])
+    aligned = bench.images(teacher(2.0)[1], prompts, SCREEN)
+    rows.append(bench.line(teacher(2.0)[0], aligned, labels_of(prompts, SCREEN)))
+    save_sheet(aligned[:100], args.out / "teacher.png", 10)
+    nearest(aligned[:20], args.data, args.out / "nearest.png")
     held_out = load_prompts("fashion-mnist", held_out=True)
-    schedule = make_schedule("linspace", 50, model.noise, order=2, guidance_scale=2.0)
-    images = bench.images(schedule, held_out, min(500, args.images))
-    targets = [held_out[k % len(held_out)].label or 0 for k in range(len(images))]
-    rows.append(bench.line("teacher, w 2, held-out prompts", images, targets))
-
-    grids = list(GRIDS) if args.grids == "all" else args.grids.split(",")
-    for grid in grids:
-        for w in FEW_SCALES:
-            n = args.steps if w != 1 else 2 * args.steps  # the same number of passes
-            schedule = make_schedule(grid, n, model.noise, order=2, guidance_scale=w)
-            images = bench.images(schedule, prompts, args.images)
-            rows.append(bench.line(f"{grid}, {n} steps, w {w:g}", images, labels))
+    images = bench.images(teacher(2.0)[1], held_out, SCREEN)
+    rows.append(bench.line("teacher, w 2, held-out prompts", images, labels_of(held_out, SCREEN)))
+    for name, schedule in finalists:
+        rows.append(bench.line(name, bench.images(schedule, prompts, n), labels_of(prompts, n)))
     rows.append({"name": "seconds per 5-step guided image", "value": speed(bench, prompts)})
     print(f"{1000 * rows[-1]['value']:.1f} ms per 5-step guided image in batches of {args.batch}")
     write_whole(args.out / "rows.json", lambda p: p.write_text(json.dumps(rows, indent=1)))
