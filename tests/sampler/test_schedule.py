@@ -155,8 +155,12 @@ def test_every_optional_key_survives_a_round_trip_and_defaults_are_not_written()
     assert again == FULL
     data = json.loads(FULL.to_json())
     assert data["steps"][0] == {
-        "sigma": 14.6, "guidance_scale": 1.0, "order": 1,
-        "corrector": True, "prediction": "noise", "analytic": 0.975,
+        "sigma": 14.6,
+        "guidance_scale": 1.0,
+        "order": 1,
+        "corrector": True,
+        "prediction": "noise",
+        "analytic": 0.975,
     }
     assert data["steps"][2]["free_u"] == {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
     assert (data["decode"], data["golden_noise"]["start"]) == ("alpha-x", "inversion")
