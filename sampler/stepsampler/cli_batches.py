@@ -27,7 +27,9 @@ def batch(
     column: Annotated[str | None, typer.Option(help="Of CSV, parquet or JSON objects.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only that many captions.")] = None,
     shuffle_seed: Annotated[int | None, typer.Option(help="Mix the captions first.")] = None,
-    first_seed: Annotated[int, typer.Option(min=0, help="Image k has this seed + k.")] = 0,
+    first_seed: Annotated[
+        int, typer.Option(min=0, max=2**62, help="Image k has this seed + k.")
+    ] = 0,
     model: ModelName = "tiny",
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,

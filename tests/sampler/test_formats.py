@@ -109,7 +109,7 @@ def test_stock_euler_runs_fractional_timesteps_and_a_final_sigma(schedule):
     start = schedule.steps[0].sigma * START
     text = export(schedule, "diffusers:EulerDiscreteScheduler").text
     assert stock(text, start).numpy() == pytest.approx(ours(schedule, start).numpy(), abs=2e-5)
-    again = read(text, "diffusers", TARGET)
+    again = read(text, "diffusers:EulerDiscreteScheduler", TARGET)
     assert again == replace(schedule, solver="ddim", provenance={})
 
 

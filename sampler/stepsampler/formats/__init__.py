@@ -47,10 +47,12 @@ def export(schedule: Schedule, to: str, *, lossy: bool = False, shift: float = 1
 def read(text: str, source: str, target: Target) -> Schedule:
     """A schedule from another tool's text; what the text does not say is taken from `target`.
 
+    `source` is as for `export`; a diffusers text names its scheduler itself.
+
     Raises:
         UserError: an unknown format, or a text that is not of it.
     """
-    return _format(source).read(text, target)
+    return _format(source.partition(":")[0]).read(text, target)
 
 
 def _format(name: str) -> Format:

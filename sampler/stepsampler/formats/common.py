@@ -67,6 +67,7 @@ def choose(samplers: Mapping[str, Sampler], schedule: Schedule) -> tuple[str, li
         same = sampler.orders(schedule.num_steps, schedule.final_sigma) == orders
         if sampler.solver == ours and same and (sampler.flow or not schedule.flow):
             return name, []
+    # the last is DPM++(2M), nearest to every rule on lambda; the first Euler
     nearest = next((k for k, s in samplers.items() if s.solver == ours), list(samplers)[-1])
     if schedule.flow and not samplers[nearest].flow:
         nearest = next(iter(samplers))
