@@ -8,6 +8,20 @@ from typer.core import TyperGroup
 
 from stepsampler import cli_batches, cli_schedules
 from stepsampler.errors import UserError, run_command_line
+from stepsampler.options import (
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    Loras,
+    ModelName,
+    Negative,
+    ScheduleName,
+    Size,
+    Vae,
+    Words,
+    open_model,
+)
 from stepsampler.presets import open_schedule
 from stepsampler.seeds import parse_seeds
 
@@ -36,31 +50,23 @@ app.add_typer(cli_batches.app)
 
 @app.command()
 def generate(
-    schedule: Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")],
+    schedule: ScheduleName,
     prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
     seeds: Annotated[
         str | None, typer.Option(help="Such as 0-15 or 3,5,8: every prompt with every seed.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("out"),
-    model: Annotated[
-        str, typer.Option(help="tiny, a local folder, a hub id or a .safetensors checkpoint.")
-    ] = "tiny",
-    config: Annotated[
-        str | None, typer.Option(help="Folder or hub id with the configs of a checkpoint file.")
-    ] = None,
-    vae: Annotated[str | None, typer.Option(help="Folder or hub id of another VAE.")] = None,
-    lora: Annotated[
-        list[str] | None, typer.Option(help="FILE or FILE:WEIGHT; may be given several times.")
-    ] = None,
-    textual_inversion: Annotated[
-        list[str] | None, typer.Option(help="FILE with a new word; may be given several times.")
-    ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What the images should not show.")] = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 16,
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    model: ModelName = "tiny",
+    config: Config = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    textual_inversion: Words = None,
+    negative_prompt: Negative = "",
+    batch_size: BatchSize = 16,
+    size: Size = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
 ) -> None:
     """Make images: one file per prompt and seed, and grid.png.
 
@@ -75,25 +81,12 @@ def generate(
         pairs = list(enumerate(texts))
     else:
         pairs = [(seed, text) for text in texts or [""] for seed in parse_seeds(seeds)]
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
-
-    from rich.progress import track  # torch and diffusers load here, not for --help
+    from rich.progress import track
 
     from stepsampler.generate import generate as make
-    from stepsampler.models import load as load_model
     from stepsampler.pictures import MAX_SHEET, save_png, save_sheet
 
-    loaded = load_model(
-        model,
-        device,
-        dtype,
-        size,
-        config=config,
-        vae=vae,
-        loras=lora or [],
-        textual_inversions=textual_inversion or [],
-    )
+    loaded = open_model(model, device, dtype, size, config, vae, lora, textual_inversion)
     if not texts and loaded.conditional:
         raise UserError(NO_PROMPT)
     texts = texts or [""]

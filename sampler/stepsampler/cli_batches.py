@@ -6,22 +6,30 @@ from typing import Annotated
 import typer
 
 from stepsampler.errors import UserError
+from stepsampler.options import (
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    Loras,
+    ModelName,
+    Negative,
+    ScheduleName,
+    Size,
+    Vae,
+    Words,
+    open_model,
+)
 from stepsampler.presets import open_schedule
 
 app = typer.Typer()
 
-ModelName = Annotated[str, typer.Option(help="tiny, a local folder or a hub id.")]
-Negative = Annotated[str, typer.Option(help="What the images should not show.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per network call.")]
-Size = Annotated[int | None, typer.Option(help="Side of the images in pixels.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
-Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 LABEL = 40  # characters of a schedule's name beside a row
 
 
 @app.command()
 def batch(
-    schedule: Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")],
+    schedule: ScheduleName,
     prompts: Annotated[Path, typer.Option(help="Text, COCO captions, preferences, CSV, parquet.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images and manifest.")],
     column: Annotated[str | None, typer.Option(help="Of CSV, parquet or JSON objects.")] = None,
@@ -31,6 +39,10 @@ def batch(
         int, typer.Option(min=0, max=2**62, help="Image k has this seed + k.")
     ] = 0,
     model: ModelName = "tiny",
+    config: Config = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    textual_inversion: Words = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
     size: Size = None,
@@ -45,15 +57,13 @@ def batch(
 
     plan = open_schedule(schedule)
     captions = read_captions(prompts, column, limit, shuffle_seed)
-    _check_dtype(dtype)
 
     from rich.progress import Progress
 
     from stepsampler.batch import MANIFEST, run_batch
-    from stepsampler.models import load
 
     progress = run_batch(
-        load(model, device, dtype, size),
+        open_model(model, device, dtype, size, config, vae, lora, textual_inversion),
         plan,
         captions,
         out,
@@ -76,6 +86,10 @@ def grid(
     prompts: Annotated[Path | None, typer.Option(help="A file as for batch.")] = None,
     seeds: Annotated[str, typer.Option(help="Such as 0-3: every prompt with every seed.")] = "0",
     model: ModelName = "tiny",
+    config: Config = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    textual_inversion: Words = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
     size: Size = None,
@@ -91,17 +105,15 @@ def grid(
     if not texts:
         raise UserError("no prompt: give --prompt or --prompts")
     pairs = [(text, seed) for text in texts for seed in parse_seeds(seeds)]
-    _check_dtype(dtype)
 
     import torch
 
     from stepsampler.generate import generate
-    from stepsampler.models import load
     from stepsampler.pictures import MAX_SHEET, save_sheet
 
     if len(plans) * len(pairs) > MAX_SHEET:
         raise UserError(f"a grid has at most {MAX_SHEET} images, got {len(plans) * len(pairs)}")
-    loaded = load(model, device, dtype, size)
+    loaded = open_model(model, device, dtype, size, config, vae, lora, textual_inversion)
     images = [
         made.images
         for plan in plans
@@ -121,8 +133,3 @@ def grid(
     captions = [f"{text} [{seed}]" for text, seed in pairs]
     save_sheet(torch.cat(images), out, len(pairs), labels, captions)
     typer.echo(f"{out}: {len(plans)} rows of {len(pairs)} images")
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")

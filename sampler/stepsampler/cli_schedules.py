@@ -9,6 +9,7 @@ import typer
 
 from stepsampler.errors import UserError
 from stepsampler.files import write_text
+from stepsampler.options import ScheduleName
 from stepsampler.presets import MODELS, names, open_schedule, preset
 from stepsampler.schedule import SOLVERS, FreeU, ModelSpec
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-ScheduleName = Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 Model = Annotated[str, typer.Option(help="sd, sdxl, sd3, flux, dit, or a model as for generate.")]
 Solver = Annotated[str, typer.Option(help="ddim, dpmpp-midpoint, unipc-bh2, …")]

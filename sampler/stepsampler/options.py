@@ -1,0 +1,57 @@
+"""Options that several commands share: which model, where, and how its images are made."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stepsampler.errors import UserError
+
+if TYPE_CHECKING:
+    from stepsampler.models import LatentModel
+
+ScheduleName = Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")]
+ModelName = Annotated[
+    str, typer.Option(help="tiny, a local folder, a hub id or a .safetensors checkpoint.")
+]
+Config = Annotated[
+    str | None, typer.Option(help="Folder or hub id with the configs of a checkpoint file.")
+]
+Vae = Annotated[str | None, typer.Option(help="Folder or hub id of another VAE.")]
+Loras = Annotated[
+    list[str] | None, typer.Option(help="FILE or FILE:WEIGHT; may be given several times.")
+]
+Words = Annotated[
+    list[str] | None, typer.Option(help="FILE with a new word; may be given several times.")
+]
+Negative = Annotated[str, typer.Option(help="What the images should not show.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per network call.")]
+Size = Annotated[int | None, typer.Option(help="Side of the images in pixels.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
+Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+
+
+def open_model(
+    model: str,
+    device: str,
+    dtype: str,
+    size: int | None,
+    config: str | None,
+    vae: str | None,
+    lora: list[str] | None,
+    textual_inversion: list[str] | None,
+) -> "LatentModel":
+    """Load what the options name; torch and diffusers load here, not for --help."""
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    from stepsampler.models import load
+
+    return load(
+        model,
+        device,
+        dtype,
+        size,
+        config=config,
+        vae=vae,
+        loras=lora or [],
+        textual_inversions=textual_inversion or [],
+    )
