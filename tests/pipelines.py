@@ -361,7 +361,7 @@ def _pixel_unet():
 def _spread(transformer):
     """Random weights where transformers start at zero, so that conditions show in the output."""
     for parameter in transformer.parameters():
-        if not parameter.any() or parameter.ndim == 1:
+        if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
 
 

@@ -50,8 +50,8 @@ class NoiseSchedule:
         wanted = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
         if "beta_schedule" not in config:
             raise UserError(
-                "the model's scheduler has neither betas nor a flow's shift; "
-                "models of other noise schedules (EDM) are not supported"
+                "the model's scheduler has no betas; only variance-preserving and flow models "
+                "are supported"
             )
         if config.get("rescale_betas_zero_snr"):
             raise UserError(
