@@ -108,7 +108,7 @@ class _Hooks:
                 return output
             raise UserError(
                 "the pipeline calls its network without an unconditional half: pass it a "
-                "guidance_scale above 1; the schedule's own scales are then used"
+                "guidance_scale above 1 (one that calls it apart for each half cannot be guided)"
             )
         if getattr(self.pipe, "guidance_rescale", 0):
             raise UserError(

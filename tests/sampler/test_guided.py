@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stepsampler import FreeU, Schedule, Step, UserError
-from stepsampler.generate import seeded_noise
+from stepsampler.generate import generate, seeded_noise
 from stepsampler.grids import from_sigmas, make_schedule
 from stepsampler.guided import guided
 from stepsampler.models import from_pipeline
@@ -66,10 +66,9 @@ def state(pipe):
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-midpoint", "exact", "unipc-bh2"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("grid", ["karras", "power"])
-def test_guidance_of_each_step_is_that_of_our_own_loop(solver, prediction_type, grid):
+def test_guidance_of_each_step_is_that_of_our_own_loop(solver, prediction_type):
     pipe = pipelines.stable_diffusion(prediction_type)
-    schedule = some_schedule(grid, solver=solver)
+    schedule = some_schedule("power" if solver == "exact" else "karras", solver=solver)
     noise, expected = own_loop(pipe, schedule)
     before = state(pipe)
     with guided(pipe, schedule):
@@ -148,7 +147,7 @@ def test_image_to_image_begins_with_the_guidance_of_its_first_step():
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
-# ---- other families: constant scales are the pipeline's own, and those of each step act
+# ---- other families
 
 
 def latents_of(family, pipe):
@@ -156,22 +155,29 @@ def latents_of(family, pipe):
     return pipe._pack_latents(latents, 2, 4, 16, 16) if family.startswith("flux") else latents
 
 
-@pytest.mark.parametrize("family", ["sdxl", "pixart-alpha", "pixart-sigma", "sd3", "sana"])
-def test_a_constant_scale_is_the_pipelines_own(family):
+@pytest.mark.parametrize(
+    "family", ["sdxl", "pixart-alpha", "pixart-sigma", "sd3", "sana", "flux-dev", "flux-schnell"]
+)
+def test_a_family_on_its_stock_pipeline_is_as_in_our_own_loop(family):
     pipe = pipelines.FAMILIES[family]()
-    flow = family in ("sd3", "sana")
+    model = from_pipeline(pipe, size=pipelines.SIZE)
+    flow = model.prediction_type == "flow_prediction"
+    scales = [1.0] * 3 if family == "flux-schnell" else [4.0, 1.0, 2.5]
     sigmas = [1.0, 0.8, 0.5] if flow else [10.0, 3.0, 1.0]
-    schedule = from_sigmas(sigmas, 0.0, [3.0] * 3, 2, "exact", FLOW if flow else None)
-    latents, options = latents_of(family, pipe), pipelines.CALL.get(family, {})
+    schedule = from_sigmas(sigmas, 0.0, scales, 2, "unipc-bh2", FLOW if flow else None)
+    schedule = replace(schedule, guidance=model.guidance)
+    noise = seeded_noise((3, 4), model.shape)
+    cond = model.encode(PROMPTS)
+    uncond = None if family.startswith("flux") else model.encode(["", ""], True)
+    with torch.inference_mode():
+        expected = sample(model.denoiser(cond, uncond), noise, schedule)
+    packs = family.startswith("flux")
+    latents = pipe._pack_latents(noise, *noise.shape) if packs else noise
     with guided(pipe, schedule):
-        found = run(pipe, latents, schedule, **options)
-        varied = with_scales(schedule, (3.0, 1.0, 5.0))
-    with guided(pipe, varied):
-        other = run(pipe, latents, schedule, **options)
-    pipe.scheduler = StepScheduler.from_config(pipe.scheduler.config, schedule=schedule)
-    expected = run(pipe, latents, schedule, guidance_scale=3.0, **options)
+        found = run(pipe, latents, schedule, **pipelines.CALL.get(family, {}))
+    if packs:
+        found = pipe._unpack_latents(found, pipelines.SIZE, pipelines.SIZE, pipe.vae_scale_factor)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert (other - found).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
@@ -197,25 +203,19 @@ def test_the_scales_of_each_step_are_those_of_diffusers_own_callback(family):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_dit_whose_halves_are_the_other_way_round():
+@pytest.mark.parametrize("scales", [(4.0, 1.0, 2.5), (0.0, 0.0, 0.0)])
+def test_dit_whose_halves_are_the_other_way_round_is_as_in_our_own_loop(scales):
+    """It takes no latents: images of the same generators, which it does not scale."""
     pipe = pipelines.dit()
-    noise = NoiseSchedule.from_scheduler_config(pipe.scheduler.config)
-
-    def images(schedule, scale):
-        generator = torch.Generator().manual_seed(0)
-        with guided(pipe, schedule):
-            return pipe([0, 2], guidance_scale=scale, generator=generator, output_type="pt").images
-
-    schedule = make_schedule("karras", 4, noise, guidance_scale=3.0)
-    found = images(schedule, 9.0)
-    pipe.scheduler = StepScheduler.from_config(pipe.scheduler.config, schedule=schedule)
-    generator = torch.Generator().manual_seed(0)
-    expected = pipe([0, 2], guidance_scale=3.0, generator=generator, output_type="pt").images
-    torch.testing.assert_close(found, expected, rtol=0, atol=1 / 255)
-    unconditional = images(with_scales(schedule, [0.0] * 4), 2.0)
-    other = pipe([1000, 1000], 3.0, torch.Generator().manual_seed(0), output_type="pt").images
-    torch.testing.assert_close(unconditional, other, rtol=0, atol=1 / 255)
-    assert (found - other).abs().max() > 1 / 255
+    model = from_pipeline(pipe)
+    sigmas = [model.noise.sigma_max, 3.0, 1.0]
+    schedule = from_sigmas(sigmas, 0.0, scales, 2, "dpmpp-midpoint", model.spec)
+    ours = [b.images for b in generate(model, schedule, ["0", "2"], (3, 4))]
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    with guided(pipe, schedule):
+        found = pipe([0, 2], 9.0, generators, num_inference_steps=3, output_type="pt").images
+    assert found.std() > 0.05
+    torch.testing.assert_close(found * 255, ours[0].float(), rtol=0, atol=1.0)
 
 
 def test_the_distilled_scale_of_each_step_is_an_input_of_flux():
@@ -304,6 +304,15 @@ def test_a_call_without_guidance_is_refused():
             ):
                 run(pipe, noise, schedule, guidance_scale=1.0, **options)
         assert state(pipe) == before
+
+
+def test_guidance_by_two_calls_a_step_is_refused():
+    pipe = pipelines.flux(False)
+    schedule = from_sigmas([1.0, 0.6], 0.0, [3.0, 1.0], 1, "ddim", FLOW)
+    latents, options = latents_of("flux", pipe), pipelines.CALL["flux-schnell"]
+    options = {**options, "true_cfg_scale": 3.0, "negative_prompt": ["", ""]}
+    with pytest.raises(UserError, match="apart for each half cannot"), guided(pipe, schedule):
+        run(pipe, latents, schedule, **options)
 
 
 def test_rescaling_by_the_pipeline_is_refused():

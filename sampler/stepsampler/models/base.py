@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -120,8 +121,9 @@ class LatentModel(ABC):
         """Where the networks run, which need not be where their weights lie."""
         return self.pipeline._execution_device  # type: ignore[no-any-return]
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
+        """Of the network; kept, because `net.dtype` walks through all of its parameters."""
         return self.net.dtype  # type: ignore[no-any-return]
 
     @property
