@@ -105,7 +105,7 @@ def kernel_distances(
         return float((k.sum() - np.trace(k)) / (len(a) * (len(a) - 1)))
 
     among_real = within(y)
-    parts = np.array_split(x, _count(len(x), blocks))
+    parts = np.array_split(x, max(1, _count(len(x), blocks)))
     return np.array([within(p) + among_real - 2 * kernel(p, y).mean() for p in parts])
 
 
@@ -146,8 +146,7 @@ class Score:
 def score(features: NDArray[np.floating], reference: Moments, blocks: int = BLOCKS) -> Score:
     """FD with its block jackknife; rows are in the order of the seeds.
 
-    With n <= d the error is conservative: there FD depends on the blocks that are left out more
-    strongly than on the seeds.
+    With n <= d the error is marked as conservative: the jackknife overstates it there.
     """
     x = _checked(features)
     value = frechet_distance(x, reference)
@@ -160,7 +159,7 @@ def score_infinity(
 ) -> Score:
     """FD-infinity with its block jackknife."""
     x = _checked(features)
-    parts = np.array_split(np.arange(len(x)), _count(len(x), blocks))
+    parts = _parts(len(x), _count(len(x), blocks))
     left_out = [frechet_infinity(np.delete(x, part, axis=0), reference) for part in parts]
     return Score(frechet_infinity(x, reference), np.array(left_out), len(x) <= x.shape[1] * 4)
 
@@ -175,13 +174,17 @@ def score_kernel(
 def score_mean(values: NDArray[np.floating], blocks: int = BLOCKS) -> Score:
     """A mean over images, such as an alignment, (n,)."""
     x = np.asarray(values, np.float64)
-    parts = np.array_split(np.arange(len(x)), _count(len(x), blocks) if len(x) > blocks else len(x))
+    parts = _parts(len(x), min(blocks, len(x)) if len(x) > 1 else 0)
     return Score(float(x.mean()), np.array([np.delete(x, part).mean() for part in parts]))
 
 
 def _count(n: int, blocks: int) -> int:
-    """Blocks of at least two images."""
-    return min(blocks, n // 2)
+    """Blocks of at least two images; none if they would be fewer than two."""
+    return min(blocks, n // 2) if n >= 4 else 0
+
+
+def _parts(n: int, blocks: int) -> list[NDArray[np.int_]]:
+    return np.array_split(np.arange(n), blocks) if blocks else []
 
 
 def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:
@@ -192,7 +195,7 @@ def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:
     gram = projected @ projected.T if few else projected.T @ projected
     total, squares = projected.sum(0), (centred**2).sum(1)
     found = []
-    for part in np.array_split(np.arange(len(x)), blocks):
+    for part in _parts(len(x), blocks):
         keep = np.delete(np.arange(len(x)), part)
         n = len(keep)
         mean = centred[keep].mean(0)
@@ -210,7 +213,10 @@ def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:
 
 
 def _jackknife_se(left_out: Array) -> float:
+    """Of fewer than two blocks: NaN."""
     blocks = len(left_out)
+    if blocks < 2:
+        return float("nan")
     return float(np.sqrt((blocks - 1) / blocks * ((left_out - left_out.mean()) ** 2).sum()))
 
 

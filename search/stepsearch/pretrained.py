@@ -129,7 +129,7 @@ class ClipScore:
         from torchmetrics.functional.multimodal import clip_score
 
         pairs = zip(images.to(self.device), prompts, strict=True)
-        scores = [float(clip_score([x], [text], lambda: self._loaded)) for x, text in pairs]  # type: ignore[arg-type, return-value]
+        scores = [float(clip_score([x], [text], lambda: self._loaded)) for x, text in pairs]
         return np.array(scores, np.float32)
 
 
