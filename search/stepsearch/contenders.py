@@ -43,7 +43,8 @@ class OnSchedule:
         self.name, self.schedule, self.model = name, schedule, model
         bare = replace(schedule, provenance={}, model=None).to_json()
         self.identity = _digest(f"schedule {bare} {digest} {model.shape}")
-        self.steps, self.passes = schedule.num_steps, float(schedule.passes)
+        self.steps: int | None = schedule.num_steps
+        self.passes: float | None = float(schedule.passes)
 
     def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
         texts = [prompt.text for prompt in prompts]
@@ -68,7 +69,8 @@ class OnStock:
         guidance_scale: float | None = None,
         scheduler: str | None = None,
     ) -> None:
-        self.model, self.steps, self.guidance_scale = model, steps, guidance_scale
+        self.model, self.guidance_scale = model, guidance_scale
+        self.steps: int | None = steps
         self.passes: float | None = None
         self.scheduler = _scheduler(model.pipeline, scheduler)
         name = type(self.scheduler).__name__.removesuffix("Scheduler")
@@ -135,7 +137,8 @@ class OnFiles:
                 f"{source}: {len(self.files.names)} images, but {n} are wanted; lower --images"
             )
         self.name = str(source)
-        self.steps, self.passes = None, None
+        self.steps: int | None = None
+        self.passes: float | None = None
         self.identity = _digest(f"files {self.files.digest()} {size} {fit} {first}")
 
     def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
@@ -164,7 +167,7 @@ def _counted(net: torch.nn.Module) -> Iterator[list[int]]:
     rows = [0]
 
     def count(_: object, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x = inputs[0] if inputs else named.get("sample", named.get("hidden_states"))
+        x = inputs[0] if inputs else named.get("sample", named.get("hidden_states", ()))
         rows[0] += len(x)
 
     handle = net.register_forward_pre_hook(count, with_kwargs=True)

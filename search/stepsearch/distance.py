@@ -189,7 +189,8 @@ def _parts(n: int, blocks: int) -> list[NDArray[np.int_]]:
 
 def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:
     """FD without each block, from sums of the blocks instead of from the images again."""
-    centred = x - reference.mean
+    shift = x.mean(0) - reference.mean
+    centred = x - x.mean(0)
     projected = centred @ reference.root
     few = len(x) <= x.shape[1]
     gram = projected @ projected.T if few else projected.T @ projected
@@ -208,7 +209,7 @@ def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:
             spread = gram - projected[part].T @ projected[part] - np.outer(without, without) / n
         roots = np.sqrt(np.linalg.eigvalsh(spread / (n - 1)).clip(0)).sum()
         trace = (squares[keep].sum() - n * (mean**2).sum()) / (n - 1)
-        found.append((mean**2).sum() + trace + np.trace(reference.cov) - 2 * roots)
+        found.append(((shift + mean) ** 2).sum() + trace + np.trace(reference.cov) - 2 * roots)
     return np.array(found)
 
 

@@ -13,7 +13,6 @@ from stepsampler.errors import UserError
 from stepsearch.networks import SmallClassifier
 from stepsearch.paths import bundled
 
-
 AXES = 128
 
 

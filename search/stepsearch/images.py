@@ -67,7 +67,11 @@ class ImageFiles:
         return f"{self.source}: {len(self.converted)} of {len(self.names)} images were not RGB"
 
     def batches(
-        self, size: int | None = None, fit: Fit = "crop", batch: int = 50, names: range | None = None
+        self,
+        size: int | None = None,
+        fit: Fit = "crop",
+        batch: int = 50,
+        names: range | None = None,
     ) -> Iterator[Tensor]:
         """Images as uint8 batches (n, 3, height, width); `names` takes a range of the files.
 

@@ -42,7 +42,9 @@ def read_npz(path: Path) -> Foreign:
         ) from error
     mean, cov, features, images = (t.get(k) for k in ("mu", "sigma", "feats", "arr_0"))
     if (mean is None or cov is None) and features is None and images is None:
-        raise UserError(f"{path}: expected mu and sigma, feats, or arr_0, found {keys or 'nothing'}")
+        raise UserError(
+            f"{path}: expected mu and sigma, feats, or arr_0, found {keys or 'nothing'}"
+        )
     if mean is not None and cov is not None:
         if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
             raise UserError(

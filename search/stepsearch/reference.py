@@ -201,9 +201,7 @@ def load_reference(
     return reference
 
 
-def _cached(
-    source: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit
-) -> Path:
+def _cached(source: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit) -> Path:
     files = ImageFiles.find(source)
     what = f"{extractor.name} {extractor.digest} {extractor.axes} {size} {fit_to} {SAMPLE}"
     key = hashlib.sha256(f"{what} {files.digest()}".encode()).hexdigest()[:16]
@@ -228,9 +226,7 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
                 f"these have {len(moments.mean)}"
             )
         note = f"{path}: taken to be of official Inception; the file does not say"
-        return Reference(
-            extractor.name, FOREIGN, None, None, moments, moments, data.features, note
-        )
+        return Reference(extractor.name, FOREIGN, None, None, moments, moments, data.features, note)
     if data.images is None:
         raise UserError(
             f"{path}: statistics without images are taken to be of official Inception, "

@@ -42,7 +42,9 @@ class Result:
     teacher: Row[Candidate]  # on the first of the selection seeds
     screened: list[tuple[Candidate, int, float]]  # every baseline, the n it reached, its FD there
     selection: list[Row[Candidate]]  # best first
-    test: list[Row[Candidate]]  # the found schedule, if any, then baselines, long rows and the teacher
+    test: list[
+        Row[Candidate]
+    ]  # the found schedule, if any, then baselines, long rows and the teacher
     winner: Candidate  # chosen by the selection: what is exported
     trials: int
     search_passes: int
@@ -214,7 +216,9 @@ class Run:
         self.report("search", done, self.config.search.trials, news)
         return record
 
-    def select(self, study: optuna.Study, best: list[Candidate], standard: Row[Candidate]) -> list[Row[Candidate]]:
+    def select(
+        self, study: optuna.Study, best: list[Candidate], standard: Row[Candidate]
+    ) -> list[Row[Candidate]]:
         """Score finalists, the best baselines and long rows again, on seeds the search never saw.
 
         Best first. Finalists whose alignment is more than a point below the teacher's, on the
