@@ -241,39 +241,31 @@ def save(data: dict[str, Any], path: Path) -> None:
 
 
 def table(result: Result) -> Table:
-    """A line for each contender; differences to the first are paired over the seeds."""
-    names = list(dict.fromkeys(name for scores in result.scores for name in scores))
+    """A line for each score; differences to the first contender are paired over the seeds."""
     view = Table(title=f"{result.n} images, seeds {result.seeds.start} to {result.seeds.stop - 1}")
-    view.add_column("contender", no_wrap=True)
-    for column in ("steps", "passes", *(_title(name) for name in names)):
-        view.add_column(column, justify="right", no_wrap=True)
+    for name in ("contender", "steps", "passes", "score ± standard error", "minus the first, 95 %"):
+        view.add_column(name, justify="left" if name == "contender" else "right", no_wrap=True)
     paired = {(d["contender"], d["metric"]): d for d in differences(result)}
-    if paired:
-        view.add_column(f"minus the first, 95 % ({names[0]})", justify="right", no_wrap=True)
     for entry, scores in zip(result.entries, result.scores, strict=True):
-        cells = [cell(scores[name], name) if name in scores else "" for name in names]
         passes = "" if entry["passes"] is None else f"{entry['passes']:g}"
-        line = [entry["name"], str(entry["steps"] or ""), passes, *cells]
-        if paired:
-            found = paired.get((entry["name"], names[0]))
-            low, high = found["interval_95"] if found else (0.0, 0.0)
-            line.append(f"{found['difference']:+.3g} [{low:+.3g}, {high:+.3g}]" if found else "")
-        view.add_row(*line)
+        head = [entry["name"], str(entry["steps"] or ""), passes]
+        for name, score in scores.items():
+            found = paired.get((entry["name"], name))
+            view.add_row(*head, cell(score, name), _interval(found) if found else "")
+            head = ["", "", ""]
     return view
 
 
-def _title(name: str) -> str:
-    return name if name == "alignment" else name.partition("_")[0]
+def _interval(found: dict[str, Any]) -> str:
+    low, high = found["interval_95"]
+    return f"{found['difference']:+.3g} [{low:+.3g}, {high:+.3g}]"
 
 
 def cell(score: Score, name: str) -> str:
     """12.3 ± 0.2 (fd_texture128_5k); an asterisk marks a conservative error."""
     if name == "alignment":
-        return (
-            f"{score.value:.1%} ± {100 * score.se:.1f}"
-            if isfinite(score.se)
-            else (f"{score.value:.1%}")
-        )
+        error = f" ± {100 * score.se:.1f}" if isfinite(score.se) else ""
+        return f"{score.value:.1%}{error} ({name})"
     return f"{with_error(score.value, score.se)}{'*' if score.conservative else ''} ({name})"
 
 

@@ -62,7 +62,9 @@ def test_broken_files_are_counted_and_named(tmp_path):
     for k in (1, 2, 3, 5, 6, 7):
         (tmp_path / f"{k}.png").write_bytes((tmp_path / f"{k}.png").read_bytes()[:200])
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")  # 16 bits
-    with pytest.raises(UserError, match=r"7 of 10 files .*: 1\.png, 2\.png, 3.png, 5.png, 6.png, …"):
+    with pytest.raises(
+        UserError, match=r"7 of 10 files .*: 1\.png, 2\.png, 3.png, 5.png, 6.png, …"
+    ):
         list(ImageFiles.find(tmp_path).batches(8, batch=2))
 
 

@@ -77,7 +77,9 @@ def test_absent_references_are_named(tmp_path):
         load_reference("coco", Pixels(), 8, tmp_path)
     with pytest.raises(UserError, match="needs at least two images, got 0"):
         fit(Pixels(), [])
-    with pytest.raises(UserError, match="extractor must be one of lite0, texture, lite0-whole, .*'vgg'"):
+    with pytest.raises(
+        UserError, match="extractor must be one of lite0, texture, lite0-whole, .*'vgg'"
+    ):
         load_extractor("vgg")
 
 
