@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepsampler.errors import UserError
-from stepsearch.features import Extractor
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 
 
-def load_pretrained(name: str, source: str, device: torch.device) -> Extractor:
+def load_pretrained(name: str, source: str, device: torch.device) -> "Inception | Transformer":
     """Load "inception", "clip" or "dinov2" from `source`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""These tests need clean-fid and run in `.venv-fid` (scripts/test_fid); elsewhere they are not there.
+"""These tests need clean-fid and run in `.venv-fid` (scripts/test_fid), nowhere else.
 
 clean-fid imports torchvision, whose operators do not load beside a CPU-only torch; declaring the
 two that it asks for at import is enough, since none of them is called.
