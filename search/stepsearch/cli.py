@@ -94,6 +94,99 @@ def export(
 
 
 @app.command()
+def evaluate(
+    what: Annotated[
+        list[Path] | None, typer.Argument(help="Schedules (JSON), folders or zips of images.")
+    ] = None,
+    stock: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="The model under its own scheduler with so many steps."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="tiny, a local folder or a hub id.")] = "tiny",
+    scheduler: Annotated[
+        str | None, typer.Option(help="Of --stock: a class of diffusers instead of its own.")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Of --stock.")] = None,
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="texture, lite0, lite0-whole, inception[:PATH], clip:MODEL, dinov2:MODEL; "
+            "may be given several times. Default texture."
+        ),
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(help="Bundled data, a folder or zip of images, an .npz, a cached file.")
+    ] = "fashion-mnist",
+    fit: Annotated[
+        str, typer.Option(help="How files are brought to size: crop, squash512 or none.")
+    ] = "crop",
+    prompts: Annotated[
+        str, typer.Option(help="Bundled prompts, or a text file with one a line.")
+    ] = "fashion-mnist",
+    clip_score: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the CLIP model for the CLIP score.")
+    ] = None,
+    distance: Annotated[
+        list[str] | None, typer.Option(help="fd, fd-infinity or kid; default fd.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="n.")] = 1000,
+    seeds: Annotated[
+        str, typer.Option("--range", help="Seeds: test, selection or search.")
+    ] = "test",
+    first_seed: Annotated[int | None, typer.Option(help="Instead of the range's.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 50,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    cache: Annotated[Path, typer.Option(help="What is measured once is kept here.")] = Path(
+        "runs/evaluate"
+    ),
+    with_: Annotated[
+        list[Path] | None, typer.Option("--with", help="Earlier results, to compare with.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Result file (JSON).")] = None,
+    profile: Annotated[bool, typer.Option(help="Say where the time went.")] = False,
+) -> None:
+    """Score schedules, stock pipelines or folders of images, with error bars.
+
+    Differences are paired with the first contender.
+    """
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    if fit not in ("crop", "squash512", "none"):
+        raise UserError(f"--fit must be crop, squash512 or none, got {fit!r}")
+
+    from stepsearch.judging import Request, run_evaluation
+
+    run_evaluation(
+        Request(
+            what=what or (),
+            stock=stock or (),
+            model=model,
+            dtype=dtype,
+            size=size,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            extractors=extractor or ("texture",),
+            reference=reference,
+            fit=fit,  # type: ignore[arg-type]
+            prompts=prompts,
+            clip=clip_score,
+            distances=distance or ("fd",),
+            images=images,
+            part=seeds,
+            first_seed=first_seed,
+            batch_size=batch_size,
+            device=device,
+            cache=cache,
+            earlier=with_ or (),
+            out=out,
+            profile=profile,
+        )
+    )
+
+
+@app.command()
 def status(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-5-steps.")],
 ) -> None:

@@ -1,11 +1,12 @@
-"""Fréchet distance of features, with a standard error.
+"""Distances of features from those of real images, with standard errors.
 
 FD = |m - m_ref|^2 + tr(S) + tr(S_ref) - 2 tr((S S_ref)^(1/2))     (Heusel et al. 2017, eq. 6)
 
 The last trace is the sum of the square roots of the eigenvalues of R S R with R = S_ref^(1/2): real
 and symmetric, so no `sqrtm` and no epsilon. With fewer images than dimensions the same eigenvalues
 come from the n x n Gram matrix. FD of n images is biased upwards by about 1 / n: values of
-different n are never comparable.
+different n are never comparable. FD-infinity extrapolates that bias away (Chong and Forsyth 2020).
+KID is the unbiased squared MMD of a cubic kernel (Binkowski et al. 2018).
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from stepsampler.errors import UserError
 
 Array = NDArray[np.float64]
 BLOCKS = 20
+PARTS = (1, 2, 3, 4)  # FD-infinity: FD at n, n / 2, n / 3 and n / 4 images
 
 
 @dataclass(frozen=True)
@@ -61,33 +63,161 @@ def frechet_distance(features: NDArray[np.floating], reference: Moments) -> floa
     return float(shift + (y**2).sum() + np.trace(reference.cov) - 2 * spread)
 
 
+def frechet_infinity(features: NDArray[np.floating], reference: Moments) -> float:
+    """FD at infinitely many images: linear in 1 / n, fitted to FD at n, n / 2, n / 3 and n / 4.
+
+    FD at n / k is the mean of k consecutive parts, so that each size uses all images. May be
+    negative. Needs n / 4 well above the number of dimensions, where the bias is linear in 1 / n.
+
+    Raises:
+        UserError: fewer than eight images.
+    """
+    x = _checked(features)
+    if len(x) < 2 * PARTS[-1]:
+        raise UserError(f"FD-infinity needs at least {2 * PARTS[-1]} images, got {len(x)}")
+    means = [
+        np.mean([frechet_distance(part, reference) for part in np.array_split(x, parts)])
+        for parts in PARTS
+    ]
+    inverse = np.array(PARTS) / len(x)
+    return float(np.polynomial.Polynomial.fit(inverse, means, 1)(0.0))
+
+
+def kernel_distances(
+    features: NDArray[np.floating], real: NDArray[np.floating], blocks: int = BLOCKS
+) -> Array:
+    """Unbiased KID of each of `blocks` consecutive blocks of features (n, d), given `real` (m, d).
+
+    The kernel is (x y / d + 1)^3; KID is the mean of the blocks. May be negative.
+
+    Raises:
+        UserError: fewer than two features, other dimensions, or a value that is not finite.
+    """
+    x, y = _checked(features), _checked(real)
+    if x.shape[1] != y.shape[1]:
+        raise UserError(f"features have {x.shape[1]} dimensions, the reference has {y.shape[1]}")
+
+    def kernel(a: Array, b: Array) -> Array:
+        return (a @ b.T / a.shape[1] + 1) ** 3  # type: ignore[no-any-return]
+
+    def within(a: Array) -> float:
+        k = kernel(a, a)
+        return float((k.sum() - np.trace(k)) / (len(a) * (len(a) - 1)))
+
+    among_real = within(y)
+    parts = np.array_split(x, max(1, _count(len(x), blocks)))
+    return np.array([within(p) + among_real - 2 * kernel(p, y).mean() for p in parts])
+
+
 @dataclass(frozen=True)
 class Score:
-    """A distance, and the same with each block of images left out."""
+    """A value, and the same with each block of images left out."""
 
     value: float
     left_out: Array  # (blocks,)
+    conservative: bool = False  # the error is too large rather than too small
 
     @property
     def se(self) -> float:
-        """Standard error by the block jackknife: spread of FD at this n over other seeds."""
+        """Standard error by the block jackknife: spread at this n over other seeds."""
         return _jackknife_se(self.left_out)
 
     def minus(self, other: "Score") -> tuple[float, float]:
-        """Difference and its standard error; both scores are of the same seeds, in order."""
+        """Difference and its standard error; both scores are of the same seeds, in order.
+
+        Raises:
+            UserError: other numbers of blocks, so other numbers of images.
+        """
+        if len(self.left_out) != len(other.left_out):
+            raise UserError(
+                "scores of different n do not compare: "
+                f"{len(self.left_out)} and {len(other.left_out)} blocks"
+            )
         return self.value - other.value, _jackknife_se(self.left_out - other.left_out)
+
+    @property
+    def quantile(self) -> float:
+        """Of Student's t for a 95 % interval: value ± quantile x se."""
+        from scipy.stats import t
+
+        return float(t.ppf(0.975, max(1, len(self.left_out) - 1)))
 
 
 def score(features: NDArray[np.floating], reference: Moments, blocks: int = BLOCKS) -> Score:
-    """Distance with its block jackknife; rows are in the order of the seeds."""
-    blocks = min(blocks, len(features) // 2)
-    parts = np.array_split(np.arange(len(features)), blocks)
-    left_out = [frechet_distance(np.delete(features, part, axis=0), reference) for part in parts]
-    return Score(frechet_distance(features, reference), np.array(left_out))
+    """FD with its block jackknife; rows are in the order of the seeds.
+
+    With n <= d the error is marked as conservative: the jackknife overstates it there.
+    """
+    x = _checked(features)
+    value = frechet_distance(x, reference)
+    left_out = _frechet_left_out(x, reference, _count(len(x), blocks))
+    return Score(value, left_out, conservative=len(x) <= x.shape[1])
+
+
+def score_infinity(
+    features: NDArray[np.floating], reference: Moments, blocks: int = BLOCKS
+) -> Score:
+    """FD-infinity with its block jackknife."""
+    x = _checked(features)
+    parts = _parts(len(x), _count(len(x), blocks))
+    left_out = [frechet_infinity(np.delete(x, part, axis=0), reference) for part in parts]
+    return Score(frechet_infinity(x, reference), np.array(left_out), len(x) <= x.shape[1] * 4)
+
+
+def score_kernel(
+    features: NDArray[np.floating], real: NDArray[np.floating], blocks: int = BLOCKS
+) -> Score:
+    """KID; its error is that of a mean of blocks."""
+    return score_mean(kernel_distances(features, real, blocks), blocks)
+
+
+def score_mean(values: NDArray[np.floating], blocks: int = BLOCKS) -> Score:
+    """A mean over images, such as an alignment, (n,)."""
+    x = np.asarray(values, np.float64)
+    parts = _parts(len(x), min(blocks, len(x)) if len(x) > 1 else 0)
+    return Score(float(x.mean()), np.array([np.delete(x, part).mean() for part in parts]))
+
+
+def _count(n: int, blocks: int) -> int:
+    """Blocks of at least two images; none if they would be fewer than two."""
+    return min(blocks, n // 2) if n >= 4 else 0
+
+
+def _parts(n: int, blocks: int) -> list[NDArray[np.int_]]:
+    return np.array_split(np.arange(n), blocks) if blocks else []
+
+
+def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:
+    """FD without each block, from sums of the blocks instead of from the images again."""
+    shift = x.mean(0) - reference.mean
+    centred = x - x.mean(0)
+    projected = centred @ reference.root
+    few = len(x) <= x.shape[1]
+    gram = projected @ projected.T if few else projected.T @ projected
+    total, squares = projected.sum(0), (centred**2).sum(1)
+    found = []
+    for part in _parts(len(x), blocks):
+        keep = np.delete(np.arange(len(x)), part)
+        n = len(keep)
+        mean = centred[keep].mean(0)
+        if few:
+            inner = gram[np.ix_(keep, keep)]
+            rows = inner.mean(0)
+            spread = inner - rows - rows[:, None] + inner.mean()
+        else:
+            without = total - projected[part].sum(0)
+            spread = gram - projected[part].T @ projected[part] - np.outer(without, without) / n
+        roots = np.sqrt(np.linalg.eigvalsh(spread / (n - 1)).clip(0)).sum()
+        trace = (squares[keep].sum() - n * (mean**2).sum()) / (n - 1)
+        found.append(((shift + mean) ** 2).sum() + trace + np.trace(reference.cov) - 2 * roots)
+    return np.array(found)
 
 
 def _jackknife_se(left_out: Array) -> float:
+    """Of fewer than two blocks: NaN."""
     blocks = len(left_out)
+    if blocks < 2:
+        return float("nan")
     return float(np.sqrt((blocks - 1) / blocks * ((left_out - left_out.mean()) ** 2).sum()))
 
 

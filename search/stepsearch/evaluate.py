@@ -1,4 +1,4 @@
-"""A schedule and a range of seeds -> features and alignment, cached on disk.
+"""A schedule and a range of seeds -> features and alignment, cached on disk: the search's measure.
 
 Model, reference and prompts are loaded once, so that a missing file fails before the first image;
 noise follows from the seed. The cache makes a killed run resume where it was.
@@ -6,7 +6,7 @@ noise follows from the seed. The cache makes a killed run resume where it was.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,25 +120,43 @@ class Evaluator:
     def _measure(
         self, schedule: Schedule, seeds: range
     ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
-        features, classes = [], []
-        first = None
-        for batch in self._batches(schedule, seeds):
-            first = batch.images[:SHEET] if first is None else first
-            features.append(self.extractor(batch.images).numpy())
-            if self.judge:
-                classes.append(self.judge(batch.images).numpy())
-        projected = self.reference.project(np.concatenate(features)).astype(np.float32)
-        aligned = np.full(len(seeds), np.nan, np.float32)
-        if self.judge:
-            labels = np.array([self.prompt(seed).label for seed in seeds])
-            aligned = (np.concatenate(classes) == labels).astype(np.float32)
-        assert first is not None
+        batches = (batch.images for batch in self._batches(schedule, seeds))
+        prompts = [self.prompt(seed) for seed in seeds]
+        (features,), aligned, first = observe(batches, [self.extractor], self.judge, prompts)
+        projected = self.reference.project(features).astype(np.float32)
         return {"features": projected, "aligned": aligned}, first
 
     def _key(self, schedule: Schedule, seeds: range) -> str:
         bare = replace(schedule, provenance={}, model=None).to_json()
         text = f"{bare}\n{seeds.start} {seeds.stop}\n{self.identity}"
         return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def observe(
+    batches: Iterable[torch.Tensor],
+    extractors: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+    judge: Callable[[torch.Tensor], torch.Tensor] | None,
+    prompts: Sequence[Prompt],
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], torch.Tensor]:
+    """Features under every extractor, alignment with `prompts`, and the first images for a sheet.
+
+    Alignment is NaN without a judge. Prompts are as many as there are images, at least one.
+    """
+    features: list[list[NDArray[np.float32]]] = [[] for _ in extractors]
+    classes = []
+    first = None
+    for images in batches:
+        first = images[:SHEET] if first is None else first
+        for rows, extractor in zip(features, extractors, strict=True):
+            rows.append(extractor(images).numpy())
+        if judge:
+            classes.append(judge(images).numpy())
+    assert first is not None
+    aligned = np.full(len(prompts), np.nan, np.float32)
+    if judge:
+        labels = np.array([prompt.label for prompt in prompts])
+        aligned = (np.concatenate(classes) == labels).astype(np.float32)
+    return [np.concatenate(rows) for rows in features], aligned, first
 
 
 def model_digest(model: LatentModel) -> str:
@@ -173,8 +191,12 @@ def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
 
 def metric_name(reference: Reference, n: int) -> str:
     """The distance with its n: fd_texture128_1k, fd_texture128_300."""
-    size = f"{n // 1000}k" if n % 1000 == 0 else str(n)
-    return f"{reference.metric}_{size}"
+    return f"{reference.metric}_{short(n)}"
+
+
+def short(n: int) -> str:
+    """1000 -> 1k, 300 -> 300."""
+    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
 
 
 def seeds_of(start: int, n: int) -> range:

@@ -13,12 +13,15 @@ from stepsampler.errors import UserError
 from stepsearch.networks import SmallClassifier
 from stepsearch.paths import bundled
 
+AXES = 128
+
 
 class Extractor(Protocol):
     """Features of images, uint8 (n, 3, height, width) -> float32 (n, width)."""
 
     name: str
     digest: str  # of the weights and everything else that changes the numbers
+    axes: int | None  # principal axes of the reference that a distance uses; None: all features
 
     def __call__(self, images: Tensor) -> Tensor: ...
 
@@ -30,6 +33,7 @@ class Lite0:
     """
 
     name = "lite0"
+    axes: int | None = AXES
     size = 64
 
     def __init__(self, device: torch.device) -> None:
@@ -40,14 +44,11 @@ class Lite0:
         self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
         self.net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.device = device
-        self.digest = f"{_file_digest(Path(path))}-{self.size}px"
+        self.digest = f"{file_digest(Path(path))}-{self.size}px"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        x = images.to(self.device).float()
-        if x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
-        x = (x.clamp(0, 255) - 127) / 128
+        x = (resized(images.to(self.device).float(), self.size) - 127) / 128
         features = self.net.extract_features(x.contiguous(memory_format=torch.channels_last))
         return features.mean((2, 3)).float().cpu()  # type: ignore[no-any-return]
 
@@ -56,12 +57,13 @@ class Texture:
     """A small classifier of the bundled model's own data, pooled at four depths: 416 features."""
 
     name = "texture"
+    axes: int | None = AXES
 
     def __init__(self, device: torch.device) -> None:
         path = bundled("texture.safetensors")
         self.net = load_classifier(path).to(device)
         self.device = device
-        self.digest = _file_digest(path)
+        self.digest = file_digest(path)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -74,17 +76,46 @@ class Texture:
 
 
 EXTRACTORS: dict[str, type[Lite0] | type[Texture]] = {"lite0": Lite0, "texture": Texture}
+PRETRAINED = ("inception", "clip", "dinov2")  # with weights of the user's
+WHOLE = "-whole"
 
 
-def load_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
-    """Load an extractor by name.
+def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
+    """Load an extractor.
+
+    lite0, texture               projected to principal axes of the reference
+    lite0-whole, texture-whole   the same features, all of them
+    inception or inception:PATH  official Inception through clean-fid, with its own resizing
+    clip:MODEL, dinov2:MODEL     a local folder or hub id, through transformers
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or weights that are missing or others than expected.
     """
-    if name not in EXTRACTORS:
-        raise UserError(f"extractor must be one of {', '.join(EXTRACTORS)}, got {name!r}")
-    return EXTRACTORS[name](torch.device(device))
+    device = torch.device(device)
+    name, _, source = spec.partition(":")
+    if name in PRETRAINED:
+        from stepsearch import pretrained
+
+        return pretrained.load_pretrained(name, source, device)
+    whole = name.endswith(WHOLE)
+    name = name.removesuffix(WHOLE)
+    if name not in EXTRACTORS or source:
+        known = [*EXTRACTORS, *(n + WHOLE for n in EXTRACTORS), "inception", "clip:MODEL"]
+        raise UserError(f"extractor must be one of {', '.join(known)}, dinov2:MODEL, got {spec!r}")
+    extractor = EXTRACTORS[name](device)
+    if whole:
+        extractor.axes = None
+    return extractor
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Float images (n, 3, height, width) -> (n, 3, size, size), clamped to [0, 255], not rounded.
+
+    Antialiased bicubic: within rounding of float32 what clean-fid's resizing gives.
+    """
+    if images.shape[-2:] != (size, size):
+        images = F.interpolate(images, (size, size), mode="bicubic", antialias=True)
+    return images.clamp(0, 255)
 
 
 class Judge:
@@ -93,7 +124,7 @@ class Judge:
     def __init__(self, device: str | torch.device = "cpu") -> None:
         path = bundled("judge.safetensors")
         self.net = load_classifier(path).to(device)
-        self.digest = _file_digest(path)
+        self.digest = file_digest(path)
         self.device = device
 
     @torch.inference_mode()
@@ -108,6 +139,7 @@ def load_classifier(path: Path) -> SmallClassifier:
     return net.eval().requires_grad_(False)
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The first 16 characters of the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,29 +1,33 @@
-"""Reference statistics: a projection of features and the moments of real images under it.
+"""Reference statistics: the moments of real images' features, and a projection of these features.
 
 Features are standardised and projected to the principal axes of the reference images, so that a few
-hundred images mean something. All of it is fitted to the reference alone, and stored with the
-digest of the extractor: statistics of another one are refused.
+hundred images mean something; "whole" extractors do without. All of it is fitted to the reference
+alone, and stored with the digest of the extractor: statistics of another one are refused.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsearch.distance import Moments
-from stepsearch.features import Extractor
+from stepsearch.features import AXES, Extractor
+from stepsearch.images import Fit, ImageFiles
+from stepsearch.interchange import read_npz
 from stepsearch.paths import bundled, write_whole
 
-AXES = 128
+SAMPLE = 2000  # features that are kept for distances that moments are not enough for
+INCEPTION_FEATURES = 2048
+FOREIGN = "unknown"  # digest of statistics that do not say how they were made
 
 
 @dataclass(frozen=True)
@@ -32,38 +36,57 @@ class Reference:
 
     extractor: str
     digest: str
-    center: NDArray[np.float64]  # (features,)
-    basis: NDArray[np.float64]  # (features, axes), scaled by 1 / standard deviation
+    center: NDArray[np.float64] | None  # (features,)
+    basis: NDArray[np.float64] | None  # (features, axes), scaled by 1 / standard deviation
     search: Moments
     test: Moments
+    sample: NDArray[np.float32] | None = None  # (m, axes) of the images behind `test`
+    note: str = ""  # what was unusual about the images or the file
+
+    @property
+    def name(self) -> str:
+        """Of the features: texture128, lite0 for all of them, clean for official Inception."""
+        if self.basis is not None:
+            return f"{self.extractor}{self.basis.shape[1]}"
+        return "clean" if self.extractor == "inception" else self.extractor
 
     @property
     def metric(self) -> str:
-        """Name of the distance, without n: fd_texture128."""
-        return f"fd_{self.extractor}{self.basis.shape[1]}"
+        """Name of the distance, without n: fd_texture128; FID of official Inception alone."""
+        return f"{'fid' if self.extractor == 'inception' else 'fd'}_{self.name}"
 
     @property
     def fingerprint(self) -> str:
         """Changes with the real images as well as with the extractor."""
         key = hashlib.sha256(self.digest.encode())
         for array in (self.center, self.basis, self.search.mean, self.search.cov, self.test.cov):
-            key.update(np.ascontiguousarray(array).tobytes())
+            if array is not None:
+                key.update(np.ascontiguousarray(array).tobytes())
         return key.hexdigest()[:16]
 
     def project(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """(n, features) -> (n, axes)."""
-        return (np.asarray(features, np.float64) - self.center) @ self.basis
+        x = np.asarray(features, np.float64)
+        if self.center is None or self.basis is None:
+            return x
+        return (x - self.center) @ self.basis
 
     def check(self, extractor: Extractor) -> None:
         """Refuse an extractor other than the one these statistics were made with."""
-        if (self.extractor, self.digest) != (extractor.name, extractor.digest):
+        known = extractor.digest if self.digest != FOREIGN else FOREIGN
+        if (self.extractor, self.digest) != (extractor.name, known):
             raise UserError(
                 f"the reference was made with {self.extractor} {self.digest}, "
                 f"but the extractor is {extractor.name} {extractor.digest}"
             )
+        if (self.basis is None) != (extractor.axes is None):
+            kinds = ("projected features", "all features")
+            made, wanted = kinds[self.basis is None], kinds[extractor.axes is None]
+            raise UserError(f"the reference is of {made} of {self.extractor}, not of {wanted}")
 
     def save(self, path: Path) -> None:
-        tensors = {"center": self.center, "basis": self.basis}
+        arrays = {"center": self.center, "basis": self.basis, "sample": self.sample}
+        tensors = {name: array for name, array in arrays.items() if array is not None}
         for name in ("search", "test"):
             moments: Moments = getattr(self, name)
             tensors |= {f"{name}.mean": moments.mean, f"{name}.cov": moments.cov}
@@ -71,97 +94,151 @@ class Reference:
             "extractor": self.extractor,
             "digest": self.digest,
             "n": json.dumps([self.search.n, self.test.n]),
+            "note": self.note,
         }
         write_whole(path, lambda p: save_file(tensors, p, info))
 
     @classmethod
     def load(cls, path: Path) -> "Reference":
-        with safe_open(path, framework="numpy") as file:
-            info = file.metadata()
-            t = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        n_search, n_test = json.loads(info["n"])
-        return cls(
-            info["extractor"],
-            info["digest"],
-            t["center"],
-            t["basis"],
-            Moments(t["search.mean"], t["search.cov"], n_search),
-            Moments(t["test.mean"], t["test.cov"], n_test),
-        )
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: another file.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                info = file.metadata()
+                t = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            n_search, n_test = json.loads(info["n"])
+            return cls(
+                info["extractor"],
+                info["digest"],
+                t.get("center"),
+                t.get("basis"),
+                Moments(t["search.mean"], t["search.cov"], n_search),
+                Moments(t["test.mean"], t["test.cov"], n_test),
+                t.get("sample"),
+                info.get("note", ""),
+            )
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not reference statistics ({error})") from error
 
 
 def fit(
     extractor: Extractor,
     search: Iterable[Tensor],
     test: Iterable[Tensor] | None = None,
-    axes: int = AXES,
+    axes: int | None = AXES,
 ) -> Reference:
     """Fit the projection on the `search` images and take both moments under it.
 
-    Batches are uint8 (n, 3, height, width). Without `test` the search images serve for both.
+    Batches are uint8 (n, 3, height, width). Without `test` the search images serve for both;
+    without `axes` features are taken as they are.
+
+    Raises:
+        UserError: fewer than two images, features that are not finite, or images that are all
+            the same, whose features have no axes.
     """
     features = _features(extractor, search)
     if len(features) < 2:
         raise UserError(f"a reference needs at least two images, got {len(features)}")
+    if axes is None:
+        moments = Moments.of(features)
+        others = features if test is None else _features(extractor, test)
+        other = moments if test is None else Moments.of(others)
+        sample = others[:SAMPLE].astype(np.float32)
+        return Reference(extractor.name, extractor.digest, None, None, moments, other, sample)
+    if not np.isfinite(features).all():
+        raise UserError("a feature is not finite: the images are broken, or the extractor is")
     center = features.mean(0)
     deviation = features.std(0)
+    if deviation.max() <= 1e-6:
+        raise UserError("the reference images are all the same: their covariance is zero")
     scale = np.where(deviation > 1e-6, 1 / deviation.clip(1e-6), 0.0)
     x = (features - center) * scale
     values, vectors = np.linalg.eigh(x.T @ x)
     axes = min(axes, len(features) - 1, int((values > 1e-9 * values[-1]).sum()))
     basis = np.ascontiguousarray(scale[:, None] * vectors[:, ::-1][:, :axes])
-    moments = Moments.of(x @ vectors[:, ::-1][:, :axes])
-    other = moments
+    projected = x @ vectors[:, ::-1][:, :axes]
+    moments = other = Moments.of(projected)
     if test is not None:
-        other = Moments.of((_features(extractor, test) - center) @ basis)
-    return Reference(extractor.name, extractor.digest, center, basis, moments, other)
+        projected = (_features(extractor, test) - center) @ basis
+        other = Moments.of(projected)
+    sample = np.ascontiguousarray(projected[:SAMPLE].astype(np.float32))
+    return Reference(extractor.name, extractor.digest, center, basis, moments, other, sample)
 
 
-def load_reference(source: str, extractor: Extractor, size: int, cache: Path) -> Reference:
-    """Bundled statistics by the name of their data, or those of a folder of images.
+def load_reference(
+    source: str, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit = "crop"
+) -> Reference:
+    """Statistics of real images, for `extractor`.
 
-    A folder's images are cropped to a centred square and resized to `size`; the result is cached
-    under `cache` by the content of the files.
+    source is one of
+        the name of bundled data, such as fashion-mnist
+        a folder or a zip of images, prepared to `size` as `fit_to` says (`images.Fit`); the
+            validation images of COCO are such a folder. Cached under `cache` by the content
+        an `.npz` of others (`interchange`); statistics in it are taken for official Inception
+            only, as it does not say how they were made; images in it (ADM) for any extractor
+        a `.safetensors` file of such a cache
 
     Raises:
-        UserError: neither bundled nor a folder, or a file in it that is no image.
+        UserError: none of these, files that are no images, or statistics of another extractor.
     """
     path = bundled(f"{source}-{extractor.name}.safetensors")
     if not path.exists():
-        folder = Path(source)
-        if not folder.is_dir():
-            raise UserError(f"reference {source!r}: neither a folder of images nor bundled")
-        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        key = hashlib.sha256(f"{extractor.digest} {size} {AXES}".encode())
-        for image in images:
-            key.update(hashlib.sha256(image.read_bytes()).digest())
-        path = cache / f"reference-{key.hexdigest()[:16]}.safetensors"
+        path = Path(source)
         if not path.exists():
-            fit(extractor, read_images(images, size)).save(path)
+            raise UserError(
+                f"reference {source!r}: no folder, zip, .npz or .safetensors file, and not bundled "
+                f"for {extractor.name}"
+            )
+        if path.suffix == ".npz":
+            return _from_npz(path, extractor, size)
+        if path.suffix != ".safetensors":
+            path = _cached(path, extractor, size, cache, fit_to)
     reference = Reference.load(path)
     reference.check(extractor)
     return reference
 
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+def _cached(source: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit) -> Path:
+    files = ImageFiles.find(source)
+    what = f"{extractor.name} {extractor.digest} {extractor.axes} {size} {fit_to} {SAMPLE}"
+    key = hashlib.sha256(f"{what} {files.digest()}".encode()).hexdigest()[:16]
+    path = cache / f"reference-{key}.safetensors"
+    if not path.exists():
+        reference = fit(extractor, files.batches(size, fit_to), axes=extractor.axes)
+        replace(reference, note=files.note).save(path)
+    return path
 
 
-def read_images(paths: list[Path], size: int, batch: int = 50) -> Iterator[Tensor]:
-    """Images as uint8 batches (n, 3, size, size); centre crop to a square, bicubic resize."""
-    from PIL import Image, ImageOps
-
-    for start in range(0, len(paths), batch):
-        rows = []
-        for path in paths[start : start + batch]:
-            try:
-                with Image.open(path) as image:
-                    fitted = ImageOps.fit(
-                        image.convert("RGB"), (size, size), Image.Resampling.BICUBIC
-                    )
-            except OSError as error:
-                raise UserError(f"{path}: not an image that can be read ({error})") from error
-            rows.append(torch.from_numpy(np.array(fitted)).permute(2, 0, 1))
-        yield torch.stack(rows)
+def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
+    data = read_npz(path)
+    if extractor.name == "inception" and (data.mean is not None or data.features is not None):
+        if data.mean is not None and data.cov is not None:
+            moments = Moments(data.mean, data.cov, 0)
+        else:
+            assert data.features is not None
+            moments = Moments.of(data.features)
+        if len(moments.mean) != INCEPTION_FEATURES:
+            raise UserError(
+                f"{path}: statistics of official Inception have {INCEPTION_FEATURES} dimensions, "
+                f"these have {len(moments.mean)}"
+            )
+        note = f"{path}: taken to be of official Inception; the file does not say"
+        return Reference(extractor.name, FOREIGN, None, None, moments, moments, data.features, note)
+    if data.images is None:
+        raise UserError(
+            f"{path}: statistics without images are taken to be of official Inception, "
+            f"but the extractor is {extractor.name}"
+        )
+    images = torch.from_numpy(data.images)
+    if size is not None and images.shape[-2:] != (size, size):
+        raise UserError(
+            f"{path}: its images are {images.shape[-1]} x {images.shape[-2]}, wanted is "
+            f"{size} x {size}"
+        )
+    return fit(extractor, torch.split(images, 50), axes=extractor.axes)
 
 
 def _features(extractor: Extractor, batches: Iterable[Tensor]) -> NDArray[np.float64]:

@@ -10,10 +10,12 @@ from rich.table import Table
 
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
+from stepsearch.baselines import Candidate
 from stepsearch.config import StudyConfig
 from stepsearch.evaluate import SHEET, TEST, metric_name, seeds_of
 from stepsearch.paths import write_whole
-from stepsearch.run import Result, Row
+from stepsearch.protocol import Row
+from stepsearch.run import Result
 from stepsearch.workers import Workers
 
 
@@ -125,7 +127,7 @@ def exported(result: Result, config: StudyConfig) -> Schedule:
 def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
     """The whole result as plain data."""
 
-    def plain(row: Row) -> dict[str, Any]:
+    def plain(row: Row[Candidate]) -> dict[str, Any]:
         data: dict[str, Any] = {
             "name": row.candidate.name,
             "kind": row.candidate.kind,
@@ -171,6 +173,6 @@ def _known(value: float) -> float | None:
     return value if isfinite(value) else None
 
 
-def _percent(row: Row) -> str:
+def _percent(row: Row[Candidate]) -> str:
     share = row.measurement.alignment
     return f"{share:.1%}" if isfinite(share) else ""

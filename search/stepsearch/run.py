@@ -1,7 +1,7 @@
 """The main job: baselines, teacher, search, selection, test. Every stage resumes from its cache."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
 from math import ceil, inf, isnan, sqrt
@@ -13,8 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from stepsearch.baselines import Candidate, Kind, baselines, long_baselines, teacher
 from stepsearch.config import StudyConfig
-from stepsearch.distance import Moments, Score, frechet_distance, score
-from stepsearch.evaluate import SEARCH, SELECTION, TEST, Measurement, seeds_of
+from stepsearch.distance import frechet_distance
+from stepsearch.evaluate import SEARCH, SELECTION, Measurement, seeds_of
+from stepsearch.protocol import Row, held_out, score_all
 from stepsearch.space import Params, SearchSpace
 from stepsearch.study import (
     alignment_floor,
@@ -29,18 +30,8 @@ from stepsearch.study import (
 from stepsearch.tracking import Tracker
 from stepsearch.workers import Subject, Workers
 
-PART = 100  # images a job
 POINT = 0.01  # alignment may fall one percentage point below the teacher's
 Report = Callable[[str, int, int, str], None]  # (stage, done, total, news)
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One line of a table: a contender with its measurement at one n on one range of seeds."""
-
-    candidate: Candidate
-    measurement: Measurement
-    score: Score
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,24 +39,26 @@ class Result:
     """What a run ends with."""
 
     subject: Subject
-    teacher: Row  # on the first of the selection seeds
+    teacher: Row[Candidate]  # on the first of the selection seeds
     screened: list[tuple[Candidate, int, float]]  # every baseline, the n it reached, its FD there
-    selection: list[Row]  # best first
-    test: list[Row]  # the found schedule, if any, then baselines, long rows and the teacher
+    selection: list[Row[Candidate]]  # best first
+    test: list[
+        Row[Candidate]
+    ]  # the found schedule, if any, then baselines, long rows and the teacher
     winner: Candidate  # chosen by the selection: what is exported
     trials: int
     search_passes: int
 
     @property
-    def found(self) -> Row | None:
+    def found(self) -> Row[Candidate] | None:
         return next(iter(self.of_kind("found")), None)
 
-    def of_kind(self, kind: Kind) -> list[Row]:
+    def of_kind(self, kind: Kind) -> list[Row[Candidate]]:
         """Rows of the test."""
         return [row for row in self.test if row.candidate.kind == kind]
 
     @property
-    def beaten(self) -> list[Row]:
+    def beaten(self) -> list[Row[Candidate]]:
         """Tested baselines that the found schedule beats by two standard errors."""
         found = self.found
         if found is None:
@@ -163,11 +156,11 @@ class Run:
         options = self.config.baselines
         return ranked[: max(options.test, ceil(len(ranked) * options.keep))]
 
-    def measure_teacher(self, first_seed: int) -> Row:
+    def measure_teacher(self, first_seed: int) -> Row[Candidate]:
         """The teacher on the first seeds of a range: the standard for alignment there."""
         candidate = teacher(self.config, self.subject.noise, self.subject.spec)
         seeds = seeds_of(first_seed, self.config.teacher.images)
-        (row,) = self.score([candidate], seeds, "teacher", self.subject.reference.search)
+        (row,) = self.score([candidate], seeds, "teacher")
         if not isnan(row.measurement.alignment):
             self.report("teacher", 1, 1, f"alignment {row.measurement.alignment:.1%}")
         return row
@@ -231,7 +224,9 @@ class Run:
         self.report("search", done, self.config.search.trials, news)
         return record
 
-    def select(self, study: optuna.Study, best: list[Candidate], standard: Row) -> list[Row]:
+    def select(
+        self, study: optuna.Study, best: list[Candidate], standard: Row[Candidate]
+    ) -> list[Row[Candidate]]:
         """Score finalists, the best baselines and long rows again, on seeds the search never saw.
 
         Best first. Finalists whose alignment is more than a point below the teacher's, on the
@@ -249,7 +244,7 @@ class Run:
             entrants += [c for c in best if _guided(c) == guided and c not in entrants][:1]
         entrants += long_baselines(self.config, self.subject.noise, self.subject.spec)
         seeds = seeds_of(SELECTION, self.config.evaluation.selection_images)
-        rows = self.score(entrants, seeds, "selection", self.subject.reference.search)
+        rows = self.score(entrants, seeds, "selection")
         n = min(len(standard.measurement.aligned), len(seeds))
         lowest = standard.measurement.aligned[:n].mean() - POINT
         rows = [
@@ -259,7 +254,7 @@ class Run:
         ]
         return sorted(rows, key=lambda row: row.score.value)
 
-    def test(self, selection: list[Row]) -> tuple[list[Row], Candidate]:
+    def test(self, selection: list[Row[Candidate]]) -> tuple[list[Row[Candidate]], Candidate]:
         """Test what the selection chose, once, on fresh seeds; and say which of it is exported."""
         ranked = [row.candidate for row in selection]
         found = [c for c in ranked if c.kind == "found"][:1]
@@ -272,37 +267,48 @@ class Run:
             entrants.append(next(c for c in long if c.schedule.num_steps == n))
         if self.config.teacher.test:
             entrants.append(teacher(self.config, self.subject.noise, self.subject.spec))
-        seeds = seeds_of(TEST, self.config.evaluation.test_images)
-        rows = self.score(entrants, seeds, "test", self.subject.reference.test)
+        rows = held_out(
+            entrants,
+            self.config.evaluation.test_images,
+            self.config.evaluation.batch_size,
+            self.subject.reference,
+            self._measure,
+            lambda done, total: self.report("test", done, total, ""),
+            lambda c: self._dropped("test", c),
+        )
+        self._track(rows, "test")
         return rows, next(c for c in ranked if c.kind in ("found", "baseline"))
 
     def score(
-        self, entrants: Sequence[Candidate], seeds: range, stage: str, reference: Moments
-    ) -> list[Row]:
-        """Measure on the same seeds, in parts that workers share and that survive a kill.
-
-        Contenders whose images cannot be measured are left out.
-        """
-        starts = range(seeds.start, seeds.stop, PART)
-        parts = [range(start, min(start + PART, seeds.stop)) for start in starts]
-        jobs = [(c.schedule, part) for c in entrants for part in parts]
-        found: dict[int, Measurement] = {}
-        for place, measurement in self.workers.measure(jobs):
-            found[place] = measurement
-            self.report(stage, len(found), len(jobs), "")
-        rows = []
-        for i, candidate in enumerate(entrants):
-            whole = Measurement.join([found[i * len(parts) + k] for k in range(len(parts))])
-            if whole.finite:
-                row = Row(candidate, whole, score(whole.features, reference))
-                rows.append(row)
-                self.tracker.contender(candidate.name, candidate.schedule, _metrics(row, stage))
-            else:
-                self.report(stage, 1, 1, f"{candidate.name}: images are not finite, left out")
+        self, entrants: Sequence[Candidate], seeds: range, stage: str
+    ) -> list[Row[Candidate]]:
+        """Measure on the same seeds, against the reference of the search."""
+        rows = score_all(
+            entrants,
+            seeds,
+            self.config.evaluation.batch_size,
+            self.subject.reference.search,
+            self._measure,
+            lambda done, total: self.report(stage, done, total, ""),
+            lambda c: self._dropped(stage, c),
+        )
+        self._track(rows, stage)
         return rows
 
+    def _track(self, rows: Sequence[Row[Candidate]], stage: str) -> None:
+        for row in rows:
+            self.tracker.contender(row.candidate.name, row.candidate.schedule, _metrics(row, stage))
 
-def _metrics(row: Row, stage: str) -> dict[str, float]:
+    def _measure(
+        self, jobs: Sequence[tuple[Candidate, range]]
+    ) -> Iterator[tuple[int, Measurement]]:
+        return self.workers.measure([(candidate.schedule, part) for candidate, part in jobs])
+
+    def _dropped(self, stage: str, candidate: Candidate) -> None:
+        self.report(stage, 1, 1, f"{candidate.name}: images are not finite, left out")
+
+
+def _metrics(row: Row[Candidate], stage: str) -> dict[str, float]:
     values = {
         f"fd_{stage}": row.score.value,
         f"fd_{stage}_se": row.score.se,

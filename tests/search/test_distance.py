@@ -5,7 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepsampler import UserError
-from stepsearch.distance import Moments, frechet_distance, score
+from stepsearch.distance import (
+    Moments,
+    frechet_distance,
+    frechet_infinity,
+    kernel_distances,
+    score,
+    score_infinity,
+    score_kernel,
+    score_mean,
+)
 
 
 def cloud(n, d, seed=0, scale=1.0, shift=0.0):
@@ -102,3 +111,98 @@ def test_constant_images_have_a_distance():
     constant = np.ones((10, 3))
     expected = ((1 - reference.mean) ** 2).sum() + np.trace(reference.cov)
     assert frechet_distance(constant, reference) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [12, 200])  # n <= d by the Gram matrix of images, n > d by sums
+def test_the_jackknife_by_sums_is_the_one_by_deletion(n):
+    reference = Moments.of(cloud(300, 30, seed=1, shift=3.0))
+    x = cloud(n, 30, seed=2)
+    parts = np.array_split(np.arange(n), min(20, n // 2))
+    deleted = [frechet_distance(np.delete(x, part, axis=0), reference) for part in parts]
+    np.testing.assert_allclose(score(x, reference).left_out, deleted, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "d"), [(400, 6), (60, 40), (30, 60)])
+def test_the_interval_covers_the_mean_of_fd_at_this_n(n, d):
+    """And it is conservative, as marked, where images are no more than dimensions."""
+    reference = Moments.of(cloud(5000, d, seed=1, scale=1.2))
+    draws = [score(cloud(n, d, seed=s), reference) for s in range(200, 300)]
+    mean = np.mean([draw.value for draw in draws])
+    inside = [abs(draw.value - mean) <= draw.quantile * draw.se for draw in draws]
+    assert np.mean(inside) >= 0.88
+    assert {draw.conservative for draw in draws} == {n <= d}
+    spread = np.std([draw.value for draw in draws], ddof=1)
+    assert np.mean([draw.se for draw in draws]) > 0.85 * spread
+
+
+def test_fd_infinity_has_hardly_any_bias():
+    """The same distribution: FD is 0 at infinity, and far from it at this n."""
+    reference = Moments.of(cloud(100_000, 8, seed=1))
+    draws = np.array([frechet_infinity(cloud(200, 8, seed=s), reference) for s in range(40)])
+    plain = np.mean([frechet_distance(cloud(200, 8, seed=s), reference) for s in range(40)])
+    assert abs(draws.mean()) < 0.1 * plain
+
+
+def test_the_error_of_fd_infinity_is_the_spread_over_fresh_draws():
+    reference = Moments.of(cloud(20_000, 4, seed=1))
+    draws = [score_infinity(cloud(400, 4, seed=s, scale=1.3), reference) for s in range(60)]
+    spread = np.std([draw.value for draw in draws], ddof=1)
+    assert np.mean([draw.se for draw in draws]) == pytest.approx(spread, rel=0.35)
+
+
+def test_fd_infinity_is_the_line_through_the_subsets():
+    reference = Moments.of(cloud(1000, 3, seed=1))
+    x = cloud(240, 3, scale=1.1)
+    means = [np.mean([frechet_distance(p, reference) for p in np.split(x, k)]) for k in range(1, 5)]
+    start = np.polyfit([k / 240 for k in range(1, 5)], means, 1)[1]
+    assert frechet_infinity(x, reference) == pytest.approx(start, rel=1e-9)
+    with pytest.raises(UserError, match="FD-infinity needs at least 8 images, got 5"):
+        frechet_infinity(x[:5], reference)
+
+
+def test_torchmetrics_finds_the_same_kid():
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    images = torch.randint(0, 256, (90, 3, 4, 4), generator=torch.manual_seed(0)).byte()
+    images[:40] = images[:40] // 2 + 20
+    extract = lambda x: Identity()(x) / 100  # noqa: E731  # keeps their float32 exact enough
+    net = Identity()
+    net.forward = extract
+    metric = KernelInceptionDistance(net, subsets=1, subset_size=40)
+    metric.update(images[:40], real=False)
+    metric.update(images[40:80], real=True)
+    x, y = extract(images[:40]).numpy(), extract(images[40:80]).numpy()
+    (ours,) = kernel_distances(x, y, blocks=1)
+    assert ours == pytest.approx(float(metric.compute()[0]), rel=1e-4)
+
+
+def test_kid_is_unbiased_and_its_error_is_the_spread_over_fresh_draws():
+    real = cloud(400, 6, seed=1)
+    draws = [score_kernel(cloud(200, 6, seed=s), real) for s in range(10, 90)]
+    values = np.array([draw.value for draw in draws])
+    many = score_kernel(cloud(20_000, 6, seed=5), real)
+    se = values.std(ddof=1) / np.sqrt(len(values))
+    assert values.mean() == pytest.approx(many.value, abs=4 * np.hypot(se, many.se))
+    assert np.mean([draw.se for draw in draws]) == pytest.approx(values.std(ddof=1), rel=0.35)
+    first = kernel_distances(cloud(200, 6, seed=10), real)
+    assert draws[0].value == pytest.approx(first.mean())
+    assert draws[0].se == pytest.approx(first.std(ddof=1) / np.sqrt(len(first)))
+
+
+def test_the_error_of_a_mean_is_the_usual_one():
+    x = np.random.default_rng(0).normal(size=20)
+    assert score_mean(x).se == pytest.approx(x.std(ddof=1) / np.sqrt(20))
+
+
+def test_two_images_have_a_distance_but_no_error():
+    result = score(cloud(2, 3), Moments.of(cloud(20, 3)))
+    assert np.isfinite(result.value)
+    assert np.isnan(result.se)
+
+
+def test_scores_of_different_n_are_not_compared():
+    reference = Moments.of(cloud(50, 3))
+    with pytest.raises(UserError, match="different n do not compare: 20 and 5 blocks"):
+        score(cloud(100, 3), reference).minus(score(cloud(10, 3), reference))
+    with pytest.raises(UserError, match="features have 2 dimensions, the reference has 3"):
+        kernel_distances(cloud(10, 2), cloud(10, 3))

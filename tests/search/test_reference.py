@@ -4,14 +4,15 @@ import torch
 from PIL import Image
 
 from stepsampler import UserError
+from stepsearch.distance import Moments
 from stepsearch.features import load_extractor
-from stepsearch.reference import Reference, fit, load_reference, read_images
+from stepsearch.reference import Reference, fit, load_reference
 
 
 class Pixels:
     """A linear extractor: a fixed projection of the pixels."""
 
-    name, digest = "pixels", "1"
+    name, digest, axes = "pixels", "1", 128
 
     def __call__(self, images):
         weights = torch.randn(images[0].numel(), 6, generator=torch.manual_seed(0))
@@ -67,24 +68,18 @@ def test_a_folder_is_read_cropped_and_cached(tmp_path):
     load_reference(str(folder), Pixels(), 16, cache)
     assert len(list(cache.iterdir())) == 2
     (folder / "5.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=r"5\.png: not an image that can be read"):
+    with pytest.raises(UserError, match=r"real: 1 of 5 files cannot be read as images: 5\.png"):
         load_reference(str(folder), Pixels(), 16, cache)
 
 
-def test_reading_keeps_the_middle_of_a_wide_picture(tmp_path):
-    wide = np.zeros((8, 24, 3), np.uint8)
-    wide[:, 8:16] = 200
-    Image.fromarray(wide).save(tmp_path / "w.png")
-    (batch,) = read_images([tmp_path / "w.png"], 8)
-    assert batch.unique().tolist() == [200]
-
-
 def test_absent_references_are_named(tmp_path):
-    with pytest.raises(UserError, match="'coco': neither a folder of images nor bundled"):
+    with pytest.raises(UserError, match="'coco': no folder, zip, .npz or .safetensors file, and"):
         load_reference("coco", Pixels(), 8, tmp_path)
     with pytest.raises(UserError, match="needs at least two images, got 0"):
         fit(Pixels(), [])
-    with pytest.raises(UserError, match="extractor must be one of lite0, texture, got 'vgg'"):
+    with pytest.raises(
+        UserError, match="extractor must be one of lite0, texture, lite0-whole, .*'vgg'"
+    ):
         load_extractor("vgg")
 
 
@@ -95,3 +90,84 @@ def test_the_bundled_statistics_belong_to_the_bundled_extractor(name, tmp_path):
     assert (reference.search.n, reference.test.n) == (20000, 10000)
     features = extractor(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).numpy()
     assert reference.project(features).shape == (2, 128)
+
+
+def test_the_bundled_sample_belongs_to_the_test_images():
+    reference = load_reference("fashion-mnist", load_extractor("texture"), 32, None)
+    assert reference.sample.shape == (2000, 128)
+    deviation = np.sqrt(np.diag(reference.test.cov))
+    z = (reference.sample.mean(0) - reference.test.mean) / (deviation / np.sqrt(2000))
+    assert np.abs(z).max() < 4.5  # 128 axes
+    np.testing.assert_allclose(reference.sample.std(0), deviation, rtol=0.15)
+
+
+class Whole(Pixels):
+    axes = None
+
+
+def test_whole_features_are_taken_as_they_are(tmp_path):
+    reference = fit(Whole(), [pictures(40)], axes=None)
+    features = Whole()(pictures(40)).numpy()
+    np.testing.assert_array_equal(reference.project(features), features)
+    np.testing.assert_allclose(reference.search.cov, np.cov(features.T), rtol=1e-6)
+    assert reference.metric == "fd_pixels"
+    reference.save(tmp_path / "r.safetensors")
+    again = load_reference(str(tmp_path / "r.safetensors"), Whole(), 8, tmp_path)
+    assert again.fingerprint == reference.fingerprint
+    np.testing.assert_array_equal(again.sample, features)
+    with pytest.raises(UserError, match="is of all features of pixels, not of projected features"):
+        load_reference(str(tmp_path / "r.safetensors"), Pixels(), 8, tmp_path)
+
+
+def test_bundled_statistics_are_of_projected_features(tmp_path):
+    with pytest.raises(UserError, match="is of projected features of texture, not of all features"):
+        load_reference("fashion-mnist", load_extractor("texture-whole"), 32, tmp_path)
+
+
+def test_real_images_that_are_useless_are_refused(tmp_path):
+    same = torch.full((5, 3, 8, 8), 7, dtype=torch.uint8)
+    with pytest.raises(UserError, match="images are all the same: their covariance is zero"):
+        fit(Pixels(), [same])
+
+    class Broken(Pixels):
+        def __call__(self, images):
+            return torch.full((len(images), 6), torch.nan)
+
+    for axes in (4, None):
+        with pytest.raises(UserError, match="a feature is not finite"):
+            fit(Broken(), [pictures(5)], axes=axes)
+    (tmp_path / "r.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"r\.safetensors: not reference statistics"):
+        load_reference(str(tmp_path / "r.safetensors"), Pixels(), 8, tmp_path)
+
+
+class Official(Whole):
+    """As wide as official Inception, and of its name."""
+
+    name = "inception"
+
+
+def test_statistics_of_others_are_of_official_inception_alone(tmp_path):
+    x = np.random.default_rng(0).normal(size=(3000, 4))
+    mu, sigma = np.zeros(2048), np.eye(2048)
+    np.savez(tmp_path / "edm.npz", mu=mu, sigma=sigma)
+    reference = load_reference(str(tmp_path / "edm.npz"), Official(), None, tmp_path)
+    assert reference.metric == "fid_clean"
+    assert reference.note.endswith("taken to be of official Inception; the file does not say")
+    assert reference.sample is None
+    with pytest.raises(UserError, match="taken to be of official Inception, but .* is pixels"):
+        load_reference(str(tmp_path / "edm.npz"), Whole(), None, tmp_path)
+    np.savez(tmp_path / "other.npz", mu=x.mean(0), sigma=np.cov(x.T))
+    with pytest.raises(UserError, match="Inception have 2048 dimensions, these have 4"):
+        load_reference(str(tmp_path / "other.npz"), Official(), None, tmp_path)
+
+
+def test_images_in_an_adm_file_serve_any_extractor(tmp_path):
+    images = pictures(30)
+    batch = images.permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "adm.npz", arr_0=batch, arr_1=np.arange(30))
+    reference = load_reference(str(tmp_path / "adm.npz"), Whole(), 8, tmp_path)
+    expected = Moments.of(Whole()(images).numpy())
+    np.testing.assert_allclose(reference.test.cov, expected.cov)
+    with pytest.raises(UserError, match="its images are 8 x 8, wanted is 16 x 16"):
+        load_reference(str(tmp_path / "adm.npz"), Whole(), 16, tmp_path)

@@ -1,0 +1,94 @@
+"""Our Fréchet distance against torchmetrics and, if it is installed, clean-fid, side by side.
+
+    python scripts/bench_distance.py                      # a few minutes on two cores
+    python scripts/bench_distance.py --sizes 500x256      # something small
+
+Features are the same for all; theirs are taken before the eigenvalues, so that no network and no
+image is timed. Ratios hold on a busy machine, seconds do not. clean-fid: run it in `.venv-fid`.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from stepsearch.distance import Moments, frechet_distance
+
+SIZES = ("500x2048", "2000x2048", "10000x2048", "1000x256")
+TARGETS = {(500, 2048): 50.0, (10000, 2048): 3.0}
+
+
+def features(n: int, d: int, seed: int, scale: float = 1.0) -> np.ndarray:
+    """With the falling spectrum of a network's features."""
+    generator = np.random.default_rng(seed)
+    return scale * generator.normal(size=(n, d)) / np.sqrt(1 + np.arange(d)) + 0.01
+
+
+def torchmetrics_distance(x: np.ndarray, reference: Moments) -> float:
+    """As its metric computes it: float64 moments of the images, then the eigenvalues."""
+    from torchmetrics.image.fid import _compute_fid
+
+    t = torch.from_numpy(x)
+    mean = t.mean(0)
+    cov = (t.T @ t - len(t) * torch.outer(mean, mean)) / (len(t) - 1)
+    real = [torch.from_numpy(a) for a in (reference.mean, reference.cov)]
+    return float(_compute_fid(*real, mean, cov))
+
+
+def cleanfid_distance() -> Callable[[np.ndarray, Moments], float] | None:
+    """clean-fid's function, or None where it cannot be imported."""
+    try:
+        from cleanfid.fid import frechet_distance as theirs
+    except (ImportError, RuntimeError):
+        return None
+    return lambda x, r: float(theirs(x.mean(0), np.cov(x, rowvar=False), r.mean, r.cov))
+
+
+def timed(call: Callable[[], float], repeats: int) -> tuple[float, float]:
+    """The result and the smallest of `repeats` times."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        value = call()
+        times.append(time.perf_counter() - started)
+    return value, min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="such as 500x2048")
+    parser.add_argument("--repeats", type=int, default=3, help="of ours; theirs run once")
+    args = parser.parse_args()
+    rivals = {"torchmetrics": torchmetrics_distance, "clean-fid": cleanfid_distance()}
+    warm = features(8, 4, seed=2)
+    for theirs in rivals.values():  # imports and libraries' first calls are not timed
+        if theirs is not None:
+            theirs(warm, Moments.of(features(20, 4, seed=3)))
+    print(
+        f"{'n x d':>12} {'ours':>9}" + "".join(f"{n:>14} {'ratio':>7} {'agree':>8}" for n in rivals)
+    )
+    for size in args.sizes:
+        n, d = map(int, size.split("x"))
+        x = features(n, d, seed=0, scale=1.1)
+        reference = Moments.of(features(max(4 * d, n), d, seed=1))
+        reference.root  # once per study, not per distance  # noqa: B018
+        ours, seconds = timed(lambda x=x, r=reference: frechet_distance(x, r), args.repeats)
+        line = f"{size:>12} {seconds:8.3f}s"
+        for theirs in rivals.values():
+            if theirs is None:
+                line += f"{'not installed':>14} {'':>7} {'':>8}"
+                continue
+            try:
+                value, spent = timed(lambda f=theirs, x=x, r=reference: f(x, r), 1)
+            except ValueError as error:  # an imaginary root
+                line += f"{str(error)[:13]:>14} {'':>7} {'':>8}"
+                continue
+            line += f"{spent:13.2f}s {spent / seconds:6.1f}x {abs(value / ours - 1):8.0e}"
+        target = TARGETS.get((n, d))
+        print(line + (f"   target {target:g}x" if target else ""), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""`stepsearch evaluate`: contenders under one harness -> a table, and a file with every number."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from math import floor, isfinite, log10
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from stepsampler.errors import UserError
+from stepsearch.contenders import Contender
+from stepsearch.distance import Score, score_infinity, score_kernel, score_mean
+from stepsearch.evaluate import SEARCH, SELECTION, TEST, seeds_of, short
+from stepsearch.harness import CLIP, Harness, Metric
+from stepsearch.paths import write_whole
+from stepsearch.protocol import Progress, held_out, measure_all, score_all
+
+FORMAT = "stepsearch.evaluation/1"
+RANGES = {"search": SEARCH, "selection": SELECTION, "test": TEST}
+DISTANCES = ("fd", "fd-infinity", "kid")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores by their names, contender by contender; the first is the one to compare with."""
+
+    n: int
+    seeds: range
+    entries: list[dict[str, Any]]  # as in the file
+    scores: list[dict[str, Score]]  # of the same contenders
+
+
+def evaluate(
+    contenders: Sequence[Contender],
+    harness: Harness,
+    n: int,
+    distances: Sequence[str] = ("fd",),
+    part: str = "test",
+    first_seed: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Result:
+    """Score contenders on the same seeds.
+
+    Raises:
+        UserError: images whose features are not finite, a distance that the statistics do not
+            allow, or an unknown name.
+    """
+    for distance in distances:
+        if distance not in DISTANCES:
+            raise UserError(f"--distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
+    if part not in RANGES:
+        raise UserError(f"--range must be one of {', '.join(RANGES)}, got {part!r}")
+    if n < 2:
+        raise UserError(f"a distance needs at least two images, got --images {n}")
+    first = RANGES[part] if first_seed is None else first_seed
+    seeds, batch = seeds_of(first, n), harness.batch_size
+    scores: list[dict[str, Score]] = [{} for _ in contenders]
+    notes: list[list[str]] = [[] for _ in contenders]
+    for metric in harness.metrics:
+        measure = partial(harness.measure, metric)
+        if part == "test":
+            rows = held_out(
+                contenders, n, batch, metric.reference, measure, progress, _refuse, first
+            )
+        else:
+            moments = metric.reference.search
+            rows = score_all(contenders, seeds, batch, moments, measure, progress, _refuse)
+        for row, found, said in zip(rows, scores, notes, strict=True):
+            features = row.measurement.features
+            found |= _scores(metric, features, row.score, distances, part)
+            if features.std(0).max() <= 1e-5 * np.abs(features).max():
+                said.append("all images are the same: their covariance is zero")
+            if np.isfinite(row.measurement.aligned).all():
+                found["alignment"] = score_mean(row.measurement.aligned)
+    if harness.clip:
+        shown = [c for c in contenders if c.prompted]
+        measured = measure_all(shown, seeds, batch, partial(harness.measure, CLIP), progress)
+        for contender, found_clip in zip(shown, measured, strict=True):
+            scores[contenders.index(contender)][f"clip_score_{harness.clip.digest}"] = score_mean(
+                found_clip.features[:, 0]
+            )
+    entries = [
+        {
+            "name": c.name,
+            "identity": c.identity,
+            "steps": c.steps,
+            "passes": c.passes,
+            "notes": sorted({*said, *_file_note(c)}),
+            "scores": {name: _plain(score) for name, score in found.items()},
+        }
+        for c, found, said in zip(contenders, scores, notes, strict=True)
+    ]
+    return Result(n, seeds, entries, scores)
+
+
+def _scores(
+    metric: Metric,
+    features: NDArray[np.float32],
+    fd: Score,
+    distances: Sequence[str],
+    part: str,
+) -> dict[str, Score]:
+    reference = metric.reference
+    moments = reference.test if part == "test" else reference.search
+    n = short(len(features))
+    found = {}
+    for distance in distances:
+        if distance == "fd":
+            found[f"{reference.metric}_{n}"] = fd
+        elif distance == "fd-infinity":
+            prefix, _, rest = reference.metric.partition("_")
+            found[f"{prefix}inf_{rest}_{n}"] = score_infinity(features, moments)
+        elif reference.sample is None:
+            raise UserError(
+                f"KID needs features of real images; the statistics of {reference.extractor} have "
+                "only moments: take fd, or give a folder of images as the reference"
+            )
+        else:
+            found[f"kid_{reference.name}_{n}"] = score_kernel(features, reference.sample)
+    return found
+
+
+def _refuse(contender: Contender) -> None:
+    raise UserError(f"{contender.name}: a feature is not finite: its images are broken")
+
+
+def _file_note(contender: Contender) -> list[str]:
+    files = getattr(contender, "files", None)
+    return [files.note] if files is not None and files.note else []
+
+
+def _plain(score: Score) -> dict[str, Any]:
+    return {
+        "value": score.value,
+        "standard_error": score.se if isfinite(score.se) else None,
+        "conservative": score.conservative,
+        "left_out": score.left_out.tolist(),
+    }
+
+
+def differences(result: Result) -> list[dict[str, Any]]:
+    """Of each contender to the first, paired image by image, with 95 % intervals."""
+    found = []
+    for entry, scores in zip(result.entries[1:], result.scores[1:], strict=True):
+        for name, score in scores.items():
+            base = result.scores[0].get(name)
+            if base is None or len(score.left_out) < 2:
+                continue
+            difference, se = score.minus(base)
+            found.append(
+                {
+                    "contender": entry["name"],
+                    "minus": result.entries[0]["name"],
+                    "metric": name,
+                    "difference": difference,
+                    "standard_error": se,
+                    "interval_95": [
+                        difference - score.quantile * se,
+                        difference + score.quantile * se,
+                    ],
+                }
+            )
+    return found
+
+
+def as_data(result: Result, harness: Harness, settings: dict[str, Any]) -> dict[str, Any]:
+    """The whole result as plain data, with the identity of every number."""
+    return {
+        "format": FORMAT,
+        "n": result.n,
+        "seeds": [result.seeds.start, result.seeds.stop - 1],
+        "batch_size": harness.batch_size,
+        **settings,
+        "metrics": [_identity(metric) for metric in harness.metrics],
+        "alignment": None if harness.judge is None else harness.judge.digest,
+        "contenders": result.entries,
+        "differences": differences(result),
+        "versions": {p: version(p) for p in ("stepsearch", "torch", "diffusers", "numpy")},
+    }
+
+
+def _identity(metric: Metric) -> dict[str, Any]:
+    reference = metric.reference
+    return {
+        "name": reference.metric,
+        "extractor": metric.extractor.name,
+        "extractor_digest": metric.extractor.digest,
+        "reference_fingerprint": reference.fingerprint,
+        "reference_images": reference.test.n or None,
+        "note": reference.note,
+    }
+
+
+def join(result: Result, data: dict[str, Any], path: Path) -> Result:
+    """Add the contenders of an earlier evaluation.
+
+    Raises:
+        UserError: another n, other seeds or other metrics; or no such file.
+    """
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        kind = earlier.get("format")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a result of stepsearch evaluate ({error})") from error
+    if kind != FORMAT:
+        raise UserError(f"{path}: the format must be {FORMAT!r}, got {kind!r}")
+    for key in ("n", "seeds", "prompts", "alignment", "metrics"):
+        if earlier.get(key) != data[key]:
+            raise UserError(
+                f"{path}: its {key} differ, so its scores do not compare: "
+                f"{_brief(earlier.get(key))} there, {_brief(data[key])} here"
+            )
+    scores = [
+        {
+            name: Score(s["value"], np.array(s["left_out"]), s["conservative"])
+            for name, s in entry["scores"].items()
+        }
+        for entry in earlier["contenders"]
+    ]
+    return Result(
+        result.n, result.seeds, result.entries + earlier["contenders"], result.scores + scores
+    )
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return ", ".join(f"{m['name']} {m['extractor_digest']}" for m in value)
+    return str(value)
+
+
+def save(data: dict[str, Any], path: Path) -> None:
+    text = json.dumps(data, indent=1, allow_nan=False)
+    write_whole(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+
+def table(result: Result) -> Table:
+    """A line for each score; differences to the first contender are paired over the seeds."""
+    view = Table(title=f"{result.n} images, seeds {result.seeds.start} to {result.seeds.stop - 1}")
+    for name in ("contender", "steps", "passes", "score ± standard error", "minus the first, 95 %"):
+        view.add_column(name, justify="left" if name == "contender" else "right", no_wrap=True)
+    paired = {(d["contender"], d["metric"]): d for d in differences(result)}
+    for entry, scores in zip(result.entries, result.scores, strict=True):
+        passes = "" if entry["passes"] is None else f"{entry['passes']:g}"
+        head = [entry["name"], str(entry["steps"] or ""), passes]
+        for name, score in scores.items():
+            found = paired.get((entry["name"], name))
+            view.add_row(*head, cell(score, name), _interval(found) if found else "")
+            head = ["", "", ""]
+    return view
+
+
+def _interval(found: dict[str, Any]) -> str:
+    low, high = found["interval_95"]
+    return f"{found['difference']:+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
+def cell(score: Score, name: str) -> str:
+    """12.3 ± 0.2 (fd_texture128_5k); an asterisk marks a conservative error."""
+    if name == "alignment":
+        error = f" ± {100 * score.se:.1f}" if isfinite(score.se) else ""
+        return f"{score.value:.1%}{error} ({name})"
+    return f"{with_error(score.value, score.se)}{'*' if score.conservative else ''} ({name})"
+
+
+def with_error(value: float, se: float) -> str:
+    """Both to the digit of the error's first figure, or its second if the first is 1."""
+    if not isfinite(se) or se <= 0:
+        return f"{value:.4g}"
+    exponent = floor(log10(se))
+    digits = max(0, -exponent + (1 if se / 10**exponent < 1.95 else 0))
+    return f"{value:.{digits}f} ± {se:.{digits}f}"
+
+
+def profile(harness: Harness) -> str:
+    """Where the time of the measuring went, as a sentence or two."""
+    clock = harness.clock
+    if not clock.total:
+        return "profile: everything was recalled from the cache, nothing was measured"
+    parts = ", ".join(
+        f"{name} {seconds / clock.total:.1%}"
+        for name, seconds in sorted(clock.spent.items(), key=lambda item: -item[1])
+    )
+    return (
+        f"profile: {clock.share:.1%} of {clock.total:.1f} s inside networks ({parts}); "
+        f"{torch.get_num_threads()} threads"
+    )

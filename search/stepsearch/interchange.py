@@ -1,0 +1,69 @@
+"""Reference statistics of others: `.npz` files in four layouts, never unpickled.
+
+pytorch-fid, EDM    mu (d,), sigma (d, d)
+clean-fid           mu, sigma; for its KID: feats (n, d)
+ADM                 arr_0, uint8 images (n, height, width, 3); mu, sigma; mu_s, sigma_s (unused)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepsampler.errors import UserError
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What a file holds; the parts that it lacks are None."""
+
+    mean: NDArray[np.float64] | None
+    cov: NDArray[np.float64] | None
+    features: NDArray[np.float32] | None
+    images: NDArray[np.uint8] | None  # (n, 3, height, width)
+
+
+def read_npz(path: Path) -> Foreign:
+    """Read a file of statistics.
+
+    Raises:
+        UserError: none of the layouts, pickled objects, or values that cannot be statistics.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            t = {k: file[k] for k in ("mu", "sigma", "feats", "arr_0") if k in file.files}
+            keys = ", ".join(file.files)
+    except (ValueError, OSError, EOFError, AttributeError, TypeError, BadZipFile) as error:
+        raise UserError(
+            f"{path}: not an .npz of plain arrays ({str(error).split('.')[0]}); "
+            "pickled objects are never read"
+        ) from error
+    mean, cov, features, images = (t.get(k) for k in ("mu", "sigma", "feats", "arr_0"))
+    if (mean is None or cov is None) and features is None and images is None:
+        raise UserError(
+            f"{path}: expected mu and sigma, feats, or arr_0, found {keys or 'nothing'}"
+        )
+    if mean is not None and cov is not None:
+        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+            raise UserError(
+                f"{path}: mu must be (d,) and sigma (d, d), got {mean.shape} and {cov.shape}"
+            )
+        mean, cov = mean.astype(np.float64), cov.astype(np.float64)
+        if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+            raise UserError(f"{path}: mu or sigma is not finite")
+    else:
+        mean = cov = None
+    if features is not None:
+        if features.ndim != 2:
+            raise UserError(f"{path}: feats must be (n, d), got {features.shape}")
+        features = features.astype(np.float32)
+    if images is not None:
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise UserError(
+                f"{path}: arr_0 must be uint8 (n, height, width, 3), "
+                f"got {images.dtype} {images.shape}"
+            )
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return Foreign(mean, cov, features, images)

@@ -1,0 +1,168 @@
+"""One call of `stepsearch evaluate`: load what is asked for, measure, print, write."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from stepsampler.errors import UserError
+from stepsampler.models import LatentModel, check_device, load
+from stepsampler.schedule import load as load_schedule
+from stepsearch.contenders import Contender, OnFiles, OnSchedule, OnStock
+from stepsearch.evaluate import load_prompts, model_digest
+from stepsearch.evaluation import RANGES, as_data, evaluate, join, profile, save, table
+from stepsearch.features import Judge, load_extractor
+from stepsearch.harness import Clock, Harness, Metric
+from stepsearch.images import Fit, ImageFiles
+from stepsearch.pretrained import ClipScore
+from stepsearch.reference import load_reference
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of the command."""
+
+    what: Sequence[Path]  # schedule files, folders and zips of images
+    stock: Sequence[int]
+    model: str
+    dtype: str
+    size: int | None
+    guidance_scale: float | None
+    scheduler: str | None
+    extractors: Sequence[str]
+    reference: str
+    fit: Fit
+    prompts: str
+    clip: str | None
+    distances: Sequence[str]
+    images: int
+    part: str
+    first_seed: int | None
+    batch_size: int
+    device: str
+    cache: Path
+    earlier: Sequence[Path]
+    out: Path | None
+    profile: bool
+
+
+def run_evaluation(request: Request) -> None:
+    """Score contenders, print the table and write the result.
+
+    Raises:
+        UserError: something is missing or does not fit.
+    """
+    check_device(request.device)
+    if request.part not in RANGES:
+        raise UserError(f"--range must be one of {', '.join(RANGES)}, got {request.part!r}")
+    for path in request.what:
+        if not path.exists():
+            raise UserError(f"{path}: no such schedule, folder or zip")
+    schedules = [p for p in request.what if p.is_file() and p.suffix == ".json"]
+    files = [p for p in request.what if p not in schedules]
+    if not (schedules or files or request.stock):
+        raise UserError("nothing to score: give a schedule, a folder of images, or --stock STEPS")
+    prompts = load_prompts(request.prompts)
+    model = None
+    size = request.size
+    if schedules or request.stock:
+        model = load(request.model, request.device, request.dtype, request.size)
+        size = model.shape[1] * model.pipeline.vae_scale_factor
+    elif size is None:
+        size = next(ImageFiles.find(files[0]).batches(fit="none")).shape[-1]
+    fitted = None if request.fit == "none" else size
+    metrics = []
+    for spec in request.extractors:
+        extractor = load_extractor(spec, request.device)
+        reference = load_reference(request.reference, extractor, fitted, request.cache, request.fit)
+        metrics.append(Metric(extractor, reference))
+    clock = Clock(torch.device(request.device))
+    if model is not None:
+        clock.watch(model)
+    harness = Harness(
+        metrics,
+        prompts,
+        request.batch_size,
+        request.cache,
+        clock,
+        Judge(request.device) if model and prompts[0].label is not None else None,
+        ClipScore(request.clip, request.device) if request.clip else None,
+    )
+    first = RANGES[request.part] if request.first_seed is None else request.first_seed
+    contenders = _contenders(request, model, schedules, files, first)
+    width = None if sys.stdout.isatty() else 160  # of a log file
+    console = Console(soft_wrap=True, highlight=False, width=width)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=None)
+        result = evaluate(
+            contenders,
+            harness,
+            request.images,
+            request.distances,
+            request.part,
+            request.first_seed,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    settings = {
+        "model": request.model if model else None,
+        "prompts": request.prompts,
+        "reference": request.reference,
+        "fit": request.fit,
+        "size": size,
+    }
+    data = as_data(result, harness, settings)
+    for path in request.earlier:
+        result = join(result, data, path)
+    data = as_data(result, harness, settings)
+    console.print(table(result))
+    for note in _notes(result.entries, metrics):
+        console.print(note)
+    if request.profile:
+        console.print(profile(harness))
+    if request.out:
+        save(data, request.out)
+        console.print(f"{request.out}: every number with its identity")
+
+
+def _contenders(
+    request: Request,
+    model: LatentModel | None,
+    schedules: Sequence[Path],
+    files: Sequence[Path],
+    first: int,
+) -> list[Contender]:
+    found: list[Contender] = []
+    if model is not None:
+        digest = model_digest(model)
+        for path in schedules:
+            found.append(OnSchedule(path.stem, load_schedule(path), model, digest))
+        for steps in request.stock:
+            found.append(OnStock(model, digest, steps, request.guidance_scale, request.scheduler))
+    for path in files:
+        # Without --size and a model, files are taken as they are, and must be of one size.
+        size = request.size if model is None else model.shape[1] * model.pipeline.vae_scale_factor
+        found.append(OnFiles(path, request.images, first, size, request.fit))
+    return found
+
+
+def _notes(entries: Sequence[dict[str, object]], metrics: Sequence[Metric]) -> list[str]:
+    notes = [m.reference.note for m in metrics if m.reference.note]
+    for entry in entries:
+        said = entry["notes"]
+        assert isinstance(said, list)
+        notes += [f"{entry['name']}: {note}" for note in said]
+    conservative = any(
+        score["conservative"]
+        for entry in entries
+        for score in entry["scores"].values()  # type: ignore[attr-defined]
+    )
+    if conservative:
+        notes.append(
+            "* no more images than features (FD-infinity: four times as many): the error is "
+            "conservative, it overstates the spread"
+        )
+    return list(dict.fromkeys(notes))

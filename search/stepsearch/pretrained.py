@@ -1,0 +1,190 @@
+"""Extractors with weights of the user's: official Inception, CLIP, DINOv2; and the CLIP score.
+
+clean-fid needs torchvision and comes with the extra `fid`; transformers is there anyway. Weights
+come from a local path, or are downloaded by these libraries where there is a network. They are
+read as safetensors, apart from Inception's TorchScript, which must have the known SHA-256.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stepsampler.errors import UserError
+
+INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+
+
+def load_pretrained(name: str, source: str, device: torch.device) -> "Inception | Transformer":
+    """Load "inception", "clip" or "dinov2" from `source`.
+
+    Raises:
+        UserError: weights that are missing or others than expected.
+    """
+    if name == "inception":
+        return Inception(source, device)
+    if not source:
+        raise UserError(f"extractor {name!r}: say which model, {name}:FOLDER or {name}:OWNER/NAME")
+    return Transformer(name, source, device)
+
+
+class Inception:
+    """The official Inception of FID, 2,048 features, with clean-fid's network and resizing.
+
+    Each channel is resized by PIL's bicubic as floats and clipped, not rounded.
+    """
+
+    name = "inception"
+    axes: int | None = None
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        try:
+            from cleanfid.downloads_helper import check_download_inception
+            from cleanfid.inception_torchscript import InceptionV3W
+            from cleanfid.resize import build_resizer
+        except (ImportError, RuntimeError) as error:  # torchvision beside another torch
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"extractor 'inception' needs clean-fid, pip install 'stepsearch[fid]' ({reason})"
+            ) from error
+        folder = Path(source) if source else Path(tempfile.gettempdir())
+        if folder.name == INCEPTION_FILE:
+            folder = folder.parent
+        path = folder / INCEPTION_FILE
+        if not path.exists():
+            if source:
+                raise UserError(f"extractor 'inception': no {INCEPTION_FILE} at {source}")
+            try:
+                check_download_inception(fpath=str(folder))
+            except OSError as error:
+                raise UserError(
+                    f"extractor 'inception': {INCEPTION_FILE} cannot be downloaded ({error}); "
+                    "give its place as inception:PATH"
+                ) from error
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != INCEPTION_SHA256:
+            raise UserError(
+                f"{path}: not the official weights: SHA-256 {found[:12]}…, "
+                f"expected {INCEPTION_SHA256[:12]}…"
+            )
+        self.net = InceptionV3W(str(folder), download=False).to(device)
+        self.resize = build_resizer("clean")
+        self.device = device
+        self.digest = f"{found[:16]}-clean299"
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        rows = [self.resize(image.permute(1, 2, 0).numpy()) for image in images.cpu()]
+        x = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
+        return self.net(x.to(self.device)).float().cpu()  # type: ignore[no-any-return]
+
+
+class Transformer:
+    """CLIP's projected image features, or DINOv2's class token, of a transformers model.
+
+    Images are prepared by the model's own processor, on PIL images.
+    """
+
+    axes: int | None = None
+
+    def __init__(self, name: str, source: str, device: torch.device) -> None:
+        self.name, self.device = name, device
+        self.net = _load(name, source, device)
+        self.processor = _processor(name, source)
+        self.digest = f"{_weights_digest(self.net)}-{_settings_digest(self.processor)}"
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        x = self.processor(images=list(images.cpu()), return_tensors="pt")["pixel_values"]
+        x = x.to(self.device, self.net.dtype)
+        output = self.net.get_image_features(x) if self.name == "clip" else self.net(x)
+        return _pooled(output).float().cpu()
+
+
+class ClipScore:
+    """CLIP score of images and their prompts through torchmetrics: 100 x cosine, at least 0."""
+
+    def __init__(self, source: str, device: str | torch.device = "cpu") -> None:
+        from transformers import CLIPProcessor, CLIPTokenizer
+
+        self.device = torch.device(device)
+        net = _load("clip", source, self.device)
+        images = _processor("clip", source)
+        processor = CLIPProcessor(images, CLIPTokenizer.from_pretrained(source))
+        self._loaded = (_TensorFeatures(net), processor)
+        self.digest = f"{_weights_digest(net)}-{_settings_digest(images)}"
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """One score an image, (n,); prompts beyond the model's length are cut."""
+        from torchmetrics.functional.multimodal import clip_score
+
+        pairs = zip(images.to(self.device), prompts, strict=True)
+        scores = [float(clip_score([x], [text], lambda: self._loaded)) for x, text in pairs]
+        return np.array(scores, np.float32)
+
+
+class _TensorFeatures:
+    """A CLIP model as torchmetrics knows it: its features are tensors, as before transformers 5."""
+
+    def __init__(self, net: Any) -> None:
+        self.net, self.config = net, net.config
+
+    def to(self, device: torch.device) -> "_TensorFeatures":
+        self.net.to(device)
+        return self
+
+    def get_image_features(self, *inputs: Tensor) -> Tensor:
+        return _pooled(self.net.get_image_features(*inputs))
+
+    def get_text_features(self, *inputs: Tensor) -> Tensor:
+        return _pooled(self.net.get_text_features(*inputs))
+
+
+def _pooled(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _load(name: str, source: str, device: torch.device) -> Any:
+    import transformers
+
+    loader = {"clip": transformers.CLIPModel, "dinov2": transformers.Dinov2Model}[name]
+    try:
+        net = loader.from_pretrained(source, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name} model {source!r} cannot be loaded: {reason}") from error
+    return net.eval().requires_grad_(False).to(device)
+
+
+def _processor(name: str, source: str) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name} model {source!r} has no image processor: {reason}") from error
+
+
+def _weights_digest(net: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _settings_digest(processor: Any) -> str:
+    """Of size, crop, interpolation, mean and deviation."""
+    settings = {k: v for k, v in processor.to_dict().items() if not k.startswith("_")}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,293 @@
+"""`stepsearch evaluate`: the same numbers as the search's test, identity, resuming, refusals."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pipelines
+import pytest
+import torch
+from PIL import Image
+
+from stepsampler import UserError, load
+from stepsampler.models import load as load_model
+from stepsearch.cli import main
+from stepsearch.config import StudyConfig
+from stepsearch.contenders import OnSchedule, OnStock
+from stepsearch.distance import Score, score
+from stepsearch.evaluate import TEST, Evaluator, load_prompts, model_digest
+from stepsearch.evaluation import cell, evaluate, with_error
+from stepsearch.features import load_extractor
+from stepsearch.harness import Clock, Harness, Metric
+from stepsearch.protocol import held_out
+from stepsearch.reference import fit, load_reference
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "studies" / "tiny-5-steps.schedule.json"
+
+
+def command(monkeypatch, capsys, *options):
+    """Run `stepsearch evaluate`; return its exit code, output and errors."""
+    monkeypatch.setattr(sys, "argv", ["stepsearch", "evaluate", *map(str, options)])
+    code = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def pictures(folder, n, seed=0, size=32, constant=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    for k in range(n):
+        shape = (size, size, 3)
+        pixels = np.full(shape, 9, np.uint8) if constant else generator.integers(0, 256, shape)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The found schedule and a stock scheduler on the bundled model, once."""
+    base = tmp_path_factory.mktemp("evaluated")
+    with pytest.MonkeyPatch.context() as patch:
+        words = f"evaluate {FILE} --stock 3 --guidance-scale 2 --images 24 --batch-size 12"
+        words += f" --scheduler EulerDiscreteScheduler --cache {base}/cache --profile"
+        words += f" --distance fd --distance kid --distance fd-infinity -o {base}/result.json"
+        patch.setattr(sys, "argv", ["stepsearch", *words.split()])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+    return base, json.loads((base / "result.json").read_text()), words
+
+
+def test_the_search_and_the_command_give_the_same_numbers(evaluated, tmp_path):
+    """Through workers or not: one protocol, and on a CPU the same bits."""
+    _, data, _ = evaluated
+    config = StudyConfig.model_validate(
+        {"name": "t", "space": {"num_steps": 5, "passes": 10}, "evaluation": {"batch_size": 12}}
+    )
+    evaluator = Evaluator(config, tmp_path)
+    schedule = load(FILE)
+
+    def measure(jobs):
+        for place, (_, seeds) in enumerate(jobs):
+            yield place, evaluator.measure(schedule, seeds)
+
+    (row,) = held_out(["it"], 24, 12, evaluator.reference, measure)
+    found = data["contenders"][0]["scores"]["fd_texture128_24"]
+    assert found["value"] == row.score.value
+    assert found["left_out"] == row.score.left_out.tolist()
+    assert data["seeds"] == [TEST, TEST + 23]
+    alignment = data["contenders"][0]["scores"]["alignment"]
+    assert alignment["value"] == pytest.approx(row.measurement.alignment)
+
+
+def test_every_number_carries_its_identity_and_its_error(evaluated):
+    _, data, _ = evaluated
+    (metric,) = data["metrics"]
+    assert metric["extractor_digest"] == load_extractor("texture").digest
+    assert metric["reference_images"] == 10_000
+    first, stock = data["contenders"]
+    assert set(first["scores"]) == {
+        "fd_texture128_24",
+        "fdinf_texture128_24",
+        "kid_texture128_24",
+        "alignment",
+    }
+    assert first["scores"]["fd_texture128_24"]["conservative"]  # 24 images, 128 axes
+    assert not first["scores"]["kid_texture128_24"]["conservative"]
+    assert (first["passes"], stock["passes"]) == (10, 6)  # counted: three guided steps
+    assert stock["name"] == "EulerDiscrete, 3 steps, w 2"
+    assert (
+        first["scores"]["kid_texture128_24"]["value"]
+        < stock["scores"]["kid_texture128_24"]["value"]
+    )
+
+
+def test_differences_are_paired_and_have_intervals(evaluated):
+    _, data, _ = evaluated
+    found = {d["metric"]: d for d in data["differences"]}["kid_texture128_24"]
+    a, b = (
+        Score(s["value"], np.array(s["left_out"]))
+        for s in (c["scores"]["kid_texture128_24"] for c in data["contenders"])
+    )
+    difference, se = b.minus(a)
+    assert found["difference"] == difference
+    low, high = found["interval_95"]
+    assert (high - low) / (2 * se) == pytest.approx(a.quantile)
+    assert 2.0 < a.quantile < 2.6
+
+
+def test_a_second_run_recalls_everything(evaluated, monkeypatch, capsys):
+    base, data, words = evaluated
+    code, out, _ = command(monkeypatch, capsys, *words.split()[1:])
+    assert code == 0
+    assert "nothing was measured" in out
+    assert json.loads((base / "result.json").read_text()) == data
+    assert "(fd_texture128_24)" in out
+
+
+def test_results_of_before_can_be_compared_if_everything_is_equal(
+    evaluated, tmp_path, monkeypatch, capsys
+):
+    base, data, _ = evaluated
+    common = ["--images", 24, "--batch-size", 12, "--cache", base / "cache"]
+    path = base / "result.json"
+    code, out, _ = command(monkeypatch, capsys, FILE, *common, "--with", path)
+    assert code == 0
+    assert "EulerDiscrete" in out
+    data["metrics"][0]["extractor_digest"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(data))
+    code, _, errors = command(monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json")
+    assert code == 2
+    assert "its metrics differ, so its scores do not compare: fd_texture128 another" in errors
+    data["n"] = 25
+    (tmp_path / "other.json").write_text(json.dumps(data))
+    code, _, errors = command(monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json")
+    assert "its n differ, so its scores do not compare: 25 there, 24 here" in errors
+    (tmp_path / "other.json").write_text("{}")
+    code, _, errors = command(monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json")
+    assert "the format must be 'stepsearch.evaluation/1', got None" in errors
+
+
+def test_folders_are_scored_and_their_oddities_said(tmp_path, monkeypatch, capsys):
+    real = pictures(tmp_path / "real", 40)
+    made = pictures(tmp_path / "made", 30, seed=1)
+    same = pictures(tmp_path / "same", 20, constant=True)
+    Image.open(made / "003.png").convert("L").save(made / "003.png")
+    options = ["--images", 20, "--reference", real, "--extractor", "texture-whole"]
+    options += ["--cache", tmp_path / "cache", "--distance", "fd", "--distance", "kid"]
+    code, out, errors = command(
+        monkeypatch, capsys, made, same, *options, "-o", tmp_path / "r.json"
+    )
+    assert code == 0, errors
+    assert "1 of 30 images were not RGB" in out
+    assert "all images are the same: their covariance is zero" in out
+    assert "(fd_texture_20)" in out
+    data = json.loads((tmp_path / "r.json").read_text())
+    images = torch.cat(
+        [
+            torch.from_numpy(np.array(Image.open(made / f"{k:03d}.png").convert("RGB")))[None]
+            for k in range(20)
+        ]
+    ).permute(0, 3, 1, 2)
+    extractor = load_extractor("texture-whole")
+    reference = load_reference(str(real), extractor, 32, tmp_path / "cache")
+    expected = score(extractor(images).numpy(), reference.test)
+    found = data["contenders"][0]["scores"]["fd_texture_20"]["value"]
+    assert found == pytest.approx(expected.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere"], "nowhere: no such schedule, folder or zip"),
+        ([], "nothing to score: give a schedule, a folder of images, or --stock STEPS"),
+        (["{made}"], "made: 3 images, but 1000 are wanted; lower --images"),
+        (["{made}", "--images", "1"], "at least two images, got --images 1"),
+        (["{mixed}", "--images", "4"], "images must be of one size, but"),
+        (["{empty}", "--images", "2"], "empty: no images in it"),
+        (["{made}", "--distance", "fid"], "--distance must be one of fd, fd-infinity, kid"),
+        (["{made}", "--range", "all"], "--range must be one of search, selection, test"),
+        (["{made}", "--first-seed", "5"], "held-out seeds start at 20000000, got 5"),
+        (["{made}", "--fit", "pad"], "--fit must be crop, squash512 or none, got 'pad'"),
+        (["--stock", "2", "--scheduler", "Best"], "diffusers has no 'Best'; give a class such as"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_one_sentence(
+    options, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "made", 3)
+    pictures(tmp_path / "mixed", 2)
+    pictures(tmp_path / "mixed" / "more", 2, size=33)
+    (tmp_path / "empty").mkdir()
+    words = [word.format(made="made", mixed="mixed", empty="empty") for word in options]
+    if "lower --images" not in message and "--images" not in words:
+        words += ["--images", "2"]
+    code, _, errors = command(monkeypatch, capsys, *words)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert message in errors
+
+
+class Broken:
+    name, digest, axes = "broken", "1", None
+
+    def __call__(self, images):
+        return torch.full((len(images), 2), torch.nan)
+
+
+def harness(tmp_path, extractor=None, batch=4):
+    texture = load_extractor("texture-whole")
+    real = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.manual_seed(0)).byte()
+    reference = fit(texture, [real], axes=None)
+    clock = Clock(torch.device("cpu"))
+    prompts = load_prompts("fashion-mnist")
+    return Harness([Metric(extractor or texture, reference)], prompts, batch, tmp_path, clock)
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    model = load_model("tiny")
+    contender = OnSchedule("mine", load(FILE), model, model_digest(model))
+    with pytest.raises(UserError, match="mine: a feature is not finite: its images are broken"):
+        evaluate([contender], harness(tmp_path, Broken()), 4)
+
+
+def test_a_stock_pipeline_makes_what_its_own_call_makes():
+    """From the same noise, with its own scheduler and another one; the scheduler is given back."""
+    from stepsampler.generate import seeded_noise
+    from stepsampler.models import from_pipeline
+
+    pipeline = pipelines.stable_diffusion()
+    before = pipeline.scheduler
+    model = from_pipeline(pipeline)
+    prompts = load_prompts("fashion-mnist")[:3]
+    seeds = range(7, 10)
+    contender = OnStock(model, "d", 4, 3.0)
+    images = torch.cat(list(contender.batches(seeds, prompts, 2)))
+    texts = [prompt.text for prompt in prompts]
+    expected = pipeline(
+        texts,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        latents=seeded_noise(seeds, model.shape),
+        output_type="np",
+    ).images
+    expected = (torch.from_numpy(expected).permute(0, 3, 1, 2) * 255).round()
+    assert (images.float() - expected).abs().max() <= 1
+    assert contender.passes == 8
+    other = OnStock(model, "d", 4, 3.0, "DPMSolverMultistepScheduler")
+    assert other.identity != contender.identity
+    assert not torch.equal(torch.cat(list(other.batches(seeds, prompts, 2))), images)
+    assert pipeline.scheduler is before
+
+
+@pytest.mark.parametrize(
+    ("value", "se", "text"),
+    [
+        (12.345, 0.234, "12.3 ± 0.2"),
+        (12.345, 0.134, "12.35 ± 0.13"),
+        (1234.5, 25.0, "1234 ± 25"),
+        (5.0, float("nan"), "5"),
+    ],
+)
+def test_values_are_printed_to_the_digits_of_their_error(value, se, text):
+    assert with_error(value, se) == text
+
+
+def test_a_cell_names_its_metric():
+    left_out = 12.345 + 0.0478 * np.array([-1.0, 1.0] * 10)
+    assert cell(Score(12.345, left_out), "fd_lite0_5k") == "12.3 ± 0.2 (fd_lite0_5k)"
+    assert cell(Score(12.345, left_out, True), "fd_lite0_5k") == "12.3 ± 0.2* (fd_lite0_5k)"
+
+
+def test_the_clock_counts_networks_alone(tmp_path):
+    model = load_model("tiny")
+    bench = harness(tmp_path)
+    bench.clock.watch(model)
+    evaluate([OnSchedule("mine", load(FILE), model, "d")], bench, 8)
+    assert {"denoiser", "VAE", "extractor", "text encoder"} <= set(bench.clock.spent)
+    assert 0.5 < bench.clock.share <= 1

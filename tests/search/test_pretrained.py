@@ -1,0 +1,146 @@
+"""CLIP and DINOv2 of random weights, saved and loaded as anybody's; Inception is in tests/fid."""
+
+import numpy as np
+import pytest
+import torch
+
+from stepsampler import UserError
+from stepsampler.models import resolve
+from stepsearch.features import load_extractor, resized
+from stepsearch.pretrained import ClipScore
+
+IMAGES = torch.randint(0, 256, (3, 3, 40, 52), generator=torch.manual_seed(0)).byte()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = CLIPTokenizer.from_pretrained(resolve("tiny"), subfolder="tokenizer")
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=small | text,
+        vision_config=small | {"image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    from transformers import Dinov2Config, Dinov2Model
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("dino")
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    size = {"height": 28, "width": 28}
+    BitImageProcessorPil(size={"shortest_edge": 30}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def test_clip_features_are_the_projected_ones_of_the_prepared_image(clip):
+    from PIL import Image
+    from transformers import CLIPModel, CLIPProcessor
+
+    features = load_extractor(f"clip:{clip}")(IMAGES)
+    assert features.shape == (3, 16)
+    pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in IMAGES]
+    inputs = CLIPProcessor.from_pretrained(clip).image_processor(pictures, return_tensors="pt")
+    with torch.inference_mode():
+        expected = CLIPModel.from_pretrained(clip).get_image_features(**inputs).pooler_output
+    torch.testing.assert_close(features, expected)
+
+
+def test_dino_features_are_the_class_token(dino):
+    extractor = load_extractor(f"dinov2:{dino}")
+    assert extractor.axes is None
+    x = extractor.processor(images=list(IMAGES), return_tensors="pt")["pixel_values"]
+    expected = extractor.net(x).last_hidden_state[:, 0]
+    torch.testing.assert_close(extractor(IMAGES), expected)
+
+
+def test_weights_and_preparation_are_part_of_the_identity(clip, dino, tmp_path):
+    import shutil
+
+    first, again = (load_extractor(f"dinov2:{dino}") for _ in range(2))
+    assert first.digest == again.digest
+    other = shutil.copytree(dino, tmp_path / "other")
+    settings = (other / "preprocessor_config.json").read_text()
+    (other / "preprocessor_config.json").write_text(settings.replace(": 30", ": 29"))
+    resized_otherwise = load_extractor(f"dinov2:{other}")
+    assert resized_otherwise.digest.split("-")[0] == first.digest.split("-")[0]
+    assert resized_otherwise.digest != first.digest
+    torch.manual_seed(1)
+    first.net.embeddings.cls_token.data.normal_()
+    first.net.save_pretrained(other)
+    assert load_extractor(f"dinov2:{other}").digest != resized_otherwise.digest
+
+
+def test_the_clip_score_is_a_hundred_cosines(clip):
+    from transformers import CLIPModel, CLIPProcessor
+
+    texts = ["a photo of a bag", "a photo of a sneaker " * 40, "a coat"]
+    scores = ClipScore(str(clip))(IMAGES, texts)
+    net, processor = CLIPModel.from_pretrained(clip), CLIPProcessor.from_pretrained(clip)
+    most = net.config.text_config.max_position_embeddings
+    with torch.inference_mode():
+        for image, text, score in zip(IMAGES, texts, scores, strict=True):
+            pixels = processor.image_processor(images=[image], return_tensors="pt")
+            words = processor.tokenizer([text], return_tensors="pt")
+            a = net.get_image_features(**pixels).pooler_output
+            b = net.get_text_features(
+                words["input_ids"][:, :most], words["attention_mask"][:, :most]
+            ).pooler_output
+            cosine = torch.nn.functional.cosine_similarity(a, b).item()
+            assert score == pytest.approx(max(0, 100 * cosine), abs=1e-3)
+
+
+def test_models_that_are_not_there_are_named(tmp_path, dino):
+    with pytest.raises(UserError, match="'clip': say which model, clip:FOLDER or clip:OWNER/NAME"):
+        load_extractor("clip")
+    with pytest.raises(UserError, match=f"dinov2 model '{tmp_path}' cannot be loaded"):
+        load_extractor(f"dinov2:{tmp_path}")
+    for path in dino.glob("*.safetensors"):
+        torch.save({}, tmp_path / "pytorch_model.bin")  # pickled weights are not taken
+        (tmp_path / "config.json").write_text((path.parent / "config.json").read_text())
+    with pytest.raises(UserError, match=f"dinov2 model '{tmp_path}' cannot be loaded"):
+        load_extractor(f"dinov2:{tmp_path}")
+
+
+def test_inception_without_its_library_says_what_to_install():
+    with pytest.raises(UserError, match=r"needs clean-fid, pip install 'stepsearch\[fid\]'"):
+        load_extractor("inception")
+
+
+def test_our_resizing_is_that_of_pillow_on_floats():
+    """Bicubic with antialiasing, per channel, clipped and not rounded; up and down, odd sizes."""
+    from PIL import Image
+
+    for size in (17, 64):
+        ours = resized(IMAGES.float(), size)
+        for image, found in zip(IMAGES, ours, strict=True):
+            for channel, values in zip(image, found, strict=True):
+                picture = Image.fromarray(channel.numpy().astype(np.float32))
+                picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+                np.testing.assert_allclose(values, np.array(picture).clip(0, 255), atol=1e-3)
