@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.noise import NoiseSchedule
+from stepsampler.presets import open_schedule
 from stepsearch.config import SpaceConfig
 from stepsearch.space import SearchSpace, within_budget
 
@@ -142,6 +143,33 @@ def test_the_hand_tuned_method_is_a_point_of_a_box_of_two_numbers():
     assert timesteps[1] == pytest.approx((timesteps[0] + timesteps[2]) / 2)
     assert [step.analytic for step in with_unipc.steps] == [1.0] + [None] * 6
     assert box.params(with_unipc)[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"seed-sd-{n}" for n in (4, 5, 6, 7, 8)),
+        *("seed-sd-4-retrain-free", "seed-sd-8-free", "seed-sd-8-plain"),
+        *(f"seed-xl-{n}" for n in (4, 5, 7, 8)),
+        *("seed-dunipc-xl-8", "seed-dunipc-xl-8-afs", "seed-dunipc-xl-9-afs"),
+    ],
+)
+def test_the_presets_of_the_hand_tuned_method_are_points_of_a_box(name):
+    plan = open_schedule(name)
+    calls = sum(step.analytic is None for step in plan.steps)
+    options = {
+        "guidance": "constant",
+        "guidance_scale": (0.5, 12.0),
+        "log_gap": (-4.0, 4.0),
+        "final_sigma": (0.02, 1.0),
+        "solvers": ["ddim", "dpmpp-midpoint", "unipc-bh2"],
+        "order": "per-step",
+        "corrector": True,
+        "analytic": (0.8, 1.0),
+        "free_u": True,
+    }
+    point, same = space(calls, 2 * calls, **options).params(plan)
+    assert same, point
 
 
 def test_karras_with_its_exponent_is_a_point_of_the_box():
