@@ -29,7 +29,7 @@ from stepsampler.generate import generate
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import load
 from stepsampler.schedule import Schedule
-from stepsearch.distance import frechet_distance, frechet_infinity, kernel_distances
+from stepsearch.distance import frechet_distance, frechet_infinity, score_kernel
 from stepsearch.evaluate import load_prompts
 from stepsearch.features import load_extractor
 from stepsearch.paths import write_whole
@@ -163,7 +163,7 @@ def statistic(bench: Bench, kind: str, extractor: int, i: int, start: int, n: in
         return frechet_distance(x, reference.search)
     if kind == "FD-infinity":
         return frechet_infinity(x, reference.search)
-    return float(kernel_distances(x, reference.sample).mean())
+    return score_kernel(x, reference.sample).value
 
 
 def analyse(bench: Bench, found: list[Entry], args: argparse.Namespace) -> list[dict]:

@@ -83,32 +83,6 @@ def frechet_infinity(features: NDArray[np.floating], reference: Moments) -> floa
     return float(np.polynomial.Polynomial.fit(inverse, means, 1)(0.0))
 
 
-def kernel_distances(
-    features: NDArray[np.floating], real: NDArray[np.floating], blocks: int = BLOCKS
-) -> Array:
-    """Unbiased KID of each of `blocks` consecutive blocks of features (n, d), given `real` (m, d).
-
-    The kernel is (x y / d + 1)^3; KID is the mean of the blocks. May be negative.
-
-    Raises:
-        UserError: fewer than two features, other dimensions, or a value that is not finite.
-    """
-    x, y = _checked(features), _checked(real)
-    if x.shape[1] != y.shape[1]:
-        raise UserError(f"features have {x.shape[1]} dimensions, the reference has {y.shape[1]}")
-
-    def kernel(a: Array, b: Array) -> Array:
-        return (a @ b.T / a.shape[1] + 1) ** 3  # type: ignore[no-any-return]
-
-    def within(a: Array) -> float:
-        k = kernel(a, a)
-        return float((k.sum() - np.trace(k)) / (len(a) * (len(a) - 1)))
-
-    among_real = within(y)
-    parts = np.array_split(x, max(1, _count(len(x), blocks)))
-    return np.array([within(p) + among_real - 2 * kernel(p, y).mean() for p in parts])
-
-
 @dataclass(frozen=True)
 class Score:
     """A value, and the same with each block of images left out."""
@@ -167,8 +141,38 @@ def score_infinity(
 def score_kernel(
     features: NDArray[np.floating], real: NDArray[np.floating], blocks: int = BLOCKS
 ) -> Score:
-    """KID; its error is that of a mean of blocks."""
-    return score_mean(kernel_distances(features, real, blocks), blocks)
+    """Unbiased KID of features (n, d), given `real` (m, d), with its block jackknife.
+
+    The kernel is (x y / d + 1)^3. May be negative. All pairs of images count, not those within
+    blocks alone: prompts come in turn, so that neighbours never show the same, and a mean over
+    blocks would be biased.
+
+    Raises:
+        UserError: fewer than two features, other dimensions, or a value that is not finite.
+    """
+    x, y = _checked(features), _checked(real)
+    if x.shape[1] != y.shape[1]:
+        raise UserError(f"features have {x.shape[1]} dimensions, the reference has {y.shape[1]}")
+
+    def kernel(a: Array, b: Array) -> Array:
+        return (a @ b.T / a.shape[1] + 1) ** 3  # type: ignore[no-any-return]
+
+    parts = [x[part] for part in _parts(len(x), _count(len(x), blocks)) or [np.arange(len(x))]]
+    sizes = np.array([len(part) for part in parts])
+    among = np.array([[kernel(a, b).sum() for b in parts] for a in parts])
+    own = np.array([np.trace(kernel(a, a)) for a in parts])
+    across = np.array([kernel(a, y).sum() for a in parts])
+    k = kernel(y, y)
+    among_real = (k.sum() - np.trace(k)) / (len(y) * (len(y) - 1))
+
+    def of(keep: NDArray[np.int_]) -> float:
+        n = sizes[keep].sum()
+        within = (among[np.ix_(keep, keep)].sum() - own[keep].sum()) / (n * (n - 1))
+        return float(within + among_real - 2 * across[keep].sum() / (n * len(y)))
+
+    every = np.arange(len(parts))
+    left_out = [of(np.delete(every, b)) for b in every] if len(parts) > 1 else []
+    return Score(of(every), np.array(left_out))
 
 
 def score_mean(values: NDArray[np.floating], blocks: int = BLOCKS) -> Score:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from stepsampler import UserError
 from stepsearch import pretrained
-from stepsearch.distance import Moments, frechet_distance, kernel_distances
+from stepsearch.distance import Moments, frechet_distance, score_kernel
 from stepsearch.features import Lite0, load_extractor, resized
 from stepsearch.images import ImageFiles
 from stepsearch.reference import load_reference
@@ -87,7 +87,7 @@ def test_our_distance_of_the_same_features_is_its_fid(features):
 def test_our_kid_of_the_same_features_is_its_kid(features):
     a, b = features
     b = b[: len(a)]  # so that each of its subsets is everything
-    (ours,) = kernel_distances(a, b, blocks=1)
+    ours = score_kernel(a, b).value
     assert ours == pytest.approx(fid.kernel_distance(a, b, num_subsets=1), rel=1e-9)
 
 

@@ -9,7 +9,6 @@ from stepsearch.distance import (
     Moments,
     frechet_distance,
     frechet_infinity,
-    kernel_distances,
     score,
     score_infinity,
     score_kernel,
@@ -172,7 +171,7 @@ def test_torchmetrics_finds_the_same_kid():
     metric.update(images[:40], real=False)
     metric.update(images[40:80], real=True)
     x, y = extract(images[:40]).numpy(), extract(images[40:80]).numpy()
-    (ours,) = kernel_distances(x, y, blocks=1)
+    ours = score_kernel(x, y).value
     assert ours == pytest.approx(float(metric.compute()[0]), rel=1e-4)
 
 
@@ -184,9 +183,13 @@ def test_kid_is_unbiased_and_its_error_is_the_spread_over_fresh_draws():
     se = values.std(ddof=1) / np.sqrt(len(values))
     assert values.mean() == pytest.approx(many.value, abs=4 * np.hypot(se, many.se))
     assert np.mean([draw.se for draw in draws]) == pytest.approx(values.std(ddof=1), rel=0.35)
-    first = kernel_distances(cloud(200, 6, seed=10), real)
-    assert draws[0].value == pytest.approx(first.mean())
-    assert draws[0].se == pytest.approx(first.std(ddof=1) / np.sqrt(len(first)))
+
+
+def test_kid_without_a_block_is_kid_of_the_rest():
+    real, x = cloud(50, 6, seed=1), cloud(43, 6, seed=2)
+    parts = np.array_split(np.arange(43), 20)
+    expected = [score_kernel(np.delete(x, part, axis=0), real).value for part in parts]
+    np.testing.assert_allclose(score_kernel(x, real).left_out, expected, rtol=1e-9)
 
 
 def test_the_error_of_a_mean_is_the_usual_one():
@@ -205,4 +208,4 @@ def test_scores_of_different_n_are_not_compared():
     with pytest.raises(UserError, match="different n do not compare: 20 and 5 blocks"):
         score(cloud(100, 3), reference).minus(score(cloud(10, 3), reference))
     with pytest.raises(UserError, match="features have 2 dimensions, the reference has 3"):
-        kernel_distances(cloud(10, 2), cloud(10, 3))
+        score_kernel(cloud(10, 2), cloud(10, 3))
