@@ -15,7 +15,7 @@ from stepsampler import FreeU, GoldenNoise, ModelSpec, Schedule, Step, UserError
 from stepsampler.formats import Target, export, read
 from stepsampler.grids import from_sigmas, guide, make_schedule
 from stepsampler.noise import FlowSchedule, NoiseSchedule
-from stepsampler.presets import MODELS, names, preset
+from stepsampler.presets import MODELS, names, open_schedule, preset
 from stepsampler.sample import sample
 
 SD = NoiseSchedule.scaled_linear()
@@ -427,3 +427,15 @@ def test_a_schedule_with_unused_features_is_held():
         lossy=True,
     ).lost
     assert lost == ("golden_noise", "Free-U per step")
+
+
+def test_a_step_scheduler_is_exported_as_the_file_of_its_folder(tmp_path):
+    from stepsampler.scheduler import StepScheduler
+
+    plan = open_schedule("seed-unipc-sd-6-plain")
+    (tmp_path / "scheduler_config.json").write_text(export(plan, "diffusers:StepScheduler").text)
+    scheduler = StepScheduler.from_pretrained(tmp_path)
+    assert scheduler.config.beta_schedule == "scaled_linear"
+    assert scheduler.sigmas.tolist() == pytest.approx(plan.sigmas, rel=1e-6)
+    with pytest.raises(UserError, match="cannot hold Free-U per step"):
+        export(open_schedule("seed-sd-8-free"), "diffusers:StepScheduler")

@@ -5,13 +5,15 @@
 
 EulerDiscrete takes sigmas with the one on which the last step lands, DPMSolverMultistep whole
 timesteps, FlowMatchEuler sigmas without the last, 0, to which it applies its shift again. Nothing
-else takes a list without changing it. DPMSolverMultistep works at unit variance: it starts 0.2 %
+else takes a list without changing it. StepScheduler is ours: its text is the file
+`scheduler/scheduler_config.json` of a pipeline's folder. DPMSolverMultistep works at unit variance: it starts 0.2 %
 above ours, and a latent that keeps noise is decoded as alpha * x.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from math import isclose
+from typing import Any
 
 from stepsampler.errors import UserError
 from stepsampler.formats import common
@@ -25,11 +27,17 @@ EULER, DPM, FLOW = (
     "FlowMatchEulerDiscreteScheduler",
 )
 OFF = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+BETAS = {  # of Stable Diffusion, and of DDPM and DiT
+    NoiseSchedule.scaled_linear(): ("scaled_linear", 0.00085, 0.012),
+    NoiseSchedule.linear(): ("linear", 0.0001, 0.02),
+}
 CLOSE = 1e-4  # relative; sigmas nearer than that are the same
 
 
 def export(schedule: Schedule, name: str | None, shift: float) -> Text:
-    """The list for the scheduler `name`."""
+    """The list for the scheduler `name`, or the config of a StepScheduler."""
+    if name == "StepScheduler":
+        return _step_scheduler(schedule)
     if name not in (EULER, DPM, FLOW):
         raise UserError(
             f"diffusers: of the stock schedulers {EULER}, {DPM} and {FLOW} can be given a schedule "
@@ -50,6 +58,30 @@ def export(schedule: Schedule, name: str | None, shift: float) -> Text:
         "guidance_scale": common.highest_guidance(schedule),
     }
     return Text(json.dumps(data, indent=2) + "\n", (*lost, *more))
+
+
+def _step_scheduler(schedule: Schedule) -> Text:
+    """Rows and betas, or a flow; guidance and Free-U of each step are `guided`'s."""
+    from stepsampler.scheduler import StepScheduler
+
+    config: dict[str, Any] = {"prediction_type": "flow_prediction"}
+    if not schedule.flow:
+        noise = noise_of(schedule)
+        if not isinstance(noise, NoiseSchedule):
+            raise UserError(
+                "the betas of the schedule's model are not known; make the scheduler from the "
+                "pipeline's: StepScheduler.from_config(pipe.scheduler.config, schedule=...)"
+            )
+        kind = schedule.model.prediction_type if schedule.model else "epsilon"
+        names = ("beta_schedule", "beta_start", "beta_end")
+        config = {**dict(zip(names, BETAS[noise], strict=True)), "prediction_type": kind}
+    text = StepScheduler(**config, schedule=schedule).to_json_string()
+    lost = [] if common.one_guidance(schedule) else ["guidance per step"]
+    if any(step.free_u for step in schedule.steps):
+        lost.append("Free-U per step")
+    if any(step.guidance_rescale for step in schedule.steps):
+        lost.append("guidance_rescale")
+    return Text(text, tuple(lost))
 
 
 Parts = tuple[Mapping[str, object], Mapping[str, Sequence[float]], list[str]]  # config, call, lost
