@@ -4,6 +4,7 @@ What does need it is imported from its own module: `stepsampler.generate`, `step
 `stepsampler.scheduler.StepScheduler`, `stepsampler.guided.guided`.
 """
 
+from stepsampler.checks import ScheduleError
 from stepsampler.errors import UserError
 from stepsampler.schedule import (
     FORMAT,
@@ -11,7 +12,6 @@ from stepsampler.schedule import (
     GoldenNoise,
     ModelSpec,
     Schedule,
-    ScheduleError,
     Step,
     load,
 )

@@ -59,6 +59,7 @@ def _extras(step: Step) -> str:
         step.analytic is not None and f"analytic {step.analytic:g}",
         step.corrector and "corrector",
         step.prediction,
+        step.churn and f"churn {step.churn:g}",
         step.guidance_rescale and f"rescale {step.guidance_rescale:g}",
         free_u and f"Free-U {free_u.b1:g} {free_u.b2:g} {free_u.s1:g} {free_u.s2:g}",
     ]

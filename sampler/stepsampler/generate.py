@@ -4,7 +4,7 @@ On a CPU the same image at the same place of a batch of the same size is the sam
 whatever else is in the batch; at another place or batch size latents agree to about 1e-5.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +25,24 @@ class Batch:
     images: Tensor
 
 
+def noise_source(
+    seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"
+) -> Callable[[], Tensor]:
+    """Standard normal noise (len(seeds), *shape) on `device` at every call.
+
+    One CPU generator a seed, so that it is the same on any device and in any company.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def draw() -> Tensor:
+        return torch.stack([torch.randn(*shape, generator=g) for g in generators]).to(device)
+
+    return draw
+
+
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal noise, one CPU generator a seed, so that it is the same on any device."""
-    noise = [torch.randn(*shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    return torch.stack(noise)
+    """The first noise of each seed."""
+    return noise_source(seeds, shape)()
 
 
 @torch.inference_mode()
@@ -81,7 +95,7 @@ def _images(
     """One batch, uint8 on the CPU."""
     guided = any(s.guidance_scale != 1 for s in (*schedule.steps, schedule.golden_noise) if s)
     guided = guided and model.guidance != "distilled"
-    noise = seeded_noise(seeds, model.shape).to(model.device)
+    draw = noise_source(seeds, model.shape, model.device)
     cond = model.encode(prompts)
     uncond = model.encode(negative_prompts, True) if guided else None
-    return model.decode(sample(model.denoiser(cond, uncond), noise, schedule)).cpu()
+    return model.decode(sample(model.denoiser(cond, uncond), draw(), schedule, draw)).cpu()

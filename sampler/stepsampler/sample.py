@@ -1,7 +1,7 @@
 """The one loop that executes a tableau."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import sqrt
 from typing import Protocol
 
@@ -17,13 +17,20 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, step: Step) -> Tensor: ...
 
 
-def trajectory(denoise: Denoiser, noise: Tensor, schedule: Schedule) -> Iterator[Tensor]:
+def trajectory(
+    denoise: Denoiser,
+    noise: Tensor,
+    schedule: Schedule,
+    draw: Callable[[], Tensor] | None = None,
+) -> Iterator[Tensor]:
     """Yield the state after each step; the last one is the sample at `final_sigma`.
 
-    `noise` is standard normal, of shape (n, ...). States are x0 + sigma * noise, and those of a
-    flow model (1 - sigma) x0 + sigma * noise.
+    `noise` is standard normal, of shape (n, ...); `draw` gives more of it to steps with churn.
+    States are x0 + sigma * noise, and those of a flow model (1 - sigma) x0 + sigma * noise.
     """
     rows = tableau(schedule)
+    if draw is None and any(row.fresh for row in rows):
+        raise ValueError("the schedule has churn: it needs a source of noise")
     depth = max(len(u.x0) for row in rows for u in (row.advance, row.correct) if u)
     points: deque[Tensor] = deque(maxlen=depth)
     predictions: deque[Tensor] = deque(maxlen=depth)
@@ -42,6 +49,8 @@ def trajectory(denoise: Denoiser, noise: Tensor, schedule: Schedule) -> Iterator
         predictions.appendleft(_predict(denoise, point, row.step))
         state = apply(row.correct, state) if row.correct else point
         point = apply(row.advance, state)
+        if row.fresh and draw:
+            point = point + row.fresh * draw()
         if row.ends:
             yield point
 
@@ -53,7 +62,12 @@ def _predict(denoise: Denoiser, x: Tensor, step: Step) -> Tensor:
     return (1 - step.analytic * step.sigma / sqrt(1 + step.sigma**2)) * x
 
 
-def sample(denoise: Denoiser, noise: Tensor, schedule: Schedule) -> Tensor:
+def sample(
+    denoise: Denoiser,
+    noise: Tensor,
+    schedule: Schedule,
+    draw: Callable[[], Tensor] | None = None,
+) -> Tensor:
     """The last state of `trajectory`, in the scale that `schedule.decode` asks for."""
-    *_, x = trajectory(denoise, noise, schedule)
+    *_, x = trajectory(denoise, noise, schedule, draw)
     return x if schedule.decode == "x" else x / sqrt(1 + schedule.final_sigma**2)

@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from stepsampler.errors import UserError
+from stepsampler.checks import ScheduleError, keys, number, numbers, one_of, parse, shown
 from stepsampler.files import write_text
 
 FORMAT = "stepsearch.schedule/1"
@@ -30,11 +30,6 @@ WITHOUT_FORMS = ("ipndm", "heun")  # rules on dx / dsigma, neither on x0 nor on 
 GUIDANCE = ("classifier-free", "distilled")
 DECODE = ("x", "alpha-x")
 MAX_BYTES = 1_000_000  # of a schedule file; a thousand steps are a tenth of it
-MAX_DEPTH = 20  # of its values, provenance included
-
-
-class ScheduleError(UserError, ValueError):
-    """The schedule cannot be sampled as written."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,7 @@ class Step:
     corrector: bool = False  # correct the landing as soon as the prediction there is known
     prediction: str | None = None  # "data" or "noise": what the rule extrapolates; None: its own
     analytic: float | None = None  # no network call: epsilon = this gain * x at unit variance
+    churn: float = 0.0  # share of the noise at this sigma, in deviations, that is drawn anew
     guidance_rescale: float = 0.0  # phi of Lin et al. 2023, section 3.4
     free_u: FreeU | None = None
 
@@ -118,9 +114,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if not self.steps:
             raise ScheduleError("a schedule needs at least one step")
-        _one_of("solver", self.solver, tuple(SOLVERS))
-        _one_of("guidance", self.guidance, GUIDANCE)
-        _one_of("decode", self.decode, DECODE)
+        one_of("solver", self.solver, tuple(SOLVERS))
+        one_of("guidance", self.guidance, GUIDANCE)
+        one_of("decode", self.decode, DECODE)
         if not isfinite(self.final_sigma) or self.final_sigma < 0:
             raise ScheduleError(f"final_sigma must be finite and >= 0, got {self.final_sigma}")
         for i, step in enumerate(self.steps):
@@ -143,8 +139,9 @@ class Schedule:
             self._check_golden(self.golden_noise)
 
     def _check_step(self, i: int, step: Step) -> None:
-        numbers = [step.sigma, step.guidance_scale, step.guidance_rescale, step.analytic or 0.0]
-        if not all(map(isfinite, numbers)):
+        values = [step.sigma, step.guidance_scale, step.guidance_rescale, step.churn]
+        values.append(step.analytic or 0.0)
+        if not all(map(isfinite, values)):
             raise ScheduleError(f"step {i}: numbers must be finite, got {step}")
         if step.guidance_scale < 0:
             raise ScheduleError(
@@ -160,14 +157,14 @@ class Schedule:
         if isinstance(step.order, bool) or step.order not in range(1, highest + 1):
             raise ScheduleError(
                 f"step {i}: order of {self.solver} must be 1 to {highest} here, "
-                f"got {_shown(step.order)}"
+                f"got {shown(step.order)}"
             )
         if step.corrector and self.solver not in WITH_CORRECTOR:
             raise ScheduleError(
                 f"step {i}: {self.solver} has no corrector; {', '.join(WITH_CORRECTOR)} have"
             )
         if step.prediction is not None:
-            _one_of(f"step {i}: prediction", step.prediction, ("data", "noise"))
+            one_of(f"step {i}: prediction", step.prediction, ("data", "noise"))
             if self.solver in WITHOUT_FORMS:
                 raise ScheduleError(f"step {i}: {self.solver} has no data or noise form")
         if step.analytic is not None and (i > 0 or self.flow or self.solver == "heun"):
@@ -175,11 +172,18 @@ class Schedule:
                 f"step {i}: only the first step may be analytic, "
                 "of a variance-preserving model and not with heun"
             )
+        if not 0 <= step.churn < 1:
+            raise ScheduleError(f"step {i}: churn must be in [0, 1), got {step.churn:g}")
+        if step.churn and (i == 0 or self.flow or self.steps[i - 1].corrector):
+            raise ScheduleError(
+                f"step {i}: only a later step of a variance-preserving model may have churn, "
+                "and not after a corrector"
+            )
         if step.free_u and not all(isfinite(x) and x > 0 for x in vars(step.free_u).values()):
             raise ScheduleError(f"step {i}: free_u must have numbers > 0, got {step.free_u}")
 
     def _check_golden(self, golden: GoldenNoise) -> None:
-        _one_of("golden_noise: start", golden.start, ("prediction", "inversion"))
+        one_of("golden_noise: start", golden.start, ("prediction", "inversion"))
         if self.flow:
             raise ScheduleError("golden_noise is for variance-preserving models")
         if not 0 < golden.sigma < self.steps[0].sigma:
@@ -245,29 +249,25 @@ class Schedule:
             ScheduleError: not JSON, another format, an unknown or missing key, a wrong type,
                 or a schedule that cannot be sampled.
         """
-        try:
-            data = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
-        except (ValueError, RecursionError) as error:
-            raise ScheduleError(f"not JSON: {error}") from error
-        _check_depth(data)
+        data = parse(text)
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT:
-            raise ScheduleError(f"expected format {FORMAT!r}, got {_shown(found)}")
+            raise ScheduleError(f"expected format {FORMAT!r}, got {shown(found)}")
         del data["format"]
-        values = _keys(data, cls, "the schedule")
+        values = keys(data, cls, "the schedule")
         for name in ("steps", "final_sigma", "solver"):
             if name not in values:
                 raise ScheduleError(f"the schedule: {name} is missing")
         if not isinstance(values["steps"], list):
-            raise ScheduleError(f"steps must be a list, got {_shown(values['steps'])}")
+            raise ScheduleError(f"steps must be a list, got {shown(values['steps'])}")
         values["steps"] = tuple(_step(i, step) for i, step in enumerate(values["steps"]))
-        values["final_sigma"] = _number(values["final_sigma"], "final_sigma")
+        values["final_sigma"] = number(values["final_sigma"], "final_sigma")
         if values.get("golden_noise") is not None:
             values["golden_noise"] = _golden(values["golden_noise"])
         if values.get("model") is not None:
             values["model"] = _model(values["model"])
         if not isinstance(values.get("provenance", {}), dict):
-            raise ScheduleError(f"provenance must be an object, got {_shown(values['provenance'])}")
+            raise ScheduleError(f"provenance must be an object, got {shown(values['provenance'])}")
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -293,59 +293,6 @@ def load(path: str | Path) -> Schedule:
         raise ScheduleError(f"{path}: {error}") from error
 
 
-def _keys(data: Any, cls: type, place: str) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise ScheduleError(f"{place} must be an object, got {_shown(data)}")
-    names = [f.name for f in fields(cls)]
-    for key in data:
-        if key not in names:
-            raise ScheduleError(f"{place}: unknown key {_shown(key)}; known are {', '.join(names)}")
-    return dict(data)
-
-
-def _number(value: Any, place: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ScheduleError(f"{place} must be a number, got {_shown(value)}")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise ScheduleError(f"{place}: too large a number") from error
-
-
-def _one_of(place: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ScheduleError(f"{place} must be one of {', '.join(allowed)}, got {_shown(value)}")
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not isfinite(number):
-        raise ValueError(f"{_shown(text)} is too large a number")
-    return number
-
-
-def _check_depth(data: Any) -> None:
-    """Deeper values could be read but not always written again: both recurse."""
-    level = [data]
-    for _ in range(MAX_DEPTH):
-        inner = [
-            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
-        ]
-        level = [value for values in inner for value in values]
-    if level:
-        raise ScheduleError(f"values are nested more than {MAX_DEPTH} deep")
-
-
-def _shown(value: Any) -> str:
-    """For one line of a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
 def _used(value: Any, name: str) -> bool:
     default = next(f.default for f in fields(value) if f.name == name)
     return bool(getattr(value, name) != default)
@@ -362,52 +309,44 @@ def _step_data(step: Step) -> dict[str, Any]:
 
 def _step(i: int, data: Any) -> Step:
     place = f"step {i}"
-    values = _keys(data, Step, place)
+    values = keys(data, Step, place)
     for name in ("sigma", "guidance_scale", "order"):
         if name not in values:
             raise ScheduleError(f"{place}: {name} is missing")
-    for name in ("sigma", "guidance_scale", "guidance_rescale", "analytic"):
+    for name in ("sigma", "guidance_scale", "guidance_rescale", "churn", "analytic"):
         if values.get(name) is not None:
-            values[name] = _number(values[name], f"{place}: {name}")
+            values[name] = number(values[name], f"{place}: {name}")
     order = values["order"]
     if isinstance(order, bool) or not isinstance(order, int):
-        raise ScheduleError(f"{place}: order must be a whole number, got {_shown(order)}")
+        raise ScheduleError(f"{place}: order must be a whole number, got {shown(order)}")
     if not isinstance(values.get("corrector", False), bool):
         raise ScheduleError(f"{place}: corrector must be true or false")
-    for name in ("sigma", "guidance_scale", "guidance_rescale"):
+    for name in ("sigma", "guidance_scale", "guidance_rescale", "churn"):
         if values.get(name, 0.0) is None:
             raise ScheduleError(f"{place}: {name} must be a number, got None")
     if values.get("free_u") is not None:
-        values["free_u"] = FreeU(**_numbers(values["free_u"], FreeU, f"{place}: free_u"))
+        values["free_u"] = FreeU(**numbers(values["free_u"], FreeU, f"{place}: free_u"))
     return Step(**values)
 
 
-def _numbers(data: Any, cls: type, place: str) -> dict[str, float]:
-    values = _keys(data, cls, place)
-    for name in (f.name for f in fields(cls)):
-        if name not in values:
-            raise ScheduleError(f"{place}: {name} is missing")
-    return {name: _number(value, f"{place}: {name}") for name, value in values.items()}
-
-
 def _golden(data: Any) -> GoldenNoise:
-    values = _keys(data, GoldenNoise, "golden_noise")
+    values = keys(data, GoldenNoise, "golden_noise")
     for name in ("sigma", "guidance_scale"):
         if name not in values:
             raise ScheduleError(f"golden_noise: {name} is missing")
-        values[name] = _number(values[name], f"golden_noise: {name}")
+        values[name] = number(values[name], f"golden_noise: {name}")
     return GoldenNoise(**values)
 
 
 def _model(data: Any) -> ModelSpec:
-    values = _keys(data, ModelSpec, "model")
+    values = keys(data, ModelSpec, "model")
     missing = [f.name for f in fields(ModelSpec) if f.name not in values]
     if missing:
         raise ScheduleError(f"model: {missing[0]} is missing")
     for name in ("family", "prediction_type"):
         if not isinstance(values[name], str):
-            raise ScheduleError(f"model: {name} must be a string, got {_shown(values[name])}")
+            raise ScheduleError(f"model: {name} must be a string, got {shown(values[name])}")
     if not isinstance(values["noise"], list):
-        raise ScheduleError(f"model: noise must be a list, got {_shown(values['noise'])}")
-    noise = tuple(_number(s, f"model: noise[{i}]") for i, s in enumerate(values["noise"]))
+        raise ScheduleError(f"model: noise must be a list, got {shown(values['noise'])}")
+    noise = tuple(number(s, f"model: noise[{i}]") for i, s in enumerate(values["noise"]))
     return ModelSpec(values["family"], values["prediction_type"], noise)

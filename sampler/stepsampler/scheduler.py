@@ -35,8 +35,9 @@ def plan(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         ScheduleError (a ValueError): the schedule was made for another model, or needs more than
             one network call for each of the scheduler's steps.
     """
+    from stepsampler.checks import ScheduleError
     from stepsampler.noise import FlowSchedule, NoiseSchedule
-    from stepsampler.schedule import Schedule, ScheduleError
+    from stepsampler.schedule import Schedule
     from stepsampler.solvers import tableau
 
     if not isinstance(schedule, Schedule):
@@ -45,6 +46,7 @@ def plan(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         (schedule.solver == "heun", "heun calls the network twice a step"),
         (schedule.golden_noise, "golden noise calls the network before the first step"),
         (schedule.steps[0].analytic is not None, "an analytic first step calls no network"),
+        (any(s.churn for s in schedule.steps), "churn draws from a generator of each image"),
     ):
         if needs:
             raise ScheduleError(f"{what}, which a scheduler of a stock pipeline cannot do")

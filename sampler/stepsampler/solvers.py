@@ -16,7 +16,7 @@ predictions; data and noise form are the same formula with the roles of alpha an
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import exp, expm1, inf, log
+from math import exp, expm1, inf, log, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ class Row(NamedTuple):
     correct: Update | None  # the state at this level, from the one before; None: where it was made
     advance: Update  # the next point
     ends: bool  # a step of the schedule ends here
+    fresh: float = 0.0  # deviation of the noise that is added to the next point
 
 
 Rule = Callable[[list[float], float], list[float]]
@@ -65,18 +66,28 @@ def levels(schedule: Schedule) -> Levels:
 
 def tableau(schedule: Schedule) -> list[Row]:
     """The rows of a schedule, one for each network call (an analytic first step has one too)."""
-    at = levels(schedule)
     golden = _golden_noise(schedule) if schedule.golden_noise else []
-    if schedule.solver == "heun":
-        return golden + [row for i, s in enumerate(schedule.steps) for row in _heun(at, i, s)]
     rows: list[Row] = []
     for i, step in enumerate(schedule.steps):
+        at, fresh = _landing(schedule, i)
+        if schedule.solver == "heun":
+            rows += _heun(at, i, step, fresh)
+            continue
         correct = None
         if i and schedule.steps[i - 1].corrector:
             correct = _correction(at, i, schedule.solver, schedule.steps[i - 1])
         advance = multistep(at, i, schedule.solver, step.order, step.prediction)
-        rows.append(Row(step, correct, advance, ends=True))
+        rows.append(Row(step, correct, advance, ends=True, fresh=fresh))
     return golden + rows
+
+
+def _landing(schedule: Schedule, i: int) -> tuple[Levels, float]:
+    """The levels of step i, and the fresh noise of the step after it, below which it lands."""
+    at = levels(schedule)
+    churn = schedule.steps[i + 1].churn if i + 1 < schedule.num_steps else 0.0
+    sigma = at.sigmas[i + 1]
+    below = [*at.sigmas[: i + 1], sigma * sqrt(1 - churn**2), *at.sigmas[i + 2 :]]
+    return Levels(at.alphas, below), sigma * churn
 
 
 def multistep(at: Levels, i: int, solver: str, order: int, prediction: str | None = None) -> Update:
@@ -126,15 +137,16 @@ def _update(at: Levels, i: int, past: list[int], form: str, rule: Rule) -> Updat
     )
 
 
-def _heun(at: Levels, i: int, step: Step) -> list[Row]:
+def _heun(at: Levels, i: int, step: Step, fresh: float) -> list[Row]:
     """Heun's method on dx / dsigma (Karras et al. 2022, algorithm 1); order 1 is Euler."""
     euler = _update(at, i, [i], "derivative", ipndm)
     if step.order == 1:
-        return [Row(step, None, euler, ends=True)]
+        return [Row(step, None, euler, ends=True, fresh=fresh)]
     half = lambda _lambdas, _h: [0.5, 0.5]  # noqa: E731
     average = _update(at, i, [i + 1, i], "derivative", half)
     again = replace(step, sigma=at.sigmas[i + 1])
-    return [Row(step, None, euler, ends=False), Row(again, average, Update(1.0), ends=True)]
+    last = Row(again, average, Update(1.0), ends=True, fresh=fresh)
+    return [Row(step, None, euler, ends=False), last]
 
 
 def _golden_noise(schedule: Schedule) -> list[Row]:

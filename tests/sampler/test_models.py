@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from pipelines import stable_diffusion
@@ -99,6 +101,20 @@ def test_an_image_depends_on_its_seed_and_prompt_alone(tiny):
     assert (forward.int() - run([5, 4, 3, 2, 1, 0], 3).int()).abs().max() <= 1
     for size in (1, 2, 6):
         assert (forward.int() - run([0, 1, 2, 3, 4, 5], size).int()).abs().max() <= 1
+
+
+def test_churn_draws_from_a_generator_of_each_image(tiny):
+    plain = make_schedule("power", 3, SD)
+    steps = [replace(s, churn=0.6 * (i > 0)) for i, s in enumerate(plain.steps)]
+    churned = replace(plain, steps=tuple(steps))
+
+    def run(schedule, size):
+        batches = generate(tiny, schedule, PROMPTS, [5, 6, 7], batch_size=size)
+        return torch.cat([b.images for b in batches])
+
+    assert torch.equal(run(churned, 3), run(churned, 3))
+    assert (run(churned, 3).int() - run(churned, 1).int()).abs().max() <= 1
+    assert not torch.equal(run(churned, 3), run(plain, 3))
 
 
 def test_latents_agree_across_batch_sizes(tiny):

@@ -207,6 +207,14 @@ FLOW = ModelSpec("flux", "flow_prediction", (0.0, 0.5, 1.0))
         ({"steps": (Step(2.0, analytic=1.0),), "solver": "heun"}, "and not with heun"),
         ({"steps": (Step(2.0, analytic=float("nan")),)}, "step 0: numbers must be finite"),
         (
+            {"steps": (Step(2.0), Step(1.0, churn=1.0))},
+            r"step 1: churn must be in \[0, 1\), got 1",
+        ),
+        (
+            {"steps": (Step(2.0, churn=0.5),)},
+            "step 0: only a later step of a variance-preserving model may have churn",
+        ),
+        (
             {"steps": (Step(2.0, guidance_rescale=1.5),)},
             r"step 0: guidance_rescale must be in \[0, 1\], got 1.5",
         ),
@@ -243,7 +251,7 @@ def test_each_new_rule_has_its_sentence(change, message):
         ("step", "free_u", [1], r"step 0: free_u must be an object, got \[1\]"),
         ("step", "free_u", {"b1": 1}, "step 0: free_u: b2 is missing"),
         ("step", "free_u", {"b3": 1}, "step 0: free_u: unknown key 'b3'"),
-        ("step", "churn", 0.1, "step 0: unknown key 'churn'; known are sigma, guidance_scale"),
+        ("step", "shake", 0.1, "step 0: unknown key 'shake'; known are sigma, guidance_scale"),
         ("file", "golden_noise", {"sigma": 1}, "golden_noise: guidance_scale is missing"),
         ("file", "golden_noise", 3, "golden_noise must be an object, got 3"),
         ("file", "decode", None, "decode must be one of x, alpha-x, got None"),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -213,6 +215,25 @@ def test_golden_noise_is_two_more_calls_and_a_new_start(start):
     ).item()
     assert final == pytest.approx(plain)
     assert final != pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("exact", 2), ("heun", 2)])
+def test_churn_keeps_the_distribution_and_forgets_the_noise(solver, order):
+    """Every other step draws half of its noise anew: the samples stay those of the target."""
+    *sigmas, final = np.geomspace(8, 0.01, 81).tolist()
+    plain = from_sigmas(sigmas, final, [1] * 80, order, solver)
+    steps = [replace(s, churn=0.5 * (i % 2)) for i, s in enumerate(plain.steps)]
+    generator = torch.manual_seed(0)
+    draw = lambda: torch.randn(20000, dtype=torch.float64, generator=generator)  # noqa: E731
+    noise = draw()
+    x = sample(toy.gaussian_denoiser, noise, replace(plain, steps=tuple(steps)), draw)
+    assert x.mean().item() == pytest.approx(toy.MEAN, abs=0.05)
+    assert x.std().item() == pytest.approx(toy.DEVIATION, abs=0.03)
+    still = sample(toy.gaussian_denoiser, noise, plain)
+    assert torch.corrcoef(torch.stack([still, noise]))[0, 1] > 0.99
+    assert abs(torch.corrcoef(torch.stack([x, noise]))[0, 1]) < 0.1
+    with pytest.raises(ValueError, match="it needs a source of noise"):
+        sample(toy.gaussian_denoiser, noise, replace(plain, steps=tuple(steps)))
 
 
 def test_a_latent_may_be_decoded_at_unit_variance():

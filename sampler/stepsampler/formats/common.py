@@ -83,6 +83,7 @@ def losses(schedule: Schedule) -> list[str]:
         "an analytic first step": steps[0].analytic is not None,
         "the corrector": any(s.corrector for s in steps),
         "the prediction form of a step": any(_form_matters(s) for s in steps),
+        "churn": any(s.churn for s in steps),
         "guidance_rescale": any(s.guidance_rescale for s in steps),
         "Free-U per step": any(s.free_u for s in steps),
     }

@@ -5,9 +5,9 @@
 
 EulerDiscrete takes sigmas with the one on which the last step lands, DPMSolverMultistep whole
 timesteps, FlowMatchEuler sigmas without the last, 0, to which it applies its shift again. Nothing
-else takes a list without changing it. StepScheduler is ours: its text is the file
-`scheduler/scheduler_config.json` of a pipeline's folder. DPMSolverMultistep works at unit variance: it starts 0.2 %
-above ours, and a latent that keeps noise is decoded as alpha * x.
+else takes a list without changing it. DPMSolverMultistep works at unit variance: it starts 0.2 %
+above ours, and a latent that keeps noise is decoded as alpha * x. StepScheduler is ours: its text
+is the file `scheduler/scheduler_config.json` of a pipeline's folder.
 """
 
 import json
