@@ -48,8 +48,13 @@ def write_pipeline(run: Path, width: int, seed: int, folder: Path) -> None:
     # diffusers loads the other parts in float32 unless told otherwise
     config = temporary / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    config = temporary / "vae" / "config.json"  # without the place that it was read from
+    known = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+    config.write_text(json.dumps(known, indent=2) + "\n")
     for file in temporary.rglob("*.safetensors"):
         file.chmod(0o644)
+    if (folder / "README.md").exists():  # the model card
+        shutil.copy(folder / "README.md", temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     print(f"{folder}: {info['images']:,} training images, {info['seconds'] / 60:.0f} minutes")
@@ -59,6 +64,9 @@ def unpack(folder: Path, run: Path, width: int, seed: int) -> None:
     """Make a training run out of a bundled pipeline, to train it further; its clock is at zero."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.vae.save_pretrained(run / "vae")
+    for name in ("vocab.json", "merges.txt"):
+        (run / "tokenizer").mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "tokenizer" / name, run / "tokenizer")
     both = Both(pipeline.unet, pipeline.text_encoder)
     info = {"step": 0, "images": 0, "seconds": 0.0}
     optimizer = torch.optim.AdamW(both.parameters())

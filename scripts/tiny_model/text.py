@@ -16,7 +16,21 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Byte-pair encoding learned from the templates and class names, in CLIP's format."""
+    """Byte-pair encoding learned from the templates and class names, in CLIP's format.
+
+    Learned once: merges of equal count come in another order each time.
+    """
+    if not (folder / "merges.txt").exists():
+        _learn(folder)
+    return CLIPTokenizer(
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        model_max_length=LENGTH,
+        pad_token=END,
+    )
+
+
+def _learn(folder: Path) -> None:
     corpus = [*TEMPLATES, *HELD_OUT_TEMPLATES, *(name for names in NAMES for name in names)]
     letters = "abcdefghijklmnopqrstuvwxyz0123456789-.,'\""
     tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
@@ -35,12 +49,6 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     write_whole(folder / "vocab.json", lambda p: p.write_text(json.dumps(vocabulary)))
     lines = ["#version: 0.2", *(" ".join(m) for m in merges), ""]
     write_whole(folder / "merges.txt", lambda p: p.write_text("\n".join(lines)))
-    return CLIPTokenizer(
-        vocab=str(folder / "vocab.json"),
-        merges=str(folder / "merges.txt"),
-        model_max_length=LENGTH,
-        pad_token=END,
-    )
 
 
 def build_encoder(tokenizer: CLIPTokenizer, width: int = 96) -> CLIPTextModel:
