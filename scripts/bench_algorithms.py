@@ -1,7 +1,7 @@
 """Held-out FD against search passes, for each search algorithm and several search seeds.
 
-    stepsearch run studies/tiny-5-steps.toml
-    python scripts/bench_algorithms.py runs/tiny-5-steps --trials 60 --seeds 3 --out docs/algorithms
+    stepsearch run studies/tiny-3-steps.toml
+    python scripts/bench_algorithms.py runs/tiny-3-steps --trials 60 --seeds 3 --out docs/algorithms
 
 Every search starts from the points that the finished run in the folder was given (its baselines),
 in the same box. After each of --at trials, the best feasible trial so far is scored on selection

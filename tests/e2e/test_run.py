@@ -14,7 +14,7 @@ import pytest
 from stepsampler import load
 
 ROOT = Path(__file__).parents[2]
-STUDY = ROOT / "studies" / "tiny-5-steps.toml"
+STUDY = ROOT / "studies" / "tiny-3-steps.toml"
 
 
 def start(folder, *options):

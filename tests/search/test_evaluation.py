@@ -24,7 +24,7 @@ from stepsearch.protocol import held_out
 from stepsearch.reference import fit, load_reference
 
 ROOT = Path(__file__).parents[2]
-FILE = ROOT / "studies" / "tiny-5-steps.schedule.json"
+FILE = ROOT / "studies" / "tiny-3-steps.schedule.json"
 
 
 def command(monkeypatch, capsys, *options):
