@@ -61,6 +61,13 @@ def make(
     free_u_from: Annotated[
         int, typer.Option("--free-u-from", min=0, help="First step with Free-U.")
     ] = 0,
+    analytic: Annotated[
+        str | None,
+        typer.Option(metavar="GAIN,AT", help="Analytic first step, such as 1,0.5: half-way."),
+    ] = None,
+    lower_order_final: Annotated[
+        bool, typer.Option("--lower-order-final", help="Lower orders over the last steps.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="As for import; default sd.")] = None,
 ) -> None:
     """Write a schedule: a placement with any number of steps, or a preset, guided otherwise.
@@ -71,8 +78,9 @@ def make(
 
     interval = _interval(guidance_interval)
     gains = None if free_u in (None, "off") else FreeU(*_numbers("--free-u", free_u, 4))
-    if grid not in PLACEMENTS and grid in names():
+    if grid in names() and (grid not in PLACEMENTS or steps is None):
         given = {"--steps": steps, "--solver": solver, "--order": order, "--model": model}
+        given |= {"--analytic": analytic, "--lower-order-final": lower_order_final or None}
         for name, value in given.items():
             if value is not None:
                 raise UserError(f"{name} is fixed by the preset {grid}")
@@ -84,8 +92,23 @@ def make(
         if steps is None:
             raise UserError(f"--steps is missing: how many steps has {grid}?")
         noise, spec, guidance = _model(model or "sd")
+        if grid == "seed-original" and solver is None and steps <= 10:
+            solver = "ddim"  # as that method has it
+        first = None
+        if analytic is not None:
+            gain, fraction = _numbers("--analytic", analytic, 2)
+            if not 0 < fraction < 1:
+                raise UserError(f"--analytic: AT must be inside (0, 1), got {fraction:g}")
+            first = (gain, fraction)
         plan = make_schedule(
-            grid, steps, noise, solver=_solver(solver), order=order or 2, model=spec
+            grid,
+            steps,
+            noise,
+            solver=_solver(solver),
+            order=order or 2,
+            model=spec,
+            lower_order_final=lower_order_final,
+            analytic=first,
         )
         scale = 7.5 if guidance_scale is None else guidance_scale
         plan = replace(guide(plan, scale, interval), guidance=guidance)

@@ -8,6 +8,12 @@ class UserError(Exception):
     """One sentence with the place, the rule and the value; shown without a traceback."""
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU, or of a CPU, whose allocator raises a plain RuntimeError."""
+    text = str(error)
+    return "out of memory" in text or "can't allocate memory" in text
+
+
 def run_command_line(app: Callable[..., object], name: str) -> None:
     """Run a typer app; a UserError becomes one line on stderr and exit code 2."""
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.models import LatentModel
 from stepsampler.sample import sample
 from stepsampler.schedule import Schedule
@@ -75,7 +75,9 @@ def generate(
         part = slice(start, start + batch_size)
         try:
             images = _images(model, schedule, prompts[part], seeds[part], negative_prompts[part])
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             count = len(seeds[part])
             less = "batch size (--batch-size)" if count > 1 else "size of the images, or float16"
             raise UserError(

@@ -12,21 +12,21 @@ import numpy as np
 from scipy.stats import beta as beta_distribution
 
 from stepsampler.errors import UserError
-from stepsampler.noise import Noise, timesteps_to_sigmas
-from stepsampler.schedule import WITH_CORRECTOR, ModelSpec, Schedule, Step
+from stepsampler.noise import Noise, NoiseSchedule, timesteps_to_sigmas
+from stepsampler.schedule import SOLVERS, WITH_CORRECTOR, ModelSpec, Schedule, Step
 
 Grid = Callable[[int, Noise], list[float]]
 
 
 def linspace(n: int, noise: Noise) -> list[float]:
     """Evenly spaced timesteps from the last, then 0: diffusers' default of DPM-Solver++."""
-    return [*timesteps_to_sigmas(noise, np.linspace(noise.last, 0, n + 1)[:-1].round()), 0.0]
+    return [*timesteps_to_sigmas(noise, noise.snap(np.linspace(noise.last, 0, n + 1)[:-1])), 0.0]
 
 
 def trailing(n: int, noise: Noise) -> list[float]:
     """timestep_spacing="trailing" (Lin et al. 2023, table 2)."""
-    total = noise.last + 1
-    timesteps = np.round(np.arange(total, 0, -total / n))[:n] - 1
+    total = noise.count
+    timesteps = noise.snap(np.arange(total, 0, -total / n)[:n]) - (total - noise.last)
     return [*timesteps_to_sigmas(noise, timesteps), 0.0]
 
 
@@ -102,6 +102,8 @@ AYS = {
 
 def _ays(name: str) -> Grid:
     def grid(n: int, noise: Noise) -> list[float]:
+        if not isinstance(noise, NoiseSchedule):
+            raise UserError(f"{name} has the sigmas of Stable Diffusion, not of a flow model")
         sigmas = log_linear(AYS[name], n + 1)
         sigmas[0] = min(sigmas[0], noise.sigma_max)
         return [*sigmas[:-1], 0.0]  # as every tool ships it: the last sigma gives way to 0
@@ -143,10 +145,14 @@ def make_schedule(
     order: int = 2,
     guidance_scale: float = 1.0,
     model: ModelSpec | None = None,
+    lower_order_final: bool = False,
+    analytic: tuple[float, float] | None = None,
 ) -> Schedule:
     """A baseline: one grid, one order, one guidance scale.
 
-    The order is lowered where too few predictions exist and on the step onto sigma 0.
+    `lower_order_final` is as for `from_sigmas`. `analytic` is the gain of an analytic first step
+    and where it lands: the fraction, in timesteps, of the way to the second sigma; the grid's first
+    network call moves there, so that the passes stay the same.
 
     Raises:
         UserError: an unknown grid, or no step.
@@ -156,7 +162,15 @@ def make_schedule(
     if num_steps < 1:
         raise UserError(f"num_steps must be at least 1, got {num_steps}")
     *sigmas, final_sigma = PLACEMENTS[grid](num_steps, noise)
-    return from_sigmas(sigmas, final_sigma, [guidance_scale] * num_steps, order, solver, model)
+    if analytic:
+        start, end = (noise.timestep(s) for s in [*sigmas, final_sigma][:2])
+        sigmas.insert(1, noise.sigma(start + analytic[1] * (end - start)))
+    scales = [guidance_scale] * len(sigmas)
+    plan = from_sigmas(sigmas, final_sigma, scales, order, solver, model, lower_order_final)
+    if not analytic:
+        return plan
+    first = replace(plan.steps[0], guidance_scale=1.0, analytic=analytic[0])
+    return replace(plan, steps=(first, *plan.steps[1:]))
 
 
 def guide(
@@ -184,15 +198,18 @@ def from_sigmas(
     order: int,
     solver: str = "dpmpp-midpoint",
     model: ModelSpec | None = None,
+    lower_order_final: bool = False,
 ) -> Schedule:
-    """A schedule whose order is `order` wherever the past and the landing allow it.
+    """A schedule whose order is `order` wherever solver, past and landing allow it.
 
-    UniPC gets its corrector on every step but the last, as its authors run it.
+    `lower_order_final` lowers it over the last steps too, as diffusers does: to the number of steps
+    that are left. UniPC gets its corrector on every step but the last, as its authors run it.
     """
     last = len(sigmas) - 1
     steps = []
     for i, (sigma, w) in enumerate(zip(sigmas, guidance, strict=True)):
         most = 1 if i == last and final_sigma == 0 else 2 if solver == "heun" else i + 1
         corrector = solver in WITH_CORRECTOR and i < last
-        steps.append(Step(sigma, w, min(order, most), corrector))
+        left = last + 1 - i if lower_order_final else most
+        steps.append(Step(sigma, w, min(order, most, left, SOLVERS[solver]), corrector))
     return Schedule(tuple(steps), final_sigma, solver, model)

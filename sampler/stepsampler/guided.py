@@ -18,11 +18,13 @@ from torch import Tensor
 
 from stepsampler.denoiser import rescale
 from stepsampler.errors import UserError
+from stepsampler.models import families
 from stepsampler.schedule import FreeU, Schedule, Step
 from stepsampler.scheduler import StepScheduler, plan
 
 COND_FIRST = ("DiTPipeline",)  # every other pipeline has the unconditional half first
 FREE_U = ("s1", "s2", "b1", "b2")
+MARK = "_stepsampler_guided"  # on a network that has our hooks
 
 
 @contextmanager
@@ -38,8 +40,10 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
             hook nothing to guide, or that asks for `guidance_rescale` of its own.
         ValueError: at once, for a pipeline whose scheduler `StepScheduler` cannot replace.
     """
-    net = getattr(pipe, "unet", None) or pipe.transformer
-    _check(schedule, net)
+    net = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    if net is None:
+        raise UserError(f"{type(pipe).__name__} has neither a U-Net nor a transformer to guide")
+    _check(schedule, pipe, net)
     held, before = pipe.scheduler.config.get("schedule"), pipe.scheduler
     stock = {k: v for k, v in before.config.items() if k != "schedule"}
     scheduler = StepScheduler.from_config(stock)
@@ -49,6 +53,8 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
             pipe.scheduler = StepScheduler.from_config(stock, schedule=rows)
             stack.callback(setattr, pipe, "scheduler", before)
         hooks = _Hooks(pipe, schedule)
+        setattr(net, MARK, True)
+        stack.callback(delattr, net, MARK)
         if hasattr(net, "enable_freeu"):
             for block in net.up_blocks:
                 for name in FREE_U:
@@ -61,7 +67,15 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
         yield pipe
 
 
-def _check(schedule: Schedule, net: Any) -> None:
+def _check(schedule: Schedule, pipe: Any, net: Any) -> None:
+    if hasattr(net, MARK):
+        raise UserError("the pipeline is guided already: leave that context first")
+    family = getattr(families().get(type(pipe).__name__), "family", None)
+    if schedule.model and family and schedule.model.family != family:
+        raise UserError(
+            f"the schedule was made for family {schedule.model.family!r}, "
+            f"but the pipeline is of {family!r}"
+        )
     if any(step.free_u for step in schedule.steps) and not hasattr(net, "enable_freeu"):
         raise UserError("the schedule uses Free-U, which only U-Nets with skips have")
     embeds = bool(net.config.get("guidance_embeds"))
@@ -85,7 +99,12 @@ class _Hooks:
     def step(self) -> Step:
         scheduler = self.pipe.scheduler
         index = scheduler.step_index
-        return self.schedule.steps[(scheduler.begin_index or 0) if index is None else index]
+        index = (scheduler.begin_index or 0) if index is None else index
+        if index >= self.schedule.num_steps:
+            raise UserError(
+                "all steps are taken: inside `guided` only the pipeline calls its network"
+            )
+        return self.schedule.steps[index]
 
     def before(self, net: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         step = self.step

@@ -66,6 +66,15 @@ class NoiseSchedule:
         scheduler = DDIMScheduler(**{k: config[k] for k in wanted if config.get(k) is not None})
         return cls(tuple(scheduler.alphas_cumprod.double().tolist()))
 
+    @property
+    def count(self) -> int:
+        """Training timesteps."""
+        return len(self.alphas_cumprod)
+
+    def snap(self, timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The nearest training timesteps."""
+        return np.round(timesteps)
+
     @cached_property
     def log_sigmas(self) -> NDArray[np.float64]:
         alphas = np.asarray(self.alphas_cumprod)
@@ -126,7 +135,7 @@ class FlowSchedule:
     """
 
     shift: float = 1.0
-    last = 1000
+    last = count = 1000
     sigma_min = 0.001
     sigma_max = 1.0
 
@@ -145,8 +154,12 @@ class FlowSchedule:
         return cls(mu if config.get("time_shift_type") == "linear" else exp(mu))
 
     def sigma(self, timestep: float) -> float:
-        u = timestep / self.last
+        u = min(timestep / self.last, 1.0)
         return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def snap(self, timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """As they are: a flow is trained on all times."""
+        return timesteps
 
     def timestep(self, sigma: float) -> float:
         return self.last * sigma / (self.shift - (self.shift - 1) * sigma)

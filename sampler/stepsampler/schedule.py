@@ -29,6 +29,7 @@ WITH_CORRECTOR = ("unipc-bh1", "unipc-bh2")
 WITHOUT_FORMS = ("ipndm", "heun")  # rules on dx / dsigma, neither on x0 nor on epsilon
 GUIDANCE = ("classifier-free", "distilled")
 DECODE = ("x", "alpha-x")
+SMALLEST_GAP = 1e-9  # relative; nearer sigmas have no usable difference in log sigma
 MAX_BYTES = 1_000_000  # of a schedule file; a thousand steps are a tenth of it
 
 
@@ -122,7 +123,7 @@ class Schedule:
         for i, step in enumerate(self.steps):
             self._check_step(i, step)
         for i, (sigma, sigma_next) in enumerate(pairwise(self.sigmas)):
-            if not sigma > sigma_next:
+            if not sigma * (1 - SMALLEST_GAP) > sigma_next:
                 raise ScheduleError(f"step {i}: sigma must fall, got {sigma:g} -> {sigma_next:g}")
         last = self.num_steps - 1
         if self.final_sigma == 0 and self.steps[-1].order > 1:  # lambda is infinite there
@@ -135,6 +136,8 @@ class Schedule:
             raise ScheduleError(
                 f"step 0: sigma of a flow model is at most 1, got {self.steps[0].sigma:g}"
             )
+        if self.flow and self.decode != "x":
+            raise ScheduleError(f"decode of a flow model must be x, got {self.decode!r}")
         if self.golden_noise:
             self._check_golden(self.golden_noise)
 

@@ -352,3 +352,11 @@ def test_help_answers_in_a_third_of_a_second():
 @pytest.mark.parametrize("command", ["generate", "make", "batch"])
 def test_help_of_a_command_loads_nothing_heavy(command):
     time_of_help(command)
+
+
+def test_make_takes_a_preset_whose_name_is_a_placement_too(tmp_path):
+    run = lambda *words: CliRunner().invoke(app, list(words))  # noqa: E731
+    run("make", "ays-sd15", "--guidance-scale", "3", "-o", str(tmp_path / "x.json"))
+    assert load(tmp_path / "x.json").num_steps == 10
+    run("make", "seed-original", "--steps", "8", "-o", str(tmp_path / "y.json"))
+    assert {step.order for step in load(tmp_path / "y.json").steps} == {1}

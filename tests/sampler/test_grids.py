@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepsampler import UserError
-from stepsampler.grids import AYS, GRIDS, karras, log_linear, make_schedule, power
-from stepsampler.noise import NoiseSchedule
+from stepsampler.grids import AYS, GRIDS, PLACEMENTS, karras, log_linear, make_schedule, power
+from stepsampler.noise import FlowSchedule, NoiseSchedule
 
 SD = NoiseSchedule.scaled_linear()
 
@@ -109,3 +109,49 @@ def test_what_does_not_exist_is_refused():
         NoiseSchedule.from_scheduler_config(
             {"beta_schedule": "linear", "rescale_betas_zero_snr": True}
         )
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 6, 7])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("grid", ["linspace", "trailing"])
+def test_the_even_grids_of_a_flow_are_those_of_its_stock_scheduler(grid, n, shift):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / n, n))  # as FLUX and SD3.5 call it
+    ours = GRIDS[grid](n, FlowSchedule(shift))
+    assert ours == pytest.approx(scheduler.sigmas.tolist(), abs=1e-6)
+
+
+def test_every_grid_makes_a_schedule_for_a_flow_or_says_that_it_cannot():
+    flow = FlowSchedule(3.0)
+    spec = flow.spec("sd3")
+    for grid in PLACEMENTS:
+        if grid.startswith("ays"):
+            with pytest.raises(
+                UserError, match="has the sigmas of Stable Diffusion, not of a flow"
+            ):
+                make_schedule(grid, 4, flow, model=spec)
+        else:
+            assert make_schedule(grid, 4, flow, model=spec).steps[0].sigma <= 1
+
+
+def test_an_analytic_first_step_moves_the_first_call_and_costs_nothing():
+    plain = make_schedule("power", 6, SD, solver="unipc-bh1", guidance_scale=5.0)
+    plan = make_schedule(
+        "power", 6, SD, solver="unipc-bh1", guidance_scale=5.0, analytic=(1.0, 0.5)
+    )
+    assert plan.passes == plain.passes == 12
+    assert plan.num_steps == 7
+    assert plan.steps[0].analytic == 1.0
+    at = [SD.timestep(step.sigma) for step in plan.steps]
+    assert at[1] == pytest.approx((at[0] + at[2]) / 2)
+    assert [s.sigma for s in plan.steps[2:]] == [s.sigma for s in plain.steps[1:]]
+
+
+def test_lower_order_final_counts_the_steps_that_are_left():
+    orders = [
+        [s.order for s in make_schedule("linspace", 6, SD, order=3, lower_order_final=low).steps]
+        for low in (False, True)
+    ]
+    assert orders == [[1, 2, 3, 3, 3, 1], [1, 2, 3, 3, 2, 1]]

@@ -19,8 +19,8 @@ PROMPTS = ["a photo of a sneaker", "bag"]
 SCALES = (0.0, 1.0, 3.0, 0.5, 7.0)
 FREE_U = FreeU(1.3, 1.4, 0.9, 0.2)
 SD = NoiseSchedule.scaled_linear()
-FLOW = FlowSchedule().spec("some-flow")
-DISTILLED = replace(from_sigmas([1.0, 0.6], 0.0, [2.0, 5.0], 1, "ddim", FLOW), guidance="distilled")
+FLUX, SD3 = FlowSchedule().spec("flux"), FlowSchedule().spec("sd3")
+DISTILLED = replace(from_sigmas([1.0, 0.6], 0.0, [2.0, 5.0], 1, "ddim", FLUX), guidance="distilled")
 
 
 def with_scales(schedule, scales=SCALES, **changes):
@@ -164,7 +164,7 @@ def test_a_family_on_its_stock_pipeline_is_as_in_our_own_loop(family):
     flow = model.prediction_type == "flow_prediction"
     scales = [1.0] * 3 if family == "flux-schnell" else [4.0, 1.0, 2.5]
     sigmas = [1.0, 0.8, 0.5] if flow else [10.0, 3.0, 1.0]
-    schedule = from_sigmas(sigmas, 0.0, scales, 2, "unipc-bh2", FLOW if flow else None)
+    schedule = from_sigmas(sigmas, 0.0, scales, 2, "unipc-bh2", model.spec)
     schedule = replace(schedule, guidance=model.guidance)
     noise = seeded_noise((3, 4), model.shape)
     cond = model.encode(PROMPTS)
@@ -186,7 +186,7 @@ def test_the_scales_of_each_step_are_those_of_diffusers_own_callback(family):
     pipe = pipelines.FAMILIES[family]()
     sigmas = [1.0, 0.8, 0.5] if family == "sd3" else [10.0, 3.0, 1.0]
     schedule = from_sigmas(
-        sigmas, 0.0, [2.0, 6.0, 3.5], 1, "ddim", FLOW if family == "sd3" else None
+        sigmas, 0.0, [2.0, 6.0, 3.5], 1, "ddim", SD3 if family == "sd3" else None
     )
     latents = latents_of(family, pipe)
     with guided(pipe, schedule):
@@ -242,7 +242,7 @@ def test_the_distilled_scale_of_each_step_is_an_input_of_flux():
 
 def test_a_network_without_guidance_runs_an_unguided_schedule():
     for pipe, schedule in (
-        (pipelines.flux(False), from_sigmas([1.0, 0.6], 0.0, [1.0, 1.0], 1, "ddim", FLOW)),
+        (pipelines.flux(False), from_sigmas([1.0, 0.6], 0.0, [1.0, 1.0], 1, "ddim", FLUX)),
         (pipelines.ddpm(), Schedule((Step(10.0), Step(1.0)), 0.0, "ddim")),
     ):
         with guided(pipe, schedule):
@@ -308,7 +308,7 @@ def test_a_call_without_guidance_is_refused():
 
 def test_guidance_by_two_calls_a_step_is_refused():
     pipe = pipelines.flux(False)
-    schedule = from_sigmas([1.0, 0.6], 0.0, [3.0, 1.0], 1, "ddim", FLOW)
+    schedule = from_sigmas([1.0, 0.6], 0.0, [3.0, 1.0], 1, "ddim", FLUX)
     latents, options = latents_of("flux", pipe), pipelines.CALL["flux-schnell"]
     options = {**options, "true_cfg_scale": 3.0, "negative_prompt": ["", ""]}
     with pytest.raises(UserError, match="apart for each half cannot"), guided(pipe, schedule):
@@ -328,8 +328,12 @@ def test_rescaling_by_the_pipeline_is_refused():
 @pytest.mark.parametrize(
     ("build", "schedule", "message"),
     [
-        (pipelines.sd3, replace(DISTILLED, guidance="classifier-free"), None),
-        (pipelines.sd3, DISTILLED, "guidance is distilled, but the network's is not"),
+        (pipelines.sd3, replace(DISTILLED, guidance="classifier-free", model=SD3), None),
+        (
+            pipelines.sd3,
+            replace(DISTILLED, model=SD3),
+            "guidance is distilled, but the network's is not",
+        ),
         (
             pipelines.flux,
             replace(DISTILLED, guidance="classifier-free"),
@@ -337,11 +341,11 @@ def test_rescaling_by_the_pipeline_is_refused():
         ),
         (
             pipelines.sd3,
-            from_sigmas([1.0, 0.5], 0.0, [2, 2], 2, "heun", FLOW),
+            from_sigmas([1.0, 0.5], 0.0, [2, 2], 2, "heun", SD3),
             "heun calls the network twice a step",
         ),
         (pipelines.dit, Schedule((Step(1.0, free_u=FREE_U),)), "only U-Nets with skips have"),
-        (pipelines.stable_diffusion, DISTILLED, "but the network's is not"),
+        (pipelines.stable_diffusion, DISTILLED, "made for family 'flux', but the pipeline"),
     ],
 )
 def test_a_schedule_that_the_pipeline_cannot_run_is_refused_at_once(build, schedule, message):
@@ -354,3 +358,27 @@ def test_a_schedule_that_the_pipeline_cannot_run_is_refused_at_once(build, sched
         with pytest.raises(UserError, match=message), guided(pipe, schedule):
             raise AssertionError("never inside")
     assert state(pipe) == before
+
+
+def test_a_schedule_of_another_family_is_refused():
+    from stepsampler.presets import open_schedule
+
+    pipe = pipelines.stable_diffusion()
+    with (
+        pytest.raises(UserError, match="made for family 'sdxl', but the pipeline is of 'stable-"),
+        guided(pipe, open_schedule("seed-xl-5-plain")),
+    ):
+        pass
+
+
+def test_guiding_twice_is_refused_and_leaves_the_first_context_whole():
+    pipe = pipelines.stable_diffusion()
+    plan = Schedule((Step(4.0, 2.0), Step(1.0, 3.0)), 0.5, "ddim")
+    with guided(pipe, plan):
+        with pytest.raises(UserError, match="the pipeline is guided already"), guided(pipe, plan):
+            pass
+        pipe("a bag", num_inference_steps=2, output_type="latent")
+        with pytest.raises(UserError, match="all steps are taken: inside `guided` only the"):
+            pipe.unet(torch.zeros(2, 4, 16, 16), 1.0, torch.zeros(2, 16, 32))
+    with guided(pipe, plan):
+        pipe("a bag", num_inference_steps=2, output_type="latent")

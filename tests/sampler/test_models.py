@@ -162,6 +162,15 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
         load("tiny", size=30)
 
 
+def test_memory_of_a_cpu_that_does_not_suffice_is_one_sentence(tiny, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(tiny, "decode", full)
+    with pytest.raises(UserError, match="a batch of 1 does not fit into the memory of cpu"):
+        list(generate(tiny, make_schedule("power", 2, SD), ["a bag"], [0]))
+
+
 def test_unequal_lists_are_refused(tiny):
     schedule = make_schedule("power", 3, SD)
     with pytest.raises(UserError, match="equally many, got 2, 2 and 1"):

@@ -25,7 +25,14 @@ SD = ModelSpec("stable-diffusion", "epsilon", (0.029, 0.6, 1.6, 4.6, 14.6))
 def schedules(draw):
     n = draw(st.integers(1, 12))
     levels = sorted(
-        draw(st.lists(st.floats(1e-4, 100), min_size=n + 1, max_size=n + 1, unique=True)),
+        draw(
+            st.lists(
+                st.floats(1e-3, 100),
+                min_size=n + 1,
+                max_size=n + 1,
+                unique_by=lambda s: round(s, 8),
+            )
+        ),
         reverse=True,
     )
     final = draw(st.sampled_from([0.0, levels[-1]]))
@@ -66,6 +73,7 @@ def test_a_file_survives(tmp_path):
         ((), 0.0, "ddim", "at least one step"),
         ((Step(1), Step(1)), 0.0, "ddim", "step 0: sigma must fall, got 1 -> 1"),
         ((Step(1), Step(2)), 0.0, "ddim", "step 0: sigma must fall, got 1 -> 2"),
+        ((Step(1), Step(1 - 1e-12)), 0.0, "ddim", "step 0: sigma must fall, got 1 -> 1"),
         ((Step(1),), 1.5, "ddim", "step 0: sigma must fall, got 1 -> 1.5"),
         ((Step(1),), -0.5, "ddim", "final_sigma must be finite and >= 0, got -0.5"),
         ((Step(1),), float("nan"), "ddim", "final_sigma must be finite"),
@@ -230,7 +238,11 @@ FLOW = ModelSpec("flux", "flow_prediction", (0.0, 0.5, 1.0))
             "step 0: sigma of a flow model is at most 1, got 1.5",
         ),
         (
-            {"steps": (Step(0.9),), "model": FLOW},
+            {"steps": (Step(0.9),), "model": FLOW, "golden_noise": None},
+            "decode of a flow model must be x, got 'alpha-x'",
+        ),
+        (
+            {"steps": (Step(0.9),), "model": FLOW, "decode": "x"},
             "golden_noise is for variance-preserving models",
         ),
     ],

@@ -123,9 +123,9 @@ def schedules(draw):
     n = draw(st.integers(1, 8))
     flow = draw(st.booleans())
     level = st.floats(0.05, 0.95 if flow else 20)
-    *sigmas, final = sorted(draw(st.lists(level, min_size=n + 1, max_size=n + 1, unique=True)))[
-        ::-1
-    ]
+    *sigmas, final = sorted(
+        draw(st.lists(level, min_size=n + 1, max_size=n + 1, unique_by=lambda s: round(s, 8)))
+    )[::-1]
     if flow and draw(st.booleans()):
         sigmas[0] = 1.0
     if draw(st.booleans()):

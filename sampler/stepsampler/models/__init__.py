@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import (
     add_loras,
@@ -67,7 +67,16 @@ def load(
     add_loras(pipeline, loras)
     for file in textual_inversions:
         add_textual_inversion(pipeline, file)
-    return from_pipeline(pipeline.to(device), size)
+    try:
+        pipeline.to(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"model {name!r} does not fit into the memory of {device}; try float16, or offload it "
+            "with diffusers and hand the pipeline to from_pipeline"
+        ) from error
+    return from_pipeline(pipeline, size)
 
 
 def from_pipeline(pipeline: Any, size: int | None = None) -> LatentModel:

@@ -13,7 +13,10 @@ class PixArt(LatentModel):
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         states, mask, _, _ = self.pipeline.encode_prompt(
-            [prompt], do_classifier_free_guidance=False, device=self.device
+            [prompt],
+            do_classifier_free_guidance=False,
+            device=self.device,
+            clean_caption=True,  # as the stock pipeline, where bs4 and ftfy are installed
         )
         condition = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
         if self.net.use_additional_conditions:
