@@ -30,7 +30,7 @@ def schedules(draw):
                 st.floats(1e-3, 100),
                 min_size=n + 1,
                 max_size=n + 1,
-                unique_by=lambda s: round(s, 8),
+                unique_by=lambda s: round(s, 6),
             )
         ),
         reverse=True,

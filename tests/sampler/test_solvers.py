@@ -124,7 +124,7 @@ def schedules(draw):
     flow = draw(st.booleans())
     level = st.floats(0.05, 0.95 if flow else 20)
     *sigmas, final = sorted(
-        draw(st.lists(level, min_size=n + 1, max_size=n + 1, unique_by=lambda s: round(s, 8)))
+        draw(st.lists(level, min_size=n + 1, max_size=n + 1, unique_by=lambda s: round(s, 6)))
     )[::-1]
     if flow and draw(st.booleans()):
         sigmas[0] = 1.0
