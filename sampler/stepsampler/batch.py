@@ -8,7 +8,7 @@ made whole or not at all, so that a resumed run makes the same images bit for bi
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,12 @@ def run_batch(
     first_seed: int = 0,
     negative_prompt: str = "",
     batch_size: int = 16,
+    additions: Mapping[str, Any] | None = None,
 ) -> Iterator[int]:
     """Fill the folder; yields how many images are there, at the start and after each block.
+
+    `additions` are what the model was loaded with, as plain JSON values by name: a LoRA's weight,
+    for one, is in none of its tensors. Any change of them makes another model.
 
     Raises:
         UserError: the folder belongs to another schedule, model, set of captions or seeds.
@@ -47,6 +51,7 @@ def run_batch(
         "schedule": _digest(replace(schedule, provenance={}).to_json()),
         "captions": _digest(json.dumps(captions)),
         "model": model_digest(model),
+        "additions": dict(additions or {}),
         "shape": list(model.shape),
         "first_seed": first_seed,
         "negative_prompt": negative_prompt,
@@ -128,15 +133,16 @@ def _append(manifest: Path, lines: Sequence[str]) -> None:
 
 
 def model_digest(model: LatentModel) -> str:
-    """A short digest of the weights: a few numbers of every tensor of every network."""
+    """A short digest of the weights: every byte of every tensor of every network.
+
+    Bytes, not sums: sums depend on how many threads add them.
+    """
     digest = hashlib.sha256(f"{model.dtype} {model.spec}".encode())
     for name, part in sorted(model.pipeline.components.items()):
         if isinstance(part, torch.nn.Module):
-            digest.update(name.encode())
-            for tensor in part.state_dict().values():
-                flat = tensor.flatten()
-                few = flat[:: max(1, len(flat) // 64)]
-                digest.update(few.double().cpu().numpy().tobytes())
+            for key, tensor in part.state_dict().items():
+                digest.update(f"{name}.{key} {tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

@@ -70,6 +70,12 @@ def batch(
         first_seed=first_seed,
         negative_prompt=negative_prompt,
         batch_size=batch_size,
+        additions={
+            "config": config,
+            "vae": vae,
+            "lora": lora or [],
+            "textual_inversion": textual_inversion or [],
+        },
     )
     with Progress() as bar:
         task = bar.add_task("sampling", total=len(captions))

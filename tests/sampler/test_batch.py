@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stepsampler import UserError
-from stepsampler.batch import run_batch
+from stepsampler.batch import model_digest, run_batch
 from stepsampler.captions import Caption
 from stepsampler.cli import app
 from stepsampler.grids import make_schedule
@@ -95,6 +95,41 @@ def test_a_folder_belongs_to_its_schedule_model_and_captions(
     with pytest.raises(UserError, match=f"was begun with another {name}, .*; give another --out"):
         next(run_batch(**{**given, **change}, out=tmp_path, batch_size=2))
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("where", [1, -1])
+def test_every_number_of_every_network_makes_the_model(model, where):
+    """The last row of the word embeddings is where a textual inversion comes in."""
+    other = load("tiny")
+    assert model_digest(other) == model_digest(model)
+    table = other.pipeline.text_encoder.get_input_embeddings().weight
+    table.data[where, where] += 0.01
+    assert model_digest(other) != model_digest(model)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([], ["--lora", "x.safetensors:0.5"]),
+        (["--lora", "x.safetensors:0.5"], ["--lora", "x.safetensors:0.6"]),
+        (["--textual-inversion", "a"], ["--textual-inversion", "b"]),
+        ([], ["--vae", "other"]),
+        ([], ["--config", "other"]),
+    ],
+)
+def test_a_folder_belongs_to_the_additions_of_its_model(
+    model, schedule, tmp_path, monkeypatch, before, after
+):
+    monkeypatch.setattr("stepsampler.cli_batches.open_model", lambda *_: model)
+    schedule.save(tmp_path / "s.json")
+    (tmp_path / "p.txt").write_text("a bag\n")
+    command = ["batch", str(tmp_path / "s.json"), "--prompts", str(tmp_path / "p.txt")]
+    command += ["-o", str(tmp_path / "out")]
+    for _ in range(2):
+        assert CliRunner().invoke(app, [*command, *before]).exit_code == 0
+    result = CliRunner().invoke(app, [*command, *after])
+    assert isinstance(result.exception, UserError)
+    assert "was begun with another additions" in str(result.exception)
 
 
 def test_another_provenance_is_the_same_schedule(model, schedule, tmp_path):
