@@ -53,7 +53,7 @@ def test_image_k_has_caption_k_seed_k_and_a_checksum(model, schedule, tmp_path):
     assert len(records) == len(CAPTIONS) == len({r["sha256"] for r in records})
 
 
-@pytest.mark.parametrize("cut", ["block", "line", "file"])
+@pytest.mark.parametrize("cut", ["block", "line", "file", "content"])
 def test_a_cut_run_goes_on_to_the_same_images(model, schedule, tmp_path, cut):
     run(model, schedule, tmp_path / "whole")
     out = tmp_path / "cut"
@@ -65,7 +65,9 @@ def test_a_cut_run_goes_on_to_the_same_images(model, schedule, tmp_path, cut):
         path.write_text(path.read_text() + '{"index": 2, "se')
     if cut == "file":  # … and an image was lost
         (out / "000001.png").unlink()
-    already = {"block": 2, "line": 2, "file": 0}[cut]
+    if cut == "content":  # … or is another one
+        (out / "000001.png").write_bytes((out / "000000.png").read_bytes())
+    already = {"block": 2, "line": 2, "file": 0, "content": 0}[cut]
     assert run(model, schedule, out)[0] == already
     assert contents(out) == contents(tmp_path / "whole")
     assert run(model, schedule, out) == [5]  # nothing is left to do
@@ -76,8 +78,6 @@ def test_a_cut_run_goes_on_to_the_same_images(model, schedule, tmp_path, cut):
     ("change", "name"),
     [
         ({"schedule": make_schedule("power", 3, SD, guidance_scale=2.0)}, "schedule"),
-        ({"captions": CAPTIONS[:-1]}, "captions"),
-        ({"captions": CAPTIONS[::-1]}, "captions"),
         ({"first_seed": 1}, "first_seed"),
         ({"negative_prompt": "blurry"}, "negative_prompt"),
         ({"model": "other"}, "model"),
@@ -94,6 +94,43 @@ def test_a_folder_belongs_to_its_schedule_model_and_captions(
         next(change["model"].net.parameters()).data += 0.5
     with pytest.raises(UserError, match=f"was begun with another {name}, .*; give another --out"):
         next(run_batch(**{**given, **change}, out=tmp_path, batch_size=2))
+    assert contents(tmp_path) == before
+
+
+def test_more_captions_after_the_same_ones_extend_a_batch(model, schedule, tmp_path):
+    run(model, schedule, tmp_path / "whole")
+    out = tmp_path / "grown"
+    assert run(model, schedule, out, CAPTIONS[:3]) == [0, 2, 3]
+    assert run(model, schedule, out) == [2, 4, 5]  # the block that image 2 began is made whole
+    assert contents(out) == contents(tmp_path / "whole")
+    assert run(model, schedule, out, CAPTIONS[:3]) == [3]
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_an_image_lost_within_fewer_captions_costs_its_whole_block(model, schedule, tmp_path):
+    run(model, schedule, tmp_path / "whole")
+    out = tmp_path / "out"
+    run(model, schedule, out)
+    (out / "000002.png").unlink()
+    assert run(model, schedule, out, CAPTIONS[:3]) == [2, 3]
+    assert run(model, schedule, out) == [3, 5]  # the block of image 2 again, for which it was alone
+    files = {name: data for name, data in contents(out).items() if name.endswith("png")}
+    assert files.items() <= contents(tmp_path / "whole").items()
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [
+        (CAPTIONS[::-1], r"number 0 is \('a photo of a bag', '0'\), not \('a boot', None\)"),
+        ([CAPTIONS[0], Caption("a shoe", "1")], "number 1 is .*, not \\('a shoe', '1'\\)"),
+        ([CAPTIONS[0]._replace(image="7")], "number 0 is "),
+    ],
+)
+def test_other_captions_before_the_end_are_refused(model, schedule, tmp_path, captions, message):
+    run(model, schedule, tmp_path, CAPTIONS[:2])
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=f"with other captions: {message}.*give another --out"):
+        run(model, schedule, tmp_path, captions)
     assert contents(tmp_path) == before
 
 
