@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,11 @@ def read_captions(
     if not captions:
         raise UserError(f"{path}: no caption in it")
     return captions
+
+
+def given_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
+    """The texts of --prompt, and then those of the file of --prompts."""
+    return [*(given or []), *(caption.text for caption in (read_captions(file) if file else []))]
 
 
 def _text(path: Path) -> str:

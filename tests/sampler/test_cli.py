@@ -53,6 +53,28 @@ def test_a_prompt_file_gives_prompt_k_seed_k(schedule, tmp_path):
     assert names == {"p0000-s00000.png", "p0001-s00001.png", "p0002-s00002.png"}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "\ufeff a bag \n  \na\u2028shirt\n"),
+        ("p.csv", "prompt\na bag\na shirt\n"),
+        ("p.json", '[{"prompt": "a bag"}, {"prompt": "a shirt"}]'),
+    ],
+)
+def test_generate_and_batch_find_the_same_prompts_in_a_file(schedule, tmp_path, name, content):
+    file = tmp_path / name
+    file.write_text(content, encoding="utf-8")
+    out = ["--prompts", str(file), "--batch-size", "4", "-o"]
+    made = CliRunner().invoke(app, [str(schedule), *out, str(tmp_path / "g")])
+    assert made.exit_code == 0, made.output
+    made = CliRunner().invoke(app, ["batch", str(schedule), *out, str(tmp_path / "b")])
+    assert made.exit_code == 0, made.output
+    ours, theirs = ([p.read_bytes() for p in sorted((tmp_path / folder).glob(pattern))]
+                    for folder, pattern in (("g", "p*.png"), ("b", "0*.png")))  # fmt: skip
+    assert len(ours) == 2
+    assert ours == theirs
+
+
 def test_an_unconditional_model_takes_seeds_alone(tmp_path):
     pipelines.ddpm().save_pretrained(tmp_path / "model")
     steps = make_schedule("power", 2, NoiseSchedule.scaled_linear(0.001, 0.012))
@@ -99,7 +121,7 @@ def test_show_prints_every_step(schedule):
         (["{schedule}"], "stepsample: no prompt: give --prompt or --prompts"),
         (["{schedule}", "--prompt", "x", "--seeds", "3-1"], "a range must rise, got '3-1'"),
         (["{schedule}", "--prompt", "x", "--dtype", "int8"], "--dtype must be float32, float16"),
-        (["{schedule}", "--prompts", "absent.txt"], "--prompts absent.txt"),
+        (["{schedule}", "--prompts", "absent.txt"], "stepsample: absent.txt: No such file"),
     ],
 )
 def test_mistakes_end_with_one_sentence_and_code_two(schedule, arguments, message):
