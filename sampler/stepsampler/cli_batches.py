@@ -108,6 +108,8 @@ def grid(
     from stepsampler.captions import given_prompts
     from stepsampler.seeds import parse_seeds
 
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out must name a .png file, got {str(out)!r}")
     plans = [open_schedule(name) for name in schedules]
     texts = given_prompts(prompt, prompts)
     if not texts:

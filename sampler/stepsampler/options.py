@@ -31,7 +31,7 @@ PromptFile = Annotated[
 ]
 Negative = Annotated[str, typer.Option(help="What the images should not show.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per network call.")]
-Size = Annotated[int | None, typer.Option(help="Side of the images in pixels.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 

@@ -201,3 +201,11 @@ def test_a_grid_has_a_row_for_each_schedule(schedule, tmp_path):
     result = CliRunner().invoke(app, too_many)
     assert isinstance(result.exception, UserError)
     assert str(result.exception) == "a grid has at most 256 images, got 400"
+
+
+@pytest.mark.parametrize("name", ["g.jpg", "g", "g.png.webp"])
+def test_a_grid_is_a_png_file(tmp_path, name):
+    out = tmp_path / name
+    result = CliRunner().invoke(app, ["grid", "seed-sd-4", "--prompt", "a bag", "-o", str(out)])
+    assert str(result.exception) == f"--out must name a .png file, got {str(out)!r}"
+    assert not out.exists()

@@ -137,6 +137,17 @@ def test_mistakes_end_with_one_sentence_and_code_two(schedule, arguments, messag
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["generate", "batch", "grid"])
+@pytest.mark.parametrize("size", ["0", "-64"])
+def test_the_size_of_images_is_at_least_one(tmp_path, command, size):
+    (tmp_path / "p.txt").write_text("a bag\n")
+    arguments = [command, "seed-sd-4", "--prompts", str(tmp_path / "p.txt"), "--size", size]
+    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "out.png")])
+    assert result.exit_code == 2
+    assert "--size" in result.output
+    assert not (tmp_path / "out.png").exists()
+
+
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20, unique=True))
 def test_seeds_are_read_as_written(seeds):
     assert parse_seeds(",".join(map(str, seeds))) == seeds
