@@ -8,7 +8,7 @@ made whole or not at all, so that a resumed run makes the same images bit for bi
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,12 @@ def run_batch(
     first_seed: int = 0,
     negative_prompt: str = "",
     batch_size: int = 16,
+    additions: Mapping[str, Any] | None = None,
 ) -> Iterator[int]:
     """Fill the folder; yields how many images are there, at the start and after each block.
+
+    `additions` are what the model was loaded with, as plain JSON values by name: a LoRA's weight,
+    for one, is in none of its tensors. Any change of them makes another model.
 
     Raises:
         UserError: the folder belongs to another schedule, model, set of captions or seeds.
@@ -45,8 +49,8 @@ def run_batch(
     identity = {
         "format": FORMAT,
         "schedule": _digest(replace(schedule, provenance={}).to_json()),
-        "captions": _digest(json.dumps(captions)),
         "model": model_digest(model),
+        "additions": dict(additions or {}),
         "shape": list(model.shape),
         "first_seed": first_seed,
         "negative_prompt": negative_prompt,
@@ -57,7 +61,7 @@ def run_batch(
         range(start, min(start + batch_size, len(captions)))
         for start in range(0, len(captions), batch_size)
     ]
-    done = _resume(manifest, identity, blocks)
+    done = _resume(manifest, identity, captions) & set(range(len(captions)))
     yield len(done)
     for block in blocks:
         if block[0] in done:
@@ -90,8 +94,12 @@ def run_batch(
         yield len(done)
 
 
-def _resume(manifest: Path, identity: dict[str, Any], blocks: Sequence[range]) -> set[int]:
-    """Which images are there, in whole blocks: what a kill cut off or somebody lost is dropped."""
+def _resume(manifest: Path, identity: dict[str, Any], captions: Sequence[Caption]) -> set[int]:
+    """Which images are there, in whole blocks: what was cut off, lost or changed is dropped.
+
+    The captions may be more than before, or fewer: an image beyond them stays. The last block was
+    perhaps a smaller one; where captions follow it, it is no longer whole.
+    """
     if not manifest.exists():
         write_text(manifest, json.dumps(identity) + "\n")
         return set()
@@ -99,8 +107,10 @@ def _resume(manifest: Path, identity: dict[str, Any], blocks: Sequence[range]) -
     try:
         known = json.loads(first)
         records = [json.loads(line) for line in lines[:-1]]  # what follows the last newline is cut
-        there = {record["index"]: record for record in records if _there(manifest, record)}
-    except (ValueError, KeyError, TypeError) as error:
+        found = {int(record["index"]): record for record in records}
+        files = {k: manifest.parent / str(record["file"]) for k, record in found.items()}
+        sums = {k: str(record["sha256"]) for k, record in found.items()}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{manifest}: not a manifest of `stepsample batch`: {error}") from error
     for name, value in identity.items():
         theirs = known.get(name) if isinstance(known, dict) else None
@@ -109,15 +119,23 @@ def _resume(manifest: Path, identity: dict[str, Any], blocks: Sequence[range]) -
                 f"{manifest}: the folder was begun with another {name}, {theirs!r}, not {value!r}; "
                 "give another --out"
             )
-    kept = [k for block in blocks if all(k in there for k in block) for k in block]
+    for k, caption in enumerate(captions):
+        shown = Caption(found[k].get("prompt"), found[k].get("image")) if k in found else caption
+        if shown != caption:
+            raise UserError(
+                f"{manifest}: the folder was begun with other captions: number {k} is "
+                f"{tuple(shown)}, not {tuple(caption)}; give another --out"
+            )
+    there = {k for k in found if files[k].is_file() and _digest(files[k].read_bytes()) == sums[k]}
+    size, end = identity["batch_size"], max([len(captions), *(k + 1 for k in there)])
+    kept = set()
+    for start in {k - k % size for k in there}:
+        block = range(start, min(start + size, end))
+        kept |= set(block) if there.issuperset(block) else set()
     if len(kept) < len(records) or lines[-1]:
-        whole = [first, *(json.dumps(there[k]) for k in kept)]
+        whole = [first, *(json.dumps(found[k]) for k in sorted(kept))]
         write_text(manifest, "\n".join(whole) + "\n")
-    return set(kept)
-
-
-def _there(manifest: Path, record: dict[str, Any]) -> bool:
-    return (manifest.parent / str(record["file"])).is_file()
+    return kept
 
 
 def _append(manifest: Path, lines: Sequence[str]) -> None:
@@ -128,15 +146,16 @@ def _append(manifest: Path, lines: Sequence[str]) -> None:
 
 
 def model_digest(model: LatentModel) -> str:
-    """A short digest of the weights: a few numbers of every tensor of every network."""
+    """A short digest of the weights: every byte of every tensor of every network.
+
+    Bytes, not sums: sums depend on how many threads add them.
+    """
     digest = hashlib.sha256(f"{model.dtype} {model.spec}".encode())
     for name, part in sorted(model.pipeline.components.items()):
         if isinstance(part, torch.nn.Module):
-            digest.update(name.encode())
-            for tensor in part.state_dict().values():
-                flat = tensor.flatten()
-                few = flat[:: max(1, len(flat) // 64)]
-                digest.update(few.double().cpu().numpy().tobytes())
+            for key, tensor in part.state_dict().items():
+                digest.update(f"{name}.{key} {tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +28,24 @@ def read_captions(
     """The captions of a file, by its suffix.
 
     .json: COCO captions (2014 or 2017), of each image the one with the lowest annotation id, by
-    image id; or a list of objects with a prompt, as preference data has it. .csv and .parquet: a
-    column. Any other: one prompt a line, without empty lines. `shuffle_seed` mixes them, and
-    `limit` takes the first ones after that.
+    image id; or a list of objects with a prompt, as preference data has it. .jsonl: such an object
+    a line. .csv, .tsv and .parquet: a column. .txt or no suffix: one prompt a line, without empty
+    lines. `shuffle_seed` mixes them, and `limit` takes the first ones after that.
 
     Raises:
-        UserError: a file that cannot be read, is of another shape, or has no caption.
+        UserError: a file that cannot be read, is of another kind or shape, or has no caption.
     """
-    readers = {".json": _json, ".csv": _csv, ".parquet": _parquet}
+    readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+    suffix = path.suffix.lower()
     try:
-        if path.suffix in readers:
-            captions = readers[path.suffix](path, column)
+        if suffix in readers:
+            captions = readers[suffix](path, column)
+        elif suffix not in ("", ".txt"):
+            raise UserError(f"{path}: the suffix must be .txt or {', '.join(readers)}")
         elif column is not None:
             raise UserError(f"{path}: a text file has no column {column!r}")
         else:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
+            lines = _text(path).split("\n")
             captions = [Caption(line.strip()) for line in lines if line.strip()]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
@@ -55,18 +59,44 @@ def read_captions(
     return captions
 
 
+def given_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
+    """The texts of --prompt, and then those of the file of --prompts."""
+    return [*(given or []), *(caption.text for caption in (read_captions(file) if file else []))]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig")
+
+
 def _json(path: Path, column: str | None) -> list[Caption]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+    data = _parsed(str(path), _text(path))
     if isinstance(data, dict) and isinstance(data.get("annotations"), list):
         return _coco(path, data["annotations"])
     if not (isinstance(data, list) and all(isinstance(row, dict) for row in data)):
         raise UserError(f"{path}: expected COCO captions (annotations) or a list of objects")
-    names = list(dict.fromkeys(key for row in data for key in row))
-    name = _column(path, names, column)
-    return [_caption(path, i, name, row.get(name)) for i, row in enumerate(data)]
+    return _objects(path, data, column)
+
+
+def _jsonl(path: Path, column: str | None) -> list[Caption]:
+    rows = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            rows.append(_parsed(f"{path}: line {number}", line))
+            if not isinstance(rows[-1], dict):
+                raise UserError(f"{path}: line {number} must be a JSON object")
+    return _objects(path, rows, column)
+
+
+def _parsed(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not JSON: {error}") from error
+
+
+def _objects(path: Path, rows: list[dict[str, Any]], column: str | None) -> list[Caption]:
+    name = _column(path, list(dict.fromkeys(key for row in rows for key in row)), column)
+    return [_caption(path, i, name, row.get(name)) for i, row in enumerate(rows)]
 
 
 def _coco(path: Path, annotations: list[Any]) -> list[Caption]:
@@ -74,7 +104,7 @@ def _coco(path: Path, annotations: list[Any]) -> list[Caption]:
     for i, row in enumerate(annotations):
         try:
             image, number, text = int(row["image_id"]), int(row["id"]), row["caption"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{path}: annotation {i} must have image_id, id and caption, as COCO's captions do"
             ) from error
@@ -86,7 +116,7 @@ def _coco(path: Path, annotations: list[Any]) -> list[Caption]:
 
 def _csv(path: Path, column: str | None) -> list[Caption]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
+        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         name = _column(path, list(rows.fieldnames or []), column)
         return [_caption(path, i, name, row[name]) for i, row in enumerate(rows)]
 

@@ -7,8 +7,10 @@ import typer
 from typer.core import TyperGroup
 
 from stepsampler import cli_batches, cli_schedules
+from stepsampler.captions import given_prompts
 from stepsampler.errors import UserError, run_command_line
 from stepsampler.options import (
+    NO_PROMPT,
     BatchSize,
     Config,
     Device,
@@ -16,6 +18,7 @@ from stepsampler.options import (
     Loras,
     ModelName,
     Negative,
+    PromptFile,
     ScheduleName,
     Size,
     Vae,
@@ -24,8 +27,6 @@ from stepsampler.options import (
 )
 from stepsampler.presets import open_schedule
 from stepsampler.seeds import parse_seeds
-
-NO_PROMPT = "no prompt: give --prompt or --prompts"
 
 
 class _GenerateByDefault(TyperGroup):
@@ -52,7 +53,7 @@ app.add_typer(cli_batches.app)
 def generate(
     schedule: ScheduleName,
     prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
+    prompts: PromptFile = None,
     seeds: Annotated[
         str | None, typer.Option(help="Such as 0-15 or 3,5,8: every prompt with every seed.")
     ] = None,
@@ -74,7 +75,7 @@ def generate(
     prompts, an unconditional one takes none but --seeds.
     """
     plan = open_schedule(schedule)
-    texts = _prompts(prompt or [], prompts)
+    texts = given_prompts(prompt, prompts)
     if not texts and seeds is None:
         raise UserError(NO_PROMPT)
     if seeds is None:
@@ -114,16 +115,6 @@ def generate(
     typer.echo(
         f"{out}: {done} images of {plan.num_steps} steps, {plan.passes} passes each, and grid.png"
     )
-
-
-def _prompts(given: list[str], file: Path | None) -> list[str]:
-    texts = list(given)
-    if file:
-        try:
-            texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts {file}: {error}") from error
-    return texts
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import typer
 
 from stepsampler.errors import UserError
 from stepsampler.options import (
+    NO_PROMPT,
     BatchSize,
     Config,
     Device,
@@ -14,6 +15,7 @@ from stepsampler.options import (
     Loras,
     ModelName,
     Negative,
+    PromptFile,
     ScheduleName,
     Size,
     Vae,
@@ -70,6 +72,12 @@ def batch(
         first_seed=first_seed,
         negative_prompt=negative_prompt,
         batch_size=batch_size,
+        additions={
+            "config": config,
+            "vae": vae,
+            "lora": lora or [],
+            "textual_inversion": textual_inversion or [],
+        },
     )
     with Progress() as bar:
         task = bar.add_task("sampling", total=len(captions))
@@ -83,7 +91,7 @@ def grid(
     schedules: Annotated[list[str], typer.Argument(help="Presets or schedule files, one a row.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file.")] = Path("grid.png"),
     prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file as for batch.")] = None,
+    prompts: PromptFile = None,
     seeds: Annotated[str, typer.Option(help="Such as 0-3: every prompt with every seed.")] = "0",
     model: ModelName = "tiny",
     config: Config = None,
@@ -97,13 +105,15 @@ def grid(
     dtype: Dtype = "float32",
 ) -> None:
     """Compare schedules: a row for each, with the same prompts and seeds, and both written on."""
-    from stepsampler.captions import read_captions
+    from stepsampler.captions import given_prompts
     from stepsampler.seeds import parse_seeds
 
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out must name a .png file, got {str(out)!r}")
     plans = [open_schedule(name) for name in schedules]
-    texts = [*(prompt or []), *(c.text for c in (read_captions(prompts) if prompts else []))]
+    texts = given_prompts(prompt, prompts)
     if not texts:
-        raise UserError("no prompt: give --prompt or --prompts")
+        raise UserError(NO_PROMPT)
     pairs = [(text, seed) for text in texts for seed in parse_seeds(seeds)]
 
     import torch

@@ -1,5 +1,6 @@
 """Options that several commands share: which model, where, and how its images are made."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,6 +9,8 @@ from stepsampler.errors import UserError
 
 if TYPE_CHECKING:
     from stepsampler.models import LatentModel
+
+NO_PROMPT = "no prompt: give --prompt or --prompts"
 
 ScheduleName = Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")]
 ModelName = Annotated[
@@ -23,9 +26,12 @@ Loras = Annotated[
 Words = Annotated[
     list[str] | None, typer.Option(help="FILE with a new word; may be given several times.")
 ]
+PromptFile = Annotated[
+    Path | None, typer.Option(help="Text with a prompt a line, or any other file as for batch.")
+]
 Negative = Annotated[str, typer.Option(help="What the images should not show.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per network call.")]
-Size = Annotated[int | None, typer.Option(help="Side of the images in pixels.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stepsampler import UserError
-from stepsampler.batch import run_batch
+from stepsampler.batch import model_digest, run_batch
 from stepsampler.captions import Caption
 from stepsampler.cli import app
 from stepsampler.grids import make_schedule
@@ -53,7 +53,7 @@ def test_image_k_has_caption_k_seed_k_and_a_checksum(model, schedule, tmp_path):
     assert len(records) == len(CAPTIONS) == len({r["sha256"] for r in records})
 
 
-@pytest.mark.parametrize("cut", ["block", "line", "file"])
+@pytest.mark.parametrize("cut", ["block", "line", "file", "content"])
 def test_a_cut_run_goes_on_to_the_same_images(model, schedule, tmp_path, cut):
     run(model, schedule, tmp_path / "whole")
     out = tmp_path / "cut"
@@ -65,7 +65,9 @@ def test_a_cut_run_goes_on_to_the_same_images(model, schedule, tmp_path, cut):
         path.write_text(path.read_text() + '{"index": 2, "se')
     if cut == "file":  # … and an image was lost
         (out / "000001.png").unlink()
-    already = {"block": 2, "line": 2, "file": 0}[cut]
+    if cut == "content":  # … or is another one
+        (out / "000001.png").write_bytes((out / "000000.png").read_bytes())
+    already = {"block": 2, "line": 2, "file": 0, "content": 0}[cut]
     assert run(model, schedule, out)[0] == already
     assert contents(out) == contents(tmp_path / "whole")
     assert run(model, schedule, out) == [5]  # nothing is left to do
@@ -76,8 +78,6 @@ def test_a_cut_run_goes_on_to_the_same_images(model, schedule, tmp_path, cut):
     ("change", "name"),
     [
         ({"schedule": make_schedule("power", 3, SD, guidance_scale=2.0)}, "schedule"),
-        ({"captions": CAPTIONS[:-1]}, "captions"),
-        ({"captions": CAPTIONS[::-1]}, "captions"),
         ({"first_seed": 1}, "first_seed"),
         ({"negative_prompt": "blurry"}, "negative_prompt"),
         ({"model": "other"}, "model"),
@@ -95,6 +95,78 @@ def test_a_folder_belongs_to_its_schedule_model_and_captions(
     with pytest.raises(UserError, match=f"was begun with another {name}, .*; give another --out"):
         next(run_batch(**{**given, **change}, out=tmp_path, batch_size=2))
     assert contents(tmp_path) == before
+
+
+def test_more_captions_after_the_same_ones_extend_a_batch(model, schedule, tmp_path):
+    run(model, schedule, tmp_path / "whole")
+    out = tmp_path / "grown"
+    assert run(model, schedule, out, CAPTIONS[:3]) == [0, 2, 3]
+    assert run(model, schedule, out) == [2, 4, 5]  # the block that image 2 began is made whole
+    assert contents(out) == contents(tmp_path / "whole")
+    assert run(model, schedule, out, CAPTIONS[:3]) == [3]
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_an_image_lost_within_fewer_captions_costs_its_whole_block(model, schedule, tmp_path):
+    run(model, schedule, tmp_path / "whole")
+    out = tmp_path / "out"
+    run(model, schedule, out)
+    (out / "000002.png").unlink()
+    assert run(model, schedule, out, CAPTIONS[:3]) == [2, 3]
+    assert run(model, schedule, out) == [3, 5]  # the block of image 2 again, for which it was alone
+    files = {name: data for name, data in contents(out).items() if name.endswith("png")}
+    assert files.items() <= contents(tmp_path / "whole").items()
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [
+        (CAPTIONS[::-1], r"number 0 is \('a photo of a bag', '0'\), not \('a boot', None\)"),
+        ([CAPTIONS[0], Caption("a shoe", "1")], "number 1 is .*, not \\('a shoe', '1'\\)"),
+        ([CAPTIONS[0]._replace(image="7")], "number 0 is "),
+    ],
+)
+def test_other_captions_before_the_end_are_refused(model, schedule, tmp_path, captions, message):
+    run(model, schedule, tmp_path, CAPTIONS[:2])
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=f"with other captions: {message}.*give another --out"):
+        run(model, schedule, tmp_path, captions)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("where", [1, -1])
+def test_every_number_of_every_network_makes_the_model(model, where):
+    """The last row of the word embeddings is where a textual inversion comes in."""
+    other = load("tiny")
+    assert model_digest(other) == model_digest(model)
+    table = other.pipeline.text_encoder.get_input_embeddings().weight
+    table.data[where, where] += 0.01
+    assert model_digest(other) != model_digest(model)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([], ["--lora", "x.safetensors:0.5"]),
+        (["--lora", "x.safetensors:0.5"], ["--lora", "x.safetensors:0.6"]),
+        (["--textual-inversion", "a"], ["--textual-inversion", "b"]),
+        ([], ["--vae", "other"]),
+        ([], ["--config", "other"]),
+    ],
+)
+def test_a_folder_belongs_to_the_additions_of_its_model(
+    model, schedule, tmp_path, monkeypatch, before, after
+):
+    monkeypatch.setattr("stepsampler.cli_batches.open_model", lambda *_: model)
+    schedule.save(tmp_path / "s.json")
+    (tmp_path / "p.txt").write_text("a bag\n")
+    command = ["batch", str(tmp_path / "s.json"), "--prompts", str(tmp_path / "p.txt")]
+    command += ["-o", str(tmp_path / "out")]
+    for _ in range(2):
+        assert CliRunner().invoke(app, [*command, *before]).exit_code == 0
+    result = CliRunner().invoke(app, [*command, *after])
+    assert isinstance(result.exception, UserError)
+    assert "was begun with another additions" in str(result.exception)
 
 
 def test_another_provenance_is_the_same_schedule(model, schedule, tmp_path):
@@ -129,3 +201,11 @@ def test_a_grid_has_a_row_for_each_schedule(schedule, tmp_path):
     result = CliRunner().invoke(app, too_many)
     assert isinstance(result.exception, UserError)
     assert str(result.exception) == "a grid has at most 256 images, got 400"
+
+
+@pytest.mark.parametrize("name", ["g.jpg", "g", "g.png.webp"])
+def test_a_grid_is_a_png_file(tmp_path, name):
+    out = tmp_path / name
+    result = CliRunner().invoke(app, ["grid", "seed-sd-4", "--prompt", "a bag", "-o", str(out)])
+    assert str(result.exception) == f"--out must name a .png file, got {str(out)!r}"
+    assert not out.exists()

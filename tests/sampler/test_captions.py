@@ -63,6 +63,24 @@ def test_csv_and_parquet_give_a_column(tmp_path):
             read_captions(path, "x")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.JSON", b'[{"prompt": "a, b"}, {"prompt": "c"}]'),
+        ("p.json", b'\xef\xbb\xbf[{"prompt": "a, b"}, {"prompt": "c"}]'),
+        ("p.jsonl", b'\xef\xbb\xbf{"prompt": "a, b"}\r\n\n{"x": 1, "prompt": "c"}\n'),
+        ("p.tsv", b"id\tprompt\n1\ta, b\n2\tc\n"),
+        ("p.TSV", b"prompt\na, b\nc\n"),
+        ("p.CSV", b'\xef\xbb\xbfprompt\n"a, b"\nc\n'),
+        ("p.TXT", b"a, b\nc\n"),
+        ("prompts", b"a, b\nc\n"),
+    ],
+)
+def test_the_suffix_says_how_a_file_is_read(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert read_captions(tmp_path / name) == [Caption("a, b"), Caption("c")]
+
+
 def test_parquet_without_pyarrow_is_one_sentence(tmp_path, monkeypatch):
     import sys
 
@@ -91,6 +109,17 @@ def test_parquet_without_pyarrow_is_one_sentence(tmp_path, monkeypatch):
             None,
             "annotation 0 must have image_id, id and caption",
         ),
+        (
+            "a.json",
+            b'{"annotations": [{"id": 1, "image_id": Infinity, "caption": "x"}]}',
+            None,
+            "annotation 0 must have image_id",
+        ),
+        ("a.jsonl", b'{"prompt": "x"}\n{', None, r"a\.jsonl: line 2: not JSON: Expecting"),
+        ("a.jsonl", b"\n[1]", None, "line 2 must be a JSON object"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"a": 1}', None, "row 1: prompt must be a text"),
+        ("a.jsonl", b"", None, "there are none"),
+        ("a.md", b"x", None, r"a\.md: the suffix must be \.txt or \.json, \.jsonl, \.csv, \.tsv"),
         ("a.csv", b"", None, "there are none"),
         ("a.csv", b"prompt,x\n,1\n", None, "row 0: prompt must be a text"),
         ("a.parquet", b"PAR1 no", None, r"a\.parquet: "),

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -53,6 +54,28 @@ def test_a_prompt_file_gives_prompt_k_seed_k(schedule, tmp_path):
     assert names == {"p0000-s00000.png", "p0001-s00001.png", "p0002-s00002.png"}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "\ufeff a bag \n  \na\u2028shirt\n"),
+        ("p.csv", "prompt\na bag\na shirt\n"),
+        ("p.json", '[{"prompt": "a bag"}, {"prompt": "a shirt"}]'),
+    ],
+)
+def test_generate_and_batch_find_the_same_prompts_in_a_file(schedule, tmp_path, name, content):
+    file = tmp_path / name
+    file.write_text(content, encoding="utf-8")
+    out = ["--prompts", str(file), "--batch-size", "4", "-o"]
+    made = CliRunner().invoke(app, [str(schedule), *out, str(tmp_path / "g")])
+    assert made.exit_code == 0, made.output
+    made = CliRunner().invoke(app, ["batch", str(schedule), *out, str(tmp_path / "b")])
+    assert made.exit_code == 0, made.output
+    ours, theirs = ([p.read_bytes() for p in sorted((tmp_path / folder).glob(pattern))]
+                    for folder, pattern in (("g", "p*.png"), ("b", "0*.png")))  # fmt: skip
+    assert len(ours) == 2
+    assert ours == theirs
+
+
 def test_an_unconditional_model_takes_seeds_alone(tmp_path):
     pipelines.ddpm().save_pretrained(tmp_path / "model")
     steps = make_schedule("power", 2, NoiseSchedule.scaled_linear(0.001, 0.012))
@@ -99,7 +122,7 @@ def test_show_prints_every_step(schedule):
         (["{schedule}"], "stepsample: no prompt: give --prompt or --prompts"),
         (["{schedule}", "--prompt", "x", "--seeds", "3-1"], "a range must rise, got '3-1'"),
         (["{schedule}", "--prompt", "x", "--dtype", "int8"], "--dtype must be float32, float16"),
-        (["{schedule}", "--prompts", "absent.txt"], "--prompts absent.txt"),
+        (["{schedule}", "--prompts", "absent.txt"], "stepsample: absent.txt: No such file"),
     ],
 )
 def test_mistakes_end_with_one_sentence_and_code_two(schedule, arguments, message):
@@ -114,14 +137,41 @@ def test_mistakes_end_with_one_sentence_and_code_two(schedule, arguments, messag
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+@pytest.mark.parametrize("command", ["generate", "batch", "grid"])
+@pytest.mark.parametrize("size", ["0", "-64"])
+def test_the_size_of_images_is_at_least_one(tmp_path, command, size):
+    (tmp_path / "p.txt").write_text("a bag\n")
+    arguments = [command, "seed-sd-4", "--prompts", str(tmp_path / "p.txt"), "--size", size]
+    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "out.png")])
+    assert result.exit_code == 2
+    assert "--size" in result.output
+    assert not (tmp_path / "out.png").exists()
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20, unique=True))
 def test_seeds_are_read_as_written(seeds):
     assert parse_seeds(",".join(map(str, seeds))) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-3", "1--2", "1.5", "1,,2"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "-3", "1--2", "1.5", "1,,2", "9" * 5000])
 def test_other_seeds_are_refused(text):
-    with pytest.raises(UserError, match="--seeds"):
+    with pytest.raises(UserError, match="--seeds: expected numbers below 2\\^63 and ranges"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0-99999999999", "at most 1,000,000 seeds, got 100,000,000,000"),
+        (f"0-{2**63 - 1},0-{2**63 - 1}", "at most 1,000,000 seeds, got "),
+        ("7-1000000,0-10", "at most 1,000,000 seeds, got 1,000,005"),
+        (f"{2**63}", "a seed must be below 2^63, got 9223372036854775808"),
+        ("3,3", "3 is given twice, in '3,3'"),
+        ("0-4,9,2-3", "2 is given twice, in '0-4,9,2-3'"),
+    ],
+)
+def test_too_many_too_high_or_repeated_seeds_are_refused(text, message):
+    with pytest.raises(UserError, match=f"^--seeds: {re.escape(message)}"):
         parse_seeds(text)
 
 

@@ -9,11 +9,23 @@ import typer
 
 from stepsampler.cli import app
 from stepsampler.presets import names
+from stepsearch.cli import app as search_app
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [DOCS / "coming-from-seed.md", DOCS / "schedules.md"]
-COMMANDS = typer.main.get_command(app).commands
+README = DOCS.parent / "README.md"
+TESTS = DOCS.parent / "tests"
+PROGRAMS = {
+    name: typer.main.get_command(program).commands
+    for name, program in {"stepsample": app, "stepsearch": search_app}.items()
+}
 PREFIXES = ("seed-", "ays-", "gits-", "dmn-", "usf-", "oss-", "interval-")
+
+
+def options(program, word):
+    """Of the command `word`; where there is none, of the one that is meant without a name."""
+    command = PROGRAMS[program].get(word) or PROGRAMS[program]["generate"]
+    return {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
 
 
 def inline_code(text):
@@ -42,10 +54,49 @@ def test_presets_named_in_the_docs_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_docs_have_the_options_they_show(page):
     for words in commands(page.read_text(encoding="utf-8")):
-        name = words[1] if words[1] in COMMANDS else "generate"
-        options = {o for p in COMMANDS[name].params for o in (*p.opts, *p.secondary_opts)}
+        known = options("stepsample", words[1])
         for word in words[2:]:
-            assert not word.startswith("-") or word in options, " ".join(words)
+            assert not word.startswith("-") or word in known, " ".join(words)
+
+
+def test_tests_named_in_the_docs_exist():
+    """«…» stands for a part of a name that is left out; parameters in brackets may be any."""
+    sources = {path.name: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")}
+    there = {
+        name for text in sources.values() for name in re.findall(r"^def (test_\w+)", text, re.M)
+    }
+    words = inline_code((DOCS / "pipelines.md").read_text(encoding="utf-8"))
+    named = [word for word in words if word.startswith(("test_", "tests/", "…"))]
+    assert len(named) > 20
+    for word in named:
+        if word.endswith(".py"):
+            assert Path(word).name in sources, word
+            continue
+        parts = word.split("[")[0].split("…")
+        pattern = re.compile(r"\w+".join(map(re.escape, parts)))
+        assert any(pattern.fullmatch(name) for name in there), word
+
+
+def test_options_named_in_the_readme_exist():
+    text = README.read_text(encoding="utf-8")
+    demo = (README.parent / "scripts/demo").read_text(encoding="utf-8")
+    lines = "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL))
+    lines = [line.removeprefix("$ ") for line in lines.replace("\\\n", " ").splitlines()]
+    seen = 0
+    for words in (shlex.split(code, comments=True) for code in [*lines, *inline_code(text)]
+                  if "--" in code and not code.startswith("mlflow ")):  # fmt: skip
+        for word in words:
+            if not word.startswith("-"):
+                continue
+            if words[0] in PROGRAMS:
+                known = options(words[0], words[1])
+            elif words[0] == "scripts/demo":
+                known = {word} if word in demo else set()
+            else:  # an option alone, of any program
+                known = {o for p, found in PROGRAMS.items() for c in found for o in options(p, c)}
+            assert word in known, " ".join(words)
+            seen += 1
+    assert seen > 20
 
 
 def test_every_seed_preset_is_in_the_map():

@@ -350,6 +350,7 @@ def test_a_bare_list_gets_the_solver_order_and_guidance_asked_for():
         ("x, y", "comfyui", "expected a list of sigmas, could not convert"),
         ("", "comfyui", "expected a list of sigmas"),
         ("1.0", "comfyui", "at least two sigmas, got 1"),
+        ("--sigmas 1.0", "sd.cpp", "at least two sigmas, got 1"),
         ("1.0, 2.0", "comfyui", "step 0: sigma must fall, got 1 -> 2"),
         ("nan, 2.0", "comfyui", "must be finite"),
         ("{", "comfyui", "expected JSON with the inputs of ManualSigmas"),
@@ -359,6 +360,12 @@ def test_a_bare_list_gets_the_solver_order_and_guidance_asked_for():
             '"CFGGuider": {"cfg": 1}}',
             "comfyui",
             "sampler_name must be one of euler, heun, ipndm, dpmpp_2m, got 'lcm'",
+        ),
+        (
+            '{"ManualSigmas": {"sigmas": "2,1"}, "KSamplerSelect": {"sampler_name": ["euler"]}, '
+            '"CFGGuider": {"cfg": 1}}',
+            "comfyui",
+            r"sampler_name must be one of euler, heun, ipndm, dpmpp_2m, got \['euler'\]",
         ),
         ("--steps 4", "sd.cpp", "with --sigmas"),
         ("--sigmas '2,1", "sd.cpp", "No closing quotation"),
@@ -386,6 +393,26 @@ def test_other_texts_are_refused_in_one_sentence(text, source, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("shift", [0, -1, 1e-320, float("nan"), float("inf")])
+def test_the_shift_of_a_flow_is_a_number_that_leaves_several_sigmas(shift):
+    data = json.loads(export(flow(), "diffusers:FlowMatchEulerDiscreteScheduler").text)
+    data["config"]["shift"] = shift
+    message = f"shift must be at least 0.001 and at most 1000, got {shift:g}"
+    with pytest.raises(UserError, match=message):
+        read(json.dumps(data), "diffusers", FLOW_TARGET)
+    with pytest.raises(UserError, match=message):
+        export(flow(), "diffusers:FlowMatchEulerDiscreteScheduler", shift=shift)
+
+
+@pytest.mark.parametrize("sigma", [0, -0.5, 2, float("nan")])
+def test_sigmas_of_a_flow_lie_above_zero_and_up_to_one(sigma):
+    data = json.loads(export(flow(), "diffusers:FlowMatchEulerDiscreteScheduler").text)
+    data["config"]["shift"], data["call"]["sigmas"][0] = 0.5, sigma
+    message = f"a sigma of a flow must be above 0 and at most 1, got {sigma:g}"
+    with pytest.raises(UserError, match=message):
+        read(json.dumps(data), "diffusers", FLOW_TARGET)
+
+
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("to", ["comfyui", "sd.cpp"])
 def test_every_preset_is_held_or_refused(name, to):
@@ -409,6 +436,49 @@ texts = st.text(alphabet='0123456789.,-+e[]{}":x= \nsigmas-', max_size=60)
 def test_no_text_raises_anything_else(text, source):
     with suppress(UserError):
         read(f"--sigmas {text}" if source == "sd.cpp" else text, source, TARGET)
+
+
+INTERVAL = guide(baseline("linspace", 20), 6.0, (0.28, 5.42))
+EXPORTED = [
+    (export(schedule, to, lossy=True).text, to.partition(":")[0], target)
+    for schedule, to, target in [
+        (INTERVAL, "comfyui", TARGET),
+        (preset("oss-flux-10").schedule, "comfyui", FLOW_TARGET),
+        (baseline(), "diffusers:DPMSolverMultistepScheduler", TARGET),
+        (baseline(order=1), "diffusers:EulerDiscreteScheduler", TARGET),
+        (flow(), "diffusers:FlowMatchEulerDiscreteScheduler", FLOW_TARGET),
+    ]
+]
+ODD = [None, True, 0, -1, 0.5, 2, 10**400, float("nan"), float("inf"), -1e308, 1e-320, "", "x", "1"]
+ODD += [[], ["x"], [0], [[1]], {}, {"x": 1}]
+
+
+def places(value, path=()):
+    """Paths to everything inside of a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in inside if isinstance(value, (dict, list)) else ():
+        yield (*path, key)
+        yield from places(part, (*path, key)) if isinstance(part, (dict, list)) else ()
+
+
+@pytest.mark.parametrize(("text", "source", "target"), EXPORTED)
+def test_no_odd_value_in_an_exported_text_raises_anything_else(text, source, target):
+    data = json.loads(text)
+    read(text, source, target)
+    for *path, last in [*places(data), ("config", "shift"), ("config", "solver_order")]:
+        parent = data
+        for key in path:
+            parent = parent.setdefault(key, {}) if isinstance(parent, dict) else parent[key]
+        before = dict(parent) if isinstance(parent, dict) else list(parent)
+        for odd in ODD:
+            parent[last] = odd
+            with suppress(UserError):
+                read(json.dumps(data), source, target)
+            if isinstance(parent, dict):
+                parent.clear()
+                parent.update(before)
+            else:
+                parent[:] = before
 
 
 def test_a_schedule_with_unused_features_is_held():

@@ -89,12 +89,12 @@ def read(text: str, target: Target) -> Schedule:
         ]
         if "FluxGuidance" in nodes:
             scale = float(nodes["FluxGuidance"]["guidance"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except common.MALFORMED as error:
         raise UserError(
             "expected JSON with the inputs of ManualSigmas, KSamplerSelect and CFGGuider by node, "
             f"got {type(error).__name__}: {error}"
         ) from error
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise UserError(f"sampler_name must be one of {', '.join(SAMPLERS)}, got {name!r}")
     scales = [scale] * (len(sigmas) - 1)
     if ranges:

@@ -11,6 +11,16 @@ from stepsampler.grids import from_sigmas
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule, Step
 
+# What reading JSON of another shape raises: a list for a number, a number beyond all floats, …
+MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
 
 class Text(NamedTuple):
     """A schedule in another tool's words."""
@@ -108,16 +118,13 @@ def sigmas_from(text: str) -> list[float]:
     """Numbers between commas or spaces, with or without brackets.
 
     Raises:
-        UserError: something else, or fewer than two.
+        UserError: something else.
     """
     words = re.split(r"[\s,]+", text.strip().strip("[]").strip())
     try:
-        sigmas = [float(word) for word in words]
+        return [float(word) for word in words]
     except ValueError as error:
         raise UserError(f"expected a list of sigmas, {error}") from error
-    if len(sigmas) < 2:
-        raise UserError(f"expected at least two sigmas, got {len(sigmas)}")
-    return sigmas
 
 
 def highest_guidance(schedule: Schedule) -> float:
@@ -136,6 +143,8 @@ def build(
     Raises:
         UserError: it cannot be sampled, or there are not as many scales as steps.
     """
+    if len(sigmas) < 2:
+        raise UserError(f"expected at least two sigmas, got {len(sigmas)}")
     n = len(sigmas) - 1
     if scales is None:
         scales = [target.guidance_scale] * n

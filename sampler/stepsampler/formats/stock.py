@@ -107,10 +107,16 @@ def _flow(schedule: Schedule, shift: float) -> Parts:
     lost = _order_one(schedule)
     if schedule.final_sigma > 0:
         lost.append(f"the final sigma {schedule.final_sigma:g} (0 instead)")
-    noise = FlowSchedule(shift)
+    noise = _flow_noise(shift)
     sigmas = [noise.timestep(step.sigma) / noise.last for step in schedule.steps]
     config = {"shift": shift, "use_dynamic_shifting": False, "shift_terminal": None, **OFF}
     return config, {"sigmas": sigmas}, lost
+
+
+def _flow_noise(shift: float) -> FlowSchedule:
+    if not 0.001 <= shift <= 1000:  # nearer to 0 or infinity, all sigmas would be one
+        raise UserError(f"shift must be at least 0.001 and at most 1000, got {shift:g}")
+    return FlowSchedule(shift)
 
 
 def _dpm(schedule: Schedule) -> Parts:
@@ -179,7 +185,7 @@ def read(text: str, target: Target) -> Schedule:
         shift, order = float(config.get("shift", 1.0)), int(config.get("solver_order", 2))
         heun, ends = config.get("solver_type") == "heun", config.get("final_sigmas_type", "zero")
         lower_last = bool(config.get("lower_order_final", True))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except common.MALFORMED as error:
         raise UserError(
             "expected JSON with scheduler, config, call (sigmas or timesteps) and guidance_scale, "
             f"got {type(error).__name__}: {error}"
@@ -196,7 +202,10 @@ def read(text: str, target: Target) -> Schedule:
         return common.build(numbers, [scale] * (len(numbers) - 1), Sampler("ddim", 1, True), target)
     scales = [scale] * len(numbers)
     if isinstance(target.noise, FlowSchedule):
-        noise = FlowSchedule(shift)
+        noise = _flow_noise(shift)
+        for number in numbers:
+            if not 0 < number <= 1:
+                raise UserError(f"a sigma of a flow must be above 0 and at most 1, got {number:g}")
         sigmas = [noise.sigma(s * noise.last) for s in numbers]
         return common.build([*sigmas, 0.0], scales, Sampler("ddim", 1, True), target)
     sigmas = [target.noise.sigma(t) for t in numbers]
