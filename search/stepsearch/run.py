@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from stepsampler.grids import GRIDS, from_sigmas
 from stepsearch.baselines import Candidate, Kind, baselines, long_baselines, teacher
 from stepsearch.config import StudyConfig
 from stepsearch.distance import frechet_distance
@@ -30,6 +31,7 @@ from stepsearch.study import (
 from stepsearch.tracking import Tracker
 from stepsearch.workers import Subject, Workers
 
+BEST = 6  # baselines at which the search starts
 POINT = 0.01  # alignment may fall one percentage point below the teacher's
 Report = Callable[[str, int, int, str], None]  # (stage, done, total, news)
 
@@ -166,13 +168,33 @@ class Run:
         return row
 
     def first_points(self, space: SearchSpace, best: list[Candidate]) -> list[tuple[Params, str]]:
-        """The best baselines as points of the box, or the nearest points to them."""
+        """The best baselines as points of the box, or the nearest points to them; and `spread`."""
         points: dict[str, Params] = {}
-        for candidate in best:
+        for candidate in best[:BEST] + self.spread(space, best):
             point, same = space.params(candidate.schedule)
             if point not in points.values():
                 points[f"{'' if same else 'near '}{candidate.name}"] = point
         return [(point, name) for name, point in points.items()]
+
+    def spread(self, space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
+        """The same passes on more steps, of which the first or the last ones are guided.
+
+        In their own part of the box, which an algorithm can be long in finding.
+        """
+        config = self.config.space
+        scale = next((c.schedule.steps[0].guidance_scale for c in best if _guided(c)), 1.0)
+        found = []
+        for n in range(config.num_steps + 1, config.most_steps + 1):
+            guided = config.passes - n
+            *sigmas, final = GRIDS[space.grid](n, space.noise)
+            for place, first in (("first", 0), ("last", n - guided)):
+                if 0 < guided < n and scale > 1:
+                    scales = [scale if 0 <= i - first < guided else 1.0 for i in range(n)]
+                    order, solver = min(2, config.max_order), config.solvers[0]
+                    plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
+                    name = f"{space.grid}, {n} steps, the {place} {guided} guided"
+                    found.append(Candidate(name, plan, "found"))
+        return found
 
     def search(self, study: optuna.Study, best: list[Candidate], alignment: float) -> None:
         """Let every worker search; meanwhile show and track what they finish.
@@ -186,7 +208,7 @@ class Run:
         floor = alignment - POINT - sqrt(alignment * (1 - alignment) / config.evaluation.images)
         make_plan(self.folder, self.subject.identity, grid, floor)
         reap(study, self.folder)
-        enqueue(study, self.first_points(space, best)[:10])
+        enqueue(study, self.first_points(space, best))
         deadline = None if options.minutes is None else time.time() + 60 * options.minutes
         shown: set[int] = set()
         record = inf

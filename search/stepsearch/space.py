@@ -132,7 +132,9 @@ class SearchSpace:
         if c.guidance == "interval" and on:
             scales = [s.guidance_scale for s in steps if s.guidance_scale != 1]
             point |= {"guided_from": on[0] - 0.25 / n, "guided_to": on[-1] + 0.25 / n}
-        point |= {"guidance_scale": float(np.mean(scales)), "guidance_slope": 0.0}
+        point["guidance_scale"] = float(np.mean(scales))
+        place = 2 * _middles(len(scales)) - 1
+        point["guidance_slope"] = float(place @ np.asarray(scales) / (place @ place or 1.0))
         point["guidance_rescale"] = max(s.guidance_rescale for s in steps)
         point |= self._knots("order", [float(s.order) for s in steps])
         point["order"] = float(max(s.order for s in steps))

@@ -15,7 +15,7 @@ from stepsearch.evaluate import Measurement
 from stepsearch.report import as_data, table, verdict, write
 from stepsearch.rivals.dmn import dmn
 from stepsearch.run import Run
-from stepsearch.study import work
+from stepsearch.study import finished, open_study, work
 from stepsearch.tracking import NoTracking
 from stepsearch.workers import Workers
 
@@ -118,6 +118,16 @@ def test_a_search_that_succeeds(tmp_path):
     data = json.loads((tmp_path / "result.json").read_text())
     assert data["test"][1]["minus_found"] > 2 * data["test"][1]["minus_found_se"] > 0
     assert len(table(result, config).rows) == len(result.test)
+
+
+def test_the_search_starts_from_baselines_and_from_the_passes_spread_over_more_steps(tmp_path):
+    run(tmp_path)
+    trials = finished(open_study(tmp_path, settings()))
+    origins = [t.user_attrs["origin"] for t in trials if "origin" in t.user_attrs]
+    assert len(origins) <= 10
+    for n, guided in ((4, 2), (5, 1)):
+        for place in ("first", "last"):
+            assert any(f"{n} steps, the {place} {guided} guided" in name for name in origins)
 
 
 def test_a_second_run_searches_no_more(tmp_path):

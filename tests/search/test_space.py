@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepsampler.grids import GRIDS, make_schedule
+from stepsampler.grids import GRIDS, from_sigmas, make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsampler.presets import open_schedule
 from stepsearch.config import SpaceConfig
@@ -170,6 +170,16 @@ def test_the_presets_of_the_hand_tuned_method_are_points_of_a_box(name):
     }
     point, same = space(calls, 2 * calls, **options).params(plan)
     assert same, point
+
+
+@pytest.mark.parametrize("scales", [[3.0, 3.0, 1.0, 1.0], [1.0, 1.0, 3.0, 3.0]])
+def test_a_few_guided_steps_at_either_end_are_kept_by_a_line(scales):
+    box = space(3, 6, max_steps=5, guidance="linear", guidance_scale=(0.6, 5.0))
+    *sigmas, final = GRIDS["power"](4, SD)
+    point, _ = box.params(from_sigmas(sigmas, final, scales, 2))
+    back = box.schedule(point)
+    assert [s.guidance_scale > 1 for s in back.steps] == [w > 1 for w in scales]
+    assert back.passes == 6
 
 
 def test_karras_with_its_exponent_is_a_point_of_the_box():
