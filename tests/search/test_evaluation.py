@@ -99,7 +99,7 @@ def test_every_number_carries_its_identity_and_its_error(evaluated):
     }
     assert first["scores"]["fd_texture128_24"]["conservative"]  # 24 images, 128 axes
     assert not first["scores"]["kid_texture128_24"]["conservative"]
-    assert (first["passes"], stock["passes"]) == (10, 6)  # counted: three guided steps
+    assert (first["passes"], stock["passes"]) == (6, 6)  # counted: three guided steps
     assert stock["name"] == "EulerDiscrete, 3 steps, w 2"
     assert (
         first["scores"]["kid_texture128_24"]["value"]
