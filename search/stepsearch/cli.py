@@ -1,5 +1,6 @@
 """`stepsearch`: run a study, watch it, export its best schedule."""
 
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ app = typer.Typer(
     help="Find the few-step schedule that makes the best images for your model and budget.",
 )
 
+SEEDS = 10_000_000  # of a range: search, selection or test
+
 StudyFile = Annotated[Path, typer.Argument(help="Study file, such as studies/tiny-5-steps.toml.")]
 RunFolder = Annotated[
     Path | None, typer.Option("--run", help="Folder of the run; default runs/<study>.")
@@ -27,7 +30,7 @@ def run(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on the CPU.")] = None,
     gpus: Annotated[str | None, typer.Option(help="Such as 0,1: one worker each.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Instead of the study's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the algorithm.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the algorithm.")] = None,
     tracking: Annotated[
         str, typer.Option(help="MLflow URI; 'local' is the run folder, 'none' is off.")
     ] = "local",
@@ -100,7 +103,7 @@ def evaluate(
     ] = None,
     stock: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="The model under its own scheduler with so many steps."),
+        typer.Option(help="The model under its own scheduler with so many steps."),
     ] = None,
     model: Annotated[str, typer.Option(help="tiny, a local folder or a hub id.")] = "tiny",
     scheduler: Annotated[
@@ -129,13 +132,13 @@ def evaluate(
     distance: Annotated[
         list[str] | None, typer.Option(help="fd, fd-infinity or kid; default fd.")
     ] = None,
-    images: Annotated[int, typer.Option(help="n.")] = 1000,
+    images: Annotated[int, typer.Option(help="n, at least 2.")] = 1000,
     seeds: Annotated[
         str, typer.Option("--range", help="Seeds: test, selection or search.")
     ] = "test",
     first_seed: Annotated[int | None, typer.Option(help="Instead of the range's.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Images per network call.")] = 50,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     cache: Annotated[Path, typer.Option(help="What is measured once is kept here.")] = Path(
@@ -147,14 +150,28 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Result file (JSON).")] = None,
     profile: Annotated[bool, typer.Option(help="Say where the time went.")] = False,
 ) -> None:
-    """Score schedules, stock pipelines or folders of images, with error bars.
+    """Score and compare schedules, stock pipelines or folders of images, with error bars.
 
-    Differences are paired with the first contender.
+    Given several (`evaluate a.json b.json`), it compares them: all get the same seeds, and the
+    differences to the first contender are paired.
     """
     if dtype not in ("float32", "float16", "bfloat16"):
         raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
     if fit not in ("crop", "squash512", "none"):
         raise UserError(f"--fit must be crop, squash512 or none, got {fit!r}")
+    if not stock and (guidance_scale is not None or scheduler is not None):
+        raise UserError("--guidance-scale and --scheduler are of --stock, which is not given")
+    _in_range("--images", images, 2, SEEDS)
+    _in_range("--batch-size", batch_size, 1)
+    for steps in stock or ():
+        _in_range("--stock", steps, 1)
+    for name, value, low, high in (
+        ("--guidance-scale", guidance_scale, 0, inf),
+        ("--first-seed", first_seed, 0, 2**62),
+        ("--size", size, 1, inf),
+    ):
+        if value is not None:
+            _in_range(name, value, low, high)
 
     from stepsearch.judging import Request, run_evaluation
 
@@ -203,6 +220,12 @@ def status(
         )
     if (folder / "best.json").exists():
         typer.echo(f"  ended: {folder / 'best.json'}")
+
+
+def _in_range(name: str, value: float, low: float, high: float = inf) -> None:
+    if not (isfinite(value) and low <= value <= high):
+        most = "" if high == inf else f" and at most {high:,}"
+        raise UserError(f"{name} must be at least {low}{most}, got {value}")
 
 
 def _devices(workers: int | None, gpus: str | None) -> list[str]:

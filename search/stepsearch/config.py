@@ -135,7 +135,7 @@ class SearchConfig(_Section):
     algorithm: Literal["gp", "tpe", "cmaes", "random"] = "gp"
     trials: int = Field(60, ge=1)
     minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     finalists: int = Field(8, ge=1)  # trials that are scored again on the selection seeds
 
 

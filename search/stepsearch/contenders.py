@@ -72,7 +72,10 @@ class OnStock:
         self.model, self.guidance_scale = model, guidance_scale
         self.steps: int | None = steps
         self.passes: float | None = None
-        self.scheduler = _scheduler(model.pipeline, scheduler)
+        self.scheduler = _scheduler(model, scheduler)
+        most = self.scheduler.config.get("num_train_timesteps", steps)
+        if steps > most:
+            raise UserError(f"--stock: the model has {most} timesteps, got {steps} steps")
         name = type(self.scheduler).__name__.removesuffix("Scheduler")
         scale = "" if guidance_scale is None else f", w {guidance_scale:g}"
         self.name = f"{name}, {steps} steps{scale}"
@@ -146,19 +149,24 @@ class OnFiles:
         return self.files.batches(self.size, self.fit, batch_size, chosen)
 
 
-def _scheduler(pipeline: Any, name: str | None) -> Any:
+def _scheduler(model: LatentModel, name: str | None) -> Any:
     """The pipeline's own scheduler, or another class of diffusers with the same settings."""
     import diffusers
 
     if name is None:
-        return pipeline.scheduler
+        return model.pipeline.scheduler
     cls = getattr(diffusers, name, None)
     if cls is None or not name.endswith("Scheduler"):
         raise UserError(
             f"--scheduler: diffusers has no {name!r}; give a class such as "
             "DPMSolverMultistepScheduler"
         )
-    return cls.from_config(pipeline.scheduler.config)
+    made = cls.from_config(model.pipeline.scheduler.config)
+    flow = model.spec.prediction_type == "flow_prediction"
+    if flow != (name.startswith("FlowMatch") or bool(made.config.get("use_flow_sigmas"))):
+        kind = "flow" if flow else "variance-preserving"
+        raise UserError(f"--scheduler: {name} is not for a {kind} model with these settings")
+    return made
 
 
 @contextmanager

@@ -17,13 +17,12 @@ from rich.table import Table
 from stepsampler.errors import UserError
 from stepsearch.contenders import Contender
 from stepsearch.distance import Score, score_infinity, score_kernel, score_mean
-from stepsearch.evaluate import SEARCH, SELECTION, TEST, seeds_of, short
+from stepsearch.evaluate import seeds_of, short
 from stepsearch.harness import CLIP, Harness, Metric
 from stepsearch.paths import write_whole
-from stepsearch.protocol import Progress, held_out, measure_all, score_all
+from stepsearch.protocol import RANGES, Progress, held_out, measure_all, score_all
 
 FORMAT = "stepsearch.evaluation/1"
-RANGES = {"search": SEARCH, "selection": SELECTION, "test": TEST}
 DISTANCES = ("fd", "fd-infinity", "kid")
 
 
@@ -57,8 +56,6 @@ def evaluate(
             raise UserError(f"--distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
     if part not in RANGES:
         raise UserError(f"--range must be one of {', '.join(RANGES)}, got {part!r}")
-    if n < 2:
-        raise UserError(f"a distance needs at least two images, got --images {n}")
     first = RANGES[part] if first_seed is None else first_seed
     seeds, batch = seeds_of(first, n), harness.batch_size
     scores: list[dict[str, Score]] = [{} for _ in contenders]

@@ -14,11 +14,12 @@ from stepsampler.models import LatentModel, check_device, load
 from stepsampler.schedule import load as load_schedule
 from stepsearch.contenders import Contender, OnFiles, OnSchedule, OnStock
 from stepsearch.evaluate import load_prompts, model_digest
-from stepsearch.evaluation import RANGES, as_data, evaluate, join, profile, save, table
+from stepsearch.evaluation import as_data, evaluate, join, profile, save, table
 from stepsearch.features import Judge, load_extractor
 from stepsearch.harness import Clock, Harness, Metric
 from stepsearch.images import Fit, ImageFiles
 from stepsearch.pretrained import ClipScore
+from stepsearch.protocol import RANGES
 from stepsearch.reference import load_reference
 
 

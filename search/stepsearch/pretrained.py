@@ -110,43 +110,29 @@ class Transformer:
 
 
 class ClipScore:
-    """CLIP score of images and their prompts through torchmetrics: 100 x cosine, at least 0."""
+    """CLIP score of images and their prompts: 100 x cosine, at least 0 (Hessel et al. 2021).
+
+    It is torchmetrics' `clip_score`, which gives the mean of a batch alone, image by image.
+    """
 
     def __init__(self, source: str, device: str | torch.device = "cpu") -> None:
-        from transformers import CLIPProcessor, CLIPTokenizer
+        from transformers import CLIPTokenizer
 
         self.device = torch.device(device)
-        net = _load("clip", source, self.device)
-        images = _processor("clip", source)
-        processor = CLIPProcessor(images, CLIPTokenizer.from_pretrained(source))
-        self._loaded = (_TensorFeatures(net), processor)
-        self.digest = f"{_weights_digest(net)}-{_settings_digest(images)}"
+        self.images = Transformer("clip", source, self.device)
+        self.tokenizer = CLIPTokenizer.from_pretrained(source)
+        self.digest = self.images.digest
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> NDArray[np.float32]:
         """One score an image, (n,); prompts beyond the model's length are cut."""
-        from torchmetrics.functional.multimodal import clip_score
-
-        pairs = zip(images.to(self.device), prompts, strict=True)
-        scores = [float(clip_score([x], [text], lambda: self._loaded)) for x, text in pairs]
-        return np.array(scores, np.float32)
-
-
-class _TensorFeatures:
-    """A CLIP model as torchmetrics knows it: its features are tensors, as before transformers 5."""
-
-    def __init__(self, net: Any) -> None:
-        self.net, self.config = net, net.config
-
-    def to(self, device: torch.device) -> "_TensorFeatures":
-        self.net.to(device)
-        return self
-
-    def get_image_features(self, *inputs: Tensor) -> Tensor:
-        return _pooled(self.net.get_image_features(*inputs))
-
-    def get_text_features(self, *inputs: Tensor) -> Tensor:
-        return _pooled(self.net.get_text_features(*inputs))
+        net = self.images.net
+        words = self.tokenizer(list(prompts), return_tensors="pt", padding=True)
+        most = net.config.text_config.max_position_embeddings
+        tokens, mask = (words[k][:, :most].to(self.device) for k in ("input_ids", "attention_mask"))
+        texts = _pooled(net.get_text_features(tokens, mask)).float().cpu()
+        cosine = torch.nn.functional.cosine_similarity(self.images(images), texts)
+        return (100 * cosine).clamp(min=0).numpy()
 
 
 def _pooled(output: Any) -> Tensor:

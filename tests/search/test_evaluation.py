@@ -187,7 +187,6 @@ def test_folders_are_scored_and_their_oddities_said(tmp_path, monkeypatch, capsy
         (["nowhere"], "nowhere: no such schedule, folder or zip"),
         ([], "nothing to score: give a schedule, a folder of images, or --stock STEPS"),
         (["{made}"], "made: 3 images, but 1000 are wanted; lower --images"),
-        (["{made}", "--images", "1"], "at least two images, got --images 1"),
         (["{mixed}", "--images", "4"], "images must be of one size, but"),
         (["{empty}", "--images", "2"], "empty: no images in it"),
         (["{made}", "--distance", "fid"], "--distance must be one of fd, fd-infinity, kid"),
@@ -211,6 +210,49 @@ def test_what_cannot_be_scored_is_refused_in_one_sentence(
     code, _, errors = command(monkeypatch, capsys, *words)
     assert (code, errors.count("\n")) == (2, 1)
     assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images", "1"], "--images must be at least 2 and at most 10,000,000, got 1"),
+        (
+            ["--images", "10000001"],
+            "--images must be at least 2 and at most 10,000,000, got 10000001",
+        ),
+        (["--size", "0"], "--size must be at least 1, got 0"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (
+            ["--first-seed=-1"],
+            "--first-seed must be at least 0 and at most 4,611,686,018,427,387,904, got -1",
+        ),
+        (
+            ["--first-seed", str(2**63)],
+            "and at most 4,611,686,018,427,387,904, got 9223372036854775808",
+        ),
+        (["--stock", "3", "--stock", "0"], "--stock must be at least 1, got 0"),
+        (["--stock", "3", "--guidance-scale=-1"], "--guidance-scale must be at least 0, got -1.0"),
+        (["--stock", "3", "--guidance-scale", "nan"], "must be at least 0, got nan"),
+        (["--stock", "3", "--guidance-scale", "inf"], "must be at least 0, got inf"),
+        (["--guidance-scale", "2"], "--guidance-scale and --scheduler are of --stock, which is"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_loaded(
+    options, message, monkeypatch, capsys
+):
+    monkeypatch.setattr("stepsearch.judging.run_evaluation", lambda request: None)
+    assert command(monkeypatch, capsys, FILE)[0] == 0
+    code, _, errors = command(monkeypatch, capsys, FILE, *options)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert message in errors
+
+
+def test_a_stock_scheduler_that_cannot_run_the_model_is_refused():
+    model = load_model("tiny")
+    with pytest.raises(UserError, match="--stock: the model has 1000 timesteps, got 1001 steps"):
+        OnStock(model, "d", 1001)
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler is not for a variance-pr"):
+        OnStock(model, "d", 2, scheduler="FlowMatchEulerDiscreteScheduler")
 
 
 class Broken:
