@@ -8,6 +8,10 @@ class UserError(Exception):
     """One sentence with the place, the rule and the value; shown without a traceback."""
 
 
+class NotFiniteError(UserError):
+    """Images with NaN or infinity in them: the sampling overflowed."""
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Of a GPU, or of a CPU, whose allocator raises a plain RuntimeError."""
     text = str(error)

@@ -14,6 +14,7 @@ from torch import Tensor
 from stepsampler.errors import UserError
 from stepsampler.generate import generate
 from stepsampler.models import LatentModel
+from stepsampler.models.base import quantised
 from stepsampler.schedule import Schedule
 from stepsearch.evaluate import Prompt
 from stepsearch.images import Fit, ImageFiles
@@ -94,7 +95,7 @@ class OnStock:
             with self._own_scheduler(), _counted(self.model.net) as rows:
                 images = pipeline(texts, **self._options(chunk)).images
             self.passes = rows[0] / len(chunk)
-            yield (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+            yield quantised(images.float()).cpu()
 
     def _options(self, seeds: range) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]

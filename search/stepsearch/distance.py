@@ -131,11 +131,18 @@ def score(features: NDArray[np.floating], reference: Moments, blocks: int = BLOC
 def score_infinity(
     features: NDArray[np.floating], reference: Moments, blocks: int = BLOCKS
 ) -> Score:
-    """FD-infinity with its block jackknife."""
+    """FD-infinity with its block jackknife; without one if too few images were left.
+
+    Raises:
+        UserError: fewer than eight images.
+    """
     x = _checked(features)
+    value = frechet_infinity(x, reference)
     parts = _parts(len(x), _count(len(x), blocks))
+    if parts and len(x) - len(parts[0]) < 2 * PARTS[-1]:
+        parts = []
     left_out = [frechet_infinity(np.delete(x, part, axis=0), reference) for part in parts]
-    return Score(frechet_infinity(x, reference), np.array(left_out), len(x) <= x.shape[1] * 4)
+    return Score(value, np.array(left_out), len(x) <= x.shape[1] * PARTS[-1])
 
 
 def score_kernel(

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from stepsampler.errors import UserError
+from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import Batch, generate
 from stepsampler.models import LatentModel, check_device, load
 from stepsampler.pictures import save_sheet
@@ -100,8 +100,12 @@ class Evaluator:
         """Generate the images of `seeds` (seed s has prompt s modulo their number), or recall."""
         path = self.cache / f"{self._key(schedule, seeds)}.safetensors"
         if not path.exists():
-            tensors, first = self._measure(schedule, seeds)
-            save_sheet(first, path.with_suffix(".png"), len(first))
+            try:
+                tensors, first = self._measure(schedule, seeds)
+                save_sheet(first, path.with_suffix(".png"), len(first))
+            except NotFiniteError:  # such a measurement has no sheet
+                nan = np.full((len(seeds), len(self.reference.search.mean)), np.nan, np.float32)
+                tensors = {"features": nan, "aligned": nan[:, 0].copy()}
             write_whole(path, lambda p: save_file(tensors, p))
         found = load_file(path)
         return Measurement(found["features"], found["aligned"], path.with_suffix(".png"))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from stepsampler.errors import UserError
+from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.models import LatentModel
 from stepsearch.contenders import Contender
 from stepsearch.evaluate import Measurement, Prompt, observe
@@ -146,7 +146,10 @@ class Harness:
 
         judge = clock.timed("judge", self.judge) if self.judge and contender.prompted else None
         extractors = [clock.timed("extractor", metric.extractor) for metric in self.metrics]
-        features, aligned, _ = observe(batches(), extractors, judge, prompts)
+        try:
+            features, aligned, _ = observe(batches(), extractors, judge, prompts)
+        except NotFiniteError as error:
+            raise UserError(f"{contender.name}: {error}") from error
         values: dict[str | Metric, NDArray[np.float32]] = {ALIGNED: aligned}
         for metric, rows in zip(self.metrics, features, strict=True):
             if len(rows) != len(seeds):

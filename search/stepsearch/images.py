@@ -3,6 +3,7 @@
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ class ImageFiles:
         for name, data in self._bytes(chosen):
             try:
                 row = self._read(name, data, size, fit)
-            except (OSError, ValueError, SyntaxError, zipfile.BadZipFile):
+            except (OSError, ValueError, SyntaxError):
                 broken.append(name)
                 continue
             first = first or (name, row)
@@ -114,7 +115,11 @@ class ImageFiles:
     def _read(self, name: str, data: bytes, size: int | None, fit: Fit) -> Tensor:
         from PIL import Image, ImageOps
 
-        with Image.open(io.BytesIO(data)) as opened:
+        try:
+            opened = Image.open(io.BytesIO(data))
+        except Image.DecompressionBombError as error:
+            raise ValueError(str(error)) from error
+        with opened:
             opened.load()
             if opened.mode != "RGB":
                 if opened.mode not in CONVERTED_MODES:
@@ -134,7 +139,10 @@ class ImageFiles:
             return
         with zipfile.ZipFile(self.source) as archive:
             for name in names:
-                yield name, archive.read(name)
+                try:
+                    yield name, archive.read(name)
+                except (zipfile.BadZipFile, zlib.error, RuntimeError):  # damaged or encrypted
+                    yield name, b""  # no image either, and named as such
 
 
 def _size(image: Tensor) -> str:

@@ -171,6 +171,12 @@ def test_memory_of_a_cpu_that_does_not_suffice_is_one_sentence(tiny, monkeypatch
         list(generate(tiny, make_schedule("power", 2, SD), ["a bag"], [0]))
 
 
+def test_images_that_are_not_finite_are_refused_and_not_black(tiny):
+    overflows = Schedule((Step(14.0, 1e38), Step(1.0)))
+    with pytest.raises(UserError, match="the images are not finite: the schedule overflows"):
+        list(generate(tiny, overflows, ["a bag"], [0]))
+
+
 def test_unequal_lists_are_refused(tiny):
     schedule = make_schedule("power", 3, SD)
     with pytest.raises(UserError, match="equally many, got 2, 2 and 1"):

@@ -209,3 +209,12 @@ def test_scores_of_different_n_are_not_compared():
         score(cloud(100, 3), reference).minus(score(cloud(10, 3), reference))
     with pytest.raises(UserError, match="features have 2 dimensions, the reference has 3"):
         score_kernel(cloud(10, 2), cloud(10, 3))
+
+
+def test_fd_infinity_of_few_images_has_no_error_rather_than_a_wrong_sentence():
+    reference = Moments.of(cloud(100, 4, seed=1))
+    found = score_infinity(cloud(8, 4, seed=2), reference)  # without a block: six images
+    assert np.isfinite(found.value)
+    assert np.isnan(found.se)
+    with pytest.raises(UserError, match="FD-infinity needs at least 8 images, got 7"):
+        score_infinity(cloud(7, 4, seed=2), reference)

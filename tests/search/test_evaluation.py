@@ -8,9 +8,10 @@ import numpy as np
 import pipelines
 import pytest
 import torch
+from evaluating import command, pictures
 from PIL import Image
 
-from stepsampler import UserError, load
+from stepsampler import Schedule, Step, UserError, load
 from stepsampler.models import load as load_model
 from stepsearch.cli import main
 from stepsearch.config import StudyConfig
@@ -25,28 +26,6 @@ from stepsearch.reference import fit, load_reference
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "studies" / "tiny-3-steps.schedule.json"
-
-
-def command(monkeypatch, capsys, *options):
-    """Run `stepsearch evaluate`; return its exit code, output and errors."""
-    monkeypatch.setattr(sys, "argv", ["stepsearch", "evaluate", *map(str, options)])
-    code = 0
-    try:
-        main()
-    except SystemExit as error:
-        code = error.code
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def pictures(folder, n, seed=0, size=32, constant=False):
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(seed)
-    for k in range(n):
-        shape = (size, size, 3)
-        pixels = np.full(shape, 9, np.uint8) if constant else generator.integers(0, 256, shape)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k:03d}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -181,72 +160,6 @@ def test_folders_are_scored_and_their_oddities_said(tmp_path, monkeypatch, capsy
     assert found == pytest.approx(expected.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["nowhere"], "nowhere: no such schedule, folder or zip"),
-        ([], "nothing to score: give a schedule, a folder of images, or --stock STEPS"),
-        (["{made}"], "made: 3 images, but 1000 are wanted; lower --images"),
-        (["{mixed}", "--images", "4"], "images must be of one size, but"),
-        (["{empty}", "--images", "2"], "empty: no images in it"),
-        (["{made}", "--distance", "fid"], "--distance must be one of fd, fd-infinity, kid"),
-        (["{made}", "--range", "all"], "--range must be one of search, selection, test"),
-        (["{made}", "--first-seed", "5"], "held-out seeds start at 20000000, got 5"),
-        (["{made}", "--fit", "pad"], "--fit must be crop, squash512 or none, got 'pad'"),
-        (["--stock", "2", "--scheduler", "Best"], "diffusers has no 'Best'; give a class such as"),
-    ],
-)
-def test_what_cannot_be_scored_is_refused_in_one_sentence(
-    options, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    pictures(tmp_path / "made", 3)
-    pictures(tmp_path / "mixed", 2)
-    pictures(tmp_path / "mixed" / "more", 2, size=33)
-    (tmp_path / "empty").mkdir()
-    words = [word.format(made="made", mixed="mixed", empty="empty") for word in options]
-    if "lower --images" not in message and "--images" not in words:
-        words += ["--images", "2"]
-    code, _, errors = command(monkeypatch, capsys, *words)
-    assert (code, errors.count("\n")) == (2, 1)
-    assert message in errors
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--images", "1"], "--images must be at least 2 and at most 10,000,000, got 1"),
-        (
-            ["--images", "10000001"],
-            "--images must be at least 2 and at most 10,000,000, got 10000001",
-        ),
-        (["--size", "0"], "--size must be at least 1, got 0"),
-        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (
-            ["--first-seed=-1"],
-            "--first-seed must be at least 0 and at most 4,611,686,018,427,387,904, got -1",
-        ),
-        (
-            ["--first-seed", str(2**63)],
-            "and at most 4,611,686,018,427,387,904, got 9223372036854775808",
-        ),
-        (["--stock", "3", "--stock", "0"], "--stock must be at least 1, got 0"),
-        (["--stock", "3", "--guidance-scale=-1"], "--guidance-scale must be at least 0, got -1.0"),
-        (["--stock", "3", "--guidance-scale", "nan"], "must be at least 0, got nan"),
-        (["--stock", "3", "--guidance-scale", "inf"], "must be at least 0, got inf"),
-        (["--guidance-scale", "2"], "--guidance-scale and --scheduler are of --stock, which is"),
-    ],
-)
-def test_numbers_out_of_range_are_refused_before_anything_is_loaded(
-    options, message, monkeypatch, capsys
-):
-    monkeypatch.setattr("stepsearch.judging.run_evaluation", lambda request: None)
-    assert command(monkeypatch, capsys, FILE)[0] == 0
-    code, _, errors = command(monkeypatch, capsys, FILE, *options)
-    assert (code, errors.count("\n")) == (2, 1)
-    assert message in errors
-
-
 def test_a_stock_scheduler_that_cannot_run_the_model_is_refused():
     model = load_model("tiny")
     with pytest.raises(UserError, match="--stock: the model has 1000 timesteps, got 1001 steps"):
@@ -276,6 +189,16 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
     contender = OnSchedule("mine", load(FILE), model, model_digest(model))
     with pytest.raises(UserError, match="mine: a feature is not finite: its images are broken"):
         evaluate([contender], harness(tmp_path, Broken()), 4)
+
+
+def test_images_that_overflow_are_a_measurement_that_is_not_finite(tmp_path):
+    """A trial of the search is lost by them, not the search."""
+    config = StudyConfig.model_validate({"name": "t", "space": {"num_steps": 5, "passes": 10}})
+    evaluator = Evaluator(config, tmp_path)
+    overflows = Schedule((Step(14.0, 1e38), Step(1.0)))
+    assert not evaluator.measure(overflows, range(2)).finite
+    assert not evaluator.measure(overflows, range(2)).finite  # recalled
+    assert evaluator.measure(Schedule((Step(14.0), Step(1.0))), range(2)).finite
 
 
 def test_a_stock_pipeline_makes_what_its_own_call_makes():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser
-from stepsampler.errors import UserError
+from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
 
@@ -229,7 +229,11 @@ class LatentModel(ABC):
                 self.net.enable_freeu(*before)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents of shape (n, *shape) -> images, uint8 of shape (n, 3, height, width)."""
+        """Latents of shape (n, *shape) -> images, uint8 of shape (n, 3, height, width).
+
+        Raises:
+            NotFiniteError: a value of the images is not finite.
+        """
         from diffusers.utils.torch_utils import get_module_execution_device
 
         vae = self.pipeline.vae
@@ -245,4 +249,17 @@ def to_pixels(images: Tensor) -> Tensor:
     """Images in [-1, 1] -> uint8, of three channels."""
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
-    return ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return quantised(images.float() / 2 + 0.5)
+
+
+def quantised(images: Tensor) -> Tensor:
+    """Images in [0, 1] -> uint8.
+
+    Raises:
+        NotFiniteError: a value is not finite; it would become black or white.
+    """
+    if not images.isfinite().all():
+        raise NotFiniteError(
+            "the images are not finite: the schedule overflows, or the number format does"
+        )
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
