@@ -1,19 +1,24 @@
-"""Our Fréchet distance against torchmetrics and, if it is installed, clean-fid, side by side.
+"""Our Fréchet distance against torchmetrics and clean-fid, side by side.
 
-    python scripts/bench_distance.py                      # a few minutes on two cores
-    python scripts/bench_distance.py --sizes 500x256      # something small
+    scripts/test_fid                                      # once: makes .venv-fid, where both are
+    export PYTHONPATH=search:sampler
+    .venv-fid/bin/python scripts/bench_distance.py        # a few minutes on two cores
+    .venv-fid/bin/python scripts/bench_distance.py --sizes 500x256
 
 Features are the same for all; theirs are taken before the eigenvalues, so that no network and no
-image is timed. Ratios hold on a busy machine, seconds do not. clean-fid: run it in `.venv-fid`.
+image is timed. Ratios hold on a busy machine, seconds do not. In `.venv` clean-fid's column says
+that it is not installed.
 """
 
 import argparse
+import importlib.util
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+import operators
 from stepsearch.distance import Moments, frechet_distance
 
 SIZES = ("500x2048", "2000x2048", "10000x2048", "1000x256")
@@ -37,13 +42,11 @@ def torchmetrics_distance(x: np.ndarray, reference: Moments) -> float:
     return float(_compute_fid(*real, mean, cov))
 
 
-def cleanfid_distance() -> Callable[[np.ndarray, Moments], float] | None:
-    """clean-fid's function, or None where it cannot be imported."""
-    try:
-        from cleanfid.fid import frechet_distance as theirs
-    except (ImportError, RuntimeError):
-        return None
-    return lambda x, r: float(theirs(x.mean(0), np.cov(x, rowvar=False), r.mean, r.cov))
+def cleanfid_distance(x: np.ndarray, reference: Moments) -> float:
+    """As its `fid_from_feats` computes it."""
+    from cleanfid.fid import frechet_distance as theirs
+
+    return float(theirs(x.mean(0), np.cov(x, rowvar=False), reference.mean, reference.cov))
 
 
 def timed(call: Callable[[], float], repeats: int) -> tuple[float, float]:
@@ -56,16 +59,20 @@ def timed(call: Callable[[], float], repeats: int) -> tuple[float, float]:
     return value, min(times)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="such as 500x2048")
     parser.add_argument("--repeats", type=int, default=3, help="of ours; theirs run once")
-    args = parser.parse_args()
-    rivals = {"torchmetrics": torchmetrics_distance, "clean-fid": cleanfid_distance()}
-    warm = features(8, 4, seed=2)
-    for theirs in rivals.values():  # imports and libraries' first calls are not timed
-        if theirs is not None:
+    args = parser.parse_args(argv)
+    rivals = {"torchmetrics": torchmetrics_distance, "clean-fid": cleanfid_distance}
+    if importlib.util.find_spec("torchvision"):
+        operators.declare()
+    warm, absent = features(8, 4, seed=2), set()
+    for name, theirs in rivals.items():  # imports and libraries' first calls are not timed
+        try:
             theirs(warm, Moments.of(features(20, 4, seed=3)))
+        except ImportError:
+            absent.add(name)
     print(
         f"{'n x d':>12} {'ours':>9}" + "".join(f"{n:>14} {'ratio':>7} {'agree':>8}" for n in rivals)
     )
@@ -76,8 +83,8 @@ def main() -> None:
         reference.root  # once per study, not per distance  # noqa: B018
         ours, seconds = timed(lambda x=x, r=reference: frechet_distance(x, r), args.repeats)
         line = f"{size:>12} {seconds:8.3f}s"
-        for theirs in rivals.values():
-            if theirs is None:
+        for name, theirs in rivals.items():
+            if name in absent:
                 line += f"{'not installed':>14} {'':>7} {'':>8}"
                 continue
             try:

@@ -130,7 +130,8 @@ def evaluate(
         str | None, typer.Option(help="Folder or hub id of the CLIP model for the CLIP score.")
     ] = None,
     distance: Annotated[
-        list[str] | None, typer.Option(help="fd, fd-infinity or kid; default fd.")
+        list[str] | None,
+        typer.Option(help="fd, fd-infinity, kid or prc (precision and recall); default fd."),
     ] = None,
     images: Annotated[int, typer.Option(help="n, at least 2.")] = 1000,
     seeds: Annotated[

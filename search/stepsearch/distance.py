@@ -37,7 +37,7 @@ class Moments:
         Raises:
             UserError: fewer than two rows, or a value that is not finite.
         """
-        x = _checked(features)
+        x = checked(features)
         return cls(x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1), len(x))
 
     @cached_property
@@ -49,7 +49,7 @@ class Moments:
 
 def frechet_distance(features: NDArray[np.floating], reference: Moments) -> float:
     """Distance of features (n, d) from the reference moments, n >= 2."""
-    x = _checked(features)
+    x = checked(features)
     if x.shape[1] != len(reference.mean):
         raise UserError(
             f"features have {x.shape[1]} dimensions, the reference has {len(reference.mean)}"
@@ -72,7 +72,7 @@ def frechet_infinity(features: NDArray[np.floating], reference: Moments) -> floa
     Raises:
         UserError: fewer than eight images.
     """
-    x = _checked(features)
+    x = checked(features)
     if len(x) < 2 * PARTS[-1]:
         raise UserError(f"FD-infinity needs at least {2 * PARTS[-1]} images, got {len(x)}")
     means = [
@@ -122,9 +122,9 @@ def score(features: NDArray[np.floating], reference: Moments, blocks: int = BLOC
 
     With n <= d the error is marked as conservative: the jackknife overstates it there.
     """
-    x = _checked(features)
+    x = checked(features)
     value = frechet_distance(x, reference)
-    left_out = _frechet_left_out(x, reference, _count(len(x), blocks))
+    left_out = _frechet_left_out(x, reference, count_blocks(len(x), blocks))
     return Score(value, left_out, conservative=len(x) <= x.shape[1])
 
 
@@ -136,9 +136,9 @@ def score_infinity(
     Raises:
         UserError: fewer than eight images.
     """
-    x = _checked(features)
+    x = checked(features)
     value = frechet_infinity(x, reference)
-    parts = _parts(len(x), _count(len(x), blocks))
+    parts = parts_of(len(x), count_blocks(len(x), blocks))
     if parts and len(x) - len(parts[0]) < 2 * PARTS[-1]:
         parts = []
     left_out = [frechet_infinity(np.delete(x, part, axis=0), reference) for part in parts]
@@ -157,14 +157,16 @@ def score_kernel(
     Raises:
         UserError: fewer than two features, other dimensions, or a value that is not finite.
     """
-    x, y = _checked(features), _checked(real)
+    x, y = checked(features), checked(real)
     if x.shape[1] != y.shape[1]:
         raise UserError(f"features have {x.shape[1]} dimensions, the reference has {y.shape[1]}")
 
     def kernel(a: Array, b: Array) -> Array:
         return (a @ b.T / a.shape[1] + 1) ** 3  # type: ignore[no-any-return]
 
-    parts = [x[part] for part in _parts(len(x), _count(len(x), blocks)) or [np.arange(len(x))]]
+    parts = [
+        x[part] for part in parts_of(len(x), count_blocks(len(x), blocks)) or [np.arange(len(x))]
+    ]
     sizes = np.array([len(part) for part in parts])
     among = np.array([[kernel(a, b).sum() for b in parts] for a in parts])
     own = np.array([np.trace(kernel(a, a)) for a in parts])
@@ -185,16 +187,17 @@ def score_kernel(
 def score_mean(values: NDArray[np.floating], blocks: int = BLOCKS) -> Score:
     """A mean over images, such as an alignment, (n,)."""
     x = np.asarray(values, np.float64)
-    parts = _parts(len(x), min(blocks, len(x)) if len(x) > 1 else 0)
+    parts = parts_of(len(x), min(blocks, len(x)) if len(x) > 1 else 0)
     return Score(float(x.mean()), np.array([np.delete(x, part).mean() for part in parts]))
 
 
-def _count(n: int, blocks: int) -> int:
+def count_blocks(n: int, blocks: int) -> int:
     """Blocks of at least two images; none if they would be fewer than two."""
     return min(blocks, n // 2) if n >= 4 else 0
 
 
-def _parts(n: int, blocks: int) -> list[NDArray[np.int_]]:
+def parts_of(n: int, blocks: int) -> list[NDArray[np.int_]]:
+    """Indices of each block."""
     return np.array_split(np.arange(n), blocks) if blocks else []
 
 
@@ -207,7 +210,7 @@ def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:
     gram = projected @ projected.T if few else projected.T @ projected
     total, squares = projected.sum(0), (centred**2).sum(1)
     found = []
-    for part in _parts(len(x), blocks):
+    for part in parts_of(len(x), blocks):
         keep = np.delete(np.arange(len(x)), part)
         n = len(keep)
         mean = centred[keep].mean(0)
@@ -232,7 +235,12 @@ def _jackknife_se(left_out: Array) -> float:
     return float(np.sqrt((blocks - 1) / blocks * ((left_out - left_out.mean()) ** 2).sum()))
 
 
-def _checked(features: NDArray[np.floating]) -> Array:
+def checked(features: NDArray[np.floating]) -> Array:
+    """Features (n, d) in float64.
+
+    Raises:
+        UserError: fewer than two rows, or a value that is not finite.
+    """
     x = np.asarray(features, np.float64)
     if x.ndim != 2 or len(x) < 2:
         raise UserError(f"a distance needs at least two images, got features of shape {x.shape}")

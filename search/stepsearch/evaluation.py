@@ -19,11 +19,12 @@ from stepsearch.contenders import Contender
 from stepsearch.distance import Score, score_infinity, score_kernel, score_mean
 from stepsearch.evaluate import seeds_of, short
 from stepsearch.harness import CLIP, Harness, Metric
+from stepsearch.manifold import score_precision_recall
 from stepsearch.paths import write_whole
 from stepsearch.protocol import RANGES, Progress, held_out, measure_all, score_all
 
 FORMAT = "stepsearch.evaluation/1"
-DISTANCES = ("fd", "fd-infinity", "kid")
+DISTANCES = ("fd", "fd-infinity", "kid", "prc")
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,14 @@ def _scores(
             found[f"{prefix}inf_{rest}_{n}"] = score_infinity(features, moments)
         elif reference.sample is None:
             raise UserError(
-                f"KID needs features of real images; the statistics of {reference.extractor} have "
-                "only moments: take fd, or give a folder of images as the reference"
+                f"{distance} needs features of real images; the statistics of "
+                f"{reference.extractor} have only moments: take fd, or give a folder of images as "
+                "the reference"
             )
+        elif distance == "prc":
+            both = score_precision_recall(features, reference.sample)
+            for name, score in zip(("precision", "recall"), both, strict=True):
+                found[f"{name}_{reference.name}_{n}"] = score
         else:
             found[f"kid_{reference.name}_{n}"] = score_kernel(features, reference.sample)
     return found

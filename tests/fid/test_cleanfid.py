@@ -1,7 +1,9 @@
 """Our distance, resizing and Inception against clean-fid itself, on the same files."""
 
 import hashlib
+import re
 
+import bench_distance
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from stepsearch import pretrained
 from stepsearch.distance import Moments, frechet_distance, score_kernel
 from stepsearch.features import Lite0, load_extractor, resized
 from stepsearch.images import ImageFiles
+from stepsearch.manifold import score_precision_recall
 from stepsearch.reference import load_reference
 
 CPU = torch.device("cpu")
@@ -89,6 +92,26 @@ def test_our_kid_of_the_same_features_is_its_kid(features):
     b = b[: len(a)]  # so that each of its subsets is everything
     ours = score_kernel(a, b).value
     assert ours == pytest.approx(fid.kernel_distance(a, b, num_subsets=1), rel=1e-9)
+
+
+def test_our_precision_and_recall_are_those_of_torch_fidelity(features):
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    for a, b in (features, features[::-1]):
+        theirs = prc_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), verbose=False)
+        precision, recall = score_precision_recall(a, b)
+        assert 0 < recall.value < 1
+        assert precision.value == pytest.approx(theirs["precision"], abs=1e-6)
+        assert recall.value == pytest.approx(theirs["recall"], abs=1e-6)
+
+
+def test_the_benchmark_of_distances_has_both_rivals(capsys):
+    bench_distance.main(["--sizes", "60x8", "--repeats", "1"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "not installed" not in line
+    agreement = [float(word) for word in re.findall(r"\de[-+]\d+", line)]
+    assert len(agreement) == 2
+    assert max(agreement) < 1e-6
 
 
 @pytest.mark.parametrize("size", [(37, 53), (299, 299), (301, 17), (640, 481)])

@@ -110,7 +110,7 @@ GOOD = ["good", "--reference", "good", "--images"]
         ),
         (["good", "--reference", "inception.npz"], "are taken to be of official Inception, but"),
         # names that are not known
-        (["good", "--distance", "fid"], "--distance must be one of fd, fd-infinity, kid"),
+        (["good", "--distance", "fid"], "--distance must be one of fd, fd-infinity, kid, prc"),
         (["good", "--range", "all"], "--range must be one of search, selection, test"),
         (["good", "--first-seed", "5"], "held-out seeds start at 20000000, got 5"),
         (["good", "--fit", "pad"], "--fit must be crop, squash512 or none, got 'pad'"),

@@ -35,7 +35,8 @@ def evaluated(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         words = f"evaluate {FILE} --stock 3 --guidance-scale 2 --images 24 --batch-size 12"
         words += f" --scheduler EulerDiscreteScheduler --cache {base}/cache --profile"
-        words += f" --distance fd --distance kid --distance fd-infinity -o {base}/result.json"
+        words += " --distance fd --distance kid --distance fd-infinity --distance prc"
+        words += f" -o {base}/result.json"
         patch.setattr(sys, "argv", ["stepsearch", *words.split()])
         with pytest.raises(SystemExit, match="0"):
             main()
@@ -74,6 +75,8 @@ def test_every_number_carries_its_identity_and_its_error(evaluated):
         "fd_texture128_24",
         "fdinf_texture128_24",
         "kid_texture128_24",
+        "precision_texture128_24",
+        "recall_texture128_24",
         "alignment",
     }
     assert first["scores"]["fd_texture128_24"]["conservative"]  # 24 images, 128 axes
