@@ -50,9 +50,14 @@ class SpaceConfig(_Section):
     max_order: int = Field(3, ge=1, le=4)
     order: Literal["constant", "per-step"] = "constant"
     corrector: bool = False  # UniPC's becomes a choice; without it, it is on
+    prediction: bool = False  # data or noise form of the rule becomes a choice; else its own
     analytic: Range | None = None  # gain of an analytic first step; below 0.9 means none
-    # Free-U, on or off at every step, with one set of gains
+    analytic_at: Range | None = None  # where it lands, a share of the first gap; None: half-way
+    churn: Range | None = None  # share of fresh noise at every step after the first
+    decode: bool = False  # whether the last latent is scaled by alpha becomes a choice; else not
+    # Free-U, on or off at every step, with one set of gains or two to choose from
     free_u: bool = False
+    free_u_sets: int = Field(1, ge=1, le=2)
     free_u_b: Range = (1.0, 1.6)
     free_u_s: Range = (0.2, 1.0)
 
@@ -62,7 +67,8 @@ class SpaceConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceConfig":
-        lowest = {"guidance_scale": 0.0, "guidance_rescale": 0.0, "log_gap": float("-inf")}
+        lowest = dict.fromkeys(("guidance_scale", "guidance_rescale", "churn"), 0.0)
+        lowest["log_gap"] = float("-inf")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if "tuple[float, float]" not in str(field.annotation) or value is None:
@@ -76,6 +82,11 @@ class SpaceConfig(_Section):
                 raise ValueError(f"{name}: low must be >= 0, got {low}")
         if self.guidance_rescale and self.guidance_rescale[1] > 1:
             raise ValueError(f"guidance_rescale: high is at most 1, got {self.guidance_rescale[1]}")
+        for name, share in (("analytic_at", self.analytic_at), ("churn", self.churn)):
+            if share and share[1] >= 1:
+                raise ValueError(f"{name}: high must be below 1, got {share[1]}")
+        if self.analytic_at and not self.analytic:
+            raise ValueError("analytic_at: there is no analytic first step without analytic")
         if self.placement == "power" and self.first_sigma:
             raise ValueError("first_sigma: the power law starts at the noisiest timestep")
         if not self.num_steps <= self.most_steps <= self.passes:

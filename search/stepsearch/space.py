@@ -20,12 +20,14 @@ from scipy.optimize import minimize_scalar
 
 from stepsampler.grids import GRIDS, from_sigmas, power
 from stepsampler.noise import Noise
-from stepsampler.schedule import SOLVERS, FreeU, ModelSpec, Schedule
+from stepsampler.schedule import SOLVERS, WITHOUT_FORMS, FreeU, ModelSpec, Schedule, Step
+from stepsampler.solvers import FORMS
 from stepsearch.config import SpaceConfig
 
 Params = dict[str, float]
 SHORTEST_GAP = 0.02  # of an even gap: some grids end with a step from sigma_min to 0
 NO_ANALYTIC = 0.9  # gains below it mean that there is no analytic step
+FREE_U_SETS = (("b1", "b2", "s1", "s2"), ("b1_second", "b2_second", "s1_second", "s2_second"))
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,22 @@ class SearchSpace:
             box["solver"] = FloatDistribution(-0.5, len(c.solvers) - 0.5)
         if c.corrector:
             box["corrector"] = FloatDistribution(0.0, 1.0)
-        if c.analytic:
-            box["analytic"] = FloatDistribution(*c.analytic)
+        if c.prediction:
+            box["prediction"] = FloatDistribution(0.0, 1.0)
+        for name, interval in (
+            ("analytic", c.analytic),
+            ("analytic_at", c.analytic_at),
+            ("churn", c.churn),
+        ):
+            if interval:
+                box[name] = FloatDistribution(*interval)
+        if c.decode:
+            box["decode"] = FloatDistribution(0.0, 1.0)
         if c.free_u:
             box |= {name: FloatDistribution(0.0, 1.0) for name in self._names("free_u")}
-            box |= {name: FloatDistribution(*c.free_u_b) for name in ("b1", "b2")}
-            box |= {name: FloatDistribution(*c.free_u_s) for name in ("s1", "s2")}
+            for b1, b2, s1, s2 in FREE_U_SETS[: c.free_u_sets]:
+                box |= {name: FloatDistribution(*c.free_u_b) for name in (b1, b2)}
+                box |= {name: FloatDistribution(*c.free_u_s) for name in (s1, s2)}
         return box
 
     def schedule(self, params: Params) -> Schedule:
@@ -90,26 +102,32 @@ class SearchSpace:
         scales = within_budget(self._guidance(params, at).tolist(), c.passes)
         solver = c.solvers[_whole(params.get("solver", 0.0), 0, len(c.solvers) - 1)]
         orders = [_whole(value, 1, SOLVERS[solver]) for value in self._curve("order", params, at)]
-        free_u = [value >= 0.5 for value in self._curve("free_u", params, at, 0.0)]
+        free_u = self._free_u(params, at)
         gain = params.get("analytic", 0.0)
         analytic = gain >= NO_ANALYTIC
-        if analytic:  # an interval more: up to its middle, no network call is needed
-            sigmas.insert(1, self._between(sigmas[0], [*sigmas, final_sigma][1]))
-            scales, orders, free_u = [1.0, *scales], [1, *orders], [False, *free_u]
+        if analytic:  # an interval more: up to a point inside of it, no network call is needed
+            share = params.get("analytic_at", 0.5)
+            sigmas.insert(1, self._between(sigmas[0], [*sigmas, final_sigma][1], share))
+            scales, orders, free_u = [1.0, *scales], [1, *orders], [None, *free_u]
         plan = from_sigmas(sigmas, final_sigma, scales, SOLVERS[solver], solver, self.model)
         steps = [
             replace(
                 step,
                 order=min(step.order, order),
                 corrector=step.corrector and params.get("corrector", 1.0) >= 0.5,
+                prediction=self._form(params, solver),
                 guidance_rescale=params.get("guidance_rescale", 0.0) * (w != 1),
-                free_u=FreeU(*(params[k] for k in ("b1", "b2", "s1", "s2"))) if on else None,
+                free_u=gains,
             )
-            for step, order, w, on in zip(plan.steps, orders, scales, free_u, strict=True)
+            for step, order, w, gains in zip(plan.steps, orders, scales, free_u, strict=True)
         ]
         if analytic:
             steps[0] = replace(steps[0], analytic=gain)
-        return replace(plan, steps=tuple(steps))
+        for i in range(1, len(steps)):
+            if not steps[i - 1].corrector:  # after one there is no fresh noise
+                steps[i] = replace(steps[i], churn=params.get("churn", 0.0))
+        decode = "alpha-x" if params.get("decode", 0.0) >= 0.5 else "x"
+        return replace(plan, steps=tuple(steps), decode=decode)
 
     def params(self, schedule: Schedule) -> tuple[Params, bool]:
         """The point nearest to a schedule, and whether it is that schedule."""
@@ -117,6 +135,8 @@ class SearchSpace:
         steps, sigmas = list(schedule.steps), list(schedule.sigmas)
         point: Params = {"analytic": steps[0].analytic or 0.0}
         if steps[0].analytic is not None:
+            start, there, end = (self.noise.timestep(sigma) for sigma in sigmas[:3])
+            point["analytic_at"] = (start - there) / (start - end)
             steps, sigmas = steps[1:], [sigmas[0], *sigmas[2:]]
         n = len(steps)
         point |= {"first_sigma": sigmas[0], "final_sigma": sigmas[-1], "num_steps": float(n)}
@@ -141,8 +161,10 @@ class SearchSpace:
         if schedule.solver in c.solvers:
             point["solver"] = float(c.solvers.index(schedule.solver))
         point["corrector"] = float(any(s.corrector for s in steps))
-        gains = next((s.free_u for s in steps if s.free_u), FreeU(1.1, 1.1, 0.9, 0.2))
-        point |= self._knots("free_u", [float(s.free_u is not None) for s in steps]) | vars(gains)
+        point["prediction"] = float(_form(steps[-1], schedule.solver) == "noise")
+        point["churn"] = max(s.churn for s in steps)
+        point["decode"] = float(schedule.decode == "alpha-x")
+        point |= self._free_u_point([s.free_u for s in steps])
         box = self.distributions
         point = {k: min(max(point.get(k, d.low), d.low), d.high) for k, d in box.items()}
         return point, _same(self.schedule(point), schedule)
@@ -181,9 +203,37 @@ class SearchSpace:
         fit = minimize_scalar(distance, bounds=bounds, method="bounded", options={"xatol": 1e-6})
         return float(fit.x)
 
-    def _between(self, sigma: float, sigma_next: float) -> float:
-        """Half-way in timesteps."""
-        return self.noise.sigma((self.noise.timestep(sigma) + self.noise.timestep(sigma_next)) / 2)
+    def _between(self, sigma: float, sigma_next: float, share: float) -> float:
+        """That share of the way in timesteps."""
+        start, end = self.noise.timestep(sigma), self.noise.timestep(sigma_next)
+        return self.noise.sigma(start + share * (end - start))
+
+    def _form(self, params: Params, solver: str) -> str | None:
+        """What a step's rule extrapolates, if that is a choice and not the solver's own form."""
+        if "prediction" not in params or solver in WITHOUT_FORMS:
+            return None
+        wanted = "noise" if params["prediction"] >= 0.5 else "data"
+        return None if wanted == FORMS.get(solver, "data") else wanted
+
+    def _free_u(self, params: Params, at: NDArray[np.float64]) -> list[FreeU | None]:
+        """None or one of the sets at each step: as many equal parts of [0, 1]."""
+        if not self.config.free_u:
+            return [None] * len(at)
+        used = FREE_U_SETS[: self.config.free_u_sets]
+        choices = [None, *(FreeU(*(params[k] for k in names)) for names in used)]
+        places = self._curve("free_u", params, at) * len(choices)
+        return [choices[min(int(place), len(choices) - 1)] for place in places]
+
+    def _free_u_point(self, gains: Sequence[FreeU | None]) -> Params:
+        """Its inverse; sets beyond those of the box count as the last one."""
+        sets = list(dict.fromkeys(g for g in gains if g))
+        most = self.config.free_u_sets
+        chosen = [min(sets.index(g) + 1, most) / most if g else 0.0 for g in gains]
+        point = self._knots("free_u", chosen)
+        for k, names in enumerate(FREE_U_SETS[:most]):
+            known = sets[k] if k < len(sets) else FreeU(1.1, 1.1, 0.9, 0.2)
+            point |= dict(zip(names, vars(known).values(), strict=True))
+        return point
 
     def _guidance(self, params: Params, at: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.config.guidance == "per-step":
@@ -236,9 +286,16 @@ def _whole(value: float, low: int, high: int) -> int:
     return min(max(round(value), low), high)
 
 
+def _form(step: Step, solver: str) -> str:
+    return step.prediction or FORMS.get(solver, "data")
+
+
 def _same(a: Schedule, b: Schedule) -> bool:
-    """Up to a thousandth of a sigma."""
-    if (a.solver, a.num_steps, a.final_sigma == 0) != (b.solver, b.num_steps, b.final_sigma == 0):
+    """Up to a thousandth of a sigma; for which model, and how they were found, is not compared."""
+    for name in ("solver", "num_steps", "decode", "guidance", "golden_noise"):
+        if getattr(a, name) != getattr(b, name):
+            return False
+    if (a.final_sigma == 0) != (b.final_sigma == 0):
         return False
     close = [abs(log(s / t)) < 1e-3 for s, t in zip(a.sigmas, b.sigmas, strict=True) if s and t]
     bare = [

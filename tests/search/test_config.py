@@ -45,6 +45,9 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "final_sigma = [0.0, 1.0]\n", "final_sigma: low must be above 0, got 0.0"),
         (MINIMAL + "solvers = ['rk4']\n", "solvers must be of ddim, .* got 'rk4'"),
         (MINIMAL + "solvers = ['ddim']\n", "max_order of ddim is at most 1"),
+        (MINIMAL + "churn = [0.0, 1.0]\n", "churn: high must be below 1, got 1.0"),
+        (MINIMAL + "analytic_at = [0.2, 0.8]\n", "there is no analytic first step without analyt"),
+        (MINIMAL + "free_u_sets = 3\n", "free_u_sets: .* got 3"),
         (MINIMAL + "[baselines]\nrungs = [20, 10]\n", r"rungs must rise, got \[20, 10\]"),
     ],
 )

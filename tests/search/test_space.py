@@ -1,12 +1,18 @@
+from dataclasses import replace
+from math import inf
+
+import optuna
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 
 from stepsampler.grids import GRIDS, from_sigmas, make_schedule
 from stepsampler.noise import NoiseSchedule
-from stepsampler.presets import open_schedule
+from stepsampler.presets import names, open_schedule
 from stepsearch.config import SpaceConfig
 from stepsearch.space import SearchSpace, within_budget
+from stepsearch.study import make_algorithm
 
 SD = NoiseSchedule.scaled_linear()
 SPEC = SD.spec("stable-diffusion", "epsilon")
@@ -26,15 +32,20 @@ def centre(box):
     }
 
 
+def draw(data, box):
+    """Any point of the box, as an algorithm may propose it."""
+    return {
+        name: data.draw(st.floats(d.low, d.high), label=name)
+        for name, d in box.distributions.items()
+    }
+
+
 @given(st.data(), st.sampled_from(sorted(GRIDS)), st.integers(2, 9), st.integers(0, 4))
 def test_every_point_of_the_box_is_a_schedule_within_the_budget(data, grid, steps, more):
     passes = data.draw(st.integers(steps + more, 2 * (steps + more)))
     guidance = data.draw(st.sampled_from(["per-step", "linear", "constant"]))
     box = space(steps, passes, grid, max_steps=steps + more, guidance=guidance)
-    point = {
-        name: data.draw(st.floats(d.low, d.high), label=name)
-        for name, d in box.distributions.items()
-    }
+    point = draw(data, box)
     schedule = box.schedule(point)
     assert steps <= schedule.num_steps <= steps + more
     assert schedule.passes <= passes
@@ -101,8 +112,13 @@ EVERYTHING = {
     "guidance_rescale": (0.0, 0.9),
     "order": "per-step",
     "corrector": True,
+    "prediction": True,
     "analytic": (0.8, 1.0),
+    "analytic_at": (0.2, 0.8),
+    "churn": (0.0, 0.3),
+    "decode": True,
     "free_u": True,
+    "free_u_sets": 2,
 }
 
 
@@ -118,10 +134,7 @@ def test_every_axis_at_once_is_a_schedule_within_the_budget(data, placement, gui
     first = None if placement == "power" else (8.0, 14.0)
     options = {**EVERYTHING, "placement": placement, "guidance": guidance, "first_sigma": first}
     box = space(n, passes, max_steps=n + more, **options)
-    point = {
-        name: data.draw(st.floats(d.low, d.high), label=name)
-        for name, d in box.distributions.items()
-    }
+    point = draw(data, box)
     schedule = box.schedule(point)
     assert schedule.passes <= passes
     if more == 0 and guidance == "per-step":  # at the knots nothing is lost on the way back
@@ -145,31 +158,109 @@ def test_the_hand_tuned_method_is_a_point_of_a_box_of_two_numbers():
     assert box.params(with_unipc)[1]
 
 
+SEED = [name for name in names() if name.startswith("seed-")]
+# Golden noise is two guided calls before the first step: four passes of a budget of ten or so. The
+# method has it off itself, and a box without it is smaller; no study offers it.
+GOLDEN = [name for name in SEED if open_schedule(name).golden_noise]
+
+
+def whole_table(calls, **options):
+    """Every hyperparameter of the hand-tuned method as an axis."""
+    return space(
+        calls,
+        2 * calls,
+        **{
+            "guidance": "constant",
+            "guidance_scale": (0.5, 12.0),
+            "guidance_rescale": (0.0, 1.0),
+            "log_gap": (-4.0, 4.0),
+            "first_sigma": (8.0, 14.7),
+            "final_sigma": (0.02, 3.0),
+            "solvers": ["ddim", "dpmpp-midpoint", "unipc-bh1", "unipc-bh2", "exact"],
+            "order": "per-step",
+            "corrector": True,
+            "prediction": True,
+            "analytic": (0.8, 1.0),
+            "analytic_at": (0.2, 0.8),
+            "churn": (0.0, 0.3),
+            "decode": True,
+            "free_u": True,
+            "free_u_sets": 2,
+            **options,
+        },
+    )
+
+
+def calls_of(plan):
+    return sum(step.analytic is None for step in plan.steps)
+
+
+@pytest.mark.parametrize("name", sorted(set(SEED) - set(GOLDEN)))
+def test_every_preset_of_the_hand_tuned_method_is_a_point_of_a_box(name):
+    plan = open_schedule(name)
+    point, same = whole_table(calls_of(plan)).params(plan)
+    assert same, point
+
+
+def test_golden_noise_is_the_only_thing_that_no_box_has():
+    assert GOLDEN == ["seed-sd-7-golden", "seed-sd-8-golden", "seed-xl-6-golden"]
+    for name in GOLDEN:
+        plan = open_schedule(name)
+        box = whole_table(calls_of(plan))
+        assert not box.params(plan)[1]
+        assert box.params(replace(plan, golden_noise=None))[1]
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "axes"),
     [
-        *(f"seed-sd-{n}" for n in (4, 5, 6, 7, 8)),
-        *("seed-sd-4-retrain-free", "seed-sd-8-free", "seed-sd-8-plain"),
-        *(f"seed-xl-{n}" for n in (4, 5, 7, 8)),
-        *("seed-dunipc-xl-8", "seed-dunipc-xl-8-afs", "seed-dunipc-xl-9-afs"),
+        ("seed-unipc-sd-6-plain", {"prediction": False}),
+        ("seed-unipc-sd-6-plain", {"decode": False}),
+        ("seed-dunipc-xl-5-afs", {"analytic_at": None}),
+        ("seed-dunipc-anime-8", {"analytic": (0.98, 1.0)}),
+        ("seed-xl-6", {"free_u_sets": 1}),
+        ("seed-sd-8-free", {"free_u": False}),
+        ("seed-unipc-sd-6-plain", {"solvers": ["ddim", "unipc-bh2"], "max_order": 3}),
     ],
 )
-def test_the_presets_of_the_hand_tuned_method_are_points_of_a_box(name):
+def test_each_of_these_axes_is_needed_for_some_preset(name, axes):
     plan = open_schedule(name)
-    calls = sum(step.analytic is None for step in plan.steps)
-    options = {
-        "guidance": "constant",
-        "guidance_scale": (0.5, 12.0),
-        "log_gap": (-4.0, 4.0),
-        "final_sigma": (0.02, 1.0),
-        "solvers": ["ddim", "dpmpp-midpoint", "unipc-bh2"],
-        "order": "per-step",
-        "corrector": True,
-        "analytic": (0.8, 1.0),
-        "free_u": True,
-    }
-    point, same = space(calls, 2 * calls, **options).params(plan)
-    assert same, point
+    assert not whole_table(calls_of(plan), **axes).params(plan)[1]
+
+
+def test_the_analytic_step_lands_where_it_is_told_to():
+    box = whole_table(4)
+    point, _ = box.params(open_schedule("seed-unipc-xl-5"))
+    point |= {"analytic": 1.0, "analytic_at": 0.3}
+    start, there, end = (SD.timestep(s) for s in box.schedule(point).sigmas[:3])
+    assert (start - there) / (start - end) == pytest.approx(0.3, abs=1e-6)
+    assert box.schedule(point | {"analytic": 0.85}).steps[0].analytic is None
+
+
+def test_fresh_noise_comes_at_every_step_that_may_have_it():
+    box = space(4, 8, churn=(0.0, 0.3), solvers=["unipc-bh2", "dpmpp-midpoint"], corrector=True)
+    point = centre(box) | {"churn": 0.2, "solver": 1.0, "corrector": 1.0}
+    assert [s.churn for s in box.schedule(point).steps] == [0.0, 0.2, 0.2, 0.2]
+    corrected = box.schedule(point | {"solver": 0.0})
+    assert [s.churn for s in corrected.steps] == [0.0] * 4
+    assert [s.corrector for s in corrected.steps] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("solver", "value", "form"),
+    [
+        ("unipc-bh2", 1.0, "noise"),
+        ("unipc-bh2", 0.0, None),  # its own
+        ("deis", 1.0, None),
+        ("deis", 0.0, "data"),
+        ("ipndm", 1.0, None),  # has neither
+    ],
+)
+def test_the_form_of_a_rule_is_a_choice_where_it_has_two(solver, value, form):
+    box = space(4, 8, solvers=[solver], prediction=True)
+    plan = box.schedule(centre(box) | {"prediction": value})
+    assert {s.prediction for s in plan.steps} == {form}
+    assert box.params(plan)[1]
 
 
 @pytest.mark.parametrize("scales", [[3.0, 3.0, 1.0, 1.0], [1.0, 1.0, 3.0, 3.0]])
@@ -194,6 +285,45 @@ def test_an_interval_guides_the_steps_inside_of_it():
     point = centre(box) | {"guidance_scale": 3.0, "guided_from": 0.2, "guided_to": 0.6}
     assert [s.guidance_scale for s in box.schedule(point).steps] == [1, 3, 3, 1, 1]
     assert box.params(box.schedule(point))[1]
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(2, 6), st.integers(0, 3), st.sampled_from(["per-step", "linear"]))
+def test_a_proposal_over_budget_loses_its_weakest_guidance_and_nothing_else(data, n, more, kind):
+    passes = data.draw(st.integers(n + more, 2 * (n + more)))
+    options = {**EVERYTHING, "max_steps": n + more, "guidance": kind}
+    box = space(n, passes, **options)
+    rich = space(n, 2 * (n + more), **options)  # pays for guidance at every step
+    point = draw(data, box)
+    assert rich.distributions == box.distributions
+    paid, wanted = box.schedule(point), rich.schedule(point)
+    assert paid.passes <= passes
+    if wanted.passes <= passes:
+        assert paid == wanted
+    bare = [replace(s, guidance_scale=1.0, guidance_rescale=0.0) for s in paid.steps]
+    assert bare == [replace(s, guidance_scale=1.0, guidance_rescale=0.0) for s in wanted.steps]
+    kept = [s.guidance_scale for s in paid.steps]
+    asked = [s.guidance_scale for s in wanted.steps]
+    assert all(k in (1.0, w) for k, w in zip(kept, asked, strict=True))
+    off = [w for k, w in zip(kept, asked, strict=True) if k != w]
+    on = [k for k in kept if k != 1]
+    assert not off or (paid.passes == passes and max(off) <= min([*on, inf]))
+
+
+@pytest.mark.parametrize("kind", ["per-step", "linear", "interval", "constant"])
+def test_the_box_is_one_of_floats_and_cma_es_sees_all_of_it(kind):
+    """Off, order, solver and form are thresholds: nothing is categorical, conditional or fixed."""
+    box = space(3, 6, max_steps=4, guidance=kind, **EVERYTHING).distributions
+    assert {type(d) for d in box.values()} == {FloatDistribution}
+    assert all(d.low < d.high and d.step is None for d in box.values())
+    study = optuna.create_study(sampler=make_algorithm("cmaes", 0))
+    for _ in range(3):
+        trial = study.ask()
+        sampled = {k: trial.suggest_float(k, d.low, d.high, log=d.log) for k, d in box.items()}
+        assert set(sampled) == set(box)
+        study.tell(trial, 1.0)
+    seen = study.sampler.infer_relative_search_space(study, study.ask()._get_latest_trial())
+    assert seen == box
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=12), st.integers(0, 12))

@@ -58,6 +58,25 @@ def setting(algorithm="random", trials=6, seed=0):
     return config, SearchSpace(config.space, SD, SD.spec("sd", "epsilon"), "power")
 
 
+def test_a_proposal_over_budget_costs_no_trial_and_is_recorded_as_it_was_measured(tmp_path):
+    config, space = setting(trials=12)
+    config = config.model_copy(
+        update={"space": config.space.model_copy(update={"guidance_scale": (2.0, 4.0)})}
+    )  # every proposal wants six passes; the budget is five
+    space = SearchSpace(config.space, SD, SD.spec("sd", "epsilon"), "power")
+    study, evaluator, measured = open_study(tmp_path, config), Toy(), []
+    measure = evaluator.measure
+    evaluator.measure = lambda plan, seeds: measured.append(plan) or measure(plan, seeds)
+    assert run_trials(study, tmp_path, config, space, evaluator, 0.5) == 12
+    trials = finished(study)
+    assert [schedule_of(t) for t in trials] == measured
+    for trial in trials:
+        plan = schedule_of(trial)
+        assert trial.user_attrs["passes"] == plan.passes == 5
+        assert sum(step.guidance_scale != 1 for step in plan.steps) == 2
+        assert space.schedule(trial.params) == plan
+
+
 @pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "cmaes"])
 def test_every_algorithm_fills_the_budget_and_no_more(tmp_path, algorithm):
     config, space = setting(algorithm, trials=14)
