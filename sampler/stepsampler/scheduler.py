@@ -166,11 +166,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                     f"the schedule's rows are for {schedule['prediction_type']}, "
                     f"but the model's prediction type is {prediction_type}"
                 )
-        self.register_to_config(
-            **config,
-            shift=shift,
-            schedule=schedule,
-        )
+        self.register_to_config(**config, shift=shift, schedule=schedule)
         self.flow = prediction_type == "flow_prediction"
         if not self.flow:
             stock = DDIMScheduler(**betas)

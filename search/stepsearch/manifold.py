@@ -34,7 +34,7 @@ def score_precision_recall(
         )
     parts = parts_of(len(x), count_blocks(len(x), blocks))
     among, across = _squared(x, x), _squared(x, y)
-    on_real = (across <= _radii(_squared(y, y))).any(1)
+    on_real = np.any(across <= _radii(_squared(y, y)), axis=1).astype(np.float64)
 
     def recall(keep: NDArray[np.int_]) -> float:
         radii = _radii(among[np.ix_(keep, keep)])
@@ -50,7 +50,7 @@ def _squared(a: Array, b: Array) -> Array:
     found = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
     if a is b:
         np.fill_diagonal(found, 0)
-    return found.clip(0)  # type: ignore[no-any-return]
+    return found.clip(0)
 
 
 def _radii(among: Array) -> Array:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stepsampler import UserError
@@ -68,7 +68,6 @@ def test_the_two_forms_agree_around_n_equals_d():
     assert by_gram == pytest.approx(by_covariance, rel=1e-9)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(1, 10), st.floats(0.1, 3), st.floats(-2, 2))
 def test_never_negative_and_zero_of_itself(n, d, scale, shift):
     x = cloud(n, d, scale=scale, shift=shift)

@@ -3,7 +3,7 @@ from math import inf
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
@@ -287,7 +287,6 @@ def test_an_interval_guides_the_steps_inside_of_it():
     assert box.params(box.schedule(point))[1]
 
 
-@settings(deadline=None)
 @given(st.data(), st.integers(2, 6), st.integers(0, 3), st.sampled_from(["per-step", "linear"]))
 def test_a_proposal_over_budget_loses_its_weakest_guidance_and_nothing_else(data, n, more, kind):
     passes = data.draw(st.integers(n + more, 2 * (n + more)))

@@ -29,12 +29,7 @@ DIGITS = 3  # of a percent
 
 
 def export(schedule: Schedule, _detail: str | None, _shift: float) -> Text:
-    sampler, lost = common.choose(SAMPLERS, schedule)
-    lost += common.losses(schedule)
-    if schedule.final_sigma > 0 and schedule.flow:
-        lost.append("a final sigma above 0 of a flow model (it divides the latent by 1 - sigma)")
-    if schedule.final_sigma > 0 and schedule.decode != "x":
-        lost.append(f"decode {schedule.decode!r}")
+    sampler, lost = common.for_a_list(SAMPLERS, schedule)
     nodes: dict[str, Any] = {
         "ManualSigmas": {"sigmas": common.sigma_list(schedule)},
         "KSamplerSelect": {"sampler_name": sampler},

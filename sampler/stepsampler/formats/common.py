@@ -85,6 +85,17 @@ def choose(samplers: Mapping[str, Sampler], schedule: Schedule) -> tuple[str, li
     return nearest, [f"the rule {schedule.solver} at orders {listed} ({nearest} instead)"]
 
 
+def for_a_list(samplers: Mapping[str, Sampler], schedule: Schedule) -> tuple[str, list[str]]:
+    """The sampler of a tool that takes a list of sigmas, and what of the schedule gets lost."""
+    sampler, lost = choose(samplers, schedule)
+    lost += losses(schedule)
+    if schedule.final_sigma > 0 and schedule.flow:
+        lost.append("a final sigma above 0 of a flow model (it divides the latent by 1 - sigma)")
+    if schedule.final_sigma > 0 and schedule.decode != "x":
+        lost.append(f"decode {schedule.decode!r}")
+    return sampler, lost
+
+
 def losses(schedule: Schedule) -> list[str]:
     """What no list of sigmas or timesteps holds."""
     steps = schedule.steps

@@ -23,12 +23,7 @@ SAMPLERS = {
 
 
 def export(schedule: Schedule, _detail: str | None, _shift: float) -> Text:
-    sampler, lost = common.choose(SAMPLERS, schedule)
-    lost += common.losses(schedule)
-    if schedule.final_sigma > 0 and schedule.flow:
-        lost.append("a final sigma above 0 of a flow model (it divides the latent by 1 - sigma)")
-    if schedule.final_sigma > 0 and schedule.decode != "x":
-        lost.append(f"decode {schedule.decode!r}")
+    sampler, lost = common.for_a_list(SAMPLERS, schedule)
     sigmas = common.sigma_list(schedule).replace(" ", "")
     words = ["--sampling-method", sampler, "--steps", str(schedule.num_steps), "--sigmas", sigmas]
     highest = common.plain(common.highest_guidance(schedule))
