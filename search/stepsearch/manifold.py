@@ -47,7 +47,7 @@ def score_precision_recall(
 
 def _squared(a: Array, b: Array) -> Array:
     """Squared distances (len(a), len(b)); 0 between equal rows."""
-    found = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    found: Array = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
     if a is b:
         np.fill_diagonal(found, 0)
     return found.clip(0)
@@ -55,4 +55,4 @@ def _squared(a: Array, b: Array) -> Array:
 
 def _radii(among: Array) -> Array:
     """Squared distance of each to its third nearest other one."""
-    return np.partition(among, NEIGHBOUR, axis=1)[:, NEIGHBOUR]  # type: ignore[no-any-return]
+    return np.partition(among, NEIGHBOUR, axis=1)[:, NEIGHBOUR]
