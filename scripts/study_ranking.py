@@ -377,7 +377,7 @@ def main(argv: list[str] | None = None) -> None:
     bench.images(bench.entries[0].schedule, probe)
     seconds = (time.monotonic() - started) / args.batch / bench.entries[0].schedule.passes
     print(
-        f"{len(bench.entries)} schedules, {len(left)} of {len(jobs)} parts to do: {passes:,} passes,"
+        f"{len(bench.entries)} schedules, {len(left)} of {len(jobs)} parts left: {passes:,} passes,"
         f" about {passes * seconds / args.workers / 3600:.2f} hours with {args.workers} workers",
         flush=True,
     )
