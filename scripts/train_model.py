@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--width", type=int, default=32, help="channels of the U-Net at 16 x 16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=256, help="images a step of the U-Net")
     parser.add_argument("--out", type=Path, default=ROOT / "sampler/stepsampler/bundled/tiny")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,7 +43,7 @@ def main() -> None:
         for name, seed in (("texture", 1), ("judge", 2)):
             classifier.train(args.data, args.run / f"{name}.safetensors", seed)
     elif args.stage == "unet":
-        unet.train(args.run, args.data, args.minutes, device, args.width, args.seed)
+        unet.train(args.run, args.data, args.minutes, device, args.width, args.seed, args.batch)
     elif args.stage == "bundle":
         bundle.write_pipeline(args.run, args.width, args.seed, args.out)
     elif args.stage == "unpack":

@@ -53,7 +53,9 @@ class Both(nn.Module):
         self.unet, self.encoder = unet, encoder
 
 
-def train(folder: Path, data: Path, minutes: float, device: str, width: int, seed: int) -> None:
+def train(
+    folder: Path, data: Path, minutes: float, device: str, width: int, seed: int, batch: int
+) -> None:
     """Train until `minutes` are spent over all sittings; the learning rate follows that clock."""
     torch.manual_seed(seed)
     images, labels = load_split(data, "train")
@@ -67,18 +69,15 @@ def train(folder: Path, data: Path, minutes: float, device: str, width: int, see
     ids = text.tokenize(tokenizer, [p for p, _ in pairs] + [""])
 
     both = Both(build(width, 96), text.build_encoder(tokenizer)).to(device)
-    both.unet.to(memory_format=torch.channels_last)
     count = sum(p.numel() for p in both.parameters()) / 1e6
-    average = Average(both, 0.9995)
+    average = Average(both, 1 - batch / 128_000)
     optimizer = torch.optim.AdamW(both.parameters(), lr=PEAK, betas=(0.9, 0.99), weight_decay=0.01)
     run = folder / f"unet-{width}-{seed}"
     info = load_state(run, both, average, optimizer) or {"step": 0, "images": 0, "seconds": 0.0}
     print(f"{count:.1f} M parameters, from image {info['images']:,}", flush=True)
-    both.unet.compile()  # two minutes at first, then 1.2 times as fast; needs a C++ compiler
     generator = torch.Generator().manual_seed(seed + info["step"])
     betas = scheduler().alphas_cumprod
     fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    batch = 64 if device == "cpu" else 512
     clock = Clock(minutes * 60, info["seconds"])
     saved = shown = time.monotonic()
     since, total = 0, 0.0
@@ -98,6 +97,7 @@ def train(folder: Path, data: Path, minutes: float, device: str, width: int, see
         loss = step_loss(both, x0, ids, prompt, betas, generator, fast, device)
         optimizer.zero_grad()
         loss.backward()
+        check_gradients(both)
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         info["step"] += 1
@@ -116,6 +116,16 @@ def train(folder: Path, data: Path, minutes: float, device: str, width: int, see
             saved = time.monotonic()
             checkpoint()
     checkpoint()
+
+
+def check_gradients(both: Both) -> None:
+    """Every tensor learns. (A compiled U-Net once lost the gradients of all but its top level.)
+
+    The text encoder's query of a prompt without attention to it may be zero; whole layers may not.
+    """
+    still = [n for n, p in both.named_parameters() if p.grad is None or not p.grad.any()]
+    if still:
+        raise RuntimeError(f"{len(still)} tensors have no gradient, such as {still[0]}")
 
 
 def step_loss(
@@ -137,7 +147,6 @@ def step_loss(
     weight = (5 * (1 - alpha_bar) / alpha_bar).clamp(max=1).to(device)
     scale = alpha_bar[:, None, None, None]
     x = (scale.sqrt() * x0 + (1 - scale).sqrt() * noise).to(device)
-    x = x.contiguous(memory_format=torch.channels_last)
     unique, inverse = prompt.unique(return_inverse=True)
     with torch.autocast(device, torch.bfloat16, enabled=fast):
         states = both.encoder(ids[unique].to(device))[0][inverse.to(device)]

@@ -17,7 +17,7 @@ app = typer.Typer(
 
 SEEDS = 10_000_000  # of a range: search, selection or test
 
-StudyFile = Annotated[Path, typer.Argument(help="Study file, such as studies/tiny-5-steps.toml.")]
+StudyFile = Annotated[Path, typer.Argument(help="Study file, such as studies/tiny-3-steps.toml.")]
 RunFolder = Annotated[
     Path | None, typer.Option("--run", help="Folder of the run; default runs/<study>.")
 ]
@@ -63,7 +63,7 @@ QUICK: dict[str, dict[str, Any]] = {
 
 @app.command()
 def worker(
-    folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-5-steps.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-3-steps.")],
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
 ) -> None:
     """Join a search that is under way with one more process."""
@@ -206,7 +206,7 @@ def evaluate(
 
 @app.command()
 def status(
-    folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-5-steps.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-3-steps.")],
 ) -> None:
     """Say how far a run is."""
     from stepsearch.study import claimed, finished, open_study

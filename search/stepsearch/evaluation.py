@@ -202,7 +202,7 @@ def _identity(metric: Metric) -> dict[str, Any]:
 
 
 def join(result: Result, data: dict[str, Any], path: Path) -> Result:
-    """Add the contenders of an earlier evaluation.
+    """Add the contenders of an earlier evaluation; a name that is taken gets that of the file.
 
     Raises:
         UserError: another n, other seeds or other metrics; or no such file.
@@ -227,9 +227,12 @@ def join(result: Result, data: dict[str, Any], path: Path) -> Result:
         }
         for entry in earlier["contenders"]
     ]
-    return Result(
-        result.n, result.seeds, result.entries + earlier["contenders"], result.scores + scores
-    )
+    taken = {entry["name"] for entry in result.entries}
+    entries = [
+        {**entry, "name": f"{entry['name']} ({path.stem})"} if entry["name"] in taken else entry
+        for entry in earlier["contenders"]
+    ]
+    return Result(result.n, result.seeds, result.entries + entries, result.scores + scores)
 
 
 def _brief(value: Any) -> str:

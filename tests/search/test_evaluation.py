@@ -121,6 +121,8 @@ def test_results_of_before_can_be_compared_if_everything_is_equal(
     code, out, _ = command(monkeypatch, capsys, FILE, *common, "--with", path)
     assert code == 0
     assert "EulerDiscrete" in out
+    name = data["contenders"][0]["name"]  # in both: the row of before has the name of its file
+    assert f"{name} (result)" in out
     data["metrics"][0]["extractor_digest"] = "another"
     (tmp_path / "other.json").write_text(json.dumps(data))
     code, _, errors = command(monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json")
