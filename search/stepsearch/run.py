@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, from_sigmas
 from stepsearch.baselines import Candidate, Kind, baselines, long_baselines, teacher
 from stepsearch.config import StudyConfig
@@ -162,7 +163,13 @@ class Run:
         """The teacher on the first seeds of a range: the standard for alignment there."""
         candidate = teacher(self.config, self.subject.noise, self.subject.spec)
         seeds = seeds_of(first_seed, self.config.teacher.images)
-        (row,) = self.score([candidate], seeds, "teacher")
+        rows = self.score([candidate], seeds, "teacher")
+        if not rows:
+            raise UserError(
+                f"the teacher's images are not finite in {self.config.model.dtype}: "
+                "try another model.dtype"
+            )
+        row = rows[0]
         if not isnan(row.measurement.alignment):
             self.report("teacher", 1, 1, f"alignment {row.measurement.alignment:.1%}")
         return row
@@ -286,7 +293,7 @@ class Run:
             entrants += [c for c in known if _guided(c) == guided and c not in entrants][:1]
         long = [c for c in ranked if c.kind == "long"]
         for n in self.config.baselines.long_steps:
-            entrants.append(next(c for c in long if c.schedule.num_steps == n))
+            entrants += [c for c in long if c.schedule.num_steps == n][:1]
         if self.config.teacher.test:
             entrants.append(teacher(self.config, self.subject.noise, self.subject.spec))
         rows = held_out(

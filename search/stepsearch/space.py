@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 from scipy.optimize import minimize_scalar
 
+from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, from_sigmas, power
 from stepsampler.noise import Noise
 from stepsampler.schedule import SOLVERS, WITHOUT_FORMS, FreeU, ModelSpec, Schedule, Step
@@ -36,12 +37,21 @@ class SearchSpace:
 
     Placement is log-factors on the gaps of that grid in timesteps: 0 everywhere, with the grid's
     own final sigma, is that grid at any number of steps. Or it is a power law.
+
+    Raises:
+        UserError: an axis that the model cannot have.
     """
 
     config: SpaceConfig
     noise: Noise
     model: ModelSpec
     grid: str
+
+    def __post_init__(self) -> None:
+        if self.model.prediction_type == "flow_prediction":
+            for name in ("analytic", "churn", "decode"):
+                if getattr(self.config, name):
+                    raise UserError(f"space.{name} is not for a flow model")
 
     @property
     def distributions(self) -> dict[str, FloatDistribution]:

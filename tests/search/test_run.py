@@ -184,6 +184,18 @@ def test_a_baseline_with_broken_images_is_out_and_the_run_goes_on(tmp_path):
     assert all(np.isfinite(row.score.value) for row in result.test)
 
 
+def test_a_long_row_with_broken_images_is_out_too(tmp_path):
+    result, _, _ = run(tmp_path, settings(trials=2), broken=lambda s: s.num_steps == 20)
+    assert not result.of_kind("long")
+    assert len(result.of_kind("teacher")) == 1
+
+
+def test_a_teacher_with_broken_images_is_no_standard(tmp_path):
+    message = "the teacher's images are not finite in float32: try another model.dtype"
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, settings(trials=2), broken=lambda s: s.num_steps == 50)
+
+
 def test_another_model_refuses_the_folder(tmp_path):
     config = settings(trials=2)
     run(tmp_path, config)

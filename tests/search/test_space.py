@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
+from stepsampler import UserError
 from stepsampler.grids import GRIDS, from_sigmas, make_schedule
-from stepsampler.noise import NoiseSchedule
+from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.presets import names, open_schedule
 from stepsearch.config import SpaceConfig
 from stepsearch.space import SearchSpace, within_budget
@@ -244,6 +245,15 @@ def test_fresh_noise_comes_at_every_step_that_may_have_it():
     corrected = box.schedule(point | {"solver": 0.0})
     assert [s.churn for s in corrected.steps] == [0.0] * 4
     assert [s.corrector for s in corrected.steps] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("axis", "value"), [("analytic", (0.8, 1.0)), ("churn", (0.0, 0.3)), ("decode", True)]
+)
+def test_what_a_flow_model_cannot_have_is_refused_before_any_trial(axis, value):
+    noise, config = FlowSchedule(), SpaceConfig(num_steps=3, passes=6, **{axis: value})
+    with pytest.raises(UserError, match=f"^space.{axis} is not for a flow model$"):
+        SearchSpace(config, noise, noise.spec("flux", "flow_prediction"), "linspace")
 
 
 @pytest.mark.parametrize(
