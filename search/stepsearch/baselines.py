@@ -8,13 +8,14 @@ from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
 from stepsearch.config import StudyConfig
 
-Kind = Literal["found", "baseline", "long", "teacher"]
+Kind = Literal["found", "front", "baseline", "long", "teacher"]
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A schedule with the name under which tables show it.
 
+    "front" are those that were found too and are better than the found one in alignment or FD.
     Only baselines spend the study's budget; "long" rows and the teacher spend more.
     """
 

@@ -191,15 +191,16 @@ def status(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-5-steps.")],
 ) -> None:
     """Say how far a run is."""
-    from stepsearch.study import claimed, finished, open_study
+    from stepsearch.study import claimed, distance_of, finished, open_study
 
     config = claimed(folder)
-    done = sorted(finished(open_study(folder, config)), key=lambda t: float(t.value or 0))
+    done = sorted(finished(open_study(folder, config)), key=distance_of)
     typer.echo(f"{folder}: {len(done)} of {config.search.trials} trials finished")
     for trial in done[:5]:
         alignment, passes = trial.user_attrs["alignment"], trial.user_attrs["passes"]
         typer.echo(
-            f"  trial {trial.number}: {trial.value:.3f}, alignment {alignment:.1%}, {passes} passes"
+            f"  trial {trial.number}: {distance_of(trial):.3f}, "
+            f"alignment {alignment:.1%}, {passes} passes"
         )
     if (folder / "best.json").exists():
         typer.echo(f"  ended: {folder / 'best.json'}")

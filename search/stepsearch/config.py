@@ -1,6 +1,7 @@
 """A study file (TOML) -> frozen models. Unknown keys are refused, with the nearest valid name."""
 
 import difflib
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -137,6 +138,25 @@ class SearchConfig(_Section):
     minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
     seed: int = 0
     finalists: int = Field(8, ge=1)  # trials that are scored again on the selection seeds
+    # Both: a Pareto front of trials. Else alignment is a floor under the one objective.
+    objectives: tuple[Literal["fd", "alignment"], ...] = ("fd",)
+    alignment_drop: float = Field(0.01, ge=0, le=1)  # share that may be lost to the teacher's
+
+    @property
+    def both(self) -> bool:
+        """Whether alignment is an objective beside FD."""
+        return len(self.objectives) > 1
+
+    @model_validator(mode="after")
+    def _one_or_both(self) -> "SearchConfig":
+        if self.objectives not in (("fd",), ("fd", "alignment")):
+            raise ValueError(
+                'objectives must be ["fd"] or ["fd", "alignment"], '
+                f"got {json.dumps(self.objectives)}"
+            )
+        if self.both and self.algorithm == "cmaes":
+            raise ValueError("algorithm: cmaes has one objective; gp, tpe and random take both")
+        return self
 
 
 class TeacherConfig(_Section):

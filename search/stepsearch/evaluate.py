@@ -86,6 +86,11 @@ class Evaluator:
         size = self.model.size
         self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
         self.judge = Judge(device) if self.prompts[0].label is not None else None
+        if config.search.both and self.judge is None:
+            raise UserError(
+                "search.objectives: alignment is unknown, because the prompts of "
+                f"{evaluation.prompts!r} have no classes that a judge could find"
+            )
         parts = [
             model_digest(self.model),
             self.reference.fingerprint,

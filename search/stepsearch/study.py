@@ -58,7 +58,12 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     """
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    study = optuna.create_study(study_name=config.name, storage=storage, load_if_exists=True)
+    study = optuna.create_study(
+        study_name=config.name,
+        storage=storage,
+        load_if_exists=True,
+        directions=["minimize", "maximize"] if config.search.both else ["minimize"],
+    )
     entropy = (config.search.seed, worker, len(study.get_trials(deepcopy=False)))
     study.sampler = make_algorithm(config.search.algorithm, *entropy)
     return study
@@ -160,9 +165,12 @@ def run_trials(
         trial.set_user_attr("sheet", found.sheet and str(found.sheet.absolute()))
         trial.set_user_attr("passes", schedule.passes)
         trial.set_user_attr("seconds", time.perf_counter() - started)
-        if found.alignment == found.alignment:  # not NaN
+        values = [frechet_distance(found.features, evaluator.reference.search)]
+        if config.search.both:
+            values.append(found.alignment)
+        elif found.alignment == found.alignment:  # not NaN
             trial.set_constraint("alignment", alignment_floor - found.alignment)
-        study.tell(trial, frechet_distance(found.features, evaluator.reference.search))
+        study.tell(trial, values)
         done += 1
     return done
 
@@ -253,6 +261,11 @@ def work(
     study = open_study(folder, config, worker)
     floor = alignment_floor(folder)
     return run_trials(study, folder, config, space, evaluator, floor, deadline)
+
+
+def distance_of(trial: FrozenTrial) -> float:
+    """FD of a finished trial, whether it is the only objective or the first."""
+    return float(trial.values[0])
 
 
 def schedule_of(trial: FrozenTrial) -> Schedule:
