@@ -187,6 +187,24 @@ def evaluate(
 
 
 @app.command()
+def front(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Finished runs: their folders or study files.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder.")] = Path("front"),
+    images: Annotated[
+        int | None,
+        typer.Option(min=8, help="Score all again, on so many fresh seeds, like the first run."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of --images: cpu, cuda:0, …")] = "cpu",
+) -> None:
+    """The best schedule for each number of passes: a chart, a table and a file each."""
+    from stepsearch.front import make_front
+
+    make_front(runs, out, images, device)
+
+
+@app.command()
 def status(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-5-steps.")],
 ) -> None:

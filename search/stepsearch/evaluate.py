@@ -25,8 +25,9 @@ from stepsearch.features import Judge, load_extractor
 from stepsearch.paths import bundled, write_whole
 from stepsearch.reference import Reference, load_reference
 
-# Three disjoint ranges of seeds: what the search sees, what chooses among its best, what reports.
-SEARCH, SELECTION, TEST = 0, 10_000_000, 20_000_000
+# Disjoint ranges of seeds: what the search sees, what chooses among its best, what reports; and
+# what compares the reported ones of several runs.
+SEARCH, SELECTION, TEST, FRONT = 0, 10_000_000, 20_000_000, 30_000_000
 SHEET = 10  # images on a sheet: one of each class of the bundled prompts
 
 

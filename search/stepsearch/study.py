@@ -21,6 +21,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler,
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule
@@ -206,12 +207,16 @@ def claimed(folder: Path) -> StudyConfig:
     """The settings of the run in a folder.
 
     Raises:
-        UserError: no run has started here.
+        UserError: no run has started here, or one of another version.
     """
     path = folder / "study.json"
     if not path.exists():
         raise UserError(f"{folder}: no run has started here; start it with stepsearch run")
-    return StudyConfig.model_validate_json(path.read_text())
+    try:
+        return StudyConfig.model_validate_json(path.read_text())
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{path}: another version of stepsearch wrote it: {key}") from error
 
 
 def make_plan(folder: Path, identity: str, grid: str, alignment_floor: float) -> None:
@@ -232,6 +237,11 @@ def make_plan(folder: Path, identity: str, grid: str, alignment_floor: float) ->
 def alignment_floor(folder: Path) -> float:
     """The alignment below which a trial is not feasible; NaN where alignment is unknown."""
     return float(json.loads((folder / "plan.json").read_text())["alignment_floor"])
+
+
+def identity_of(folder: Path) -> str:
+    """The digest of a run's model, reference and prompts."""
+    return str(json.loads((folder / "plan.json").read_text())["identity"])
 
 
 def _refuse(folder: Path, what: str, before: object, now: object) -> None:
