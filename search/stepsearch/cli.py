@@ -59,6 +59,26 @@ QUICK: dict[str, dict[str, Any]] = {
 
 
 @app.command()
+def check(
+    study: StudyFile,
+    seconds_per_pass: Annotated[
+        float | None, typer.Option(min=0, help="Of one image, for the estimate of hours.")
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Measure that on cpu, cuda:0, …")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Go through all stages with a tiny random model.")
+    ] = True,
+) -> None:
+    """Say what a study lacks and costs, and dry-run it; exit with 2 if anything is missing."""
+    from stepsearch.check import run_check
+
+    if not run_check(study, seconds_per_pass, measure, dry_run):
+        raise typer.Exit(2)
+
+
+@app.command()
 def worker(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-5-steps.")],
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",

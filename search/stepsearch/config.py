@@ -20,6 +20,8 @@ class ModelConfig(_Section):
     id: str = "tiny"  # "tiny", a local folder or a hub id
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     size: int | None = None  # side of the images in pixels
+    # Of `miniatures.FAMILIES`: what `stepsearch check` can dry-run without the weights
+    kind: str | None = None
 
 
 Range = Annotated[tuple[float, float], Field(description="low, high")]
@@ -103,7 +105,7 @@ class EvaluationConfig(_Section):
 
     extractor: str = "texture"
     reference: str = "fashion-mnist"  # bundled statistics, or a folder of images
-    prompts: str = "fashion-mnist"  # bundled prompts, or a text file with one prompt a line
+    prompts: str = "fashion-mnist"  # bundled prompts, or a text or caption file
     batch_size: int = Field(50, ge=1)
     images: int = Field(300, ge=8)  # per trial
     selection_images: int = Field(600, ge=8)
@@ -116,6 +118,7 @@ class BaselinesConfig(_Section):
     guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 5.0)
     orders: tuple[int, ...] = (1, 2)
     rivals: tuple[Literal["dmn", "gits", "oss"], ...] = ()  # placements computed for the model
+    presets: tuple[str, ...] = ()  # names, or patterns such as seed-sd-*: all that fit
     rungs: tuple[int, ...] = (40, 120, 400)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
     test: int = Field(3, ge=1)  # the best so many enter the test

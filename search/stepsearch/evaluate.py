@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from stepsampler.captions import read_captions
 from stepsampler.errors import UserError
 from stepsampler.generate import Batch, generate
 from stepsampler.models import LatentModel, check_device, load
@@ -177,22 +178,17 @@ def model_digest(model: LatentModel) -> str:
 
 
 def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
-    """Bundled prompts by the name of their data, or a text file with one prompt a line.
+    """Bundled prompts by the name of their data, or a caption file (`captions.read_captions`).
 
-    A text file has no held-out part: both calls return all of it.
+    A file has no held-out part: both calls return all of it.
     """
     path = bundled(f"{source}-prompts.json")
     if path.exists():
         data = json.loads(path.read_text(encoding="utf-8"))
         return [Prompt(text, label) for text, label in data["held_out" if held_out else "train"]]
-    try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts {source!r}: neither bundled nor a text file") from error
-    prompts = [Prompt(line.strip()) for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"prompts {source!r}: the file is empty")
-    return prompts
+    if not Path(source).is_file():
+        raise UserError(f"prompts {source!r}: neither bundled nor a file of captions")
+    return [Prompt(caption.text) for caption in read_captions(Path(source))]
 
 
 def metric_name(reference: Reference, n: int) -> str:

@@ -1,6 +1,7 @@
 """What a run leaves behind: table, schedule file, result file and a sheet of pictures."""
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -129,10 +130,7 @@ def exported(result: Result, config: StudyConfig, candidate: Candidate) -> Sched
         "search_passes": result.search_passes,
         "versions": {p: version(p) for p in ("stepsearch", "torch", "diffusers", "optuna")},
     }
-    schedule = candidate.schedule
-    return Schedule(
-        schedule.steps, schedule.final_sigma, schedule.solver, result.subject.spec, provenance
-    )
+    return replace(candidate.schedule, model=result.subject.spec, provenance=provenance)
 
 
 def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:

@@ -12,7 +12,15 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from stepsampler.grids import GRIDS, from_sigmas
-from stepsearch.baselines import Candidate, Kind, baselines, long_baselines, teacher
+from stepsearch.baselines import (
+    CLASSIFIER_FREE,
+    Candidate,
+    Kind,
+    baselines,
+    long_baselines,
+    published,
+    teacher,
+)
 from stepsearch.config import StudyConfig
 from stepsearch.distance import frechet_distance
 from stepsearch.evaluate import SEARCH, SELECTION, Measurement, seeds_of
@@ -104,7 +112,9 @@ class Run:
         if config.baselines.rivals:
             self.report("rivals", 0, 1, "")
         rivals = self.workers.placements()
-        known = baselines(config, self.subject.noise, self.subject.spec, rivals)
+        subject = self.subject
+        known = baselines(config, subject.noise, subject.spec, rivals, subject.guidance)
+        known += published(config, subject.spec, subject.guidance)
         best, screened = self.screen(known)
         alignment = self.measure_teacher(SEARCH).measurement.alignment
         teacher_row = self.measure_teacher(SELECTION)
@@ -161,12 +171,15 @@ class Run:
 
     def measure_teacher(self, first_seed: int) -> Row[Candidate]:
         """The teacher on the first seeds of a range: the standard for alignment there."""
-        candidate = teacher(self.config, self.subject.noise, self.subject.spec)
+        candidate = self._teacher()
         seeds = seeds_of(first_seed, self.config.teacher.images)
         (row,) = self.score([candidate], seeds, "teacher")
         if not isnan(row.measurement.alignment):
             self.report("teacher", 1, 1, f"alignment {row.measurement.alignment:.1%}")
         return row
+
+    def _teacher(self) -> Candidate:
+        return teacher(self.config, self.subject.noise, self.subject.spec, self.subject.guidance)
 
     def first_points(self, space: SearchSpace, best: list[Candidate]) -> list[tuple[Params, str]]:
         """The best baselines as points of the box, or the nearest points to them; and `spread`."""
@@ -180,8 +193,11 @@ class Run:
     def spread(self, space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         """The same passes on more steps, of which the first or the last ones are guided.
 
-        In their own part of the box, which an algorithm can be long in finding.
+        In their own part of the box, which an algorithm can be long in finding. Where guidance
+        costs nothing, there are none.
         """
+        if self.subject.guidance != CLASSIFIER_FREE:
+            return []
         config = self.config.space
         scale = next((c.schedule.steps[0].guidance_scale for c in best if _guided(c)), 1.0)
         found = []
@@ -205,7 +221,8 @@ class Run:
         """
         config, options = self.config, self.config.search
         grid = config.space.baseline if config.space.baseline != "best" else self._best_grid(best)
-        space = SearchSpace(config.space, self.subject.noise, self.subject.spec, grid)
+        subject = self.subject
+        space = SearchSpace(config.space, subject.noise, subject.spec, grid, subject.guidance)
         floor = alignment - options.alignment_drop
         floor -= sqrt(alignment * (1 - alignment) / config.evaluation.images)
         make_plan(self.folder, self.subject.identity, grid, floor)
@@ -263,7 +280,8 @@ class Run:
         entrants += best[: self.config.baselines.test + 2]
         for guided in (True, False):  # the best of either kind is always there
             entrants += [c for c in best if _guided(c) == guided and c not in entrants][:1]
-        entrants += long_baselines(self.config, self.subject.noise, self.subject.spec)
+        subject = self.subject
+        entrants += long_baselines(self.config, subject.noise, subject.spec, subject.guidance)
         seeds = seeds_of(SELECTION, self.config.evaluation.selection_images)
         rows = self.score(entrants, seeds, "selection")
         n = min(len(standard.measurement.aligned), len(seeds))
@@ -303,7 +321,7 @@ class Run:
         for n in self.config.baselines.long_steps:
             entrants.append(next(c for c in long if c.schedule.num_steps == n))
         if self.config.teacher.test:
-            entrants.append(teacher(self.config, self.subject.noise, self.subject.spec))
+            entrants.append(self._teacher())
         rows = held_out(
             entrants,
             self.config.evaluation.test_images,

@@ -40,6 +40,7 @@ class SearchSpace:
     noise: Noise
     model: ModelSpec
     grid: str
+    guidance: str = "classifier-free"  # distilled: a guided step costs one pass as well
 
     @property
     def distributions(self) -> dict[str, FloatDistribution]:
@@ -87,7 +88,8 @@ class SearchSpace:
         n = _whole(params.get("num_steps", c.num_steps), c.num_steps, c.most_steps)
         at = _middles(n)
         *sigmas, final_sigma = self._sigmas(params, n)
-        scales = within_budget(self._guidance(params, at).tolist(), c.passes)
+        scales = self._guidance(params, at).tolist()
+        scales = within_budget(scales, 2 * n if self.guidance == "distilled" else c.passes)
         solver = c.solvers[_whole(params.get("solver", 0.0), 0, len(c.solvers) - 1)]
         orders = [_whole(value, 1, SOLVERS[solver]) for value in self._curve("order", params, at)]
         free_u = [value >= 0.5 for value in self._curve("free_u", params, at, 0.0)]
@@ -109,7 +111,7 @@ class SearchSpace:
         ]
         if analytic:
             steps[0] = replace(steps[0], analytic=gain)
-        return replace(plan, steps=tuple(steps))
+        return replace(plan, steps=tuple(steps), guidance=self.guidance)
 
     def params(self, schedule: Schedule) -> tuple[Params, bool]:
         """The point nearest to a schedule, and whether it is that schedule."""

@@ -267,7 +267,7 @@ def work(
         raise UserError(f"{folder}: the search has not started here yet")
     plan = json.loads((folder / "plan.json").read_text())
     model = evaluator.model
-    space = SearchSpace(config.space, model.noise, model.spec, plan["grid"])
+    space = SearchSpace(config.space, model.noise, model.spec, plan["grid"], model.guidance)
     study = open_study(folder, config, worker)
     floor = alignment_floor(folder)
     return run_trials(study, folder, config, space, evaluator, floor, deadline)

@@ -18,7 +18,7 @@ from stepsearch.rivals.dmn import dmn
 from stepsearch.run import Run
 from stepsearch.study import distance_of, finished, open_study, work
 from stepsearch.tracking import NoTracking
-from stepsearch.workers import Workers
+from stepsearch.workers import Subject, Workers
 
 SD = NoiseSchedule.scaled_linear()
 SPEC = SD.spec("stable-diffusion", "epsilon")
@@ -40,11 +40,11 @@ class ToyWorkers:
         self.config, self.folder = config, folder
         self.target, self.aligned, self.broken = target, aligned, broken
         self.reference = Reference
-        self.model = SimpleNamespace(noise=SD, spec=SPEC)
+        self.model = SimpleNamespace(noise=SD, spec=SPEC, guidance="classifier-free")
         self.images = 0
 
     def describe(self):
-        return SimpleNamespace(noise=SD, spec=SPEC, reference=Reference, identity="toy")
+        return Subject(SD, SPEC, Reference, "toy", "classifier-free")
 
     def placements(self):
         return {("dmn", n): dmn(n, SD) for n in (3, 6)} if self.config.baselines.rivals else {}
@@ -189,9 +189,7 @@ def test_another_model_refuses_the_folder(tmp_path):
     config = settings(trials=2)
     run(tmp_path, config)
     workers = ToyWorkers(config, tmp_path)
-    workers.describe = lambda: SimpleNamespace(
-        noise=SD, spec=SPEC, reference=Reference, identity="other weights"
-    )
+    workers.describe = lambda: Subject(SD, SPEC, Reference, "other weights", "classifier-free")
     with pytest.raises(UserError, match="started with model, reference and prompts = 'toy'"):
         Run(config, tmp_path, workers, NoTracking(), lambda *line: None).run()
 
