@@ -1,5 +1,6 @@
 """`stepsearch check`: what a study lacks, what it costs, and whether its settings work together."""
 
+import fnmatch
 import importlib.util
 import json
 import tempfile
@@ -13,6 +14,7 @@ from rich.console import Console
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import resolve
+from stepsampler.presets import names, preset
 from stepsearch.baselines import CLASSIFIER_FREE, shapes
 from stepsearch.config import StudyConfig, load_config
 from stepsearch.dryrun import dry_run, kind_of
@@ -166,7 +168,9 @@ def costs(config: StudyConfig) -> Costs:
     """Count images and passes of every stage as the run makes them."""
     space, options, images = config.space, config.baselines, config.evaluation
     kinds = len(shapes(config, CLASSIFIER_FREE)) * len(options.orders)
-    first = kinds * (len(GRIDS) + len(options.rivals)) + len(options.presets)
+    named = {name for wanted in options.presets for name in fnmatch.filter(names(), wanted)}
+    presets = [name for name in named if preset(name).schedule.passes == space.passes]
+    first = kinds * (len(GRIDS) + len(options.rivals)) + len(presets)
     count, before, screened, pictures = first, 0, 0, 0
     for n in options.rungs:
         if before:

@@ -81,13 +81,14 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     """The study with a tiny model and made-up data, which is written into `folder`.
 
     Bundled data stays, since it is there, and so is what alignment needs. Extractors with weights
-    of their own give way to EfficientNet-Lite0.
+    of their own give way to EfficientNet-Lite0, and rivals to the one that needs no trajectories.
     """
     data = config.model_dump()
     for section, values in SMALL.items():
         data[section] |= values
     for name in FIRST:
         data["baselines"][name] = data["baselines"][name][:1]
+    data["baselines"]["rivals"] = ["dmn"] if config.baselines.rivals else []
     size = None if kind in PIXELS else SIZE
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
     evaluation = data["evaluation"]
