@@ -6,7 +6,7 @@ from typing import Literal
 
 from stepsampler.checks import ScheduleError
 from stepsampler.errors import UserError
-from stepsampler.grids import AYS, GRIDS, from_sigmas, make_schedule
+from stepsampler.grids import AYS, GRIDS, from_sigmas, is_guided, make_schedule
 from stepsampler.noise import Noise, NoiseSchedule
 from stepsampler.presets import Preset, names, preset
 from stepsampler.schedule import ModelSpec, Schedule
@@ -39,7 +39,14 @@ def shapes(config: StudyConfig, guidance: str) -> list[tuple[int, float]]:
     """(steps, guidance scale) of a baseline: all that the budget pays for in one way each."""
     passes = config.space.passes
     guided = min(config.space.num_steps, passes // 2) if guidance == CLASSIFIER_FREE else passes
+    if config.evaluation.guidance_scales:
+        return [(guided, w) for w in constant_scales(config)]
     return [*((guided, w) for w in config.baselines.guidance_scales), (passes, 1.0)]
+
+
+def constant_scales(config: StudyConfig) -> tuple[float, ...]:
+    """Of baselines; in a study over guidance scales all of them come to the same."""
+    return config.evaluation.guidance_scales[:1] or config.baselines.guidance_scales
 
 
 def baselines(
@@ -90,7 +97,8 @@ def published(
                 known = preset(name)
             except ScheduleError as error:
                 raise UserError(f"baselines.presets: {error}") from error
-            problem = _misfit(known, config.space.passes, model, guidance)
+            over_scales = bool(config.evaluation.guidance_scales)
+            problem = _misfit(known, config.space.passes, model, guidance, over_scales)
             if problem and not pattern:
                 raise UserError(f"baselines.presets: {name} {problem}")
             if problem or (pattern and known.approximate):
@@ -106,7 +114,9 @@ def published(
     return list(found.values())
 
 
-def _misfit(known: Preset, passes: int, model: ModelSpec, guidance: str) -> str | None:
+def _misfit(
+    known: Preset, passes: int, model: ModelSpec, guidance: str, over_scales: bool
+) -> str | None:
     """Why a preset is no baseline of a study, or None."""
     schedule = known.schedule
     if schedule.model is None:
@@ -116,6 +126,8 @@ def _misfit(known: Preset, passes: int, model: ModelSpec, guidance: str) -> str 
         return f"is for {difference}"
     if schedule.guidance != guidance:
         return f"has {schedule.guidance} guidance, but the model's is {guidance}"
+    if over_scales and not any(map(is_guided, schedule.steps)):
+        return "has no guided step, but the study is one over guidance scales"
     if schedule.passes != passes:
         return f"has {schedule.passes} passes, but the study's budget is {passes}"
     return None
@@ -128,7 +140,7 @@ def long_baselines(
     return [
         Candidate(f"DPM++(2M), {n} steps, w {w:g}", _evenly(n, w, noise, model, guidance), "long")
         for n in config.baselines.long_steps
-        for w in (1.0, *config.baselines.guidance_scales)
+        for w in ((1.0,) if not config.evaluation.guidance_scales else ()) + constant_scales(config)
     ]
 
 

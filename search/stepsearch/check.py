@@ -201,10 +201,12 @@ def costs(config: StudyConfig) -> Costs:
     }
     made = screened + trials * images.images + finalists * images.selection_images
     made += tested * images.test_images
+    versions = len(images.guidance_scales) or 1
+    passes = {stage: n * (1 if stage == "rivals" else versions) for stage, n in passes.items()}
     parts = [ceil(n / PART) for n in (images.selection_images, images.test_images)]
     pictures += trials + finalists * parts[0] + tested * parts[1]
     sheet = SHEET * 3 * (config.model.size or 1024) ** 2 * PACKED
-    return Costs(passes, round(made * FEATURES + pictures * sheet))
+    return Costs(passes, round(versions * (made * FEATURES + pictures * sheet)))
 
 
 def seconds_of_a_pass(config: StudyConfig, device: str) -> float:

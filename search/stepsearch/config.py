@@ -110,6 +110,17 @@ class EvaluationConfig(_Section):
     images: int = Field(300, ge=8)  # per trial
     selection_images: int = Field(600, ge=8)
     test_images: int = Field(1000, ge=8)
+    # Every schedule is measured at each of these means of its guidance; its distance is the mean of
+    # theirs, or the worst. Empty: as it is.
+    guidance_scales: tuple[float, ...] = ()
+    over: Literal["mean", "worst"] = "mean"
+
+    @model_validator(mode="after")
+    def _guided(self) -> "EvaluationConfig":
+        scales = self.guidance_scales
+        if len(set(scales)) < len(scales) or not all(w > 1 for w in scales):
+            raise ValueError(f"guidance_scales must differ and be above 1, got {list(scales)}")
+        return self
 
 
 class BaselinesConfig(_Section):

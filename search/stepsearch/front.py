@@ -16,7 +16,7 @@ from stepsampler.files import replacing, write_text
 from stepsampler.schedule import Schedule, load
 from stepsearch.config import StudyConfig
 from stepsearch.distance import Score
-from stepsearch.evaluate import FRONT, Evaluator, Measurement, metric_name, seeds_of
+from stepsearch.evaluate import FRONT, Evaluator, Measurement, objective_name, seeds_of
 from stepsearch.evaluation import with_error
 from stepsearch.pareto import dominated
 from stepsearch.protocol import Job, held_out
@@ -233,7 +233,7 @@ def score_again(
         refuse,
         FRONT,
     )
-    metric = metric_name(evaluator.reference, images)
+    metric = objective_name(config.evaluation, evaluator.reference, images)
     seeds = seeds_of(FRONT, images)
     scored = []
     for row in rows:

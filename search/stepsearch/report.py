@@ -13,7 +13,7 @@ from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
 from stepsearch.baselines import Candidate
 from stepsearch.config import StudyConfig
-from stepsearch.evaluate import SHEET, TEST, metric_name, seeds_of
+from stepsearch.evaluate import SHEET, TEST, objective_name, seeds_of
 from stepsearch.paths import write_whole
 from stepsearch.protocol import Row
 from stepsearch.run import Result
@@ -22,7 +22,8 @@ from stepsearch.workers import Workers
 
 def table(result: Result, config: StudyConfig) -> Table:
     """The test table; differences are paired over the same seeds."""
-    metric = metric_name(result.subject.reference, config.evaluation.test_images)
+    evaluation = config.evaluation
+    metric = objective_name(evaluation, result.subject.reference, evaluation.test_images)
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
     columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", "alignment")
     for i, name in enumerate(columns):
@@ -122,7 +123,7 @@ def exported(result: Result, config: StudyConfig, candidate: Candidate) -> Sched
         "algorithm": config.search.algorithm,
         "algorithm_seed": config.search.seed,
         "model": config.model.id,
-        "metric": metric_name(result.subject.reference, n),
+        "metric": objective_name(config.evaluation, result.subject.reference, n),
         "value": row.score.value,
         "standard_error": row.score.se,
         "alignment": _known(row.measurement.alignment),

@@ -37,6 +37,7 @@ from stepsearch.study import (
     open_study,
     reap,
     schedule_of,
+    usable,
 )
 from stepsearch.tracking import Tracker
 from stepsearch.workers import Subject, Workers
@@ -125,6 +126,7 @@ class Run:
         trials = finished(study)
         spent = sum(t.user_attrs["passes"] for t in trials) * config.evaluation.images
         spent += sum(c.schedule.passes * n for c, n, _ in screened)
+        spent *= len(config.evaluation.guidance_scales) or 1
         return Result(
             self.subject, teacher_row, screened, selection, test, winner, len(trials), spent
         )
@@ -297,7 +299,7 @@ class Run:
     def finalists(self, study: optuna.Study) -> list[FrozenTrial]:
         """The best trials that keep the alignment; of two objectives an even part of the front."""
         floor, most = alignment_floor(self.folder), self.config.search.finalists
-        trials = sorted(finished(study), key=distance_of)
+        trials = usable(study)
         aligned = [t for t in trials if not t.user_attrs["alignment"] < floor]
         if not self.config.search.both:
             return aligned[:most]

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from stepsampler.errors import UserError
+from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.distance import frechet_distance
@@ -35,6 +36,7 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 MAX_FAILURES = 5
+GUIDED = "guided"  # a constraint of studies over guidance scales
 FREE = {("search", "trials"), ("search", "minutes")}  # may change between the parts of a run
 COUNTED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -167,6 +169,9 @@ def run_trials(
         trial.set_user_attr("passes", schedule.passes)
         trial.set_user_attr("seconds", time.perf_counter() - started)
         values = [frechet_distance(found.features, evaluator.reference.search)]
+        if config.evaluation.guidance_scales:  # without guidance there is nothing to scale
+            guided = any(map(is_guided, schedule.steps))
+            trial.set_constraint(GUIDED, 0.0 if guided else 1.0)
         if config.search.both:
             values.append(found.alignment)
         elif found.alignment == found.alignment:  # not NaN
@@ -271,6 +276,12 @@ def work(
     study = open_study(folder, config, worker)
     floor = alignment_floor(folder)
     return run_trials(study, folder, config, space, evaluator, floor, deadline)
+
+
+def usable(study: optuna.Study) -> list[FrozenTrial]:
+    """Finished trials, the lowest FD first; of a study over guidance scales the guided ones."""
+    found = [t for t in finished(study) if t.constraints.get(GUIDED, 0.0) <= 0]
+    return sorted(found, key=distance_of)
 
 
 def distance_of(trial: FrozenTrial) -> float:
