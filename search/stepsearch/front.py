@@ -285,7 +285,7 @@ def draw(front: Front, path: Path) -> None:
     left, *right = figure.subplots(1, 2 if aligned else 1, squeeze=False, sharey=True)[0]
     best = [e for e, beaten in zip(front.entries, front.beaten, strict=True) if not beaten]
     lowest = {e.schedule.passes: e.fd for e in reversed(best)}
-    left.plot(list(lowest), list(lowest.values()), color="tab:blue", linewidth=1)
+    left.plot(list(lowest), list(lowest.values()), color="tab:blue", drawstyle="steps-post")
     for entry, beaten in zip(front.entries, front.beaten, strict=True):
         color = "tab:gray" if beaten else "tab:blue"
         look = {"color": color, "marker": "o", "markerfacecolor": "none" if beaten else color}

@@ -142,7 +142,7 @@ class Workers:
 
 
 class InThisProcess(Workers):
-    """One worker that is the process itself: slower to resume, quicker to begin."""
+    """One worker that is the process itself, for work that is done before another one starts."""
 
     def __init__(self, config: StudyConfig, folder: Path, device: str = "cpu") -> None:
         global _self

@@ -126,11 +126,14 @@ def test_weights_and_data_that_are_not_there_are_named(tmp_path):
     assert missing(settings()) == []
 
 
-def test_a_dry_run_must_know_what_kind_of_model_it_is_for():
+def test_a_dry_run_must_know_what_kind_of_model_it_is_for(tmp_path):
     with pytest.raises(UserError, match="model.kind is missing: without the weights of 'a/b'"):
         kind_of(settings(model={"id": "a/b"}))
     with pytest.raises(UserError, match="model.kind must be one of stable-diffusion, sdxl"):
         kind_of(settings(model={"id": "a/b", "kind": "dalle"}))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    with pytest.raises(UserError, match="no tiny model of the class KandinskyPipeline"):
+        kind_of(settings(model={"id": str(tmp_path)}))
 
 
 def test_a_flux_folder_is_told_apart_by_its_guidance(tmp_path):
