@@ -15,6 +15,7 @@ from stepsampler.options import (
     Config,
     Device,
     Dtype,
+    GuidanceScale,
     Loras,
     ModelName,
     Negative,
@@ -24,8 +25,8 @@ from stepsampler.options import (
     Vae,
     Words,
     open_model,
+    open_plan,
 )
-from stepsampler.presets import open_schedule
 from stepsampler.seeds import parse_seeds
 
 
@@ -63,6 +64,7 @@ def generate(
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
+    guidance_scale: GuidanceScale = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
     size: Size = None,
@@ -74,7 +76,7 @@ def generate(
     Without --seeds, prompt k gets seed k. A class-conditional model takes class numbers or names as
     prompts, an unconditional one takes none but --seeds.
     """
-    plan = open_schedule(schedule)
+    plan = open_plan(schedule, guidance_scale)
     texts = given_prompts(prompt, prompts)
     if not texts and seeds is None:
         raise UserError(NO_PROMPT)

@@ -12,6 +12,7 @@ from stepsampler.options import (
     Config,
     Device,
     Dtype,
+    GuidanceScale,
     Loras,
     ModelName,
     Negative,
@@ -21,8 +22,8 @@ from stepsampler.options import (
     Vae,
     Words,
     open_model,
+    open_plan,
 )
-from stepsampler.presets import open_schedule
 
 app = typer.Typer()
 
@@ -45,6 +46,7 @@ def batch(
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
+    guidance_scale: GuidanceScale = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
     size: Size = None,
@@ -57,7 +59,7 @@ def batch(
     """
     from stepsampler.captions import read_captions
 
-    plan = open_schedule(schedule)
+    plan = open_plan(schedule, guidance_scale)
     captions = read_captions(prompts, column, limit, shuffle_seed)
 
     from rich.progress import Progress
@@ -98,6 +100,7 @@ def grid(
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
+    guidance_scale: GuidanceScale = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
     size: Size = None,
@@ -110,7 +113,7 @@ def grid(
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out must name a .png file, got {str(out)!r}")
-    plans = [open_schedule(name) for name in schedules]
+    plans = [open_plan(name, guidance_scale) for name in schedules]
     texts = given_prompts(prompt, prompts)
     if not texts:
         raise UserError(NO_PROMPT)

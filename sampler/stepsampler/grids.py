@@ -6,7 +6,7 @@ sigmas: n at which the denoiser is called, and the one on which the last step la
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import atan, inf, tan
+from math import atan, inf, isfinite, tan
 
 import numpy as np
 from scipy.stats import beta as beta_distribution
@@ -189,6 +189,45 @@ def guide(
     ]
     golden = schedule.golden_noise and replace(schedule.golden_noise, guidance_scale=scale)
     return replace(schedule, steps=tuple(steps), golden_noise=golden)
+
+
+def scale_guidance(schedule: Schedule, scale: float) -> Schedule:
+    """The schedule with the shape of its guidance, and `scale` as the mean over its guided steps.
+
+    w becomes 1 + (w - 1) * (scale - 1) / (mean - 1): a step that is guided twice as far beyond 1 as
+    another stays so. Steps without guidance stay without, so that the passes are the same; golden
+    noise is scaled with the steps. Analytic steps call no network and are left out.
+
+    Raises:
+        UserError: no guided step, guidance that is below 1 on average, or a scale that is no more
+            than 1 or takes a step's guidance below 0.
+    """
+    if not isfinite(scale) or scale <= 1:
+        raise UserError(f"the guidance scale must be above 1, which is none, got {scale:g}")
+    guided = [s.guidance_scale for s in schedule.steps if is_guided(s)]
+    if not guided:
+        raise UserError("the schedule has no guided step whose guidance could be scaled")
+    mean = sum(guided) / len(guided)
+    if mean <= 1:
+        raise UserError(f"the guidance to scale must be above 1 on average, got {mean:g}")
+    factor = (scale - 1) / (mean - 1)
+
+    def scaled(w: float) -> float:
+        return 1 + (w - 1) * factor
+
+    steps = [
+        replace(step, guidance_scale=scaled(step.guidance_scale)) if is_guided(step) else step
+        for step in schedule.steps
+    ]
+    golden = schedule.golden_noise
+    if golden:
+        golden = replace(golden, guidance_scale=scaled(golden.guidance_scale))
+    return replace(schedule, steps=tuple(steps), golden_noise=golden)
+
+
+def is_guided(step: Step) -> bool:
+    """Whether a step calls the network with guidance."""
+    return step.analytic is None and step.guidance_scale != 1
 
 
 def from_sigmas(

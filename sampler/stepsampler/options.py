@@ -9,6 +9,7 @@ from stepsampler.errors import UserError
 
 if TYPE_CHECKING:
     from stepsampler.models import LatentModel
+    from stepsampler.schedule import Schedule
 
 NO_PROMPT = "no prompt: give --prompt or --prompts"
 
@@ -29,11 +30,30 @@ Words = Annotated[
 PromptFile = Annotated[
     Path | None, typer.Option(help="Text with a prompt a line, or any other file as for batch.")
 ]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(help="Mean of the guided steps; the shape of the schedule's guidance stays."),
+]
 Negative = Annotated[str, typer.Option(help="What the images should not show.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per network call.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+
+
+def open_plan(name: str, guidance_scale: float | None) -> "Schedule":
+    """Read a schedule, or take a preset, with its guidance scaled where a scale is given."""
+    from stepsampler.presets import open_schedule
+
+    plan = open_schedule(name)
+    if guidance_scale is None:
+        return plan
+    from stepsampler.grids import scale_guidance
+
+    try:
+        return scale_guidance(plan, guidance_scale)
+    except UserError as error:
+        raise UserError(f"--guidance-scale: {name}: {error}") from error
 
 
 def open_model(

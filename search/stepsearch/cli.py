@@ -62,6 +62,26 @@ QUICK: dict[str, dict[str, Any]] = {
 
 
 @app.command()
+def check(
+    study: StudyFile,
+    seconds_per_pass: Annotated[
+        float | None, typer.Option(min=0, help="Of one image, for the estimate of hours.")
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Measure that on cpu, cuda:0, …")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Go through all stages with a tiny random model.")
+    ] = True,
+) -> None:
+    """Say what a study lacks and costs, and dry-run it; exit with 2 if anything is missing."""
+    from stepsearch.check import run_check
+
+    if not run_check(study, seconds_per_pass, measure, dry_run):
+        raise typer.Exit(2)
+
+
+@app.command()
 def worker(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-3-steps.")],
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
@@ -205,19 +225,38 @@ def evaluate(
 
 
 @app.command()
+def front(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Finished runs: their folders or study files.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder.")] = Path("front"),
+    images: Annotated[
+        int | None,
+        typer.Option(min=8, help="Score all again, on so many fresh seeds, like the first run."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of --images: cpu, cuda:0, …")] = "cpu",
+) -> None:
+    """The best schedule for each number of passes: a chart, a table and a file each."""
+    from stepsearch.front import make_front
+
+    make_front(runs, out, images, device)
+
+
+@app.command()
 def status(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-3-steps.")],
 ) -> None:
     """Say how far a run is."""
-    from stepsearch.study import claimed, finished, open_study
+    from stepsearch.study import claimed, distance_of, finished, open_study
 
     config = claimed(folder)
-    done = sorted(finished(open_study(folder, config)), key=lambda t: float(t.value or 0))
+    done = sorted(finished(open_study(folder, config)), key=distance_of)
     typer.echo(f"{folder}: {len(done)} of {config.search.trials} trials finished")
     for trial in done[:5]:
         alignment, passes = trial.user_attrs["alignment"], trial.user_attrs["passes"]
         typer.echo(
-            f"  trial {trial.number}: {trial.value:.3f}, alignment {alignment:.1%}, {passes} passes"
+            f"  trial {trial.number}: {distance_of(trial):.3f}, "
+            f"alignment {alignment:.1%}, {passes} passes"
         )
     if (folder / "best.json").exists():
         typer.echo(f"  ended: {folder / 'best.json'}")

@@ -1,6 +1,7 @@
 """A study file (TOML) -> frozen models. Unknown keys are refused, with the nearest valid name."""
 
 import difflib
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,8 @@ class ModelConfig(_Section):
     id: str = "tiny"  # "tiny", a local folder or a hub id
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     size: int | None = None  # side of the images in pixels
+    # Of `miniatures.FAMILIES`: what `stepsearch check` can dry-run without the weights
+    kind: str | None = None
 
 
 Range = Annotated[tuple[float, float], Field(description="low, high")]
@@ -113,11 +116,22 @@ class EvaluationConfig(_Section):
 
     extractor: str = "texture"
     reference: str = "fashion-mnist"  # bundled statistics, or a folder of images
-    prompts: str = "fashion-mnist"  # bundled prompts, or a text file with one prompt a line
+    prompts: str = "fashion-mnist"  # bundled prompts, or a text or caption file
     batch_size: int = Field(50, ge=1)
     images: int = Field(300, ge=8)  # per trial
     selection_images: int = Field(600, ge=8)
     test_images: int = Field(1000, ge=8)
+    # Every schedule is measured at each of these means of its guidance; its distance is the mean of
+    # theirs, or the worst. Empty: as it is.
+    guidance_scales: tuple[float, ...] = ()
+    over: Literal["mean", "worst"] = "mean"
+
+    @model_validator(mode="after")
+    def _guided(self) -> "EvaluationConfig":
+        scales = self.guidance_scales
+        if len(set(scales)) < len(scales) or not all(w > 1 for w in scales):
+            raise ValueError(f"guidance_scales must differ and be above 1, got {list(scales)}")
+        return self
 
 
 class BaselinesConfig(_Section):
@@ -126,6 +140,7 @@ class BaselinesConfig(_Section):
     guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 5.0)
     orders: tuple[int, ...] = (1, 2)
     rivals: tuple[Literal["dmn", "gits", "oss"], ...] = ()  # placements computed for the model
+    presets: tuple[str, ...] = ()  # names, or patterns such as seed-sd-*: all that fit
     rungs: tuple[int, ...] = (40, 120, 400)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
     test: int = Field(3, ge=1)  # the best so many enter the test
@@ -148,6 +163,25 @@ class SearchConfig(_Section):
     minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
     seed: int = Field(0, ge=0)
     finalists: int = Field(8, ge=1)  # trials that are scored again on the selection seeds
+    # Both: a Pareto front of trials. Else alignment is a floor under the one objective.
+    objectives: tuple[Literal["fd", "alignment"], ...] = ("fd",)
+    alignment_drop: float = Field(0.01, ge=0, le=1)  # share that may be lost to the teacher's
+
+    @property
+    def both(self) -> bool:
+        """Whether alignment is an objective beside FD."""
+        return len(self.objectives) > 1
+
+    @model_validator(mode="after")
+    def _one_or_both(self) -> "SearchConfig":
+        if self.objectives not in (("fd",), ("fd", "alignment")):
+            raise ValueError(
+                'objectives must be ["fd"] or ["fd", "alignment"], '
+                f"got {json.dumps(self.objectives)}"
+            )
+        if self.both and self.algorithm == "cmaes":
+            raise ValueError("algorithm: cmaes has one objective; gp, tpe and random take both")
+        return self
 
 
 class TeacherConfig(_Section):

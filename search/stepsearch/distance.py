@@ -9,11 +9,13 @@ different n are never comparable. FD-infinity extrapolates that bias away (Chong
 KID is the unbiased squared MMD of a cubic kernel (Binkowski et al. 2018).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from stepsampler.errors import UserError
 
@@ -24,11 +26,19 @@ PARTS = (1, 2, 3, 4)  # FD-infinity: FD at n, n / 2, n / 3 and n / 4 images
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (d,), covariance (d, d) with 1 / (n - 1), and n, of a set of features."""
+    """Mean (d,), covariance (d, d) with 1 / (n - 1), and n, of a set of features.
+
+    `over` says what becomes of the distances of several versions of the same images.
+    """
 
     mean: Array
     cov: Array
     n: int
+    over: Literal["mean", "worst"] = "mean"
+
+    def join(self, distances: Sequence[ArrayLike]) -> Array:
+        """Of versions: their mean or the worst, element by element."""
+        return (np.mean if self.over == "mean" else np.max)(np.array(distances), axis=0)  # type: ignore[no-any-return]
 
     @classmethod
     def of(cls, features: NDArray[np.floating]) -> "Moments":
@@ -48,7 +58,10 @@ class Moments:
 
 
 def frechet_distance(features: NDArray[np.floating], reference: Moments) -> float:
-    """Distance of features (n, d) from the reference moments, n >= 2."""
+    """Distance of features (n, d), or of versions (n, versions, d), from the reference, n >= 2."""
+    if features.ndim == 3:
+        parts = [frechet_distance(version, reference) for version in features.swapaxes(0, 1)]
+        return float(reference.join(parts))
     x = checked(features)
     if x.shape[1] != len(reference.mean):
         raise UserError(
@@ -120,8 +133,16 @@ class Score:
 def score(features: NDArray[np.floating], reference: Moments, blocks: int = BLOCKS) -> Score:
     """FD with its block jackknife; rows are in the order of the seeds.
 
-    With n <= d the error is marked as conservative: the jackknife overstates it there.
+    With n <= d the error is marked as conservative: the jackknife overstates it there. The error of
+    versions (n, versions, d) is that of what is made of their distances.
     """
+    if features.ndim == 3:
+        parts = [score(version, reference, blocks) for version in features.swapaxes(0, 1)]
+        return Score(
+            float(reference.join([part.value for part in parts])),
+            reference.join([part.left_out for part in parts]),
+            parts[0].conservative,
+        )
     x = checked(features)
     value = frechet_distance(x, reference)
     left_out = _frechet_left_out(x, reference, count_blocks(len(x), blocks))

@@ -15,18 +15,21 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from stepsampler.captions import read_captions
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import Batch, generate
+from stepsampler.grids import is_guided, scale_guidance
 from stepsampler.models import LatentModel, check_device, load
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
-from stepsearch.config import StudyConfig
+from stepsearch.config import EvaluationConfig, StudyConfig
 from stepsearch.features import Judge, load_extractor
 from stepsearch.paths import bundled, write_whole
 from stepsearch.reference import Reference, load_reference
 
-# Three disjoint ranges of seeds: what the search sees, what chooses among its best, what reports.
-SEARCH, SELECTION, TEST = 0, 10_000_000, 20_000_000
+# Disjoint ranges of seeds: what the search sees, what chooses among its best, what reports; and
+# what compares the reported ones of several runs.
+SEARCH, SELECTION, TEST, FRONT = 0, 10_000_000, 20_000_000, 30_000_000
 SHEET = 10  # images on a sheet: one of each class of the bundled prompts
 
 
@@ -42,7 +45,8 @@ class Prompt:
 class Measurement:
     """Projected features (n, axes) and, per image, whether it shows what was asked (n,).
 
-    `aligned` is NaN where the prompts have no classes.
+    Of a study over guidance scales: features (n, scales, axes), and the share of scales at which
+    an image shows it. `aligned` is NaN where the prompts have no classes.
     """
 
     features: NDArray[np.float32]
@@ -85,7 +89,18 @@ class Evaluator:
         self.model = load(config.model.id, device, config.model.dtype, config.model.size)
         size = self.model.size
         self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
+        self.scales = evaluation.guidance_scales
+        search, test = (
+            replace(moments, over=evaluation.over)
+            for moments in (self.reference.search, self.reference.test)
+        )
+        self.reference = replace(self.reference, search=search, test=test)
         self.judge = Judge(device) if self.prompts[0].label is not None else None
+        if config.search.both and self.judge is None:
+            raise UserError(
+                "search.objectives: alignment is unknown, because the prompts of "
+                f"{evaluation.prompts!r} have no classes that a judge could find"
+            )
         parts = [
             model_digest(self.model),
             self.reference.fingerprint,
@@ -97,7 +112,24 @@ class Evaluator:
         self.identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def measure(self, schedule: Schedule, seeds: range) -> Measurement:
-        """Generate the images of `seeds` (seed s has prompt s modulo their number), or recall."""
+        """Generate the images of `seeds` (seed s has prompt s modulo their number), or recall.
+
+        In a study over guidance scales, at each of them; without guidance all are the same.
+        """
+        if not self.scales:
+            return self._measured(schedule, seeds)
+        guided = any(map(is_guided, schedule.steps))
+        parts = [
+            self._measured(scale_guidance(schedule, scale) if guided else schedule, seeds)
+            for scale in self.scales
+        ]
+        return Measurement(
+            np.stack([part.features for part in parts], axis=1),
+            np.mean([part.aligned for part in parts], axis=0, dtype=np.float32),
+            parts[0].sheet,
+        )
+
+    def _measured(self, schedule: Schedule, seeds: range) -> Measurement:
         path = self.cache / f"{self._key(schedule, seeds)}.safetensors"
         if not path.exists():
             try:
@@ -175,27 +207,31 @@ def model_digest(model: LatentModel) -> str:
 
 
 def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
-    """Bundled prompts by the name of their data, or a text file with one prompt a line.
+    """Bundled prompts by the name of their data, or a caption file (`captions.read_captions`).
 
-    A text file has no held-out part: both calls return all of it.
+    A file has no held-out part: both calls return all of it.
     """
     path = bundled(f"{source}-prompts.json")
     if path.exists():
         data = json.loads(path.read_text(encoding="utf-8"))
         return [Prompt(text, label) for text, label in data["held_out" if held_out else "train"]]
-    try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts {source!r}: neither bundled nor a text file") from error
-    prompts = [Prompt(line.strip()) for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"prompts {source!r}: the file is empty")
-    return prompts
+    if not Path(source).is_file():
+        raise UserError(f"prompts {source!r}: neither bundled nor a file of captions")
+    return [Prompt(caption.text) for caption in read_captions(Path(source))]
 
 
 def metric_name(reference: Reference, n: int) -> str:
     """The distance with its n: fd_texture128_1k, fd_texture128_300."""
     return f"{reference.metric}_{short(n)}"
+
+
+def objective_name(evaluation: EvaluationConfig, reference: Reference, n: int) -> str:
+    """The distance of a study, with what it was measured over."""
+    name, scales = (
+        metric_name(reference, n),
+        ", ".join(f"{w:g}" for w in evaluation.guidance_scales),
+    )
+    return f"{name}, {evaluation.over} over guidance {scales}" if scales else name
 
 
 def short(n: int) -> str:

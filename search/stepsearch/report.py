@@ -1,6 +1,7 @@
 """What a run leaves behind: table, schedule file, result file and a sheet of pictures."""
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -12,7 +13,7 @@ from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
 from stepsearch.baselines import Candidate
 from stepsearch.config import StudyConfig
-from stepsearch.evaluate import SHEET, TEST, metric_name, seeds_of
+from stepsearch.evaluate import SHEET, TEST, objective_name, seeds_of
 from stepsearch.paths import write_whole
 from stepsearch.protocol import Row
 from stepsearch.run import Result
@@ -21,7 +22,8 @@ from stepsearch.workers import Workers
 
 def table(result: Result, config: StudyConfig) -> Table:
     """The test table; differences are paired over the same seeds."""
-    metric = metric_name(result.subject.reference, config.evaluation.test_images)
+    evaluation = config.evaluation
+    metric = objective_name(evaluation, result.subject.reference, evaluation.test_images)
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
     columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", "alignment")
     for i, name in enumerate(columns):
@@ -38,14 +40,15 @@ def table(result: Result, config: StudyConfig) -> Table:
             f"{row.score.value:.3f} ± {row.score.se:.3f}",
             against,
             _percent(row),
-            style=None if row.candidate.kind in ("found", "baseline") else "dim",
+            style=None if row.candidate.kind in ("found", "front", "baseline") else "dim",
         )
     return view
 
 
 def verdict(result: Result, config: StudyConfig) -> str:
     """The outcome in a few sentences, claiming no more than the test shows."""
-    return " ".join([_outcome(result, config), *_alignment(result), *_gap(result)])
+    said = [_outcome(result, config), *_front(result), *_alignment(result), *_gap(result)]
+    return " ".join(said)
 
 
 def _outcome(result: Result, config: StudyConfig) -> str:
@@ -82,6 +85,13 @@ def _alignment(result: Result) -> list[str]:
     ]
 
 
+def _front(result: Result) -> list[str]:
+    count = len(result.of_kind("front"))
+    if not count:
+        return []
+    return [f"{count} more on the front of FD and alignment, as of the selection, are in front/."]
+
+
 def _gap(result: Result) -> list[str]:
     closed = result.gap_closed
     if closed is None:
@@ -90,27 +100,30 @@ def _gap(result: Result) -> list[str]:
 
 
 def write(result: Result, config: StudyConfig, folder: Path) -> list[Path]:
-    """Write best.json and result.json; return their paths."""
-    schedule = exported(result, config)
-    schedule.save(folder / "best.json")
+    """Write best.json, front/ and result.json; return the paths of the first and the last."""
+    exported(result, config, result.winner).save(folder / "best.json")
+    for old in (folder / "front").glob("*.json"):
+        old.unlink()  # of a run with a smaller budget
+    for row in result.of_kind("front"):
+        file = folder / "front" / f"trial-{row.candidate.trial}.json"
+        exported(result, config, row.candidate).save(file)
     text = json.dumps(as_data(result, config), indent=1, allow_nan=False)
     write_whole(folder / "result.json", lambda p: p.write_text(text, encoding="utf-8"))
     return [folder / "best.json", folder / "result.json"]
 
 
-def exported(result: Result, config: StudyConfig) -> Schedule:
-    """The winner with its provenance."""
-    winner = result.winner
-    row = next(row for row in result.test if row.candidate is winner)
+def exported(result: Result, config: StudyConfig, candidate: Candidate) -> Schedule:
+    """A schedule of the test with its provenance."""
+    row = next(row for row in result.test if row.candidate is candidate)
     n = config.evaluation.test_images
     provenance = {
         "study": config.name,
-        "source": winner.name,
-        "trial": winner.trial,
+        "source": candidate.name,
+        "trial": candidate.trial,
         "algorithm": config.search.algorithm,
         "algorithm_seed": config.search.seed,
         "model": config.model.id,
-        "metric": metric_name(result.subject.reference, n),
+        "metric": objective_name(config.evaluation, result.subject.reference, n),
         "value": row.score.value,
         "standard_error": row.score.se,
         "alignment": _known(row.measurement.alignment),
@@ -118,10 +131,7 @@ def exported(result: Result, config: StudyConfig) -> Schedule:
         "search_passes": result.search_passes,
         "versions": {p: version(p) for p in ("stepsearch", "torch", "diffusers", "optuna")},
     }
-    schedule = winner.schedule
-    return Schedule(
-        schedule.steps, schedule.final_sigma, schedule.solver, result.subject.spec, provenance
-    )
+    return replace(candidate.schedule, model=result.subject.spec, provenance=provenance)
 
 
 def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, isnan, sqrt
 from pathlib import Path
 
@@ -13,27 +13,37 @@ from optuna.trial import FrozenTrial, TrialState
 
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, from_sigmas
-from stepsearch.baselines import Candidate, Kind, baselines, long_baselines, teacher
+from stepsearch.baselines import (
+    CLASSIFIER_FREE,
+    Candidate,
+    Kind,
+    baselines,
+    long_baselines,
+    published,
+    teacher,
+)
 from stepsearch.config import StudyConfig
 from stepsearch.distance import frechet_distance
 from stepsearch.evaluate import SEARCH, SELECTION, Measurement, seeds_of
+from stepsearch.pareto import dominated
 from stepsearch.protocol import Row, held_out, score_all
 from stepsearch.space import Params, SearchSpace
 from stepsearch.study import (
     alignment_floor,
     claim_folder,
+    distance_of,
     enqueue,
     finished,
     make_plan,
     open_study,
     reap,
     schedule_of,
+    usable,
 )
 from stepsearch.tracking import Tracker
 from stepsearch.workers import Subject, Workers
 
 BEST = 6  # baselines at which the search starts
-POINT = 0.01  # alignment may fall one percentage point below the teacher's
 Report = Callable[[str, int, int, str], None]  # (stage, done, total, news)
 
 
@@ -104,7 +114,9 @@ class Run:
         if config.baselines.rivals:
             self.report("rivals", 0, 1, "")
         rivals = self.workers.placements()
-        known = baselines(config, self.subject.noise, self.subject.spec, rivals)
+        subject = self.subject
+        known = baselines(config, subject.noise, subject.spec, rivals, subject.guidance)
+        known += published(config, subject.spec, subject.guidance)
         best, screened = self.screen(known)
         alignment = self.measure_teacher(SEARCH).measurement.alignment
         teacher_row = self.measure_teacher(SELECTION)
@@ -115,6 +127,7 @@ class Run:
         trials = finished(study)
         spent = sum(t.user_attrs["passes"] for t in trials) * config.evaluation.images
         spent += sum(c.schedule.passes * n for c, n, _ in screened)
+        spent *= len(config.evaluation.guidance_scales) or 1
         return Result(
             self.subject, teacher_row, screened, selection, test, winner, len(trials), spent
         )
@@ -161,7 +174,7 @@ class Run:
 
     def measure_teacher(self, first_seed: int) -> Row[Candidate]:
         """The teacher on the first seeds of a range: the standard for alignment there."""
-        candidate = teacher(self.config, self.subject.noise, self.subject.spec)
+        candidate = self._teacher()
         seeds = seeds_of(first_seed, self.config.teacher.images)
         rows = self.score([candidate], seeds, "teacher")
         if not rows:
@@ -173,6 +186,9 @@ class Run:
         if not isnan(row.measurement.alignment):
             self.report("teacher", 1, 1, f"alignment {row.measurement.alignment:.1%}")
         return row
+
+    def _teacher(self) -> Candidate:
+        return teacher(self.config, self.subject.noise, self.subject.spec, self.subject.guidance)
 
     def first_points(self, space: SearchSpace, best: list[Candidate]) -> list[tuple[Params, str]]:
         """The best baselines as points of the box, or the nearest points to them; and `spread`."""
@@ -186,8 +202,11 @@ class Run:
     def spread(self, space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         """The same passes on more steps, of which the first or the last ones are guided.
 
-        In their own part of the box, which an algorithm can be long in finding.
+        In their own part of the box, which an algorithm can be long in finding. Where guidance
+        costs nothing, there are none.
         """
+        if self.subject.guidance != CLASSIFIER_FREE:
+            return []
         config = self.config.space
         scale = next((c.schedule.steps[0].guidance_scale for c in best if _guided(c)), 1.0)
         found = []
@@ -207,12 +226,14 @@ class Run:
         """Let every worker search; meanwhile show and track what they finish.
 
         During the search the alignment of a trial, a share of n images, may fall below the
-        teacher's by a point and its standard error; the selection is strict.
+        teacher's by `alignment_drop` and its standard error; the selection is strict.
         """
         config, options = self.config, self.config.search
         grid = config.space.baseline if config.space.baseline != "best" else self._best_grid(best)
-        space = SearchSpace(config.space, self.subject.noise, self.subject.spec, grid)
-        floor = alignment - POINT - sqrt(alignment * (1 - alignment) / config.evaluation.images)
+        subject = self.subject
+        space = SearchSpace(config.space, subject.noise, subject.spec, grid, subject.guidance)
+        floor = alignment - options.alignment_drop
+        floor -= sqrt(alignment * (1 - alignment) / config.evaluation.images)
         make_plan(self.folder, self.subject.identity, grid, floor)
         reap(study, self.folder)
         enqueue(study, self.first_points(space, best))
@@ -243,7 +264,7 @@ class Run:
 
     def _show(self, trial: FrozenTrial, done: int, floor: float, record: float) -> float:
         """Report a finished trial and return the best value so far."""
-        value, alignment = float(trial.value or 0), trial.user_attrs["alignment"]
+        value, alignment = distance_of(trial), trial.user_attrs["alignment"]
         news = ""
         if value < record and not alignment < floor:
             record = value
@@ -258,44 +279,58 @@ class Run:
     ) -> list[Row[Candidate]]:
         """Score finalists, the best baselines and long rows again, on seeds the search never saw.
 
-        Best first. Finalists whose alignment is more than a point below the teacher's, on the
-        seeds of the teacher, are left out.
+        Best first. Finalists whose alignment is more than `alignment_drop` below the teacher's, on
+        the seeds of the teacher, are left out, or only kept as members of the Pareto front.
         """
-        floor = alignment_floor(self.folder)
-        trials = [t for t in finished(study) if not t.user_attrs["alignment"] < floor]
-        trials.sort(key=lambda t: float(t.value or 0))
         entrants = [
             Candidate(f"found, trial {t.number}", schedule_of(t), "found", trial=t.number)
-            for t in trials[: self.config.search.finalists]
+            for t in self.finalists(study)
         ]
         entrants += best[: self.config.baselines.test + 2]
         for guided in (True, False):  # the best of either kind is always there
             entrants += [c for c in best if _guided(c) == guided and c not in entrants][:1]
-        entrants += long_baselines(self.config, self.subject.noise, self.subject.spec)
+        subject = self.subject
+        entrants += long_baselines(self.config, subject.noise, subject.spec, subject.guidance)
         seeds = seeds_of(SELECTION, self.config.evaluation.selection_images)
         rows = self.score(entrants, seeds, "selection")
         n = min(len(standard.measurement.aligned), len(seeds))
-        lowest = standard.measurement.aligned[:n].mean() - POINT
-        rows = [
+        lowest = standard.measurement.aligned[:n].mean() - self.config.search.alignment_drop
+        rows.sort(key=lambda row: row.score.value)
+        kept = [
             row
             for row in rows
             if row.candidate.kind != "found" or not row.measurement.aligned[:n].mean() < lowest
         ]
-        return sorted(rows, key=lambda row: row.score.value)
+        return with_front(rows, kept) if self.config.search.both else kept
+
+    def finalists(self, study: optuna.Study) -> list[FrozenTrial]:
+        """The best trials that keep the alignment; of two objectives an even part of the front."""
+        floor, most = alignment_floor(self.folder), self.config.search.finalists
+        trials = usable(study)
+        aligned = [t for t in trials if not t.user_attrs["alignment"] < floor]
+        if not self.config.search.both:
+            return aligned[:most]
+        out = dominated([(t.values[0], -t.values[1]) for t in trials])
+        front = [t for t, worse in zip(trials, out, strict=True) if not worse]
+        best = aligned[:1]
+        others = [t for t in front if t not in best]
+        places = np.linspace(0, len(others) - 1, min(len(others), most - len(best)))
+        return best + [others[round(place)] for place in places]
 
     def test(self, selection: list[Row[Candidate]]) -> tuple[list[Row[Candidate]], Candidate]:
         """Test what the selection chose, once, on fresh seeds; and say which of it is exported."""
         ranked = [row.candidate for row in selection]
         found = [c for c in ranked if c.kind == "found"][:1]
         known = [c for c in ranked if c.kind == "baseline"]
-        entrants = found + known[: self.config.baselines.test]
+        entrants = found + [c for c in ranked if c.kind == "front"]
+        entrants += known[: self.config.baselines.test]
         for guided in (True, False):
             entrants += [c for c in known if _guided(c) == guided and c not in entrants][:1]
         long = [c for c in ranked if c.kind == "long"]
         for n in self.config.baselines.long_steps:
             entrants += [c for c in long if c.schedule.num_steps == n][:1]
         if self.config.teacher.test:
-            entrants.append(teacher(self.config, self.subject.noise, self.subject.spec))
+            entrants.append(self._teacher())
         rows = held_out(
             entrants,
             self.config.evaluation.test_images,
@@ -335,6 +370,22 @@ class Run:
 
     def _dropped(self, stage: str, candidate: Candidate) -> None:
         self.report(stage, 1, 1, f"{candidate.name}: images are not finite, left out")
+
+
+def with_front(rows: list[Row[Candidate]], kept: list[Row[Candidate]]) -> list[Row[Candidate]]:
+    """The kept rows, and what else is on the front of FD and alignment, as "front" rows at the end.
+
+    Both lists have the best first; the first found one of `kept` is the one to export.
+    """
+    chosen = next((row for row in kept if row.candidate.kind == "found"), None)
+    found = [row for row in rows if row.candidate.kind == "found"]
+    out = dominated([(row.score.value, -row.measurement.alignment) for row in found])
+    front = [
+        Row(replace(row.candidate, kind="front"), row.measurement, row.score)
+        for row, worse in zip(found, out, strict=True)
+        if row is not chosen and not worse
+    ]
+    return [row for row in kept if row is chosen or row.candidate.kind != "found"] + front
 
 
 def _metrics(row: Row[Candidate], stage: str) -> dict[str, float]:

@@ -46,6 +46,7 @@ class SearchSpace:
     noise: Noise
     model: ModelSpec
     grid: str
+    guidance: str = "classifier-free"  # distilled: a guided step costs one pass as well
 
     def __post_init__(self) -> None:
         if self.model.prediction_type == "flow_prediction":
@@ -109,7 +110,8 @@ class SearchSpace:
         n = _whole(params.get("num_steps", c.num_steps), c.num_steps, c.most_steps)
         at = _middles(n)
         *sigmas, final_sigma = self._sigmas(params, n)
-        scales = within_budget(self._guidance(params, at).tolist(), c.passes)
+        scales = self._guidance(params, at).tolist()
+        scales = within_budget(scales, 2 * n if self.guidance == "distilled" else c.passes)
         solver = c.solvers[_whole(params.get("solver", 0.0), 0, len(c.solvers) - 1)]
         orders = [_whole(value, 1, SOLVERS[solver]) for value in self._curve("order", params, at)]
         free_u = self._free_u(params, at)
@@ -137,7 +139,7 @@ class SearchSpace:
             if not steps[i - 1].corrector:  # after one there is no fresh noise
                 steps[i] = replace(steps[i], churn=params.get("churn", 0.0))
         decode = "alpha-x" if params.get("decode", 0.0) >= 0.5 else "x"
-        return replace(plan, steps=tuple(steps), decode=decode)
+        return replace(plan, steps=tuple(steps), guidance=self.guidance, decode=decode)
 
     def params(self, schedule: Schedule) -> tuple[Params, bool]:
         """The point nearest to a schedule, and whether it is that schedule."""

@@ -21,8 +21,10 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler,
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from stepsampler.errors import UserError
+from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.distance import frechet_distance
@@ -34,6 +36,7 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 MAX_FAILURES = 5
+GUIDED = "guided"  # a constraint of studies over guidance scales
 FREE = {("search", "trials"), ("search", "minutes")}  # may change between the parts of a run
 COUNTED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -58,7 +61,12 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     """
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    study = optuna.create_study(study_name=config.name, storage=storage, load_if_exists=True)
+    study = optuna.create_study(
+        study_name=config.name,
+        storage=storage,
+        load_if_exists=True,
+        directions=["minimize", "maximize"] if config.search.both else ["minimize"],
+    )
     entropy = (config.search.seed, worker, len(study.get_trials(deepcopy=False)))
     study.sampler = make_algorithm(config.search.algorithm, *entropy)
     return study
@@ -160,9 +168,15 @@ def run_trials(
         trial.set_user_attr("sheet", found.sheet and str(found.sheet.absolute()))
         trial.set_user_attr("passes", schedule.passes)
         trial.set_user_attr("seconds", time.perf_counter() - started)
-        if found.alignment == found.alignment:  # not NaN
+        values = [frechet_distance(found.features, evaluator.reference.search)]
+        if config.evaluation.guidance_scales:  # without guidance there is nothing to scale
+            guided = any(map(is_guided, schedule.steps))
+            trial.set_constraint(GUIDED, 0.0 if guided else 1.0)
+        if config.search.both:
+            values.append(found.alignment)
+        elif found.alignment == found.alignment:  # not NaN
             trial.set_constraint("alignment", alignment_floor - found.alignment)
-        study.tell(trial, frechet_distance(found.features, evaluator.reference.search))
+        study.tell(trial, values)
         done += 1
     return done
 
@@ -198,12 +212,16 @@ def claimed(folder: Path) -> StudyConfig:
     """The settings of the run in a folder.
 
     Raises:
-        UserError: no run has started here.
+        UserError: no run has started here, or one of another version.
     """
     path = folder / "study.json"
     if not path.exists():
         raise UserError(f"{folder}: no run has started here; start it with stepsearch run")
-    return StudyConfig.model_validate_json(path.read_text())
+    try:
+        return StudyConfig.model_validate_json(path.read_text())
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{path}: another version of stepsearch wrote it: {key}") from error
 
 
 def make_plan(folder: Path, identity: str, grid: str, alignment_floor: float) -> None:
@@ -224,6 +242,11 @@ def make_plan(folder: Path, identity: str, grid: str, alignment_floor: float) ->
 def alignment_floor(folder: Path) -> float:
     """The alignment below which a trial is not feasible; NaN where alignment is unknown."""
     return float(json.loads((folder / "plan.json").read_text())["alignment_floor"])
+
+
+def identity_of(folder: Path) -> str:
+    """The digest of a run's model, reference and prompts."""
+    return str(json.loads((folder / "plan.json").read_text())["identity"])
 
 
 def _refuse(folder: Path, what: str, before: object, now: object) -> None:
@@ -249,10 +272,21 @@ def work(
         raise UserError(f"{folder}: the search has not started here yet")
     plan = json.loads((folder / "plan.json").read_text())
     model = evaluator.model
-    space = SearchSpace(config.space, model.noise, model.spec, plan["grid"])
+    space = SearchSpace(config.space, model.noise, model.spec, plan["grid"], model.guidance)
     study = open_study(folder, config, worker)
     floor = alignment_floor(folder)
     return run_trials(study, folder, config, space, evaluator, floor, deadline)
+
+
+def usable(study: optuna.Study) -> list[FrozenTrial]:
+    """Finished trials, the lowest FD first; of a study over guidance scales the guided ones."""
+    found = [t for t in finished(study) if t.constraints.get(GUIDED, 0.0) <= 0]
+    return sorted(found, key=distance_of)
+
+
+def distance_of(trial: FrozenTrial) -> float:
+    """FD of a finished trial, whether it is the only objective or the first."""
+    return float(trial.values[0])
 
 
 def schedule_of(trial: FrozenTrial) -> Schedule:

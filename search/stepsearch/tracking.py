@@ -135,7 +135,7 @@ class MlflowTracking:
             }
             run = self._client.create_run(self._experiment, tags=tags).info.run_id
             at = int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else 0
-            values = {"fd": trial.value, **trial.user_attrs}
+            values = {"fd": trial.values[0], **trial.user_attrs}
             metrics = [
                 Metric(key, float(values[key]), at, 0)
                 for key in ("fd", "alignment", "passes", "seconds")

@@ -8,14 +8,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 from stepsampler.errors import UserError
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
-from stepsearch.baselines import Placements, shapes
+from stepsearch.baselines import CLASSIFIER_FREE, Placements, shapes
 from stepsearch.config import StudyConfig
 from stepsearch.evaluate import Evaluator, Measurement
 from stepsearch.reference import Reference
@@ -43,6 +43,7 @@ class Subject:
     spec: ModelSpec
     reference: Reference
     identity: str  # digest of model, reference and prompts
+    guidance: str  # of the model: classifier-free or distilled
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Workers:
             queue.put((number, device))
         threads = max(1, (os.cpu_count() or 1) // len(devices))
         self._stop = context.Event()
-        self._pool = ProcessPoolExecutor(
+        self._pool: Executor = ProcessPoolExecutor(
             len(devices),
             mp_context=context,
             initializer=_start,
@@ -101,7 +102,10 @@ class Workers:
     def placements(self) -> Placements:
         """What the study's rivals propose for the model, guided as the teacher and unguided."""
         config = self.config
-        wanted = {n: 1.0 if w == 1 else config.teacher.guidance_scale for n, w in shapes(config)}
+        wanted = {
+            n: 1.0 if w == 1 else config.teacher.guidance_scale
+            for n, w in shapes(config, CLASSIFIER_FREE)
+        }
         futures = {
             (name, n): self._pool.submit(_placement, name, n, w)
             for name in config.baselines.rivals
@@ -137,6 +141,26 @@ class Workers:
             ) from error
 
 
+class InThisProcess(Workers):
+    """One worker that is the process itself, for work that is done before another one starts."""
+
+    def __init__(self, config: StudyConfig, folder: Path, device: str = "cpu") -> None:
+        global _self
+        self.config, self.folder, self.count = config, folder, 1
+        self._stop = multiprocessing.get_context("spawn").Event()
+        self._pool = _AtOnce()
+        _self = _Self(config, folder, 0, device)
+
+
+class _AtOnce(Executor):
+    """Does what is submitted before it returns."""
+
+    def submit(self, call: Callable[..., T], /, *inputs: Any, **named: Any) -> "Future[T]":
+        future: Future[T] = Future()
+        future.set_result(call(*inputs, **named))
+        return future
+
+
 def _start(
     config: StudyConfig,
     folder: Path,
@@ -168,7 +192,7 @@ def _follow_parent(stop: Event) -> None:
 def _describe() -> Subject:
     evaluator = _self.load()
     model = evaluator.model
-    return Subject(model.noise, model.spec, evaluator.reference, evaluator.identity)
+    return Subject(model.noise, model.spec, evaluator.reference, evaluator.identity, model.guidance)
 
 
 def _placement(name: str, num_steps: int, guidance_scale: float) -> list[float]:

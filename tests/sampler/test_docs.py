@@ -12,7 +12,7 @@ from stepsampler.presets import names
 from stepsearch.cli import app as search_app
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = [DOCS / "coming-from-seed.md", DOCS / "schedules.md"]
+PAGES = [DOCS / "coming-from-seed.md", DOCS / "schedules.md", DOCS / "searching.md"]
 README = DOCS.parent / "README.md"
 TESTS = DOCS.parent / "tests"
 PROGRAMS = {

@@ -98,7 +98,7 @@ def test_a_pickle_in_a_folder_is_never_read(folder, tmp_path):
 
 def test_another_vae_of_a_pipeline_or_alone(folder, expected, tmp_path):
     torch.manual_seed(5)
-    vae = pipelines._vae()
+    vae = pipelines.autoencoder()
     vae.save_pretrained(tmp_path / "alone")
     pipeline = pipelines.stable_diffusion()
     pipeline.vae = vae
@@ -111,7 +111,7 @@ def test_another_vae_of_a_pipeline_or_alone(folder, expected, tmp_path):
 
 
 def test_a_vae_that_does_not_fit_is_refused(folder, tmp_path):
-    pipelines._vae(latent_channels=8).save_pretrained(tmp_path / "wide")
+    pipelines.autoencoder(latent_channels=8).save_pretrained(tmp_path / "wide")
     with pytest.raises(UserError, match="has latent_channels 8, but the model needs 4"):
         load(str(folder), vae=str(tmp_path / "wide"))
     with pytest.raises(UserError, match="VAE '.*absent': no such folder"):

@@ -24,6 +24,7 @@ __all__ = [
     "families",
     "from_pipeline",
     "load",
+    "quiet",
     "resolve",
 ]
 
@@ -59,7 +60,7 @@ def load(
             a device that does not exist, or an addition that does not fit the model.
     """
     check_device(device)
-    _quiet()
+    quiet()
     pipeline = read_pipeline(name, resolve(name), dtype, config and resolve(config))
     _family(pipeline)  # refused before anything is added to it
     if vae is not None:
@@ -121,7 +122,7 @@ def check_device(device: str) -> None:
         raise UserError(f"device {device!r} cannot be used: {reason}") from error
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No progress bars and advice of the libraries between our lines of output."""
     import diffusers.utils.logging
     import transformers.utils.logging

@@ -1,0 +1,223 @@
+"""`stepsearch check`: what a study lacks, what it costs, and whether its settings work together."""
+
+import fnmatch
+import importlib.util
+import json
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+
+from rich.console import Console
+
+from stepsampler.errors import UserError
+from stepsampler.grids import GRIDS, make_schedule
+from stepsampler.models import resolve
+from stepsampler.presets import names, preset
+from stepsearch.baselines import CLASSIFIER_FREE, shapes
+from stepsearch.config import StudyConfig, load_config
+from stepsearch.dryrun import dry_run, kind_of
+from stepsearch.evaluate import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
+from stepsearch.features import PRETRAINED, load_extractor
+from stepsearch.images import ImageFiles
+from stepsearch.paths import bundled
+from stepsearch.pretrained import INCEPTION_FILE
+from stepsearch.protocol import PART
+
+NETWORKS = ("unet", "transformer", "vae", "text_encoder")
+FEATURES = 128 * 4  # bytes of an image's features in the cache
+PACKED = 0.6  # of a picture's raw bytes that its PNG takes, roughly
+RIVAL_PASSES = {"dmn": 0, "gits": 32 * 60, "oss": 8 * 50}  # per unguided step of their learning
+
+
+def run_check(study: Path, seconds_per_pass: float | None, device: str | None, dry: bool) -> bool:
+    """Print everything; returns whether nothing is missing.
+
+    With `device` the seconds of a pass are measured there, on the study's own model.
+
+    Raises:
+        UserError: the study file is wrong, or the dry run fails.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    config = load_config(study)
+    absent = missing(config)
+    for sentence in absent:
+        console.print(f"missing: {sentence}")
+    if device is not None and not absent:
+        seconds_per_pass = seconds_of_a_pass(config, device)
+        console.print(f"measured on {device}: {seconds_per_pass:.4f} s a pass")
+    for line in costs(config).lines(seconds_per_pass):
+        console.print(line)
+    if dry:
+        kind = kind_of(config)
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            result = dry_run(config, kind, Path(folder))
+        console.print(
+            f"dry run on a tiny random {kind} model: {len(result.screened)} baselines, "
+            f"{result.trials} trials, selection, test and export work "
+            f"({time.perf_counter() - started:.0f} s)"
+        )
+    if not absent:
+        console.print(f"nothing is missing: stepsearch run {study}")
+    return not absent
+
+
+def missing(config: StudyConfig) -> list[str]:
+    """A sentence for each thing that the study needs and that is not on this machine."""
+    found = [_missing_model(config.model.id), _missing_extractor(config.evaluation.extractor)]
+    try:
+        load_prompts(config.evaluation.prompts)
+    except UserError as error:
+        found.append(str(error))
+    found.append(_missing_reference(config))
+    return [sentence for sentence in found if sentence]
+
+
+def _missing_model(name: str) -> str | None:
+    if name.endswith(".safetensors"):
+        return None if Path(name).is_file() else f"model {name!r}: no such file"
+    folder = local_folder(name)
+    if folder is None:
+        return (
+            f"model {name!r}: no such folder, and not in the local Hugging Face cache; the first "
+            "run with a network downloads it"
+        )
+    index = folder / "model_index.json"
+    if not index.exists():
+        return f"model {name!r}: {folder} has no model_index.json"
+    for part, value in json.loads(index.read_text(encoding="utf-8")).items():
+        known = isinstance(value, list) and value[0] is not None and part.startswith(NETWORKS)
+        if known and not any((folder / part).glob("*.safetensors")):
+            return f"model {name!r}: {folder / part} has no .safetensors weights"
+    return None
+
+
+def local_folder(name: str) -> Path | None:
+    """Where a model's files lie: its own folder, or the newest one in the local cache."""
+    if Path(resolve(name)).is_dir():
+        return Path(resolve(name))
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _missing_extractor(spec: str) -> str | None:
+    """Those with weights of the user's are only looked for: loading them might download."""
+    name, _, source = spec.partition(":")
+    if name not in PRETRAINED:
+        try:
+            load_extractor(spec)
+        except UserError as error:
+            return str(error)
+        return None
+    if name != "inception":
+        if source and local_folder(source):
+            return None
+        return f"extractor {spec!r}: no such folder, and not in the local Hugging Face cache"
+    if importlib.util.find_spec("cleanfid") is None:
+        return "extractor 'inception' needs clean-fid: pip install 'stepsearch[fid]'"
+    place = Path(source or tempfile.gettempdir())
+    if INCEPTION_FILE not in (place.name, *(p.name for p in place.glob("*.pt"))):
+        return f"extractor {spec!r}: no {INCEPTION_FILE} in {place}"
+    return None
+
+
+def _missing_reference(config: StudyConfig) -> str | None:
+    source, extractor = config.evaluation.reference, config.evaluation.extractor
+    if bundled(f"{source}-{extractor.removesuffix('-whole')}.safetensors").exists():
+        return None
+    path = Path(source)
+    if not path.exists():
+        return f"reference {source!r}: no folder or zip of images, and no statistics"
+    if path.suffix in (".npz", ".safetensors"):
+        return None
+    try:
+        ImageFiles.find(path)
+    except UserError as error:
+        return f"reference: {error}"
+    return None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Upper bounds of what a run needs."""
+
+    passes: dict[str, int]  # of one image, stage by stage
+    disk: int  # bytes in the run's folder
+
+    def lines(self, seconds_per_pass: float | None) -> list[str]:
+        total = sum(self.passes.values())
+        parts = ", ".join(f"{stage} {n / total:.0%}" for stage, n in self.passes.items())
+        found = [f"at most {total:,} network passes of one image: {parts}"]
+        if seconds_per_pass is None:
+            found.append("hours: give --seconds-per-pass, or --measure DEVICE to measure it")
+        else:
+            hours = total * seconds_per_pass / 3600
+            found.append(f"about {hours:.1f} hours of one device at {seconds_per_pass:g} s a pass")
+        found.append(f"about {self.disk / 1e9:.1f} GB in the run's folder, the weights apart")
+        return found
+
+
+def costs(config: StudyConfig) -> Costs:
+    """Count images and passes of every stage as the run makes them."""
+    space, options, images = config.space, config.baselines, config.evaluation
+    kinds = len(shapes(config, CLASSIFIER_FREE)) * len(options.orders)
+    named = {name for wanted in options.presets for name in fnmatch.filter(names(), wanted)}
+    presets = [name for name in named if preset(name).schedule.passes == space.passes]
+    first = kinds * (len(GRIDS) + len(options.rivals)) + len(presets)
+    count, before, screened, pictures = first, 0, 0, 0
+    for n in options.rungs:
+        if before:
+            count = min(count, 2 * options.test + ceil(count * options.keep))
+        screened += count * (n - before)
+        pictures += count
+        before = n
+    long = len(options.long_steps) * (len(options.guidance_scales) + 1)
+    finalists = config.search.finalists + options.test + 4
+    tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
+    trials = config.search.trials
+    passes = {
+        "rivals": sum(
+            2 * RIVAL_PASSES[name] * (space.num_steps + 1 if name == "oss" else 1)
+            for name in options.rivals
+        ),
+        "baselines": screened * space.passes,
+        "teacher": 2 * config.teacher.images * 2 * config.teacher.steps,
+        "trials": trials * images.images * space.passes,
+        "selection": images.selection_images
+        * (finalists * space.passes + 2 * long * max(options.long_steps, default=0)),
+        "test": images.test_images
+        * (
+            tested * space.passes
+            + 2 * sum(options.long_steps)
+            + 2 * config.teacher.steps * config.teacher.test
+        ),
+    }
+    made = screened + trials * images.images + finalists * images.selection_images
+    made += tested * images.test_images
+    versions = len(images.guidance_scales) or 1
+    passes = {stage: n * (1 if stage == "rivals" else versions) for stage, n in passes.items()}
+    parts = [ceil(n / PART) for n in (images.selection_images, images.test_images)]
+    pictures += trials + finalists * parts[0] + tested * parts[1]
+    sheet = SHEET * 3 * (config.model.size or 1024) ** 2 * PACKED
+    return Costs(passes, round(versions * (made * FEATURES + pictures * sheet)))
+
+
+def seconds_of_a_pass(config: StudyConfig, device: str) -> float:
+    """Of one image in a batch of the study's size, encoding and decoding included."""
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = Evaluator(config, Path(folder), device)
+        model = evaluator.model
+        plan = make_schedule("linspace", 10, model.noise, model=model.spec)
+        plan = replace(plan, guidance=model.guidance)
+        seeds = seeds_of(SEARCH, config.evaluation.batch_size)
+        evaluator.images(plan, seeds)  # the first time is slower
+        started = time.perf_counter()
+        evaluator.images(plan, seeds)
+        return (time.perf_counter() - started) / (plan.passes * len(seeds))

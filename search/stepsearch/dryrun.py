@@ -1,0 +1,107 @@
+"""A study's whole path on a tiny random model of the same classes, with made-up data, in seconds.
+
+It shows that the study's settings work together: nothing that comes out means anything.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepsampler.errors import UserError
+from stepsampler.models import quiet, resolve
+from stepsampler.pictures import save_png
+from stepsearch.config import StudyConfig
+from stepsearch.features import EXTRACTORS
+from stepsearch.miniatures import FAMILIES
+from stepsearch.paths import bundled
+from stepsearch.report import write, write_sheet
+from stepsearch.run import Result, Run
+from stepsearch.tracking import NoTracking
+from stepsearch.workers import InThisProcess
+
+PIXELS = ("ddpm", "ddim")  # kinds that have one size only
+SIZE = 32
+PROMPTS = ("a red square", "two blue circles", "a green field", "nothing")
+SMALL: dict[str, dict[str, Any]] = {
+    "evaluation": {"images": 8, "selection_images": 8, "test_images": 8, "batch_size": 8},
+    "baselines": {"rungs": (2,), "test": 1},
+    "teacher": {"steps": 4, "images": 8},
+    "search": {"trials": 3, "finalists": 2, "minutes": None},
+}
+FIRST = ("guidance_scales", "orders", "long_steps")  # lists of the baselines: one of each is enough
+
+
+def kind_of(config: StudyConfig) -> str:
+    """The miniature for a study: what it says itself, or what its model's folder is.
+
+    Raises:
+        UserError: an unknown kind, or none where the model is not in a local folder.
+    """
+    kind = config.model.kind
+    if kind is not None:
+        if kind not in FAMILIES:
+            raise UserError(f"model.kind must be one of {', '.join(FAMILIES)}, got {kind!r}")
+        return kind
+    index = Path(resolve(config.model.id)) / "model_index.json"
+    if not index.exists():
+        raise UserError(
+            f"model.kind is missing: without the weights of {config.model.id!r}, it says which "
+            f"tiny model to dry-run ({', '.join(FAMILIES)})"
+        )
+    name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    if name == "FluxPipeline":
+        own = json.loads((index.parent / "transformer" / "config.json").read_text())
+        return "flux-dev" if own.get("guidance_embeds") else "flux-schnell"
+    for kind, build in FAMILIES.items():
+        if type(build()).__name__ == name:
+            return kind
+    raise UserError(f"{index}: there is no tiny model of the class {name} to dry-run")
+
+
+def dry_run(config: StudyConfig, kind: str, folder: Path) -> Result:
+    """Load, search, select, test and write in `folder`, with a few images of everything."""
+    small = shrunk(config, kind, folder)
+    quiet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of diffusers, about the miniature's settings
+        FAMILIES[kind]().save_pretrained(folder / "model", safe_serialization=True)
+    with InThisProcess(small, folder / "run") as workers:
+        run = Run(small, folder / "run", workers, NoTracking(), lambda *_: None)
+        result = run.run()
+        write(result, small, folder / "run")
+        write_sheet(result, workers, folder / "run" / "grid.png")
+    return result
+
+
+def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
+    """The study with a tiny model and made-up data, which is written into `folder`.
+
+    Bundled data stays, since it is there, and so is what alignment needs. Extractors with weights
+    of their own give way to EfficientNet-Lite0, and rivals to the one that needs no trajectories.
+    """
+    data = config.model_dump()
+    for section, values in SMALL.items():
+        data[section] |= values
+    for name in FIRST:
+        data["baselines"][name] = data["baselines"][name][:1]
+    data["baselines"]["rivals"] = ["dmn"] if config.baselines.rivals else []
+    size = None if kind in PIXELS else SIZE
+    data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
+    evaluation = data["evaluation"]
+    if evaluation["extractor"].removesuffix("-whole") not in EXTRACTORS:
+        evaluation["extractor"] = "lite0"
+    if not bundled(f"{evaluation['prompts']}-prompts.json").exists():
+        file = folder / "prompts.txt"
+        file.write_text("\n".join(["0", "2"] if kind == "dit" else PROMPTS) + "\n")
+        evaluation["prompts"] = str(file)
+    if not bundled(f"{evaluation['reference']}-{evaluation['extractor']}.safetensors").exists():
+        generator = np.random.default_rng(0)
+        for k in range(12):
+            pixels = generator.integers(0, 256, (3, SIZE, SIZE), np.uint8)
+            save_png(torch.from_numpy(pixels), folder / "reference" / f"{k}.png")
+        evaluation["reference"] = str(folder / "reference")
+    return StudyConfig.model_validate(data)
