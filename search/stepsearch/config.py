@@ -105,8 +105,18 @@ class EvaluationConfig(_Section):
     prompts: str = "fashion-mnist"  # bundled prompts, or a text file with one prompt a line
     batch_size: int = Field(50, ge=1)
     images: int = Field(300, ge=8)  # per trial
+    rungs: tuple[int, ...] = ()  # images after which a trial may end, such as 60, 125 and `images`
     selection_images: int = Field(600, ge=8)
     test_images: int = Field(1000, ge=8)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "EvaluationConfig":
+        rungs = list(self.rungs)
+        if rungs and (rungs != sorted(set(rungs)) or rungs[0] < 8 or rungs[-1] != self.images):
+            raise ValueError(
+                f"rungs must rise from at least 8 to images = {self.images}, got {rungs}"
+            )
+        return self
 
 
 class BaselinesConfig(_Section):
@@ -137,6 +147,8 @@ class SearchConfig(_Section):
     minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
     seed: int = 0
     finalists: int = Field(8, ge=1)  # trials that are scored again on the selection seeds
+    start_from: str | None = None  # folder of a finished run whose best trials come first
+    patience: int | None = Field(None, ge=1)  # trials without a gain beyond the noise; then stop
 
 
 class TeacherConfig(_Section):
