@@ -1,7 +1,7 @@
 """Optuna's search algorithms, and what they are shown of trials that were pruned."""
 
 import copy
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from math import log
 from typing import Any
 
@@ -101,18 +101,19 @@ def shown(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return found
 
 
-def predicted(trial: FrozenTrial, complete: Iterable[FrozenTrial]) -> float | None:
+def predicted(trial: FrozenTrial, complete: Sequence[FrozenTrial]) -> float | None:
     """The distance that a pruned trial would have had with all images; None if it has none.
 
     The bias of FD at n images is about c / n (Chong and Forsyth 2020), with a c that hardly depends
-    on the schedule: the mean difference between the rungs in finished trials is taken off.
+    on the schedule: the mean difference between the rungs in finished trials is taken off. What was
+    pruned is not believed to be better than the best of those.
     """
     if trial.last_step is None:
         return None
     n = trial.last_step
-    shifts = [
-        t.intermediate_values[n] - t.value
-        for t in complete
-        if n in t.intermediate_values and t.value is not None
-    ]
-    return trial.intermediate_values[n] - (float(np.mean(shifts)) if shifts else 0.0)
+    pairs = [(t.intermediate_values[n], t.value) for t in complete if n in t.intermediate_values]
+    whole = [(short, float(full)) for short, full in pairs if full is not None]
+    if not whole:
+        return trial.intermediate_values[n]
+    shift = float(np.mean([short - full for short, full in whole]))
+    return max(trial.intermediate_values[n] - shift, min(full for _, full in whole))

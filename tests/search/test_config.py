@@ -46,6 +46,12 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "solvers = ['rk4']\n", "solvers must be of ddim, .* got 'rk4'"),
         (MINIMAL + "solvers = ['ddim']\n", "max_order of ddim is at most 1"),
         (MINIMAL + "[baselines]\nrungs = [20, 10]\n", r"rungs must rise, got \[20, 10\]"),
+        (
+            MINIMAL + "[evaluation]\nimages = 250\nrungs = [60, 125]\n",
+            r"rungs must rise from at least 8 to images = 250, got \[60, 125\]",
+        ),
+        (MINIMAL + "[evaluation]\nrungs = [4, 300]\n", r"rungs must rise .* got \[4, 300\]"),
+        (MINIMAL + "[search]\npatience = 0\n", "search.patience: .* got 0"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):
