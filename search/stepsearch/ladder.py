@@ -89,7 +89,7 @@ def climb(
     trial.set_user_attr("images", n)
     trial.set_user_attr("left_out", fd.left_out.tolist())  # for the error of differences
     trial.set_user_attr("seconds", time.perf_counter() - started)
-    if not isnan(found.alignment):
+    if not isnan(floor - found.alignment):
         trial.set_constraint("alignment", floor - found.alignment)
     if last:
         return TrialState.COMPLETE, fd.value
