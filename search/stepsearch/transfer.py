@@ -43,10 +43,14 @@ def start_points(folder: Path, space: SearchSpace, count: int) -> list[tuple[Par
     gets as many steps more as this study's `num_steps` is larger.
 
     Raises:
-        UserError: the folder holds no finished run.
+        UserError: the folder holds no finished run, or that of a model with other noise levels.
     """
     found: list[tuple[Params, str]] = []
     for name, schedule, num_steps in earlier_best(folder, count):
+        if schedule.flow != (space.model.prediction_type == "flow_prediction"):
+            raise UserError(
+                f"search.start_from: {folder} searched for a model of the other kind, flow or not"
+            )
         point, _ = space.params(schedule)
         if "num_steps" in point:
             steps = sum(step.analytic is None for step in schedule.steps)

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from stepsampler import UserError, load
-from stepsampler.noise import NoiseSchedule
+from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsearch.config import StudyConfig
 from stepsearch.distance import Moments
 from stepsearch.evaluate import Measurement
 from stepsearch.report import as_data, table, verdict, write
 from stepsearch.rivals.dmn import dmn
 from stepsearch.run import Run
+from stepsearch.space import SearchSpace
 from stepsearch.study import finished, open_study, pruned, schedule_of, work
 from stepsearch.tracking import NoTracking
+from stepsearch.transfer import start_points
 from stepsearch.workers import Workers
 
 SD = NoiseSchedule.scaled_linear()
@@ -246,6 +248,7 @@ def test_a_study_starts_from_the_best_trials_of_an_earlier_one(tmp_path):
     write(first, config, tmp_path / "three")
     data = settings(trials=12, finalists=4, start_from=str(tmp_path / "three")).model_dump()
     data["space"] |= {"num_steps": 4, "passes": 8, "guidance_scale": (1.5, 2.5)}
+    data["baselines"]["rivals"] = []
     run(tmp_path / "four", StudyConfig.model_validate(data))
     trials = finished(open_study(tmp_path / "four", StudyConfig.model_validate(data)))
     theirs = {t.number: t for t in finished(open_study(tmp_path / "three", config))}
@@ -259,7 +262,7 @@ def test_a_study_starts_from_the_best_trials_of_an_earlier_one(tmp_path):
         assert schedule_of(t).num_steps == schedule_of(source).num_steps + 1 - (
             schedule_of(source).num_steps == 6  # the box ends at six steps
         )
-        assert t.params["final_sigma"] == pytest.approx(source.params["final_sigma"])
+        assert schedule_of(t).final_sigma == pytest.approx(schedule_of(source).final_sigma)
         assert 1.5 <= t.params["guidance_scale"] <= 2.5
 
 
@@ -268,3 +271,14 @@ def test_an_unfinished_run_is_nothing_to_start_from(tmp_path):
     with pytest.raises(UserError, match=r"search\.start_from: .*nowhere holds no finished run"):
         run(tmp_path / "new", config)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_flow_models_run_is_nothing_to_start_from_for_another_model(tmp_path):
+    first, config, _ = run(tmp_path / "three", settings(trials=3))
+    write(first, config, tmp_path / "three")
+    flow = FlowSchedule()
+    space = SearchSpace(config.space, flow, flow.spec("flux"), "linspace")
+    with pytest.raises(
+        UserError, match="three searched for a model of the other kind, flow or not"
+    ):
+        start_points(tmp_path / "three", space, 2)
