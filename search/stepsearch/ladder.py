@@ -20,11 +20,12 @@ from stepsearch.distance import score
 from stepsearch.evaluate import SEARCH, Evaluator, Measurement
 
 MARGIN = 2.0  # standard errors below its floor at which an alignment is not waited for any longer
+REDUCTION = 3  # of successive halving: one in so many goes on
 ALIVE = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class Halving(BasePruner):
-    """Prunes what is in the worse half of its rung, unless it is among the best `spared` there.
+class RungPruner(BasePruner):
+    """Prunes what is not in the best third of its rung, unless it is among the best `spared` there.
 
     Its rivals are the trials of all workers that were on this rung, less those whose alignment is
     known to be too low. Optuna's SuccessiveHalvingPruner counts these as well, and the trials of
@@ -46,7 +47,7 @@ class Halving(BasePruner):
             and not infeasible(other)
         ]
         better = sum(rival < value for rival in rivals)
-        return better >= max(self.spared, (len(rivals) + 1) / 2)
+        return better >= max(self.spared, (len(rivals) + 1) / REDUCTION)
 
 
 def infeasible(trial: FrozenTrial) -> bool:

@@ -25,7 +25,7 @@ from stepsampler.schedule import Schedule
 from stepsearch.algorithms import make_algorithm
 from stepsearch.config import StudyConfig
 from stepsearch.evaluate import Evaluator
-from stepsearch.ladder import ALIVE, Halving, climb
+from stepsearch.ladder import ALIVE, RungPruner, climb
 from stepsearch.paths import write_whole
 from stepsearch.space import Params, SearchSpace
 from stepsearch.stopping import stopped
@@ -49,7 +49,7 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     study = optuna.create_study(study_name=config.name, storage=storage, load_if_exists=True)
     entropy = (config.search.seed, worker, len(study.get_trials(deepcopy=False)))
     study.sampler = make_algorithm(config.search.algorithm, *entropy)
-    study.pruner = Halving(spared=config.search.finalists)
+    study.pruner = RungPruner(spared=config.search.finalists)
     return study
 
 
