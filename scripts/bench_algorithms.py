@@ -1,7 +1,9 @@
-"""Held-out FD against search passes, for each search algorithm and several search seeds.
+"""Held-out FD against search passes: algorithms, the ladder of rungs, or an earlier run's help.
 
     stepsearch run studies/tiny-3-steps.toml
-    python scripts/bench_algorithms.py runs/tiny-3-steps --trials 60 --seeds 3 --out docs/algorithms
+    python scripts/bench_algorithms.py runs/tiny-3-steps --trials 60 --out docs/algorithms
+    python scripts/bench_algorithms.py runs/tiny-3-steps --ladder 60 125 250 --out docs/ladder
+    python scripts/bench_algorithms.py runs/tiny-4-steps --transfer runs/tiny-3-steps
 
 Every search starts from the points that the finished run in the folder was given (its baselines),
 in the same box. After each of --at trials, the best feasible trial so far is scored on selection
@@ -13,6 +15,7 @@ import json
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,51 +24,92 @@ import torch
 from stepsearch.config import StudyConfig
 from stepsearch.distance import score
 from stepsearch.evaluate import SELECTION, Evaluator, seeds_of
+from stepsearch.ladder import infeasible, passes_spent
 from stepsearch.space import SearchSpace
-from stepsearch.study import claimed, enqueue, finished, open_study, run_trials, schedule_of
+from stepsearch.study import (
+    claim_folder,
+    claimed,
+    enqueue,
+    finished,
+    open_study,
+    pruned,
+    reap,
+    run_trials,
+    schedule_of,
+)
+from stepsearch.transfer import start_points
 
 ALGORITHMS = ("random", "tpe", "cmaes", "gp")
 
 
+@dataclass(frozen=True)
+class Search:
+    """One search: an arm of the comparison, with one search seed."""
+
+    arm: str
+    config: StudyConfig
+    start: Path | None = None  # a finished run whose best trials come first
+
+
+def searches(base: StudyConfig, args: argparse.Namespace) -> list[Search]:
+    """Every arm with every seed; the first arm is what the others are compared with."""
+    if args.ladder:
+        arms = {"all images": ({}, None), "ladder": ({"rungs": args.ladder}, None)}
+    elif args.transfer:
+        arms = {"cold": ({}, None), f"from {args.transfer.name}": ({}, args.transfer)}
+    else:
+        arms = {name: ({}, None) for name in args.algorithms}
+    found = []
+    for seed in range(args.seeds):
+        for arm, (evaluation, start) in arms.items():
+            algorithm = arm if arm in ALGORITHMS else args.algorithms[-1]
+            data = base.model_dump()
+            data["model"] |= {"dtype": args.dtype or base.model.dtype}
+            if args.ladder:
+                data["evaluation"] |= {"images": args.ladder[-1], "rungs": [], **evaluation}
+            data["search"] |= {"algorithm": algorithm, "seed": seed, "trials": args.trials}
+            found.append(Search(arm, StudyConfig.model_validate(data), start))
+    return found
+
+
 def one_search(
-    source: Path, folder: Path, config: StudyConfig, budgets: list[int], threads: int, end: float
+    source: Path, folder: Path, search: Search, budgets: list[int], threads: int, end: float
 ) -> list[dict]:
     """One search in this process; a row for each budget it reached before `end`."""
     torch.set_num_threads(threads)
+    config = search.config
     plan = json.loads((source / "plan.json").read_text())
     evaluator = Evaluator(config, source / "cache", "cpu")
     space = SearchSpace(config.space, evaluator.model.noise, evaluator.model.spec, plan["grid"])
     given = [t for t in finished(open_study(source, claimed(source))) if "origin" in t.user_attrs]
     floor = plan["alignment_floor"]
+    claim_folder(folder, config)
+    study = open_study(folder, config)
+    reap(study, folder)
+    if search.start:
+        enqueue(study, start_points(search.start, space, config.search.finalists))
+    enqueue(study, [(t.params, t.user_attrs["origin"]) for t in given])
     rows = []
     for budget in budgets:
-        study = open_study(folder, config)
-        enqueue(study, [(t.params, t.user_attrs["origin"]) for t in given])
         some = config.search.model_copy(update={"trials": budget})
-        run_trials(
-            study,
-            folder,
-            config.model_copy(update={"search": some}),
-            space,
-            evaluator,
-            floor,
-            deadline=end,
-        )
-        trials = finished(study)[:budget]
+        part = config.model_copy(update={"search": some})
+        run_trials(study, folder, part, space, evaluator, floor, deadline=end)
+        trials = [t for t in finished(study) + pruned(study) if t.number < budget]
         if len(trials) < budget:
             break
-        best = min(trials, key=lambda t: (t.user_attrs["alignment"] < floor, t.value))
+        whole = [t for t in finished(study) if t.number < budget]
+        best = min(whole, key=lambda t: (infeasible(t), t.value))
         seeds = seeds_of(SELECTION, config.evaluation.selection_images)
         found = score(
             evaluator.measure(schedule_of(best), seeds).features, evaluator.reference.search
         )
-        images = config.evaluation.images
         rows.append(
             {
-                "algorithm": config.search.algorithm,
+                "arm": search.arm,
                 "seed": config.search.seed,
                 "trials": budget,
-                "passes": sum(t.user_attrs["passes"] for t in trials) * images,
+                "finished": len(whole),
+                "passes": passes_spent(trials, config.evaluation),
                 "searched": best.value,
                 "fd": found.value,
                 "se": found.se,
@@ -74,20 +118,67 @@ def one_search(
     return rows
 
 
-def table(rows: list[dict], budgets: list[int]) -> str:
+def summary(rows: list[dict], budgets: list[int]) -> str:
     """Mean over search seeds of the held-out FD, and the range, for each budget."""
-    lines = ["| algorithm | " + " | ".join(f"{b} trials" for b in budgets) + " |"]
+    lines = ["| search | " + " | ".join(f"{b} trials" for b in budgets) + " |"]
     lines.append("|---" * (len(budgets) + 1) + "|")
-    for algorithm in ALGORITHMS:
+    for arm in dict.fromkeys(r["arm"] for r in rows):
         cells = []
         for budget in budgets:
-            values = [
-                r["fd"] for r in rows if r["algorithm"] == algorithm and r["trials"] == budget
-            ]
+            values = [r["fd"] for r in rows if r["arm"] == arm and r["trials"] == budget]
             cells.append(
                 f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else ""
             )
-        lines.append(f"| {algorithm} | " + " | ".join(cells) + " |")
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ladder_table(rows: list[dict], budget: int) -> str:
+    """Passes and held-out FD of either arm, seed by seed, and what the ladder saves and costs."""
+    lines = [
+        "| search seed | passes, all images | passes, ladder | saved | FD, all images | FD, ladder "
+        "| loss |",
+        "|---" * 7 + "|",
+    ]
+    last = {(r["arm"], r["seed"]): r for r in rows if r["trials"] == budget}
+    seeds = sorted({s for _, s in last if ("all images", s) in last and ("ladder", s) in last})
+    pairs = [(last["all images", s], last["ladder", s]) for s in seeds]
+    for s, (plain, ladder) in zip(seeds, pairs, strict=True):
+        lines.append(
+            f"| {s} | {plain['passes']:,} | {ladder['passes']:,} "
+            f"| {1 - ladder['passes'] / plain['passes']:.0%} "
+            f"| {plain['fd']:.2f} ± {plain['se']:.2f} | {ladder['fd']:.2f} ± {ladder['se']:.2f} "
+            f"| {ladder['fd'] - plain['fd']:+.2f} |"
+        )
+    if len(pairs) > 1:
+        passes = np.array([[r["passes"] for r in pair] for pair in pairs])
+        fds = np.array([[r["fd"] for r in pair] for pair in pairs])
+        means, ses = fds.mean(0), fds.std(0, ddof=1) / np.sqrt(len(pairs))
+        loss = fds[:, 1] - fds[:, 0]
+        lines.append(
+            f"| mean ± se over seeds | {passes[:, 0].mean():,.0f} | {passes[:, 1].mean():,.0f} "
+            f"| {1 - passes[:, 1].sum() / passes[:, 0].sum():.0%} "
+            f"| {means[0]:.2f} ± {ses[0]:.2f} | {means[1]:.2f} ± {ses[1]:.2f} "
+            f"| {loss.mean():+.2f} ± {loss.std(ddof=1) / np.sqrt(len(loss)):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def transfer_table(rows: list[dict], arm: str, budgets: list[int]) -> str:
+    """Passes until the held-out FD with which the cold start ended was reached, seed by seed."""
+    lines = ["| search seed | FD, cold | passes, cold | passes until then | saved |"]
+    lines.append("|---" * 5 + "|")
+    for seed in sorted({r["seed"] for r in rows}):
+        mine = [r for r in rows if r["seed"] == seed]
+        cold = [r for r in mine if r["arm"] == "cold" and r["trials"] == budgets[-1]]
+        warm = sorted((r for r in mine if r["arm"] == arm), key=lambda r: r["trials"])
+        if not cold or not warm:
+            continue
+        goal = cold[0]
+        then = next((r["passes"] for r in warm if r["fd"] <= goal["fd"]), None)
+        cells = f"| {seed} | {goal['fd']:.2f} ± {goal['se']:.2f} | {goal['passes']:,} "
+        saved = "" if then is None else f"{1 - then / goal['passes']:.0%}"
+        lines.append(cells + f"| {'not reached' if then is None else f'{then:,}'} | {saved} |")
     return "\n".join(lines)
 
 
@@ -98,14 +189,14 @@ def plot(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4))
-    for algorithm in ALGORITHMS:
-        mine = [r for r in rows if r["algorithm"] == algorithm]
+    for arm in dict.fromkeys(r["arm"] for r in rows):
+        mine = [r for r in rows if r["arm"] == arm]
         budgets = sorted({r["trials"] for r in mine})
         groups = [[r for r in mine if r["trials"] == b] for b in budgets]
         x = [np.mean([r["passes"] for r in g]) / 1e3 for g in groups]
         y = [[r["fd"] for r in g] for g in groups]
         if groups:
-            line = axes.plot(x, [np.mean(v) for v in y], marker="o", label=algorithm)[0]
+            line = axes.plot(x, [np.mean(v) for v in y], marker="o", label=arm)[0]
             low, high = [min(v) for v in y], [max(v) for v in y]
             axes.fill_between(x, low, high, alpha=0.15, color=line.get_color())
     axes.set(xlabel="search, thousand network passes", ylabel="held-out FD of the best trial")
@@ -117,7 +208,16 @@ def plot(rows: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished stepsearch run")
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
+    parser.add_argument(
+        "--algorithms",
+        nargs="+",
+        choices=ALGORITHMS,
+        default=ALGORITHMS,
+        help="compared; the last one is that of --ladder and --transfer",
+    )
+    parser.add_argument("--ladder", type=int, nargs="+", default=None, help="rungs, in images")
+    parser.add_argument("--transfer", type=Path, default=None, help="folder of an earlier run")
+    parser.add_argument("--dtype", default=None, help="instead of the run's, such as bfloat16")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--at", type=int, nargs="+", default=None, help="budgets to report")
@@ -125,19 +225,21 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("docs/algorithms"))
     args = parser.parse_args()
-    budgets = args.at or [args.trials // 4, args.trials // 2, args.trials]
+    quarter = args.trials // 4
+    budgets = args.at or (
+        [*range(quarter // 2, args.trials, max(1, quarter // 2)), args.trials]
+        if args.transfer
+        else [quarter, args.trials // 2, args.trials]
+    )
     base = claimed(args.run)
-    searches = []
-    for seed in range(args.seeds):
-        for algorithm in args.algorithms:
-            search = base.search.model_copy(update={"algorithm": algorithm, "seed": seed})
-            searches.append(base.model_copy(update={"search": search}))
-    images = len(searches) * (
-        budgets[-1] * base.evaluation.images + len(budgets) * base.evaluation.selection_images
+    planned = searches(base, args)
+    evaluation = planned[0].config.evaluation
+    images = len(planned) * (
+        budgets[-1] * evaluation.images + len(budgets) * evaluation.selection_images
     )
     passes = images * base.space.passes
     print(
-        f"{len(searches)} searches, at most {passes / 1e6:.1f} million passes: "
+        f"{len(planned)} searches, at most {passes / 1e6:.1f} million passes: "
         f"{passes * 0.004 / args.processes / 3600:.1f} hours at 4 ms a pass and process; "
         f"stops after {args.hours:g} hours",
         flush=True,
@@ -149,15 +251,22 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
         futures = []
-        for config in searches:
-            folder = args.run / "algorithms" / f"{config.search.algorithm}-{config.search.seed}"
-            job = (args.run, folder, config, budgets, threads, end)
-            futures.append(pool.submit(one_search, *job))
+        for search in planned:
+            name = f"{search.arm} {search.config.search.algorithm} {search.config.model.dtype}"
+            folder = f"{name} {'-'.join(map(str, args.ladder or ()))} {search.config.search.seed}"
+            path = args.run / "algorithms" / "-".join(folder.split())
+            futures.append(pool.submit(one_search, args.run, path, search, budgets, threads, end))
         for done, future in enumerate(as_completed(futures), 1):
             rows += future.result()
             args.out.with_suffix(".json").write_text(json.dumps(rows, indent=1))
-            print(f"{done} of {len(searches)} searches", flush=True)
-    text = table(rows, budgets)
+            print(f"{done} of {len(planned)} searches", flush=True)
+    order = list(dict.fromkeys(search.arm for search in planned))
+    rows.sort(key=lambda r: (order.index(r["arm"]), r["seed"], r["trials"]))
+    text = summary(rows, budgets)
+    if args.ladder:
+        text += "\n\n" + ladder_table(rows, budgets[-1])
+    if args.transfer:
+        text += "\n\n" + transfer_table(rows, order[-1], budgets)
     args.out.with_suffix(".md").write_text(text + "\n")
     plot(rows, args.out.with_suffix(".png"))
     print(text)

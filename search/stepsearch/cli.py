@@ -31,6 +31,9 @@ def run(
     gpus: Annotated[str | None, typer.Option(help="Such as 0,1: one worker each.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Instead of the study's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the algorithm.")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Folder of a finished run: its best trials come first.")
+    ] = None,
     tracking: Annotated[
         str, typer.Option(help="MLflow URI; 'local' is the run folder, 'none' is off.")
     ] = "local",
@@ -40,7 +43,8 @@ def run(
     from stepsearch.config import load_config
 
     overrides = QUICK if quick else {}
-    given = {"trials": trials, "seed": seed}
+    origin = None if start_from is None else str(start_from)
+    given = {"trials": trials, "seed": seed, "start_from": origin}
     chosen = {key: value for key, value in given.items() if value is not None}
     config = load_config(study, {**overrides, "search": {**overrides.get("search", {}), **chosen}})
     variant = ("-quick" if quick else "") + ("" if seed is None else f"-seed{seed}")
@@ -54,7 +58,13 @@ def run(
 
 # What `--quick` changes: enough to pass through every stage, far too little to conclude anything.
 QUICK: dict[str, dict[str, Any]] = {
-    "evaluation": {"images": 20, "selection_images": 20, "test_images": 40, "batch_size": 20},
+    "evaluation": {
+        "images": 20,
+        "rungs": [],
+        "selection_images": 20,
+        "test_images": 40,
+        "batch_size": 20,
+    },
     "baselines": {"rungs": [10], "guidance_scales": [2.0], "orders": [2]},
     "teacher": {"images": 10, "steps": 20},
     "search": {"trials": 4, "finalists": 2},
@@ -247,11 +257,14 @@ def status(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-3-steps.")],
 ) -> None:
     """Say how far a run is."""
-    from stepsearch.study import claimed, distance_of, finished, open_study
+    from stepsearch.study import claimed, distance_of, finished, open_study, pruned
 
     config = claimed(folder)
-    done = sorted(finished(open_study(folder, config)), key=distance_of)
-    typer.echo(f"{folder}: {len(done)} of {config.search.trials} trials finished")
+    study = open_study(folder, config)
+    done = sorted(finished(study), key=distance_of)
+    ended = len(pruned(study))
+    more = f", {ended} pruned" if ended else ""
+    typer.echo(f"{folder}: {len(done)} of {config.search.trials} trials finished{more}")
     for trial in done[:5]:
         alignment, passes = trial.user_attrs["alignment"], trial.user_attrs["passes"]
         typer.echo(

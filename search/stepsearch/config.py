@@ -119,6 +119,7 @@ class EvaluationConfig(_Section):
     prompts: str = "fashion-mnist"  # bundled prompts, or a text or caption file
     batch_size: int = Field(50, ge=1)
     images: int = Field(300, ge=8)  # per trial
+    rungs: tuple[int, ...] = ()  # images after which a trial may end, such as 60, 125 and `images`
     selection_images: int = Field(600, ge=8)
     test_images: int = Field(1000, ge=8)
     # Every schedule is measured at each of these means of its guidance; its distance is the mean of
@@ -131,6 +132,15 @@ class EvaluationConfig(_Section):
         scales = self.guidance_scales
         if len(set(scales)) < len(scales) or not all(w > 1 for w in scales):
             raise ValueError(f"guidance_scales must differ and be above 1, got {list(scales)}")
+        return self
+
+    @model_validator(mode="after")
+    def _rising(self) -> "EvaluationConfig":
+        rungs = list(self.rungs)
+        if rungs and (rungs != sorted(set(rungs)) or rungs[0] < 8 or rungs[-1] != self.images):
+            raise ValueError(
+                f"rungs must rise from at least 8 to images = {self.images}, got {rungs}"
+            )
         return self
 
 
@@ -163,6 +173,8 @@ class SearchConfig(_Section):
     minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
     seed: int = Field(0, ge=0)
     finalists: int = Field(8, ge=1)  # trials that are scored again on the selection seeds
+    start_from: str | None = None  # folder of a finished run whose best trials come first
+    patience: int | None = Field(None, ge=1)  # trials without a gain beyond the noise; then stop
     # Both: a Pareto front of trials. Else alignment is a floor under the one objective.
     objectives: tuple[Literal["fd", "alignment"], ...] = ("fd",)
     alignment_drop: float = Field(0.01, ge=0, le=1)  # share that may be lost to the teacher's
@@ -181,6 +193,8 @@ class SearchConfig(_Section):
             )
         if self.both and self.algorithm == "cmaes":
             raise ValueError("algorithm: cmaes has one objective; gp, tpe and random take both")
+        if self.both and self.patience is not None:
+            raise ValueError("patience is for one objective, not for a front")
         return self
 
 
@@ -203,6 +217,12 @@ class StudyConfig(_Section):
     baselines: BaselinesConfig = BaselinesConfig()
     teacher: TeacherConfig = TeacherConfig()
     search: SearchConfig = SearchConfig()
+
+    @model_validator(mode="after")
+    def _rungs_are_of_one_objective(self) -> "StudyConfig":
+        if self.evaluation.rungs and self.search.both:
+            raise ValueError("evaluation.rungs are for one objective, not for a front")
+        return self
 
 
 def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) -> StudyConfig:

@@ -167,6 +167,8 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
             for c, n, fd in sorted(result.screened, key=lambda entry: (-entry[1], entry[2]))
         ],
         "trials": result.trials,
+        "pruned": result.pruned,
+        "stopped": result.stopped,
         "search_passes": result.search_passes,
     }
 

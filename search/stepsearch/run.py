@@ -25,9 +25,11 @@ from stepsearch.baselines import (
 from stepsearch.config import StudyConfig
 from stepsearch.distance import frechet_distance
 from stepsearch.evaluate import SEARCH, SELECTION, Measurement, seeds_of
+from stepsearch.ladder import passes_spent
 from stepsearch.pareto import dominated
 from stepsearch.protocol import Row, held_out, score_all
 from stepsearch.space import Params, SearchSpace
+from stepsearch.stopping import stopped
 from stepsearch.study import (
     alignment_floor,
     claim_folder,
@@ -36,15 +38,18 @@ from stepsearch.study import (
     finished,
     make_plan,
     open_study,
+    pruned,
     reap,
     schedule_of,
     usable,
 )
 from stepsearch.tracking import Tracker
+from stepsearch.transfer import earlier_best, start_points
 from stepsearch.workers import Subject, Workers
 
 BEST = 6  # baselines at which the search starts
-Report = Callable[[str, int, int, str], None]  # (stage, done, total, news)
+# (stage, done, total, news); what a stage's name has in brackets may change
+Report = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +64,10 @@ class Result:
         Row[Candidate]
     ]  # the found schedule, if any, then baselines, long rows and the teacher
     winner: Candidate  # chosen by the selection: what is exported
-    trials: int
+    trials: int  # of them `pruned` ended on a lower rung
+    pruned: int
     search_passes: int
+    stopped: str | None = None  # why the search ended before its budget did
 
     @property
     def found(self) -> Row[Candidate] | None:
@@ -106,6 +113,8 @@ class Run:
             UserError: something is missing or does not fit, or five trials in a row failed.
         """
         config = self.config
+        if config.search.start_from:
+            earlier_best(Path(config.search.start_from), 1)  # refuses before the first image
         claim_folder(self.folder, config)
         self.report("loading", 0, 1, "")
         self.subject = self.workers.describe()
@@ -124,12 +133,22 @@ class Run:
         self.search(study, best, alignment)
         selection = self.select(study, best, teacher_row)
         test, winner = self.test(selection)
-        trials = finished(study)
-        spent = sum(t.user_attrs["passes"] for t in trials) * config.evaluation.images
+        ended = pruned(study)
+        trials = finished(study) + ended
+        spent = passes_spent(trials, config.evaluation)
         spent += sum(c.schedule.passes * n for c, n, _ in screened)
         spent *= len(config.evaluation.guidance_scales) or 1
         return Result(
-            self.subject, teacher_row, screened, selection, test, winner, len(trials), spent
+            self.subject,
+            teacher_row,
+            screened,
+            selection,
+            test,
+            winner,
+            len(trials),
+            len(ended),
+            spent,
+            stopped(study, config.search.patience),
         )
 
     def screen(
@@ -236,6 +255,8 @@ class Run:
         floor -= sqrt(alignment * (1 - alignment) / config.evaluation.images)
         make_plan(self.folder, self.subject.identity, grid, floor)
         reap(study, self.folder)
+        if options.start_from:
+            enqueue(study, start_points(Path(options.start_from), space, options.finalists))
         enqueue(study, self.first_points(space, best))
         deadline = None if options.minutes is None else time.time() + 60 * options.minutes
         shown: set[int] = set()
@@ -245,10 +266,11 @@ class Run:
             running = set(futures)
             while running:
                 _, running = wait(futures, timeout=1.0)
-                for trial in finished(study):
+                ended = pruned(study)
+                for trial in finished(study) + ended:
                     if trial.number not in shown:
                         shown.add(trial.number)
-                        record = self._show(trial, len(shown), floor, record)
+                        record = self._show(trial, len(shown), len(ended), floor, record)
                 self.tracker.sync(study)
             for future in futures:
                 self.workers.result(future)  # an error of a worker is ours
@@ -257,21 +279,29 @@ class Run:
         while study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             time.sleep(1)  # a worker that joined from elsewhere is at its last trial
             reap(study, self.folder)
+        if reason := stopped(study, options.patience):
+            done = len(finished(study)) + len(pruned(study))
+            news = f"stopped after {done} of {options.trials} trials: {reason}"
+            self.report("search", done, done, news)
 
     def _best_grid(self, best: list[Candidate]) -> str:
         """The centre of the box: it needs a placement for any number of steps."""
         return next((c.grid for c in best if c.grid), "power")
 
-    def _show(self, trial: FrozenTrial, done: int, floor: float, record: float) -> float:
-        """Report a finished trial and return the best value so far."""
+    def _show(
+        self, trial: FrozenTrial, done: int, ended: int, floor: float, record: float
+    ) -> float:
+        """Report a trial and return the best value so far; pruned ones only count."""
         value, alignment = distance_of(trial), trial.user_attrs["alignment"]
         news = ""
-        if value < record and not alignment < floor:
+        whole = trial.state == TrialState.COMPLETE
+        if whole and value < record and not alignment < floor:
             record = value
             origin = trial.user_attrs.get("origin", self.config.search.algorithm)
             share = "" if isnan(alignment) else f", alignment {alignment:.1%}"
             news = f"trial {trial.number}: {value:.3f}{share} ({origin})"
-        self.report("search", done, self.config.search.trials, news)
+        stage = f"search ({ended} pruned)" if ended else "search"
+        self.report(stage, done, self.config.search.trials, news)
         return record
 
     def select(

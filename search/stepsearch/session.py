@@ -5,7 +5,14 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from stepsearch.config import StudyConfig
 from stepsearch.report import table, verdict, write, write_sheet
@@ -33,12 +40,13 @@ def run_session(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int, news: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+            name = stage.partition(" (")[0]
+            if name not in tasks:
+                tasks[name] = progress.add_task(stage, total=total)
+            progress.update(tasks[name], completed=done, total=total, description=stage)
             if news:
                 minutes, seconds = divmod(int(time.monotonic() - started), 60)
                 progress.console.print(f"{minutes:3d}:{seconds:02d}  {stage}: {news}")
@@ -66,8 +74,9 @@ def run_session(
     console.print(
         "Too few images to claim anything (--quick)." if quick else verdict(result, config)
     )
+    pruned = f" ({result.pruned} pruned)" if result.pruned else ""
     console.print(
-        f"{(time.monotonic() - started) / 60:.1f} minutes, {result.trials} trials, "
+        f"{(time.monotonic() - started) / 60:.1f} minutes, {result.trials} trials{pruned}, "
         f"{result.search_passes:,} passes of search"
     )
     for name, what in (

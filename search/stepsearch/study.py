@@ -12,12 +12,11 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import nan
 from pathlib import Path
 
-import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -26,31 +25,21 @@ from pydantic import ValidationError
 from stepsampler.errors import UserError
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
+from stepsearch.algorithms import make_algorithm
 from stepsearch.config import StudyConfig
-from stepsearch.distance import frechet_distance
-from stepsearch.evaluate import SEARCH, Evaluator, seeds_of
+from stepsearch.evaluate import Evaluator
+from stepsearch.ladder import ALIVE, RungPruner, climb
 from stepsearch.paths import write_whole
 from stepsearch.space import Params, SearchSpace
+from stepsearch.stopping import stopped
 
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 MAX_FAILURES = 5
 GUIDED = "guided"  # a constraint of studies over guidance scales
-FREE = {("search", "trials"), ("search", "minutes")}  # may change between the parts of a run
-COUNTED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
-
-
-def make_algorithm(name: str, *entropy: int) -> BaseSampler:
-    """Optuna's search algorithm by our name for it."""
-    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-    if name == "gp":
-        return GPSampler(seed=seed, deterministic_objective=False)
-    if name == "tpe":
-        return TPESampler(seed=seed)
-    if name == "cmaes":
-        return CmaEsSampler(seed=seed)
-    return RandomSampler(seed=seed)
+# May change between the parts of a run.
+FREE = {("search", "trials"), ("search", "minutes"), ("search", "patience")}
 
 
 def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Study:
@@ -69,6 +58,7 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     )
     entropy = (config.search.seed, worker, len(study.get_trials(deepcopy=False)))
     study.sampler = make_algorithm(config.search.algorithm, *entropy)
+    study.pruner = RungPruner(spared=config.search.finalists)
     return study
 
 
@@ -121,11 +111,17 @@ def _alive(process: str) -> bool:
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that were measured on all images."""
     return [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if "schedule" in trial.user_attrs
     ]
+
+
+def pruned(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that were measured on the images of a lower rung."""
+    return study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
 
 
 def run_trials(
@@ -137,14 +133,16 @@ def run_trials(
     alignment_floor: float,
     deadline: float | None = None,
 ) -> int:
-    """One worker: ask, evaluate, tell, until the budget of the study is spent.
+    """One worker: ask, evaluate, tell, until the study's budget is spent or more does not pay.
 
     `deadline` is a time of `time.time()` after which no new trial starts.
     """
     done = failures = 0
     while deadline is None or time.time() < deadline:
         with locked(folder):
-            if len(study.get_trials(deepcopy=False, states=COUNTED)) >= config.search.trials:
+            if len(study.get_trials(deepcopy=False, states=ALIVE)) >= config.search.trials:
+                break
+            if stopped(study, config.search.patience):
                 break
             trial = study.ask()
             trial.set_user_attr("worker", (socket.gethostname(), this_process()))
@@ -152,31 +150,22 @@ def run_trials(
                 name: trial.suggest_float(name, d.low, d.high, log=d.log)
                 for name, d in space.distributions.items()
             }
-        started = time.perf_counter()
         schedule = space.schedule(params)
         trial.set_user_attr("schedule", schedule.to_json())
-        found = evaluator.measure(schedule, seeds_of(SEARCH, config.evaluation.images))
-        if not found.finite:  # the trial is lost, the study is not
-            trial.set_user_attr("error", "the images are not finite")
-            study.tell(trial, state=TrialState.FAIL)
+        if config.evaluation.guidance_scales:  # without guidance there is nothing to scale
+            trial.set_constraint(GUIDED, 0.0 if any(map(is_guided, schedule.steps)) else 1.0)
+        floor = nan if config.search.both else alignment_floor
+        state, value = climb(trial, schedule, config.evaluation, evaluator, floor)
+        values = None if value is None or state != TrialState.COMPLETE else [value]
+        if values and config.search.both:
+            values.append(trial.user_attrs["alignment"])
+        study.tell(trial, values, state)
+        if state == TrialState.FAIL:
             failures += 1
             if failures == MAX_FAILURES:
                 raise UserError(f"the images of {failures} trials in a row are not finite")
             continue
         failures = 0
-        trial.set_user_attr("alignment", found.alignment)
-        trial.set_user_attr("sheet", found.sheet and str(found.sheet.absolute()))
-        trial.set_user_attr("passes", schedule.passes)
-        trial.set_user_attr("seconds", time.perf_counter() - started)
-        values = [frechet_distance(found.features, evaluator.reference.search)]
-        if config.evaluation.guidance_scales:  # without guidance there is nothing to scale
-            guided = any(map(is_guided, schedule.steps))
-            trial.set_constraint(GUIDED, 0.0 if guided else 1.0)
-        if config.search.both:
-            values.append(found.alignment)
-        elif found.alignment == found.alignment:  # not NaN
-            trial.set_constraint("alignment", alignment_floor - found.alignment)
-        study.tell(trial, values)
         done += 1
     return done
 
@@ -192,8 +181,8 @@ def locked(folder: Path) -> Iterator[None]:
 def claim_folder(folder: Path, config: StudyConfig) -> None:
     """Write the settings into the run's folder, or check that they are those of its start.
 
-    The budget may change (`search.trials`, `search.minutes`); anything else would mix scores that
-    cannot be compared.
+    The budget may change (`search.trials`, `minutes`, `patience`); anything else would mix scores
+    that cannot be compared.
 
     Raises:
         UserError: names the first setting that differs.

@@ -124,8 +124,8 @@ class MlflowTracking:
     def _sync(self, study: optuna.Study) -> None:
         from mlflow.entities import Metric, Param
 
-        complete = (optuna.trial.TrialState.COMPLETE,)
-        for trial in study.get_trials(deepcopy=False, states=complete):
+        complete, pruned = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+        for trial in study.get_trials(deepcopy=False, states=(complete, pruned)):
             if trial.number in self._mirrored:
                 continue
             tags = {
@@ -135,12 +135,16 @@ class MlflowTracking:
             }
             run = self._client.create_run(self._experiment, tags=tags).info.run_id
             at = int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else 0
-            values = {"fd": trial.values[0], **trial.user_attrs}
+            values = {
+                **trial.user_attrs,
+                **({"fd": trial.values[0]} if trial.state == complete else {}),
+            }
             metrics = [
                 Metric(key, float(values[key]), at, 0)
                 for key in ("fd", "alignment", "passes", "seconds")
                 if key in values
             ]
+            metrics += [Metric("fd_rung", fd, at, n) for n, fd in trial.intermediate_values.items()]
             params = [Param(key, f"{value:.6g}") for key, value in trial.params.items()]
             self._client.log_batch(run, metrics, params)
             if "schedule" in trial.user_attrs:

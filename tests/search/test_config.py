@@ -50,6 +50,12 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "analytic_at = [0.2, 0.8]\n", "there is no analytic first step without analyt"),
         (MINIMAL + "free_u_sets = 3\n", "free_u_sets: .* got 3"),
         (MINIMAL + "[baselines]\nrungs = [20, 10]\n", r"rungs must rise, got \[20, 10\]"),
+        (
+            MINIMAL + "[evaluation]\nimages = 250\nrungs = [60, 125]\n",
+            r"rungs must rise from at least 8 to images = 250, got \[60, 125\]",
+        ),
+        (MINIMAL + "[evaluation]\nrungs = [4, 300]\n", r"rungs must rise .* got \[4, 300\]"),
+        (MINIMAL + "[search]\npatience = 0\n", "search.patience: .* got 0"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stepsampler import UserError, load
-from stepsampler.noise import NoiseSchedule
+from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsearch.config import StudyConfig
 from stepsearch.distance import Moments
 from stepsearch.evaluate import Evaluator, Measurement
@@ -16,8 +16,10 @@ from stepsearch.pareto import dominated
 from stepsearch.report import as_data, table, verdict, write
 from stepsearch.rivals.dmn import dmn
 from stepsearch.run import Run
-from stepsearch.study import distance_of, finished, open_study, work
+from stepsearch.space import SearchSpace
+from stepsearch.study import distance_of, finished, open_study, pruned, schedule_of, work
 from stepsearch.tracking import NoTracking
+from stepsearch.transfer import start_points
 from stepsearch.workers import Subject, Workers
 
 SD = NoiseSchedule.scaled_linear()
@@ -315,3 +317,82 @@ def test_distance_is_the_first_value(tmp_path):
     run(tmp_path, config)
     trials = finished(open_study(tmp_path, config))
     assert [distance_of(t) for t in trials] == [t.values[0] for t in trials]
+
+
+def climbing(**search):
+    data = settings(**search).model_dump()
+    return StudyConfig.model_validate(
+        data | {"evaluation": data["evaluation"] | {"rungs": [20, 60]}}
+    )
+
+
+def test_the_progress_line_says_how_many_trials_were_pruned(tmp_path):
+    news = []
+    config = climbing(finalists=3)
+    result, _, _ = run(tmp_path, config, news)
+    study = open_study(tmp_path, config)
+    assert result.trials == 40
+    assert result.pruned == len(pruned(study)) > 10
+    stage, done, total, _ = [line for line in news if line[0].startswith("search")][-1]
+    assert (stage, done, total) == (f"search ({result.pruned} pruned)", 40, 40)
+    whole = {t.number for t in finished(study)}
+    assert {r.candidate.trial for r in result.selection if r.candidate.kind == "found"} <= whole
+    assert as_data(result, config)["pruned"] == result.pruned
+
+
+def test_a_search_that_no_longer_gains_stops_and_says_so(tmp_path):
+    news = []
+    config = settings(patience=5)
+    result, _, _ = run(tmp_path, config, news)
+    assert result.trials < 40
+    said = [line for line in news if line[3].startswith("stopped")]
+    sentence = (
+        f"stopped after {result.trials} of 40 trials: the last 5 of the algorithm improved FD"
+    )
+    assert said[0][3].startswith(sentence)
+    assert as_data(result, config)["stopped"] == result.stopped
+    again, _, _ = run(tmp_path, config)
+    assert again.trials == result.trials
+    more, _, _ = run(tmp_path, settings(trials=result.trials + 2))
+    assert more.trials == result.trials + 2
+
+
+def test_a_study_starts_from_the_best_trials_of_an_earlier_one(tmp_path):
+    first, config, _ = run(tmp_path / "three")
+    write(first, config, tmp_path / "three")
+    data = settings(trials=12, finalists=4, start_from=str(tmp_path / "three")).model_dump()
+    data["space"] |= {"num_steps": 4, "passes": 8, "guidance_scale": (1.5, 2.5)}
+    data["baselines"]["rivals"] = []
+    run(tmp_path / "four", StudyConfig.model_validate(data))
+    trials = finished(open_study(tmp_path / "four", StudyConfig.model_validate(data)))
+    theirs = {t.number: t for t in finished(open_study(tmp_path / "three", config))}
+    warm = [t for t in trials if t.user_attrs.get("origin", "").endswith(" of three")]
+    assert [t.number for t in warm] == list(range(len(warm)))  # before the baselines
+    assert 1 <= len(warm) <= 4
+    chosen = [r.candidate.trial for r in first.selection if r.candidate.kind == "found"]
+    assert warm[0].user_attrs["origin"] == f"trial {chosen[0]} of three"
+    for t in warm:
+        source = theirs[int(t.user_attrs["origin"].split()[1])]
+        assert schedule_of(t).num_steps == schedule_of(source).num_steps + 1 - (
+            schedule_of(source).num_steps == 6  # the box ends at six steps
+        )
+        assert schedule_of(t).final_sigma == pytest.approx(schedule_of(source).final_sigma)
+        assert 1.5 <= t.params["guidance_scale"] <= 2.5
+
+
+def test_an_unfinished_run_is_nothing_to_start_from(tmp_path):
+    config = settings(start_from=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"search\.start_from: .*nowhere holds no finished run"):
+        run(tmp_path / "new", config)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_flow_models_run_is_nothing_to_start_from_for_another_model(tmp_path):
+    first, config, _ = run(tmp_path / "three", settings(trials=3))
+    write(first, config, tmp_path / "three")
+    flow = FlowSchedule()
+    space = SearchSpace(config.space, flow, flow.spec("flux"), "linspace")
+    with pytest.raises(
+        UserError, match="three searched for a model of the other kind, flow or not"
+    ):
+        start_points(tmp_path / "three", space, 2)

@@ -90,7 +90,7 @@ def test_every_algorithm_fills_the_budget_and_no_more(tmp_path, algorithm):
 def test_a_search_finds_more_than_chance(tmp_path):
     best = {}
     for algorithm in ("random", "gp"):
-        config, space = setting(algorithm, trials=30)
+        config, space = setting(algorithm, trials=30, seed=1)
         study = open_study(tmp_path / algorithm, config)
         run_trials(study, tmp_path / algorithm, config, space, Toy(), 0.5)
         best[algorithm] = study.best_value
