@@ -21,8 +21,16 @@ import torch
 from stepsearch.config import StudyConfig
 from stepsearch.distance import score
 from stepsearch.evaluate import SELECTION, Evaluator, seeds_of
-from stepsearch.space import SearchSpace
-from stepsearch.study import claimed, enqueue, finished, open_study, run_trials, schedule_of
+from stepsearch.study import (
+    alignment_floor,
+    claimed,
+    enqueue,
+    finished,
+    open_study,
+    planned_space,
+    run_trials,
+    schedule_of,
+)
 
 ALGORITHMS = ("random", "tpe", "cmaes", "gp")
 
@@ -32,11 +40,10 @@ def one_search(
 ) -> list[dict]:
     """One search in this process; a row for each budget it reached before `end`."""
     torch.set_num_threads(threads)
-    plan = json.loads((source / "plan.json").read_text())
     evaluator = Evaluator(config, source / "cache", "cpu")
-    space = SearchSpace(config.space, evaluator.model.noise, evaluator.model.spec, plan["grid"])
+    space = planned_space(source, config, evaluator.model.noise, evaluator.model.spec)
     given = [t for t in finished(open_study(source, claimed(source))) if "origin" in t.user_attrs]
-    floor = plan["alignment_floor"]
+    floor = alignment_floor(source)
     rows = []
     for budget in budgets:
         study = open_study(folder, config)

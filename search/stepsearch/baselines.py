@@ -6,7 +6,7 @@ from typing import Literal
 from stepsampler.grids import GRIDS, from_sigmas, make_schedule
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
-from stepsearch.config import StudyConfig
+from stepsearch.config import RIVALS, StudyConfig
 
 Kind = Literal["found", "baseline", "long", "teacher"]
 
@@ -26,6 +26,19 @@ class Candidate:
 
 
 Placements = dict[tuple[str, int], list[float]]  # (rival, number of steps) -> falling sigmas
+
+
+def wanted(config: StudyConfig) -> dict[tuple[str, int], float]:
+    """(rival, number of steps) of every placement that a study needs -> its guidance scale.
+
+    That is the teacher's, or 1 where all the passes go into unguided steps.
+    """
+    space, scale = config.space, config.teacher.guidance_scale
+    names: tuple[str, ...] = config.baselines.rivals
+    found = {(name, n): scale for name in names for n, _ in shapes(config)}
+    if space.baseline in RIVALS:
+        found |= {(space.baseline, n): scale for n in range(space.num_steps, space.most_steps + 1)}
+    return {(r, n): 1.0 if n == space.passes else w for (r, n), w in found.items()}
 
 
 def shapes(config: StudyConfig) -> list[tuple[int, float]]:

@@ -3,12 +3,16 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stepsampler.errors import UserError
+from stepsampler.grids import GRIDS
 from stepsampler.schedule import SOLVERS
+
+Rival = Literal["dmn", "gits", "oss", "hso", "ld3"]  # methods that compute a placement
+RIVALS: tuple[str, ...] = get_args(Rival)
 
 
 class _Section(BaseModel):
@@ -37,7 +41,8 @@ class SpaceConfig(_Section):
     solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # several: the search chooses
     # Placement: the gaps of a baseline stretched along a curve, or a family of two numbers.
     placement: Literal["curve", "power", "karras"] = "curve"
-    baseline: str = "best"  # a grid, or "best": the winner of the baselines at this budget
+    # A grid, a rival, or "best": the grid that wins among the baselines at this budget.
+    baseline: str = "best"
     log_gap: Range = (-1.0, 1.0)
     rho: Range = (0.5, 3.0)  # of power, in timesteps, or of karras, in sigma
     first_sigma: Range | None = None  # None: where the baseline starts
@@ -74,6 +79,9 @@ class SpaceConfig(_Section):
                 raise ValueError(f"{name}: low must be above 0, got {low}")
             if name in lowest and low < lowest[name]:
                 raise ValueError(f"{name}: low must be >= 0, got {low}")
+        if self.baseline not in ("best", *GRIDS, *RIVALS):
+            names = ", ".join(("best", *GRIDS, *RIVALS))
+            raise ValueError(f"baseline must be one of {names}, got {self.baseline!r}")
         if self.guidance_rescale and self.guidance_rescale[1] > 1:
             raise ValueError(f"guidance_rescale: high is at most 1, got {self.guidance_rescale[1]}")
         if self.placement == "power" and self.first_sigma:
@@ -114,7 +122,7 @@ class BaselinesConfig(_Section):
 
     guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 5.0)
     orders: tuple[int, ...] = (1, 2)
-    rivals: tuple[Literal["dmn", "gits", "oss"], ...] = ()  # placements computed for the model
+    rivals: tuple[Rival, ...] = ()  # placements computed for the model
     rungs: tuple[int, ...] = (40, 120, 400)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
     test: int = Field(3, ge=1)  # the best so many enter the test

@@ -11,8 +11,8 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from stepsampler.grids import GRIDS, from_sigmas
-from stepsearch.baselines import Candidate, Kind, baselines, long_baselines, teacher
+from stepsampler.grids import from_sigmas
+from stepsearch.baselines import Candidate, Kind, baselines, long_baselines, teacher, wanted
 from stepsearch.config import StudyConfig
 from stepsearch.distance import frechet_distance
 from stepsearch.evaluate import SEARCH, SELECTION, Measurement, seeds_of
@@ -100,10 +100,10 @@ class Run:
         self.subject = self.workers.describe()
         self.report("loading", 1, 1, "")
         self.tracker.start(config, self.folder)
-        if config.baselines.rivals:
+        if wanted(config):
             self.report("rivals", 0, 1, "")
-        rivals = self.workers.placements()
-        known = baselines(config, self.subject.noise, self.subject.spec, rivals)
+        self.placements = self.workers.placements()
+        known = baselines(config, self.subject.noise, self.subject.spec, self.placements)
         best, screened = self.screen(known)
         alignment = self.measure_teacher(SEARCH).measurement.alignment
         teacher_row = self.measure_teacher(SELECTION)
@@ -186,7 +186,7 @@ class Run:
         found = []
         for n in range(config.num_steps + 1, config.most_steps + 1):
             guided = config.passes - n
-            *sigmas, final = GRIDS[space.grid](n, space.noise)
+            *sigmas, final = space.centre(n)
             for place, first in (("first", 0), ("last", n - guided)):
                 if 0 < guided < n and scale > 1:
                     scales = [scale if 0 <= i - first < guided else 1.0 for i in range(n)]
@@ -204,9 +204,10 @@ class Run:
         """
         config, options = self.config, self.config.search
         grid = config.space.baseline if config.space.baseline != "best" else self._best_grid(best)
-        space = SearchSpace(config.space, self.subject.noise, self.subject.spec, grid)
+        centre = {n: sigmas for (name, n), sigmas in self.placements.items() if name == grid}
+        space = SearchSpace(config.space, self.subject.noise, self.subject.spec, grid, centre)
         floor = alignment - POINT - sqrt(alignment * (1 - alignment) / config.evaluation.images)
-        make_plan(self.folder, self.subject.identity, grid, floor)
+        make_plan(self.folder, self.subject.identity, grid, floor, centre)
         reap(study, self.folder)
         enqueue(study, self.first_points(space, best))
         deadline = None if options.minutes is None else time.time() + 60 * options.minutes

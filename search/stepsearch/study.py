@@ -10,9 +10,10 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -23,7 +24,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from stepsampler.errors import UserError
-from stepsampler.schedule import Schedule
+from stepsampler.noise import Noise
+from stepsampler.schedule import ModelSpec, Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.distance import frechet_distance
 from stepsearch.evaluate import SEARCH, Evaluator, seeds_of
@@ -206,19 +208,33 @@ def claimed(folder: Path) -> StudyConfig:
     return StudyConfig.model_validate_json(path.read_text())
 
 
-def make_plan(folder: Path, identity: str, grid: str, alignment_floor: float) -> None:
+def make_plan(
+    folder: Path,
+    identity: str,
+    grid: str,
+    alignment_floor: float,
+    placements: Mapping[int, list[float]] | None = None,
+) -> None:
     """Write what every worker of the search needs, or check that it is the same as before.
 
     Raises:
         UserError: model, reference or prompts have changed since the folder's first trial.
     """
     path = folder / "plan.json"
-    plan = {"identity": identity, "grid": grid, "alignment_floor": alignment_floor}
+    plan: dict[str, Any] = {"identity": identity, "grid": grid, "alignment_floor": alignment_floor}
+    plan["placements"] = [sigmas for _, sigmas in sorted((placements or {}).items())]
     if path.exists():
         before = json.loads(path.read_text())["identity"]
         if before != identity:
             _refuse(folder, "model, reference and prompts", before, identity)
     write_whole(path, lambda p: p.write_text(json.dumps(plan)))
+
+
+def planned_space(folder: Path, config: StudyConfig, noise: Noise, spec: ModelSpec) -> SearchSpace:
+    """The box of the folder's search, around the grid with which it began."""
+    plan = json.loads((folder / "plan.json").read_text())
+    placements = {len(sigmas) - 1: sigmas for sigmas in plan.get("placements", [])}
+    return SearchSpace(config.space, noise, spec, plan["grid"], placements)
 
 
 def alignment_floor(folder: Path) -> float:
@@ -247,9 +263,8 @@ def work(
     """
     if not (folder / "plan.json").exists():
         raise UserError(f"{folder}: the search has not started here yet")
-    plan = json.loads((folder / "plan.json").read_text())
     model = evaluator.model
-    space = SearchSpace(config.space, model.noise, model.spec, plan["grid"])
+    space = planned_space(folder, config, model.noise, model.spec)
     study = open_study(folder, config, worker)
     floor = alignment_floor(folder)
     return run_trials(study, folder, config, space, evaluator, floor, deadline)
