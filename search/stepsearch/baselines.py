@@ -5,7 +5,7 @@ from typing import Literal
 
 from stepsampler.grids import GRIDS, from_sigmas, make_schedule
 from stepsampler.noise import Noise
-from stepsampler.schedule import ModelSpec, Schedule
+from stepsampler.schedule import SOLVERS, ModelSpec, Schedule
 from stepsearch.config import RIVALS, StudyConfig
 
 Kind = Literal["found", "baseline", "long", "teacher"]
@@ -51,18 +51,23 @@ def shapes(config: StudyConfig) -> list[tuple[int, float]]:
 def baselines(
     config: StudyConfig, noise: Noise, model: ModelSpec, rivals: Placements
 ) -> list[Candidate]:
-    """Each placement and order, at every guidance with `num_steps` and unguided with all passes."""
+    """Each placement, solver and order, guided with `num_steps` and unguided with all passes."""
+    kinds = [
+        (solver, order)
+        for solver in config.baselines.solvers
+        for order in config.baselines.orders
+        if order <= SOLVERS[solver]
+    ]
     found = []
-    for order in config.baselines.orders:
+    for solver, order in kinds:
+        rule = "" if solver == "dpmpp-midpoint" else f"{solver}, "
         for n, w in shapes(config):
-            shape = f"order {order}, " + (f"w {w:g}" if w != 1 else f"{n} unguided steps")
-            for grid in GRIDS:
-                plan = make_schedule(grid, n, noise, order=order, guidance_scale=w, model=model)
-                found.append(Candidate(f"{grid}, {shape}", plan, "baseline", grid))
-            for rival in config.baselines.rivals:
-                *sigmas, final = rivals[rival, n]
-                plan = from_sigmas(sigmas, final, [w] * n, order, model=model)
-                found.append(Candidate(f"{rival}, {shape}", plan, "baseline"))
+            shape = f"{rule}order {order}, " + (f"w {w:g}" if w != 1 else f"{n} unguided steps")
+            for grid in (*GRIDS, *config.baselines.rivals):
+                *sigmas, final = GRIDS[grid](n, noise) if grid in GRIDS else rivals[grid, n]
+                plan = from_sigmas(sigmas, final, [w] * n, order, solver, model)
+                formula = grid if grid in GRIDS else ""
+                found.append(Candidate(f"{grid}, {shape}", plan, "baseline", formula))
     return found
 
 

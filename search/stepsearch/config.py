@@ -122,6 +122,7 @@ class BaselinesConfig(_Section):
 
     guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 5.0)
     orders: tuple[int, ...] = (1, 2)
+    solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # each at every order, up to its highest
     rivals: tuple[Rival, ...] = ()  # placements computed for the model
     rungs: tuple[int, ...] = (40, 120, 400)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
@@ -132,7 +133,11 @@ class BaselinesConfig(_Section):
     def _rising(self) -> "BaselinesConfig":
         if not self.rungs or list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError(f"rungs must rise, got {list(self.rungs)}")
-        for name in ("guidance_scales", "orders"):
+        for solver in self.solvers:
+            if solver not in SOLVERS or solver == "heun":
+                names = ", ".join(name for name in SOLVERS if name != "heun")
+                raise ValueError(f"solvers must be of {names}, got {solver!r}")
+        for name in ("guidance_scales", "orders", "solvers"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} must differ, got {list(values)}")
@@ -140,7 +145,7 @@ class BaselinesConfig(_Section):
 
 
 class SearchConfig(_Section):
-    algorithm: Literal["gp", "tpe", "cmaes", "random"] = "gp"
+    algorithm: Literal["gp", "tpe", "cmaes", "nsga2", "random"] = "gp"
     trials: int = Field(60, ge=1)
     minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
     seed: int = 0

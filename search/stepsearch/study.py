@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -36,6 +43,7 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 MAX_FAILURES = 5
+POPULATION = 20  # of a generation; searches have a hundred trials or a few
 FREE = {("search", "trials"), ("search", "minutes")}  # may change between the parts of a run
 COUNTED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -49,6 +57,8 @@ def make_algorithm(name: str, *entropy: int) -> BaseSampler:
         return TPESampler(seed=seed)
     if name == "cmaes":
         return CmaEsSampler(seed=seed)
+    if name == "nsga2":  # with one objective an ordinary genetic algorithm
+        return NSGAIISampler(seed=seed, population_size=POPULATION)
     return RandomSampler(seed=seed)
 
 
