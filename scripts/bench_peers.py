@@ -26,7 +26,7 @@ import torch
 
 from peers.output import write
 from peers.screening import screen
-from peers.studies import EXTRACTORS, LONG, RIVAL_SEARCHES, Cold, ablation, estimate, ours, rival
+from peers.studies import EXTRACTORS, RIVAL_SEARCHES, Cold, ablation, estimate, ours, rival
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsampler.schedule import Schedule
@@ -186,9 +186,10 @@ class Bench(Measure):
         return make_schedule("linspace", steps, self.model.noise, order=2, guidance_scale=w)
 
     def long_rows(self) -> dict:
-        """Twenty and a hundred steps of DPM++(2M), each at its best guidance on search seeds."""
+        """Many steps of DPM++(2M), each number at its best guidance on search seeds."""
         entries = []
-        for name, steps in LONG.items():
+        for steps in self.args.long:
+            name = f"DPM++(2M), {steps} steps"
             every = [Entry(f"{name}, w {w:g}", self.long(steps, w)) for w in self.args.scales]
             every.append(Entry(f"{name}, unguided", self.long(steps, 1.0)))
             seeds = seeds_of(SEARCH, max(8, self.args.rungs[1] * 20 // (20 + steps)))
@@ -204,7 +205,7 @@ class Bench(Measure):
     ) -> Iterator[tuple[int, Measurement]]:
         """As the harness does, in several processes."""
         missing = [job for job in jobs if not self.harness.recalls(*job)]
-        if missing and self.args.processes > 1:
+        if len(missing) > 4 * self.args.processes > 4:  # or starting them would take longer
             context = multiprocessing.get_context("spawn")
             count = self.args.processes
             pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(self.args,))
@@ -253,6 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--teacher-steps", type=int, default=50, help="of the searches' teacher")
     add("--test", type=int, default=6, help="screened schedules that are tested")
     add("--images-test", type=int, default=5000)
+    add("--long", type=int, nargs="+", default=[20, 100], help="steps of rows that cost more")
     add("--batch", type=int, default=BATCH)
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--processes", type=int, default=2)

@@ -8,7 +8,6 @@ from stepsearch.config import StudyConfig
 from stepsearch.run import Run
 
 EXTRACTORS = ("texture", "lite0")  # the search sees the first
-LONG = {"DPM++(2M), 20 steps": 20, "teacher, 100 steps": 100}
 EXACTLY_0 = (0.02, 0.021)  # a box of final sigmas that are all below the model's smallest
 OURS = {"guidance": "per-step", "guidance_scale": (0.6, 5.0)}
 # What a searching rival searches, with which algorithm, and how many images a trial has.
@@ -123,7 +122,7 @@ def estimate(args: Namespace) -> int:
             images = 3 * args.trials * args.images + (args.finalists + 4) * args.selection
             total += 2 * n * len(RIVAL_SEARCHES) * (images + args.images_test)
     if not args.ablation:
-        for steps in LONG.values():
+        for steps in args.long:
             images = (len(args.scales) + 1) * last * 20 // (20 + steps) + args.images_test
             total += 2 * steps * images
     return total
