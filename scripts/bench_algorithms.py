@@ -25,13 +25,14 @@ from stepsearch.config import StudyConfig
 from stepsearch.distance import score
 from stepsearch.evaluate import SELECTION, Evaluator, seeds_of
 from stepsearch.ladder import infeasible, passes_spent
-from stepsearch.space import SearchSpace
 from stepsearch.study import (
+    alignment_floor,
     claim_folder,
     claimed,
     enqueue,
     finished,
     open_study,
+    planned_space,
     pruned,
     reap,
     run_trials,
@@ -78,11 +79,10 @@ def one_search(
     """One search in this process; a row for each budget it reached before `end`."""
     torch.set_num_threads(threads)
     config = search.config
-    plan = json.loads((source / "plan.json").read_text())
     evaluator = Evaluator(config, source / "cache", "cpu")
-    space = SearchSpace(config.space, evaluator.model.noise, evaluator.model.spec, plan["grid"])
+    space = planned_space(source, config, evaluator.model)
     given = [t for t in finished(open_study(source, claimed(source))) if "origin" in t.user_attrs]
-    floor = plan["alignment_floor"]
+    floor = alignment_floor(source)
     claim_folder(folder, config)
     study = open_study(folder, config)
     reap(study, folder)

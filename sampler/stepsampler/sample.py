@@ -1,14 +1,14 @@
 """The one loop that executes a tableau."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import sqrt
 from typing import Protocol
 
 from torch import Tensor
 
 from stepsampler.schedule import Schedule, Step
-from stepsampler.solvers import Update, tableau
+from stepsampler.solvers import Row, Update, tableau
 
 
 class Denoiser(Protocol):
@@ -28,7 +28,13 @@ def trajectory(
     `noise` is standard normal, of shape (n, ...); `draw` gives more of it to steps with churn.
     States are x0 + sigma * noise, and those of a flow model (1 - sigma) x0 + sigma * noise.
     """
-    rows = tableau(schedule)
+    yield from execute(denoise, noise * schedule.steps[0].sigma, tableau(schedule), draw)
+
+
+def execute(
+    denoise: Denoiser, start: Tensor, rows: Sequence[Row], draw: Callable[[], Tensor] | None = None
+) -> Iterator[Tensor]:
+    """Yield the state after each step of a tableau, from the state at its first level."""
     if draw is None and any(row.fresh for row in rows):
         raise ValueError("the schedule has churn: it needs a source of noise")
     depth = max(len(u.x0) for row in rows for u in (row.advance, row.correct) if u)
@@ -43,7 +49,7 @@ def trajectory(
             x = x + weight * point
         return x
 
-    point = state = noise * schedule.steps[0].sigma
+    point = state = start
     for row in rows:
         points.appendleft(point)
         predictions.appendleft(_predict(denoise, point, row.step))

@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial, TrialState
 
+POPULATION = 20  # of a generation of nsga2; searches have a hundred trials or a few
 SMALLEST = 1e-9  # a distance below it has no useful logarithm
 
 
@@ -23,6 +31,8 @@ def make_algorithm(name: str, *entropy: int) -> BaseSampler:
         return Informed(TPESampler(seed=seed))
     if name == "cmaes":
         return Informed(CmaEsSampler(seed=seed))
+    if name == "nsga2":  # with one objective an ordinary genetic algorithm
+        return Informed(NSGAIISampler(seed=seed, population_size=POPULATION))
     return RandomSampler(seed=seed)
 
 

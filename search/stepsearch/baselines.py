@@ -9,8 +9,8 @@ from stepsampler.errors import UserError
 from stepsampler.grids import AYS, GRIDS, from_sigmas, is_guided, make_schedule
 from stepsampler.noise import Noise, NoiseSchedule
 from stepsampler.presets import Preset, names, preset
-from stepsampler.schedule import ModelSpec, Schedule
-from stepsearch.config import StudyConfig
+from stepsampler.schedule import SOLVERS, ModelSpec, Schedule
+from stepsearch.config import RIVALS, StudyConfig
 
 CLASSIFIER_FREE = "classifier-free"
 
@@ -35,6 +35,19 @@ class Candidate:
 Placements = dict[tuple[str, int], list[float]]  # (rival, number of steps) -> falling sigmas
 
 
+def wanted(config: StudyConfig) -> dict[tuple[str, int], float]:
+    """(rival, number of steps) of every placement that a study needs -> its guidance scale.
+
+    That is the teacher's, or 1 where all the passes go into unguided steps.
+    """
+    space, scale = config.space, config.teacher.guidance_scale
+    names: tuple[str, ...] = config.baselines.rivals
+    found = {(name, n): scale for name in names for n, _ in shapes(config, CLASSIFIER_FREE)}
+    if space.baseline in RIVALS:
+        found |= {(space.baseline, n): scale for n in range(space.num_steps, space.most_steps + 1)}
+    return {(r, n): 1.0 if n == space.passes else w for (r, n), w in found.items()}
+
+
 def shapes(config: StudyConfig, guidance: str) -> list[tuple[int, float]]:
     """(steps, guidance scale) of a baseline: all that the budget pays for in one way each."""
     passes = config.space.passes
@@ -56,24 +69,29 @@ def baselines(
     rivals: Placements,
     guidance: str = CLASSIFIER_FREE,
 ) -> list[Candidate]:
-    """Each placement and order, at every guidance with `num_steps` and unguided with all passes.
+    """Each placement, solver and order, guided with `num_steps` and unguided with all passes.
 
     Where guidance is distilled and costs nothing, guided ones have all the passes too. Align Your
     Steps is left out for flow models, which do not have its sigmas.
     """
     grids = [grid for grid in GRIDS if grid not in AYS or isinstance(noise, NoiseSchedule)]
+    kinds = [
+        (solver, order)
+        for solver in config.baselines.solvers
+        for order in config.baselines.orders
+        if order <= SOLVERS[solver]
+    ]
     found = []
-    for order in config.baselines.orders:
+    for solver, order in kinds:
+        rule = "" if solver == "dpmpp-midpoint" else f"{solver}, "
         for n, w in shapes(config, guidance):
-            shape = f"order {order}, " + (f"w {w:g}" if w != 1 else f"{n} unguided steps")
-            for grid in grids:
-                plan = make_schedule(grid, n, noise, order=order, guidance_scale=w, model=model)
+            shape = f"{rule}order {order}, " + (f"w {w:g}" if w != 1 else f"{n} unguided steps")
+            for grid in (*grids, *config.baselines.rivals):
+                *sigmas, final = GRIDS[grid](n, noise) if grid in GRIDS else rivals[grid, n]
+                plan = from_sigmas(sigmas, final, [w] * n, order, solver, model)
                 plan = replace(plan, guidance=guidance)
-                found.append(Candidate(f"{grid}, {shape}", plan, "baseline", grid))
-            for rival in config.baselines.rivals:
-                *sigmas, final = rivals[rival, n]
-                plan = from_sigmas(sigmas, final, [w] * n, order, model=model)
-                found.append(Candidate(f"{rival}, {shape}", plan, "baseline"))
+                formula = grid if grid in GRIDS else ""
+                found.append(Candidate(f"{grid}, {shape}", plan, "baseline", formula))
     return found
 
 

@@ -127,6 +127,44 @@ def export(
 
 
 @app.command()
+def placement(
+    method: Annotated[str, typer.Argument(help="dmn, gits, oss, hso or ld3.")],
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the schedule.")],
+    model: Annotated[str, typer.Option(help="tiny, a local folder or a hub id.")] = "tiny",
+    prompts: Annotated[
+        str, typer.Option(help="Bundled prompts, or a text file with one a line.")
+    ] = "fashion-mnist",
+    guidance_scale: Annotated[
+        float, typer.Option(min=0, help="At which it looks at the model, and of the schedule.")
+    ] = 7.5,
+    solver: Annotated[str, typer.Option(help="Of the schedule.")] = "dpmpp-midpoint",
+    order: Annotated[int, typer.Option(min=1, help="Highest order of the solver.")] = 2,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+) -> None:
+    """Compute where a published method puts the steps for a model, and write that schedule."""
+    from stepsearch.placing import write_placement
+
+    write_placement(
+        method,
+        steps,
+        out,
+        model,
+        prompts,
+        guidance_scale,
+        solver,
+        order,
+        size,
+        batch_size,
+        device,
+        dtype,
+    )
+
+
+@app.command()
 def evaluate(
     what: Annotated[
         list[Path] | None, typer.Argument(help="Schedules (JSON), folders or zips of images.")

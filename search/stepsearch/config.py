@@ -4,12 +4,16 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stepsampler.errors import UserError
+from stepsampler.grids import GRIDS
 from stepsampler.schedule import SOLVERS
+
+Rival = Literal["dmn", "gits", "oss", "hso", "ld3"]  # methods that compute a placement
+RIVALS: tuple[str, ...] = get_args(Rival)
 
 
 class _Section(BaseModel):
@@ -40,7 +44,8 @@ class SpaceConfig(_Section):
     solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # several: the search chooses
     # Placement: the gaps of a baseline stretched along a curve, or a family of two numbers.
     placement: Literal["curve", "power", "karras"] = "curve"
-    baseline: str = "best"  # a grid, or "best": the winner of the baselines at this budget
+    # A grid, a rival, or "best": the grid that wins among the baselines at this budget.
+    baseline: str = "best"
     log_gap: Range = (-1.0, 1.0)
     rho: Range = (0.5, 3.0)  # of power, in timesteps, or of karras, in sigma
     first_sigma: Range | None = None  # None: where the baseline starts
@@ -83,6 +88,9 @@ class SpaceConfig(_Section):
                 raise ValueError(f"{name}: low must be above 0, got {low}")
             if name in lowest and low < lowest[name]:
                 raise ValueError(f"{name}: low must be >= 0, got {low}")
+        if self.baseline not in ("best", *GRIDS, *RIVALS):
+            names = ", ".join(("best", *GRIDS, *RIVALS))
+            raise ValueError(f"baseline must be one of {names}, got {self.baseline!r}")
         if self.guidance_rescale and self.guidance_rescale[1] > 1:
             raise ValueError(f"guidance_rescale: high is at most 1, got {self.guidance_rescale[1]}")
         for name, share in (("analytic_at", self.analytic_at), ("churn", self.churn)):
@@ -149,7 +157,8 @@ class BaselinesConfig(_Section):
 
     guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 5.0)
     orders: tuple[int, ...] = (1, 2)
-    rivals: tuple[Literal["dmn", "gits", "oss"], ...] = ()  # placements computed for the model
+    solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # each at every order, up to its highest
+    rivals: tuple[Rival, ...] = ()  # placements computed for the model
     presets: tuple[str, ...] = ()  # names, or patterns such as seed-sd-*: all that fit
     rungs: tuple[int, ...] = (40, 120, 400)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
@@ -160,7 +169,11 @@ class BaselinesConfig(_Section):
     def _rising(self) -> "BaselinesConfig":
         if not self.rungs or list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError(f"rungs must rise, got {list(self.rungs)}")
-        for name in ("guidance_scales", "orders"):
+        for solver in self.solvers:
+            if solver not in SOLVERS or solver == "heun":
+                names = ", ".join(name for name in SOLVERS if name != "heun")
+                raise ValueError(f"solvers must be of {names}, got {solver!r}")
+        for name in ("guidance_scales", "orders", "solvers"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} must differ, got {list(values)}")
@@ -168,7 +181,7 @@ class BaselinesConfig(_Section):
 
 
 class SearchConfig(_Section):
-    algorithm: Literal["gp", "tpe", "cmaes", "random"] = "gp"
+    algorithm: Literal["gp", "tpe", "cmaes", "nsga2", "random"] = "gp"
     trials: int = Field(60, ge=1)
     minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
     seed: int = Field(0, ge=0)

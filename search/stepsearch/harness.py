@@ -104,8 +104,8 @@ class Harness:
         """(place, measurement) of each job; "clip" yields CLIP scores as features (n, 1)."""
         for place, (contender, seeds) in enumerate(jobs):
             wanted = self._key(quantity, contender, seeds)
-            files = {key: self.cache / f"{key}.safetensors" for key in self._keys(contender, seeds)}
-            if not all(file.exists() for file in files.values()):
+            files = self._files(contender, seeds)
+            if not self.recalls(contender, seeds):
                 started = self.clock.now()
                 self._measure(contender, seeds, files)
                 self.clock.total += self.clock.now() - started
@@ -118,6 +118,13 @@ class Harness:
             if key in files:
                 aligned = load_file(files[key])["values"]
             yield place, Measurement(features, aligned)
+
+    def recalls(self, contender: Contender, seeds: range) -> bool:
+        """Whether all that is measured of these images is in the cache."""
+        return all(file.exists() for file in self._files(contender, seeds).values())
+
+    def _files(self, contender: Contender, seeds: range) -> dict[str, Path]:
+        return {key: self.cache / f"{key}.safetensors" for key in self._keys(contender, seeds)}
 
     def _quantities(self, contender: Contender) -> list[str | Metric]:
         found: list[str | Metric] = list(self.metrics)

@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from stepsampler.errors import UserError
-from stepsampler.grids import GRIDS, from_sigmas
+from stepsampler.grids import from_sigmas
 from stepsearch.baselines import (
     CLASSIFIER_FREE,
     Candidate,
@@ -21,6 +21,7 @@ from stepsearch.baselines import (
     long_baselines,
     published,
     teacher,
+    wanted,
 )
 from stepsearch.config import StudyConfig
 from stepsearch.distance import frechet_distance
@@ -120,11 +121,11 @@ class Run:
         self.subject = self.workers.describe()
         self.report("loading", 1, 1, "")
         self.tracker.start(config, self.folder)
-        if config.baselines.rivals:
+        if wanted(config):
             self.report("rivals", 0, 1, "")
-        rivals = self.workers.placements()
+        self.placements = self.workers.placements()
         subject = self.subject
-        known = baselines(config, subject.noise, subject.spec, rivals, subject.guidance)
+        known = baselines(config, subject.noise, subject.spec, self.placements, subject.guidance)
         known += published(config, subject.spec, subject.guidance)
         best, screened = self.screen(known)
         alignment = self.measure_teacher(SEARCH).measurement.alignment
@@ -231,7 +232,7 @@ class Run:
         found = []
         for n in range(config.num_steps + 1, config.most_steps + 1):
             guided = config.passes - n
-            *sigmas, final = GRIDS[space.grid](n, space.noise)
+            *sigmas, final = space.centre(n)
             for place, first in (("first", 0), ("last", n - guided)):
                 if 0 < guided < n and scale > 1:
                     scales = [scale if 0 <= i - first < guided else 1.0 for i in range(n)]
@@ -250,10 +251,13 @@ class Run:
         config, options = self.config, self.config.search
         grid = config.space.baseline if config.space.baseline != "best" else self._best_grid(best)
         subject = self.subject
-        space = SearchSpace(config.space, subject.noise, subject.spec, grid, subject.guidance)
+        centre = {n: sigmas for (name, n), sigmas in self.placements.items() if name == grid}
+        space = SearchSpace(
+            config.space, subject.noise, subject.spec, grid, subject.guidance, centre
+        )
         floor = alignment - options.alignment_drop
         floor -= sqrt(alignment * (1 - alignment) / config.evaluation.images)
-        make_plan(self.folder, self.subject.identity, grid, floor)
+        make_plan(self.folder, subject.identity, grid, floor, centre)
         reap(study, self.folder)
         if options.start_from:
             enqueue(study, start_points(Path(options.start_from), space, options.finalists))

@@ -8,8 +8,8 @@ What varies along the trajectory is a curve given at `num_steps` knots. A schedu
 steps has one step at each knot; one of more steps (up to `max_steps`) interpolates.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import log
 
@@ -47,12 +47,17 @@ class SearchSpace:
     model: ModelSpec
     grid: str
     guidance: str = "classifier-free"  # distilled: a guided step costs one pass as well
+    placements: Mapping[int, list[float]] = field(default_factory=dict)  # of a grid without formula
 
     def __post_init__(self) -> None:
         if self.model.prediction_type == "flow_prediction":
             for name in ("analytic", "churn", "decode"):
                 if getattr(self.config, name):
                     raise UserError(f"space.{name} is not for a flow model")
+
+    def centre(self, n: int) -> list[float]:
+        """The n + 1 falling sigmas of the grid."""
+        return self.placements[n] if n in self.placements else GRIDS[self.grid](n, self.noise)
 
     @property
     def distributions(self) -> dict[str, FloatDistribution]:
@@ -153,7 +158,7 @@ class SearchSpace:
         n = len(steps)
         point |= {"first_sigma": sigmas[0], "final_sigma": sigmas[-1], "num_steps": float(n)}
         if c.placement == "curve":
-            ratios = np.log(self._gaps(sigmas) / self._gaps(GRIDS[self.grid](n, self.noise)))
+            ratios = np.log(self._gaps(sigmas) / self._gaps(self.centre(n)))
             point |= self._knots("log_gap", ratios - ratios.mean())
         else:
             point["rho"] = self._fitted_rho(point, sigmas)
@@ -191,7 +196,7 @@ class SearchSpace:
         if c.placement == "power":
             *sigmas, _ = power(n, self.noise, final, params["rho"])
             return [*sigmas, final_sigma]
-        baseline = GRIDS[self.grid](n, self.noise)
+        baseline = self.centre(n)
         first_sigma = min(params.get("first_sigma", baseline[0]), self.noise.sigma_max)
         if c.placement == "karras":
             lowest = final_sigma or self.noise.sigma_min

@@ -10,10 +10,11 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 
 from stepsampler.errors import UserError
 from stepsampler.grids import is_guided
+from stepsampler.models import LatentModel
 from stepsampler.schedule import Schedule
 from stepsearch.algorithms import make_algorithm
 from stepsearch.config import StudyConfig
@@ -213,19 +215,35 @@ def claimed(folder: Path) -> StudyConfig:
         raise UserError(f"{path}: another version of stepsearch wrote it: {key}") from error
 
 
-def make_plan(folder: Path, identity: str, grid: str, alignment_floor: float) -> None:
+def make_plan(
+    folder: Path,
+    identity: str,
+    grid: str,
+    alignment_floor: float,
+    placements: Mapping[int, list[float]] | None = None,
+) -> None:
     """Write what every worker of the search needs, or check that it is the same as before.
 
     Raises:
         UserError: model, reference or prompts have changed since the folder's first trial.
     """
     path = folder / "plan.json"
-    plan = {"identity": identity, "grid": grid, "alignment_floor": alignment_floor}
+    plan: dict[str, Any] = {"identity": identity, "grid": grid, "alignment_floor": alignment_floor}
+    plan["placements"] = [sigmas for _, sigmas in sorted((placements or {}).items())]
     if path.exists():
         before = json.loads(path.read_text())["identity"]
         if before != identity:
             _refuse(folder, "model, reference and prompts", before, identity)
     write_whole(path, lambda p: p.write_text(json.dumps(plan)))
+
+
+def planned_space(folder: Path, config: StudyConfig, model: LatentModel) -> SearchSpace:
+    """The box of the folder's search, around the grid with which it began."""
+    plan = json.loads((folder / "plan.json").read_text())
+    placements = {len(sigmas) - 1: sigmas for sigmas in plan.get("placements", [])}
+    return SearchSpace(
+        config.space, model.noise, model.spec, plan["grid"], model.guidance, placements
+    )
 
 
 def alignment_floor(folder: Path) -> float:
@@ -259,9 +277,7 @@ def work(
     """
     if not (folder / "plan.json").exists():
         raise UserError(f"{folder}: the search has not started here yet")
-    plan = json.loads((folder / "plan.json").read_text())
-    model = evaluator.model
-    space = SearchSpace(config.space, model.noise, model.spec, plan["grid"], model.guidance)
+    space = planned_space(folder, config, evaluator.model)
     study = open_study(folder, config, worker)
     floor = alignment_floor(folder)
     return run_trials(study, folder, config, space, evaluator, floor, deadline)

@@ -25,11 +25,11 @@ from torch import Tensor
 from stepsampler.errors import UserError
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
-from stepsearch.baselines import CLASSIFIER_FREE, Placements, shapes
+from stepsearch.baselines import Placements, wanted
 from stepsearch.config import StudyConfig
 from stepsearch.evaluate import Evaluator, Measurement
 from stepsearch.reference import Reference
-from stepsearch.rivals import placement
+from stepsearch.rivals import recall_or_place
 from stepsearch.study import work
 
 T = TypeVar("T")
@@ -101,15 +101,9 @@ class Workers:
 
     def placements(self) -> Placements:
         """What the study's rivals propose for the model, guided as the teacher and unguided."""
-        config = self.config
-        wanted = {
-            n: 1.0 if w == 1 else config.teacher.guidance_scale
-            for n, w in shapes(config, CLASSIFIER_FREE)
-        }
         futures = {
             (name, n): self._pool.submit(_placement, name, n, w)
-            for name in config.baselines.rivals
-            for n, w in wanted.items()
+            for (name, n), w in wanted(self.config).items()
         }
         return {key: self.result(future) for key, future in futures.items()}
 
@@ -196,7 +190,7 @@ def _describe() -> Subject:
 
 
 def _placement(name: str, num_steps: int, guidance_scale: float) -> list[float]:
-    return placement(_self.load(), name, num_steps, guidance_scale)
+    return recall_or_place(_self.load(), name, num_steps, guidance_scale).sigmas
 
 
 def _measure(schedule: str, seeds: range) -> Measurement:

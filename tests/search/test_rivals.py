@@ -5,10 +5,14 @@ import pytest
 import torch
 import toy
 
-from stepsampler.noise import NoiseSchedule
-from stepsampler.schedule import Step
+from stepsampler.errors import UserError
+from stepsampler.noise import FlowSchedule, NoiseSchedule
+from stepsampler.schedule import ModelSpec, Step
+from stepsearch import rivals
 from stepsearch.rivals.dmn import dmn, error_bound
 from stepsearch.rivals.gits import cheapest_path, gits
+from stepsearch.rivals.hso import hso, midpoint_error
+from stepsearch.rivals.ld3 import _Student, ld3
 from stepsearch.rivals.oss import oss
 
 SD = NoiseSchedule.scaled_linear()
@@ -87,3 +91,136 @@ def test_oss_with_as_many_steps_as_the_teacher_is_the_teacher():
     noise = torch.randn(4, 3, generator=torch.manual_seed(0), dtype=torch.float64)
     sigmas = oss(6, SD, toy.gaussian_denoiser, noise, teacher_steps=6)
     assert sigmas == pytest.approx([SD.sigma(t) for t in np.linspace(999, 0, 7)])
+
+
+def test_hso_gives_nearly_the_published_timesteps():
+    """Of four points, three intervals: 959, 716, 370, 30 in the paper's table of robustness."""
+    timesteps = [SD.timestep(sigma) for sigma in hso(3, SD)]
+    assert timesteps == pytest.approx([959, 716, 370, 30], abs=10)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+def test_hso_keeps_the_papers_bounds_and_spacing(n):
+    sigmas = hso(n, SD)
+    timesteps = [SD.timestep(sigma) for sigma in sigmas]
+    assert len(sigmas) == n + 1
+    assert 958 <= timesteps[0] <= 999
+    assert 8.9 <= timesteps[-1] <= 29.1
+    if n >= 4:
+        assert -np.diff(timesteps).max() >= 1000 * np.interp(n, [4, 20], [0.15, 0.01]) - 1
+
+
+def test_hso_has_a_proxy_no_higher_than_neighbouring_placements():
+    lambdas = -np.log(hso(4, SD))
+    least = midpoint_error(lambdas)
+    for i in (1, 2, 3):
+        for shift in (-0.05, 0.05):
+            moved = lambdas.copy()
+            moved[i] += shift
+            assert midpoint_error(moved) > least
+
+
+def normal(count, seed=0):
+    return torch.randn(count, 8, generator=torch.manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_gradient_of_ld3_is_that_of_finite_differences():
+    student = _Student(4, SD, 1.0, None)
+    part = (toy.gaussian_denoiser, normal(4))
+    goal = student.teacher(part)
+    gaps = torch.log(torch.tensor([0.4, 0.3, 0.2, 0.15], dtype=torch.float64)).requires_grad_()
+    (student.live(gaps, part) - goal).square().mean().backward()
+    expected = []
+    for i in range(4):
+        ends = []
+        for shift in (1e-4, -1e-4):
+            moved = gaps.detach().clone()
+            moved[i] += shift
+            ends.append(student.distance(moved, part, goal))
+        expected.append((ends[0] - ends[1]) / 2e-4)
+    assert gaps.grad.tolist() == pytest.approx(expected, rel=0.06, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("noise", "model"), [(SD, None), (FlowSchedule(3.0), FlowSchedule().spec("flow"))]
+)
+def test_ld3_comes_nearer_to_the_teacher_on_noise_it_has_not_seen(noise, model):
+    def denoise(x, step):  # two points; of a flow too
+        alpha = 1 - step.sigma if model else 1.0
+        return torch.tanh(alpha * x / max(step.sigma, 1e-3) ** 2)
+
+    sigmas = ld3(4, noise, [(denoise, normal(32))], [(denoise, normal(32, 1))], model=model)
+    assert all(a > b for a, b in pairwise(sigmas))
+    assert (sigmas[0], sigmas[-1]) == (noise.sigma_max, noise.sigma(0))
+    student, unseen = _Student(4, noise, 1.0, model), (denoise, normal(64, 2))
+    goal = student.teacher(unseen)
+    gaps = torch.log(-torch.tensor(np.diff([noise.timestep(sigma) for sigma in sigmas])))
+    start = min(student.distance(start, unseen, goal) for start in student.starts())
+    assert student.distance(gaps, unseen, goal) < 0.8 * start
+
+
+def test_ld3_never_ends_worse_than_it_starts_on_the_held_out_part():
+    """The part it learns from misleads: there the prediction is something else altogether."""
+    wrong = (lambda x, step: torch.sin(3 * x), normal(16))
+    right = (mixture_denoiser, normal(16, 1))
+    student = _Student(3, SD, 1.0, None)
+    goal = student.teacher(right)
+    sigmas = ld3(3, SD, [wrong], [right], iterations=20)
+    gaps = torch.log(-torch.tensor(np.diff([SD.timestep(sigma) for sigma in sigmas])))
+    start = min(student.distance(start, right, goal) for start in student.starts())
+    assert student.distance(gaps, right, goal) <= start * (1 + 1e-9)
+
+
+class TinyModel:
+    """What a placement needs of a model, around a denoiser without a network."""
+
+    shape, device, guidance = (8,), "cpu", "classifier-free"
+    spec = ModelSpec("toy", "epsilon", (1.0,))
+
+    def __init__(self, noise=SD):
+        self.noise = noise
+
+    def encode(self, texts, negative=False):
+        return {"text": torch.zeros(len(texts), 1)}
+
+    def denoiser(self, cond, uncond):
+        def denoise(x, step):
+            assert len(x) == len(cond["text"])  # a call is one part, whole
+            return mixture_denoiser(x, step)
+
+        return denoise
+
+
+def test_placements_count_passes_and_make_no_call_above_the_batch_size():
+    found = {name: rivals.place(TinyModel(), ["a"], name, 3, 2.0, 5) for name in rivals.RIVALS}
+    for placement in found.values():
+        assert len(placement.sigmas) == 4
+        assert all(a > b for a, b in pairwise(placement.sigmas))
+    assert found["dmn"].passes == found["hso"].passes == 0
+    assert found["gits"].passes == 2 * 32 * 60  # both sides of guidance, images, teacher's steps
+    # Parts of 5 images, of which 15 are learned from: three starts, then four iterates and the
+    # start are checked on 17. An iteration: of the first step, whose x is given, the prediction
+    # and that at the nudged sigma; of the other two also the recomputation, and backwards.
+    assert found["ld3"].passes == 2 * (32 * 50 + 8 * 17 * 3 + 40 * 5 * (2 + 2 * 5))
+
+
+@pytest.mark.parametrize("name", ["dmn", "gits", "hso"])
+def test_placements_for_other_models_are_refused(name):
+    with pytest.raises(UserError, match=f"^{name} is for variance-preserving models only"):
+        rivals.place(TinyModel(FlowSchedule()), ["a"], name, 3, 2.0, 5)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(UserError, match="must be one of dmn, gits, oss, hso, ld3, got 'x'"):
+        rivals.place(TinyModel(), ["a"], "x", 3, 2.0, 5)
+
+
+def test_oss_places_steps_of_a_flow():
+    flow = FlowSchedule(3.0)
+
+    def denoise(x, step):
+        return torch.tanh((1 - step.sigma) * x / step.sigma**2)
+
+    sigmas = oss(4, flow, denoise, normal(8), model=flow.spec("flow"))
+    assert (sigmas[0], sigmas[-1]) == (1.0, 0.0)
+    assert all(a > b for a, b in pairwise(sigmas))

@@ -1,45 +1,138 @@
 """Published methods that compute a placement for the model at hand, from their papers' formulas."""
 
 import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.generate import seeded_noise
+from stepsampler.models import LatentModel
 from stepsampler.noise import NoiseSchedule
+from stepsampler.schedule import Step
+from stepsearch.config import RIVALS
 from stepsearch.evaluate import SEARCH, Evaluator, seeds_of
 from stepsearch.paths import write_whole
 from stepsearch.rivals.dmn import dmn
 from stepsearch.rivals.gits import gits
+from stepsearch.rivals.hso import hso
+from stepsearch.rivals.ld3 import ld3
 from stepsearch.rivals.oss import oss
 
-IMAGES = {"gits": 32, "oss": 8}  # trajectories they learn from
+ANY_MODEL = ("oss", "ld3")  # the others have formulas for variance-preserving models only
+IMAGES = {"gits": 32, "oss": 8, "ld3": 32}  # trajectories they learn from; half of LD3's check it
+PART = 8  # images of LD3 an iteration
 
 
-@torch.inference_mode()
-def placement(
-    evaluator: Evaluator, name: str, num_steps: int, guidance_scale: float
-) -> list[float]:
-    """The num_steps + 1 falling sigmas of a rival on the evaluator's model, or recall them.
+@dataclass(frozen=True)
+class Placement:
+    """The num_steps + 1 falling sigmas of a rival, and what they cost."""
+
+    sigmas: list[float]
+    passes: int  # network passes; one backwards counts as two
+    seconds: float
+
+
+def place(
+    model: LatentModel,
+    prompts: Sequence[str],
+    name: str,
+    num_steps: int,
+    guidance_scale: float,
+    batch_size: int,
+) -> Placement:
+    """Compute a rival's placement on a model; image k shows prompt k, the prompts repeat.
 
     Raises:
-        UserError: the method does not know this kind of model.
+        UserError: an unknown method, or one that does not know this kind of model.
     """
-    model = evaluator.model
-    if not isinstance(model.noise, NoiseSchedule):
-        raise UserError(f"baselines.rivals: {name} is for variance-preserving models only")
-    key = f"{name}-{num_steps}-{guidance_scale:g}-{evaluator.identity}"
-    path = evaluator.cache / f"{key}.json"
-    if not path.exists():
-        if name == "dmn":
-            sigmas = dmn(num_steps, model.noise)
+    if name not in RIVALS:
+        raise UserError(f"the method must be one of {', '.join(RIVALS)}, got {name!r}")
+    noise, started = model.noise, time.perf_counter()
+    vp = isinstance(noise, NoiseSchedule)
+    if not vp and name not in ANY_MODEL:
+        raise UserError(f"{name} is for variance-preserving models only; take oss or ld3")
+    parts: list[_Counting] = []
+    if name in IMAGES:
+        seeds = list(seeds_of(SEARCH, IMAGES[name]))
+        size = min(batch_size, PART) if name == "ld3" else batch_size
+        chunks = [seeds[k : k + size] for k in range(0, len(seeds), size)]
+        for chunk in chunks:
+            texts = [prompts[seed % len(prompts)] for seed in chunk]
+            parts.append(_Counting(model, texts, seeded_noise(chunk, model.shape)))
+    if isinstance(noise, NoiseSchedule) and name in ("dmn", "hso"):
+        sigmas = (dmn if name == "dmn" else hso)(num_steps, noise)
+    elif name == "ld3":
+        pairs = [(part, part.latents) for part in parts]
+        half = len(pairs) // 2
+        sigmas = ld3(num_steps, noise, pairs[:half], pairs[half:], guidance_scale, model.spec)
+    else:
+        latents = torch.cat([part.latents for part in parts])
+        together = _Together(parts)
+        if isinstance(noise, NoiseSchedule) and name == "gits":
+            sigmas = gits(num_steps, noise, together, latents, guidance_scale)
         else:
-            seeds = seeds_of(SEARCH, IMAGES[name])
-            latents = seeded_noise(seeds, model.shape).to(model.device)
-            cond = model.encode([evaluator.prompt(seed).text for seed in seeds])
-            uncond = model.encode([""] * len(seeds), negative=True)
-            method = gits if name == "gits" else oss
-            denoise = model.denoiser(cond, uncond)
-            sigmas = method(num_steps, model.noise, denoise, latents, guidance_scale)
-        write_whole(path, lambda p: p.write_text(json.dumps(sigmas)))
-    return [float(sigma) for sigma in json.loads(path.read_text())]
+            sigmas = oss(num_steps, noise, together, latents, guidance_scale, model=model.spec)
+    passes = sum(part.passes for part in parts)
+    return Placement(sigmas, passes, time.perf_counter() - started)
+
+
+def recall_or_place(
+    evaluator: Evaluator, name: str, num_steps: int, guidance_scale: float
+) -> Placement:
+    """A rival's placement on the evaluator's model and prompts, cached beside its measurements.
+
+    Raises:
+        UserError: as `place` does.
+    """
+    path = _path(evaluator, name, num_steps, guidance_scale)
+    if not path.exists():
+        prompts = [prompt.text for prompt in evaluator.prompts]
+        size = evaluator.batch_size
+        found = place(evaluator.model, prompts, name, num_steps, guidance_scale, size)
+        write_whole(path, lambda p: p.write_text(json.dumps(asdict(found))))
+    return Placement(**json.loads(path.read_text()))
+
+
+def _path(evaluator: Evaluator, name: str, num_steps: int, guidance_scale: float) -> Path:
+    key = f"placement-{name}-{num_steps}-{guidance_scale:g}-{evaluator.identity}"
+    return evaluator.cache / f"{key}.json"
+
+
+class _Counting:
+    """The model on a few prompts, with the noise of their seeds; counts its network passes."""
+
+    def __init__(self, model: LatentModel, texts: Sequence[str], latents: Tensor) -> None:
+        # Clones: what is made in inference mode takes no part in gradients.
+        cond, uncond = model.encode(texts), model.encode([""] * len(texts), negative=True)
+        self.denoise = model.denoiser(
+            {k: v.clone() for k, v in cond.items()}, {k: v.clone() for k, v in uncond.items()}
+        )
+        self.latents, self.passes = latents.to(model.device), 0
+        self.doubled = model.guidance != "distilled"
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        each = 2 if step.guidance_scale != 1 and self.doubled else 1
+        self.passes += each * len(x)
+        x0 = self.denoise(x, step)
+        if x0.requires_grad:
+            x0.register_hook(lambda _: self._backwards(2 * each * len(x)))  # type: ignore[no-untyped-call]
+        return x0
+
+    def _backwards(self, passes: int) -> None:
+        self.passes += passes
+
+
+class _Together:
+    """Several of them as one denoiser, so that no network call is larger than a batch."""
+
+    def __init__(self, parts: "Sequence[_Counting]") -> None:
+        self.parts, self.sizes = parts, [len(part.latents) for part in parts]
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        rows = torch.split(x, self.sizes)
+        return torch.cat([part(row, step) for part, row in zip(self.parts, rows, strict=True)])

@@ -1,0 +1,97 @@
+"""Every placement at its best, guided and unguided."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from stepsampler.grids import from_sigmas
+from stepsampler.schedule import Schedule
+from stepsearch.baselines import Candidate, baselines
+from stepsearch.config import RIVALS, StudyConfig
+from stepsearch.distance import frechet_distance
+from stepsearch.evaluate import SEARCH
+from stepsearch.workers import Workers
+
+OTHER_SOLVERS = {"ddim": 1, "dpmpp-midpoint": 3, "deis": 3, "ipndm": 4}
+
+
+def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) -> list[dict]:
+    """Each placement's best guided and unguided forms by FD on the search seeds; best first.
+
+    Successive halving within each placement; other solvers on the three best. `tick` is called
+    after each measurement.
+    """
+    subject = workers.describe()
+    first, last = config.baselines.rungs
+    features: dict[str, list[np.ndarray]] = {}
+
+    def scores(candidates: Sequence[Candidate], seeds: range) -> dict[str, float]:
+        jobs = [(c.schedule, seeds) for c in candidates]
+        for place, found in workers.measure(jobs):
+            tick()
+            features.setdefault(candidates[place].name, []).append(found.features)
+        whole = {c.name: np.concatenate(features[c.name]) for c in candidates}
+        reference = subject.reference.search
+        return {
+            name: frechet_distance(x, reference) if np.isfinite(x).all() else np.inf
+            for name, x in whole.items()
+        }
+
+    known = baselines(config, subject.noise, subject.spec, workers.placements())
+    score = scores(known, range(SEARCH, SEARCH + first))
+    groups: dict[tuple[str, bool], list[Candidate]] = {}
+    for c in sorted(known, key=lambda c: score[c.name]):
+        groups.setdefault((c.name.split(",")[0], is_guided(c.schedule)), []).append(c)
+    alive = [c for (_, guided), group in groups.items() for c in group[: 1 + guided]]
+    seeds = range(SEARCH + first, SEARCH + last)
+    score = scores(alive, seeds)
+    alive.sort(key=lambda c: score[c.name])
+    best = dict.fromkeys(c.name.split(",")[0] for c in alive)
+    others = [
+        other_solver(c, solver, order)
+        for guided in (True, False)
+        for place in list(best)[:3]
+        for c in [c for c in alive if c.name.split(",")[0] == place]
+        if is_guided(c.schedule) == guided
+        for solver, order in OTHER_SOLVERS.items()
+    ]
+    others = list({c.name: c for c in others}.values())
+    scores(others, range(SEARCH, SEARCH + first))
+    score |= scores(others, seeds)
+    ranked = sorted([*alive, *others], key=lambda c: score[c.name])
+    chosen: dict[tuple[str, bool], Candidate] = {}
+    for c in ranked:
+        chosen.setdefault((c.name.split(",")[0], is_guided(c.schedule)), c)
+    return [
+        {
+            "placement": place,
+            "guided": guided,
+            "name": label(c.name),
+            "fd": score[c.name],
+            "n": last,
+            "schedule": c.schedule.to_json(),
+        }
+        for (place, guided), c in chosen.items()
+    ]
+
+
+def is_guided(schedule: Schedule) -> bool:
+    return any(step.guidance_scale != 1 for step in schedule.steps)
+
+
+def other_solver(candidate: Candidate, solver: str, order: int) -> Candidate:
+    """The same sigmas and guidance under another solver."""
+    plan = candidate.schedule
+    *sigmas, final = plan.sigmas
+    scales = [step.guidance_scale for step in plan.steps]
+    other = from_sigmas(sigmas, final, scales, order, solver, plan.model)
+    place, shape = candidate.name.split(",")[0], candidate.name.split(", ")[-1]
+    return Candidate(f"{place}, {solver}, order {order}, {shape}", other, "baseline")
+
+
+def label(name: str) -> str:
+    """What a row is: published numbers of another model, or a method like the paper's."""
+    place, rest = name.split(",", 1)
+    names = {"ays-sd15": "AYS (SD1.5 values)", "ays-sdxl": "AYS (SDXL values)"}
+    names |= {rival: rival.upper() for rival in RIVALS} | {"ld3": "LD3-like"}
+    return f"{names.get(place, place)},{rest}"
