@@ -159,7 +159,9 @@ class SearchSpace:
         point |= {"first_sigma": sigmas[0], "final_sigma": sigmas[-1], "num_steps": float(n)}
         if c.placement == "curve":
             ratios = np.log(self._gaps(sigmas) / self._gaps(self.centre(n)))
-            point |= self._knots("log_gap", ratios - ratios.mean())
+            low, high = c.log_gap  # only differences count: what fits into the box is moved there
+            shift = np.clip(ratios.mean(), ratios.max() - high, ratios.min() - low)
+            point |= self._knots("log_gap", ratios - shift)
         else:
             point["rho"] = self._fitted_rho(point, sigmas)
         off = max(c.guidance_scale[0], min(0.8, c.guidance_scale[1]))
