@@ -171,6 +171,7 @@ def whole_table(calls, **options):
         calls,
         2 * calls,
         **{
+            **EVERYTHING,
             "guidance": "constant",
             "guidance_scale": (0.5, 12.0),
             "guidance_rescale": (0.0, 1.0),
@@ -178,15 +179,6 @@ def whole_table(calls, **options):
             "first_sigma": (8.0, 14.7),
             "final_sigma": (0.02, 3.0),
             "solvers": ["ddim", "dpmpp-midpoint", "unipc-bh1", "unipc-bh2", "exact"],
-            "order": "per-step",
-            "corrector": True,
-            "prediction": True,
-            "analytic": (0.8, 1.0),
-            "analytic_at": (0.2, 0.8),
-            "churn": (0.0, 0.3),
-            "decode": True,
-            "free_u": True,
-            "free_u_sets": 2,
             **options,
         },
     )
