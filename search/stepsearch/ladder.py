@@ -1,6 +1,6 @@
 """The rungs of a trial: a few images first, all of them only where that can pay.
 
-Successive halving on FD. Optuna's step is the number of images, so that only scores of equal n are
+FD prunes, rung by rung. Optuna's step is the number of images, so that only scores of equal n are
 compared. Image k of a trial is that of seed SEARCH + k on every rung: a rung adds images to those
 of the rung before, and its cached features outlive a killed worker.
 """
@@ -20,20 +20,20 @@ from stepsearch.distance import score
 from stepsearch.evaluate import SEARCH, Evaluator, Measurement
 
 MARGIN = 2.0  # standard errors below its floor at which an alignment is not waited for any longer
-REDUCTION = 3  # of successive halving: one in so many goes on
 ALIVE = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class RungPruner(BasePruner):
-    """Prunes what is not in the best third of its rung, unless it is among the best `spared` there.
+    """Prunes a trial that is not among the best `keep` that were on its rung.
 
-    Its rivals are the trials of all workers that were on this rung, less those whose alignment is
-    known to be too low. Optuna's SuccessiveHalvingPruner counts these as well, and the trials of
-    dead workers, and of the first few promotes only the very best.
+    With as many as there are finalists: no other could become one if the rungs agreed. A share of
+    the rung, as in successive halving, saves little once a search is good and most new trials beat
+    most old ones. Rivals are the trials of all workers, less those whose alignment is known to be
+    too low, and those of dead workers.
     """
 
-    def __init__(self, spared: int) -> None:
-        self.spared = spared
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         if trial.last_step is None:
@@ -46,8 +46,7 @@ class RungPruner(BasePruner):
             and other.number != trial.number
             and not infeasible(other)
         ]
-        better = sum(rival < value for rival in rivals)
-        return better >= max(self.spared, (len(rivals) + 1) / REDUCTION)
+        return sum(rival < value for rival in rivals) >= self.keep
 
 
 def infeasible(trial: FrozenTrial) -> bool:

@@ -60,7 +60,7 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     )
     entropy = (config.search.seed, worker, len(study.get_trials(deepcopy=False)))
     study.sampler = make_algorithm(config.search.algorithm, *entropy)
-    study.pruner = RungPruner(spared=config.search.finalists)
+    study.pruner = RungPruner(keep=config.search.finalists)
     return study
 
 
