@@ -40,7 +40,8 @@ from stepsearch.harness import Clock, Harness, Metric
 from stepsearch.paths import write_whole
 from stepsearch.protocol import measure_all, score_all
 from stepsearch.reference import load_reference
-from stepsearch.run import Result, Run
+from stepsearch.result import Result
+from stepsearch.run import Run
 from stepsearch.tracking import NoTracking
 from stepsearch.workers import Workers
 

@@ -19,7 +19,8 @@ from stepsearch.features import EXTRACTORS
 from stepsearch.miniatures import FAMILIES
 from stepsearch.paths import bundled
 from stepsearch.report import write, write_sheet
-from stepsearch.run import Result, Run
+from stepsearch.result import Result
+from stepsearch.run import Run
 from stepsearch.tracking import NoTracking
 from stepsearch.workers import InThisProcess
 

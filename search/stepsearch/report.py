@@ -16,7 +16,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.evaluate import SHEET, TEST, objective_name, seeds_of
 from stepsearch.paths import write_whole
 from stepsearch.protocol import Row
-from stepsearch.run import Result
+from stepsearch.result import Result
 from stepsearch.workers import Workers
 
 

@@ -16,7 +16,6 @@ from stepsampler.grids import from_sigmas
 from stepsearch.baselines import (
     CLASSIFIER_FREE,
     Candidate,
-    Kind,
     baselines,
     long_baselines,
     published,
@@ -29,6 +28,7 @@ from stepsearch.evaluate import SEARCH, SELECTION, Measurement, seeds_of
 from stepsearch.ladder import passes_spent
 from stepsearch.pareto import dominated
 from stepsearch.protocol import Row, held_out, score_all
+from stepsearch.result import Result
 from stepsearch.space import Params, SearchSpace
 from stepsearch.stopping import stopped
 from stepsearch.study import (
@@ -46,55 +46,11 @@ from stepsearch.study import (
 )
 from stepsearch.tracking import Tracker
 from stepsearch.transfer import earlier_best, start_points
-from stepsearch.workers import Subject, Workers
+from stepsearch.workers import Workers
 
 BEST = 6  # baselines at which the search starts
 # (stage, done, total, news); what a stage's name has in brackets may change
 Report = Callable[[str, int, int, str], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a run ends with."""
-
-    subject: Subject
-    teacher: Row[Candidate]  # on the first of the selection seeds
-    screened: list[tuple[Candidate, int, float]]  # every baseline, the n it reached, its FD there
-    selection: list[Row[Candidate]]  # best first
-    test: list[
-        Row[Candidate]
-    ]  # the found schedule, if any, then baselines, long rows and the teacher
-    winner: Candidate  # chosen by the selection: what is exported
-    trials: int  # of them `pruned` ended on a lower rung
-    pruned: int
-    search_passes: int
-    stopped: str | None = None  # why the search ended before its budget did
-
-    @property
-    def found(self) -> Row[Candidate] | None:
-        return next(iter(self.of_kind("found")), None)
-
-    def of_kind(self, kind: Kind) -> list[Row[Candidate]]:
-        """Rows of the test."""
-        return [row for row in self.test if row.candidate.kind == kind]
-
-    @property
-    def beaten(self) -> list[Row[Candidate]]:
-        """Tested baselines that the found schedule beats by two standard errors."""
-        found = self.found
-        if found is None:
-            return []
-        pairs = [(row, *row.score.minus(found.score)) for row in self.of_kind("baseline")]
-        return [row for row, difference, se in pairs if difference > 2 * se]
-
-    @property
-    def gap_closed(self) -> float | None:
-        """Share of the distance from the best baseline to the teacher that is gone."""
-        teachers = self.of_kind("teacher")
-        if self.found is None or not teachers:
-            return None
-        best = min(row.score.value for row in self.of_kind("baseline"))
-        return (best - self.found.score.value) / (best - teachers[0].score.value)
 
 
 @dataclass
