@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TINY = shlex.split(
     "--steps 2 --searching 2 --rivals dmn --scales 2 --rungs 8 10 --trials 2 --images 8 "
-    "--rival-images 16 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 --test 1 --images-test 16 "
-    "--batch 16 --processes 2 --dtype bfloat16 --ablation-steps 2"
+    "--rival-images 16 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 --test 1 "
+    "--images-test 16 --batch 16 --processes 2 --dtype bfloat16 --ablation-steps 2"
 )
 
 
