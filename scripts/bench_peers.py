@@ -177,7 +177,19 @@ class Bench(Measure):
             for name in RIVAL_SEARCHES:
                 entries.append(self.search(name, rival(self.args, name, n), Cold))
         screening = [{k: v for k, v in row.items() if k != "schedule"} for row in rows]
-        return {"steps": n, "passes": 2 * n, "screening": screening, **self.test(entries)}
+        known = {"steps": n, "passes": 2 * n, "screening": screening, "costs": self.costs(n)}
+        return {**known, **self.test(entries)}
+
+    def costs(self, n: int) -> dict[str, dict]:
+        """Network passes and seconds of each placement that was computed, guided and unguided."""
+        cache = self.args.run / ours(self.args, n).name / "cache"
+        found = {}
+        for path in sorted(cache.glob("placement-*.json")):
+            _, rival, steps, scale, _ = path.stem.split("-")
+            cost = json.loads(path.read_text())
+            name = f"{rival}, {steps} steps, w {scale}"
+            found[name] = {"passes": cost["passes"], "seconds": cost["seconds"]}
+        return found
 
     def ablation(self, n: int) -> dict:
         entries = [self.search(*each) for each in ablation(self.args, n).items()]

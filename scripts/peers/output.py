@@ -22,6 +22,11 @@ def write(found: dict, path: Path) -> None:
         lines += ["", f"## {title}", "", *_test(rows)]
         if "screening" in rows:
             lines += ["", *_screening(rows["screening"])]
+            costs = [
+                f"{name}: {cost['passes']:,} passes, {cost['seconds']:.0f} s"
+                for name, cost in rows["costs"].items()
+            ]
+            lines += ["", "Placements that had to be computed: " + "; ".join(costs) + "."]
     if "long" in found:
         lines += ["", f"## More passes, n = {found['long']['n']:,}", "", *_test(found["long"])]
     table = "\n".join(lines) + "\n"
