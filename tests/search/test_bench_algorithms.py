@@ -35,7 +35,7 @@ def bench(monkeypatch):
 class Toy:
     """The distance grows with that of the last sigma from 0.1."""
 
-    model = SimpleNamespace(noise=SD, spec=SPEC)
+    model = SimpleNamespace(noise=SD, spec=SPEC, guidance="classifier-free")
     reference = SimpleNamespace(search=Moments(np.zeros(2), np.eye(2), 100))
 
     def measure(self, schedule, seeds):
