@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from stepsampler.grids import from_sigmas
-from stepsampler.schedule import Schedule
+from stepsampler.grids import from_sigmas, is_guided
 from stepsearch.baselines import Candidate, baselines
 from stepsearch.config import RIVALS, StudyConfig
 from stepsearch.distance import frechet_distance
@@ -41,18 +40,18 @@ def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) ->
     score = scores(known, range(SEARCH, SEARCH + first))
     groups: dict[tuple[str, bool], list[Candidate]] = {}
     for c in sorted(known, key=lambda c: score[c.name]):
-        groups.setdefault((c.name.split(",")[0], is_guided(c.schedule)), []).append(c)
-    alive = [c for (_, guided), group in groups.items() for c in group[: 1 + guided]]
+        groups.setdefault((c.name.split(",")[0], guided(c)), []).append(c)
+    alive = [c for (_, two), group in groups.items() for c in group[: 1 + two]]
     seeds = range(SEARCH + first, SEARCH + last)
     score = scores(alive, seeds)
     alive.sort(key=lambda c: score[c.name])
     best = dict.fromkeys(c.name.split(",")[0] for c in alive)
     others = [
         other_solver(c, solver, order)
-        for guided in (True, False)
+        for kind in (True, False)
         for place in list(best)[:3]
         for c in [c for c in alive if c.name.split(",")[0] == place]
-        if is_guided(c.schedule) == guided
+        if guided(c) == kind
         for solver, order in OTHER_SOLVERS.items()
     ]
     others = list({c.name: c for c in others}.values())
@@ -61,22 +60,23 @@ def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) ->
     ranked = sorted([*alive, *others], key=lambda c: score[c.name])
     chosen: dict[tuple[str, bool], Candidate] = {}
     for c in ranked:
-        chosen.setdefault((c.name.split(",")[0], is_guided(c.schedule)), c)
+        chosen.setdefault((c.name.split(",")[0], guided(c)), c)
     return [
         {
             "placement": place,
-            "guided": guided,
+            "guided": kind,
             "name": label(c.name),
             "fd": score[c.name],
             "n": last,
             "schedule": c.schedule.to_json(),
         }
-        for (place, guided), c in chosen.items()
+        for (place, kind), c in chosen.items()
+        if np.isfinite(score[c.name])
     ]
 
 
-def is_guided(schedule: Schedule) -> bool:
-    return any(step.guidance_scale != 1 for step in schedule.steps)
+def guided(candidate: Candidate) -> bool:
+    return any(is_guided(step) for step in candidate.schedule.steps)
 
 
 def other_solver(candidate: Candidate, solver: str, order: int) -> Candidate:

@@ -5,14 +5,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from stepsampler.noise import NoiseSchedule
+from stepsearch.space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
 TINY = shlex.split(
     "--steps 2 --searching 2 --rivals dmn --scales 2 --rungs 8 10 --trials 2 --images 8 "
     "--rival-images 16 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 --test 1 "
-    "--images-test 16 --batch 16 --processes 2 --dtype bfloat16 --ablation-steps 2"
+    "--images-test 16 --batch 16 --processes 2 --dtype bfloat16"
 )
 
 
@@ -59,11 +63,24 @@ def test_every_part_is_run_written_and_recalled(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")} == files
 
 
-@pytest.mark.timeout(1800)
-def test_the_ablation_adds_axis_after_axis(tmp_path):
-    bench(tmp_path, "--ablation")
-    (rows,) = json.loads((tmp_path / "docs/peers-ablation.json").read_text())["steps"]
-    names = [row["name"] for row in rows["contenders"]]
-    assert names[0] == "placement"
-    assert names[-1] == "+ Free-U"
-    assert len(names) == 5
+def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from peers.studies import ablation
+
+    args = SimpleNamespace(
+        trials=9, finalists=2, selection=10, images=20, dtype="bfloat16", batch=10, rivals=["dmn"]
+    )
+    args.rungs, args.scales, args.teacher_steps = [10, 20], [2.0], 5
+    rows = ablation(args, 5)
+    assert list(rows)[0] == "placement"
+    assert list(rows)[-1] == "+ Free-U"
+    noise = NoiseSchedule.scaled_linear()
+    boxes = [SearchSpace(c.space, noise, noise.spec("sd", "epsilon"), "power") for c in rows.values()]
+    axes = [set(box.distributions) for box in boxes]
+    sizes = [len(names) for names in axes]
+    assert sizes == sorted(set(sizes))
+    centre = {name: (d.low + d.high) / 2 for name, d in boxes[0].distributions.items()}
+    assert boxes[0].schedule(centre).final_sigma == 0
+    assert {c.space.passes for c in rows.values()} == {10}
+    assert len({c.search.model_dump_json() for c in rows.values()}) == 1
+    assert len({c.name for c in rows.values()}) == 5

@@ -97,6 +97,14 @@ def test_a_search_finds_more_than_chance(tmp_path):
     assert best["gp"] < best["random"]
 
 
+def test_later_generations_of_an_evolution_are_better_than_the_first(tmp_path):
+    config, space = setting("nsga2", trials=60)
+    study = open_study(tmp_path, config)
+    run_trials(study, tmp_path, config, space, Toy(), 0.5)
+    values = [trial.value for trial in finished(study)]
+    assert np.mean(values[40:]) < 0.75 * np.mean(values[:20])
+
+
 def test_known_points_come_first_and_only_once(tmp_path):
     config, space = setting(trials=3)
     study = open_study(tmp_path, config)
