@@ -75,7 +75,9 @@ def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
     assert list(rows)[0] == "placement"
     assert list(rows)[-1] == "+ Free-U"
     noise = NoiseSchedule.scaled_linear()
-    boxes = [SearchSpace(c.space, noise, noise.spec("sd", "epsilon"), "power") for c in rows.values()]
+    boxes = [
+        SearchSpace(c.space, noise, noise.spec("sd", "epsilon"), "power") for c in rows.values()
+    ]
     axes = [set(box.distributions) for box in boxes]
     sizes = [len(names) for names in axes]
     assert sizes == sorted(set(sizes))
