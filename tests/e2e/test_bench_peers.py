@@ -72,7 +72,7 @@ def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
     )
     args.rungs, args.scales, args.teacher_steps = [10, 20], [2.0], 5
     rows = ablation(args, 5)
-    assert list(rows)[0] == "placement"
+    assert next(iter(rows)) == "placement"
     assert list(rows)[-1] == "+ Free-U"
     noise = NoiseSchedule.scaled_linear()
     boxes = [
