@@ -15,7 +15,7 @@ NO_PROMPT = "no prompt: give --prompt or --prompts"
 
 ScheduleName = Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")]
 ModelName = Annotated[
-    str, typer.Option(help="tiny, a local folder, a hub id or a .safetensors checkpoint.")
+    str, typer.Option(help="tiny, tiny-second, a folder, a hub id or a .safetensors checkpoint.")
 ]
 Config = Annotated[
     str | None, typer.Option(help="Folder or hub id with the configs of a checkpoint file.")

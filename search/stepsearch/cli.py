@@ -131,7 +131,7 @@ def placement(
     method: Annotated[str, typer.Argument(help="dmn, gits, oss, hso or ld3.")],
     steps: Annotated[int, typer.Option(min=1, help="Number of steps.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the schedule.")],
-    model: Annotated[str, typer.Option(help="tiny, a local folder or a hub id.")] = "tiny",
+    model: Annotated[str, typer.Option(help="A bundled model, a folder or a hub id.")] = "tiny",
     prompts: Annotated[
         str, typer.Option(help="Bundled prompts, or a text file with one a line.")
     ] = "fashion-mnist",
@@ -173,7 +173,7 @@ def evaluate(
         list[int] | None,
         typer.Option(help="The model under its own scheduler with so many steps."),
     ] = None,
-    model: Annotated[str, typer.Option(help="tiny, a local folder or a hub id.")] = "tiny",
+    model: Annotated[str, typer.Option(help="A bundled model, a folder or a hub id.")] = "tiny",
     scheduler: Annotated[
         str | None, typer.Option(help="Of --stock: a class of diffusers instead of its own.")
     ] = None,

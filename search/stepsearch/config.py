@@ -21,7 +21,7 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    id: str = "tiny"  # "tiny", a local folder or a hub id
+    id: str = "tiny"  # or "tiny-second", a local folder, a hub id
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     size: int | None = None  # side of the images in pixels
     # Of `miniatures.FAMILIES`: what `stepsearch check` can dry-run without the weights

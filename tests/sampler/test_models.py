@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from stepsampler import ModelSpec, Schedule, Step, UserError
 from stepsampler.denoiser import GuidedDenoiser
 from stepsampler.generate import generate, seeded_noise
 from stepsampler.grids import from_sigmas, make_schedule
-from stepsampler.models import from_pipeline, load
+from stepsampler.models import BUNDLED, from_pipeline, load, resolve
 from stepsampler.noise import NoiseSchedule
 
 SD = NoiseSchedule.scaled_linear()
@@ -183,18 +184,24 @@ def test_unequal_lists_are_refused(tiny):
         list(generate(tiny, schedule, PROMPTS[:2], [0]))
 
 
-def test_the_bundled_folder_needs_none_of_our_code():
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_folder_needs_none_of_our_code(name):
     import subprocess
     import sys
-
-    from stepsampler.models import resolve
 
     code = f"""
 import sys, torch
 from diffusers import StableDiffusionPipeline
-pipe = StableDiffusionPipeline.from_pretrained({resolve("tiny")!r}, safety_checker=None)
+pipe = StableDiffusionPipeline.from_pretrained({resolve(name)!r}, safety_checker=None)
 image = pipe("a photo of a bag", num_inference_steps=2, guidance_scale=2.0).images[0]
 assert image.size == (32, 32)
 assert not any(name.startswith(("stepsampler", "stepsearch")) for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_model_is_small_and_holds_safetensors_alone(name):
+    files = [p for p in Path(resolve(name)).rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".json", ".md", ".safetensors", ".txt"}
+    assert sum(p.stat().st_size for p in files) <= 10e6

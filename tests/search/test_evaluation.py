@@ -12,6 +12,8 @@ from evaluating import command, pictures
 from PIL import Image
 
 from stepsampler import Schedule, Step, UserError, load
+from stepsampler.generate import generate
+from stepsampler.grids import make_schedule
 from stepsampler.models import load as load_model
 from stepsearch.cli import main
 from stepsearch.config import StudyConfig
@@ -19,7 +21,7 @@ from stepsearch.contenders import OnSchedule, OnStock
 from stepsearch.distance import Score, score
 from stepsearch.evaluate import TEST, Evaluator, load_prompts, model_digest
 from stepsearch.evaluation import cell, evaluate, with_error
-from stepsearch.features import load_extractor
+from stepsearch.features import Judge, load_extractor
 from stepsearch.harness import Clock, Harness, Metric
 from stepsearch.protocol import held_out
 from stepsearch.reference import fit, load_reference
@@ -261,3 +263,16 @@ def test_the_clock_counts_networks_alone(tmp_path):
     evaluate([OnSchedule("mine", load(FILE), model, "d")], bench, 8)
     assert {"denoiser", "VAE", "extractor", "text encoder"} <= set(bench.clock.spent)
     assert 0.5 < bench.clock.share <= 1
+
+
+def test_the_second_bundled_model_draws_the_same_prompts_otherwise():
+    """Another seed of the training: a class stays that class, the picture is another one."""
+    prompts, judge = ["a photo of a pair of trousers", "a photo of a bag"] * 4, Judge("cpu")
+    models = [load_model(name) for name in ("tiny", "tiny-second")]
+    schedule = make_schedule("kl-optimal", 5, models[0].noise, guidance_scale=3.0)
+    one, two = (
+        torch.cat([b.images for b in generate(model, schedule, prompts, range(8))])
+        for model in models
+    )
+    assert (one.float() - two.float()).abs().mean() > 2
+    assert judge(one).tolist() == judge(two).tolist() == [1, 8] * 4

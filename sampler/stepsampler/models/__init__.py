@@ -28,7 +28,7 @@ __all__ = [
     "resolve",
 ]
 
-BUNDLED = ("tiny",)
+BUNDLED = ("tiny", "tiny-second")  # the second: another seed, half the training
 
 
 def resolve(name: str) -> str:
@@ -49,8 +49,9 @@ def load(
     loras: Sequence[str] = (),
     textual_inversions: Sequence[str] = (),
 ) -> LatentModel:
-    """Load "tiny", a local folder, a hub id or a single .safetensors checkpoint.
+    """Load a bundled model, a local folder, a hub id or a single .safetensors checkpoint.
 
+    `name` is "tiny" or "tiny-second" for those of the package, else a place.
     `size` is the side of the images in pixels; by default the one the model was trained on.
     `config` is the folder or hub id of a pipeline like that in the single file; without it the
     configs come from the hub. `vae` is a folder or hub id, each of `loras` FILE or FILE:WEIGHT.
