@@ -4,8 +4,8 @@
 
 Real images come from the Debian package `dataset-fashion-mnist`. Distances are against the held-out
 images; the floor of real images is that of as many training images. Every contender has the best of
-a few constant guidance scales by FD of its first 300 images, and of the placements of one number of
-steps the best few go on to all images. Images are cached, so a second run resumes.
+a few constant guidance scales by FD of 300 images of other seeds, and of the placements of one
+number of steps the best few go on to all images. Images are cached, so a second run resumes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from stepsampler.models import LatentModel, load
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
 from stepsearch.distance import score
-from stepsearch.evaluate import TEST, Prompt, load_prompts
+from stepsearch.evaluate import SELECTION, TEST, Prompt, load_prompts
 from stepsearch.features import Judge, load_extractor
 from stepsearch.paths import write_whole
 from stepsearch.reference import load_reference
@@ -50,9 +50,12 @@ class Bench:
         self.references = [load_reference("fashion-mnist", e, 32, cache) for e in self.extractors]
         self.judge = Judge()
 
-    def images(self, schedule: Schedule, prompts: list[Prompt], n: int) -> Tensor:
-        """Images of the first n test seeds, cached in chunks."""
-        return torch.cat([self._chunk(schedule, prompts, k) for k in range(0, n, CHUNK)])[:n]
+    def images(
+        self, schedule: Schedule, prompts: list[Prompt], n: int, first: int = TEST
+    ) -> Tensor:
+        """Images of the n seeds from `first`, cached in chunks."""
+        parts = [self._chunk(schedule, prompts, first + k) for k in range(0, n, CHUNK)]
+        return torch.cat(parts)[:n]
 
     def _chunk(self, schedule: Schedule, prompts: list[Prompt], start: int) -> Tensor:
         key = json.dumps([schedule.to_json(), [p.text for p in prompts], start, self.digest()])
@@ -60,8 +63,7 @@ class Bench:
         if not path.exists():
             places = range(start, start + CHUNK)
             picks = [prompts[k % len(prompts)].text for k in places]
-            seeds = [TEST + k for k in places]
-            batches = generate(self.model, schedule, picks, seeds, batch_size=self.batch)
+            batches = generate(self.model, schedule, picks, places, batch_size=self.batch)
             images = torch.cat([b.images for b in batches])
             write_whole(path, lambda p: np.save(p.open("wb"), images.numpy()))
         return torch.from_numpy(np.load(path))
@@ -148,11 +150,11 @@ def speed(bench: Bench, prompts: list[Prompt]) -> float:
 def best_of(
     bench: Bench, named: list[tuple[str, Schedule]], prompts: list[Prompt], keep: int
 ) -> list[tuple[str, Schedule]]:
-    """The schedules of least FD on the first few images."""
+    """The schedules of least FD on a few images of other seeds."""
     labels = labels_of(prompts, SCREEN)
     scores = []
     for name, schedule in named:
-        row = bench.line(name, bench.images(schedule, prompts, SCREEN), labels)
+        row = bench.line(name, bench.images(schedule, prompts, SCREEN, SELECTION), labels)
         scores.append(row[EXTRACTORS[0]])
     return [named[i] for i in np.argsort(scores)[:keep]]
 
@@ -182,7 +184,7 @@ def main() -> None:
         plan = make_schedule("linspace", 50, noise, order=2, guidance_scale=w)
         return f"teacher, 50 steps of DPM++(2M), w {w:g}", plan
 
-    print(f"-- the first {SCREEN} images: which guidance and placements")
+    print(f"-- {SCREEN} images of the selection seeds: which guidance and placements")
     finalists = best_of(bench, [teacher(w) for w in SCALES], prompts, 1)
     for steps in args.steps:
         guided = [
@@ -199,13 +201,12 @@ def main() -> None:
 
     print(f"-- {n} images")
     rows = floors(bench, rgb(real[:n]), real_labels[:n])
-    aligned = bench.images(teacher(2.0)[1], prompts, SCREEN)
-    rows.append(bench.line(teacher(2.0)[0], aligned, labels_of(prompts, SCREEN)))
+    aligned = bench.images(teacher(2.0)[1], prompts, n)
     save_sheet(aligned[:100], args.out / "teacher.png", 10)
     nearest(aligned[:20], args.data, args.out / "nearest.png")
     held_out = load_prompts("fashion-mnist", held_out=True)
-    images = bench.images(teacher(2.0)[1], held_out, SCREEN)
-    rows.append(bench.line("teacher, w 2, held-out prompts", images, labels_of(held_out, SCREEN)))
+    images = bench.images(teacher(2.0)[1], held_out, n)
+    rows.append(bench.line("teacher, w 2, held-out prompts", images, labels_of(held_out, n)))
     for name, schedule in finalists:
         rows.append(bench.line(name, bench.images(schedule, prompts, n), labels_of(prompts, n)))
     rows.append({"name": "seconds per 5-step guided image", "value": speed(bench, prompts)})

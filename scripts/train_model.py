@@ -8,7 +8,7 @@
     python scripts/train_model.py references             # classifiers, statistics, prompts
     python scripts/train_model.py unpack                 # the reverse of bundle: to train further
 
-Each stage checkpoints into --run (default runs/tiny).
+Each stage writes into --run (default runs/tiny); the U-Net's checkpoints and resumes.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_model import autoencoder, bundle, classifier, data, unet
 
+MODELS = ("tiny", "tiny-second")  # of seed 0, and of any other
 STAGES = ("vae", "judge", "unet", "bundle", "references", "unpack")
 ROOT = Path(__file__).parent.parent
 
@@ -33,8 +34,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32, help="channels of the U-Net at 16 x 16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256, help="images a step of the U-Net")
-    parser.add_argument("--out", type=Path, default=ROOT / "sampler/stepsampler/bundled/tiny")
+    parser.add_argument("--out", type=Path, help="of bundle; by default the package's, by seed")
     args = parser.parse_args()
+    args.out = args.out or ROOT / "sampler/stepsampler/bundled" / MODELS[min(args.seed, 1)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.stage == "vae":
         images, _ = data.load_split(args.data, "train")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ def write_pipeline(run: Path, width: int, seed: int, folder: Path) -> None:
     info = load_state(
         run / f"unet-{width}-{seed}", both, average, torch.optim.AdamW(both.parameters())
     )
+    if not info:
+        sys.exit(f"{run}: no training of width {width} and seed {seed} to bundle")
     average.copy_to(both)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(run / "vae"),

@@ -27,7 +27,8 @@ def table(result: Result, config: StudyConfig) -> Table:
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
     columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", "alignment")
     for i, name in enumerate(columns):
-        view.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        # of what does not fit, names wrap and numbers stay whole
+        view.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
     for row in result.test:
         against = ""
         if result.found and row is not result.found:
@@ -47,7 +48,7 @@ def table(result: Result, config: StudyConfig) -> Table:
 
 def verdict(result: Result, config: StudyConfig) -> str:
     """The outcome in a few sentences, claiming no more than the test shows."""
-    said = [_outcome(result, config), *_front(result), *_alignment(result), *_gap(result)]
+    said = [_outcome(result, config), *_front(result), *_alignment(result, config), *_gap(result)]
     return " ".join(said)
 
 
@@ -74,15 +75,20 @@ def _outcome(result: Result, config: StudyConfig) -> str:
     return f"The found schedule is exported, but the test does not show that it beats: {missed}."
 
 
-def _alignment(result: Result) -> list[str]:
-    teacher = result.teacher
-    if not result.found or teacher.measurement.alignment != teacher.measurement.alignment:
+def _alignment(result: Result, config: StudyConfig) -> list[str]:
+    tested = result.of_kind("teacher")
+    teacher = tested[0] if tested else result.teacher
+    if not result.found or not isfinite(teacher.measurement.alignment):
         return []
-    n = len(teacher.measurement.features)
-    return [
+    where = "there" if tested else f"on {len(teacher.measurement.features)} others"
+    said = [
         f"Alignment: found {_percent(result.found)} on the test seeds; the teacher, "
-        f"{teacher.candidate.schedule.num_steps} steps, {_percent(teacher)} on {n} others."
+        f"{teacher.candidate.schedule.num_steps} steps, {_percent(teacher)} {where}."
     ]
+    drop = teacher.measurement.alignment - result.found.measurement.alignment
+    if drop > config.search.alignment_drop:
+        said.append("That is a larger drop than the study allows, and which the selection kept.")
+    return said
 
 
 def _front(result: Result) -> list[str]:

@@ -42,9 +42,13 @@ class Result:
 
     @property
     def gap_closed(self) -> float | None:
-        """Share of the distance from the best baseline to the teacher that is gone."""
+        """Share of the distance from the best baseline to the teacher that is gone.
+
+        None without a teacher in the test, or where the best baseline is no worse than it.
+        """
         teachers = self.of_kind("teacher")
         if self.found is None or not teachers:
             return None
         best = min(row.score.value for row in self.of_kind("baseline"))
-        return (best - self.found.score.value) / (best - teachers[0].score.value)
+        gap = best - teachers[0].score.value
+        return (best - self.found.score.value) / gap if gap > 0 else None

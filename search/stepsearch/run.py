@@ -33,6 +33,7 @@ from stepsearch.space import Params, SearchSpace
 from stepsearch.stopping import stopped
 from stepsearch.study import (
     alignment_floor,
+    check_identity,
     claim_folder,
     distance_of,
     enqueue,
@@ -75,11 +76,15 @@ class Run:
         claim_folder(self.folder, config)
         self.report("loading", 0, 1, "")
         self.subject = self.workers.describe()
+        check_identity(self.folder, self.subject.identity)
         self.report("loading", 1, 1, "")
         self.tracker.start(config, self.folder)
-        if wanted(config):
-            self.report("rivals", 0, 1, "")
+        rivals = len(wanted(config))
+        if rivals:
+            self.report("rivals", 0, rivals, "")
         self.placements = self.workers.placements()
+        if rivals:
+            self.report("rivals", rivals, rivals, "")
         subject = self.subject
         known = baselines(config, subject.noise, subject.spec, self.placements, subject.guidance)
         known += published(config, subject.spec, subject.guidance)
@@ -218,11 +223,10 @@ class Run:
         if options.start_from:
             enqueue(study, start_points(Path(options.start_from), space, options.finalists))
         enqueue(study, self.first_points(space, best))
-        deadline = None if options.minutes is None else time.time() + 60 * options.minutes
         shown: set[int] = set()
         record = inf
         while True:
-            futures = self.workers.search(deadline)
+            futures = self.workers.search()
             running = set(futures)
             while running:
                 _, running = wait(futures, timeout=1.0)

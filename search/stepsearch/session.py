@@ -77,7 +77,7 @@ def run_session(
     pruned = f" ({result.pruned} pruned)" if result.pruned else ""
     console.print(
         f"{(time.monotonic() - started) / 60:.1f} minutes, {result.trials} trials{pruned}, "
-        f"{result.search_passes:,} passes of search"
+        f"{result.search_passes:,} passes in baselines and trials"
     )
     for name, what in (
         ("best.json", "the schedule"),

@@ -12,14 +12,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
@@ -51,6 +51,7 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     neither another worker nor a resumed one asks for the same points again.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    mend_journal(folder / "journal.log")
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(
         study_name=config.name,
@@ -62,6 +63,23 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     study.sampler = make_algorithm(config.search.algorithm, *entropy)
     study.pruner = RungPruner(keep=config.search.finalists)
     return study
+
+
+def mend_journal(path: Path) -> None:
+    """Cut off a last line that a kill or a full disk left unfinished.
+
+    Optuna overlooks it only until the next line is appended to it, and then reads no further.
+    """
+    if not path.exists():
+        return
+    lock = JournalFileSymlinkLock(str(path))  # under which Optuna writes
+    lock.acquire()
+    try:
+        with path.open("rb+") as file:
+            text = file.read()
+            file.truncate(text.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def enqueue(study: optuna.Study, points: Sequence[tuple[Params, str]]) -> None:
@@ -133,16 +151,18 @@ def run_trials(
     space: SearchSpace,
     evaluator: Evaluator,
     alignment_floor: float,
-    deadline: float | None = None,
+    deadline: float = inf,
 ) -> int:
     """One worker: ask, evaluate, tell, until the study's budget is spent or more does not pay.
 
-    `deadline` is a time of `time.time()` after which no new trial starts.
+    `deadline` is a time of `time.time()` after which no new trial starts here.
     """
     done = failures = 0
-    while deadline is None or time.time() < deadline:
+    while time.time() < deadline:
         with locked(folder):
             if len(study.get_trials(deepcopy=False, states=ALIVE)) >= config.search.trials:
+                break
+            if searched(study) >= 60 * (config.search.minutes or inf):
                 break
             if stopped(study, config.search.patience):
                 break
@@ -170,6 +190,21 @@ def run_trials(
         failures = 0
         done += 1
     return done
+
+
+def searched(study: optuna.Study) -> float:
+    """Seconds in which a trial was under way that came to its end, over all calls and workers."""
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    trials = study.get_trials(deepcopy=False, states=states)
+    total, until = 0.0, -inf
+    for began, ended in sorted(
+        (t.datetime_start.timestamp(), t.datetime_complete.timestamp())
+        for t in trials
+        if t.datetime_start and t.datetime_complete
+    ):
+        total += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return total
 
 
 @contextmanager
@@ -227,14 +262,17 @@ def make_plan(
     Raises:
         UserError: model, reference or prompts have changed since the folder's first trial.
     """
-    path = folder / "plan.json"
+    check_identity(folder, identity)
     plan: dict[str, Any] = {"identity": identity, "grid": grid, "alignment_floor": alignment_floor}
     plan["placements"] = [sigmas for _, sigmas in sorted((placements or {}).items())]
-    if path.exists():
-        before = json.loads(path.read_text())["identity"]
-        if before != identity:
-            _refuse(folder, "model, reference and prompts", before, identity)
-    write_whole(path, lambda p: p.write_text(json.dumps(plan)))
+    write_whole(folder / "plan.json", lambda p: p.write_text(json.dumps(plan)))
+
+
+def check_identity(folder: Path, identity: str) -> None:
+    """Raise UserError if the folder's search, where there is one, was of something else."""
+    if (folder / "plan.json").exists() and identity_of(folder) != identity:
+        what = "model, reference and prompts"
+        _refuse(folder, what, identity_of(folder), identity)
 
 
 def planned_space(folder: Path, config: StudyConfig, model: LatentModel) -> SearchSpace:
@@ -268,7 +306,6 @@ def work(
     config: StudyConfig,
     evaluator: Evaluator,
     worker: int,
-    deadline: float | None = None,
 ) -> int:
     """Take part in the search of a folder; returns the number of trials done here.
 
@@ -280,7 +317,7 @@ def work(
     space = planned_space(folder, config, evaluator.model)
     study = open_study(folder, config, worker)
     floor = alignment_floor(folder)
-    return run_trials(study, folder, config, space, evaluator, floor, deadline)
+    return run_trials(study, folder, config, space, evaluator, floor)
 
 
 def usable(study: optuna.Study) -> list[FrozenTrial]:

@@ -121,9 +121,9 @@ class Workers:
         for future in as_completed(futures):
             yield futures[future], self.result(future)
 
-    def search(self, deadline: float | None) -> list["Future[int]"]:
+    def search(self) -> list["Future[int]"]:
         """Start every worker on the folder's search; the futures hold their numbers of trials."""
-        return [self._pool.submit(_search, deadline) for _ in range(self.count)]
+        return [self._pool.submit(_search) for _ in range(self.count)]
 
     @staticmethod
     def result(future: "Future[T]") -> T:
@@ -201,5 +201,5 @@ def _images(schedule: str, seeds: range) -> NDArray[np.uint8]:
     return _self.load().images(Schedule.from_json(schedule), seeds).numpy()
 
 
-def _search(deadline: float | None) -> int:
-    return work(_self.folder, _self.config, _self.load(), _self.number, deadline)
+def _search() -> int:
+    return work(_self.folder, _self.config, _self.load(), _self.number)

@@ -1,11 +1,14 @@
 """The stages of the main job, on a toy whose best schedule is known and which needs no network."""
 
+import io
 import json
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from stepsampler import UserError, load
 from stepsampler.noise import FlowSchedule, NoiseSchedule
@@ -67,9 +70,9 @@ class ToyWorkers:
         lucky = (rows[:, AXES] % 1) < self.aligned(schedule)
         return Measurement(features.astype(np.float32), lucky.astype(np.float32))
 
-    def search(self, deadline):
+    def search(self):
         future = Future()
-        future.set_result(work(self.folder, self.config, self, 0, deadline))
+        future.set_result(work(self.folder, self.config, self, 0))
         return [future]
 
 
@@ -206,6 +209,7 @@ def test_another_model_refuses_the_folder(tmp_path):
     workers.describe = lambda: Subject(SD, SPEC, Reference, "other weights", "classifier-free")
     with pytest.raises(UserError, match="started with model, reference and prompts = 'toy'"):
         Run(config, tmp_path, workers, NoTracking(), lambda *line: None).run()
+    assert workers.images == 0  # nothing was measured for it
 
 
 def test_a_larger_budget_goes_on_where_the_smaller_ended(tmp_path):
@@ -396,3 +400,39 @@ def test_a_flow_models_run_is_nothing_to_start_from_for_another_model(tmp_path):
         UserError, match="three searched for a model of the other kind, flow or not"
     ):
         start_points(tmp_path / "three", space, 2)
+
+
+def test_minutes_are_counted_over_all_calls(tmp_path):
+    first, _, _ = run(tmp_path, settings(trials=4))
+    second, _, _ = run(tmp_path, settings(trials=40, minutes=1e-6))
+    assert second.trials == first.trials == 4
+
+
+def test_a_teacher_that_is_no_better_leaves_no_gap_to_close(tmp_path):
+    result, config, _ = run(tmp_path)
+    teacher = result.of_kind("teacher")[0]
+    best = min(result.of_kind("baseline"), key=lambda row: row.score.value)
+    for score in (best.score, replace(best.score, value=best.score.value + 1)):
+        rows = [r for r in result.test if r is not teacher] + [replace(teacher, score=score)]
+        level = replace(result, test=rows)
+        assert level.gap_closed is None
+        assert "gap" not in verdict(level, config)
+
+
+def test_a_loss_of_alignment_on_the_test_seeds_is_said(tmp_path):
+    result, config, _ = run(tmp_path)
+    assert "larger drop" not in verdict(result, config)
+    found = result.found.measurement
+    lower = replace(result.found, measurement=replace(found, aligned=found.aligned * 0.9))
+    assert "larger drop" in verdict(replace(result, test=[lower, *result.test[1:]]), config)
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_no_number_of_the_table_is_cut_off(tmp_path, width):
+    result, config, _ = run(tmp_path)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table(result, config))
+    text = console.export_text()
+    assert "…" not in text
+    for row in result.test:
+        assert f"{row.score.value:.3f} ± {row.score.se:.3f}" in text

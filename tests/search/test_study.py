@@ -158,6 +158,18 @@ def test_a_trial_of_a_dead_worker_is_retried_at_the_same_point(tmp_path):
     assert other.state == TrialState.COMPLETE
 
 
+@pytest.mark.parametrize("left", [1, 30])
+def test_a_line_that_a_kill_cut_short_does_not_end_the_study(tmp_path, left):
+    config, space = setting(trials=3)
+    run_trials(open_study(tmp_path, config), tmp_path, config, space, Toy(), 0.5)
+    journal = tmp_path / "journal.log"
+    *lines, last = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines) + last[:left])
+    config, space = setting(trials=5)
+    run_trials(open_study(tmp_path, config), tmp_path, config, space, Toy(), 0.5)
+    assert len(finished(open_study(tmp_path, config))) >= 4  # the torn line was the third's end
+
+
 def test_a_number_that_was_used_again_is_another_process():
     assert this_process().split()[0] == str(os.getpid())
     assert this_process(os.getppid()) != this_process()
