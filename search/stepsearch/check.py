@@ -190,7 +190,11 @@ def costs(config: StudyConfig) -> Costs:
             for (name, n), scale in wanted(config).items()
         ),
         "baselines": screened * space.passes,
-        "teacher": 2 * config.teacher.images * 2 * config.teacher.steps,
+        "teacher": sum(
+            min(n, config.teacher.images) for n in (images.images, images.selection_images)
+        )
+        * 2
+        * config.teacher.steps,
         "trials": trials * images.images * space.passes,
         "selection": images.selection_images
         * (finalists * space.passes + 2 * long * max(options.long_steps, default=0)),

@@ -238,7 +238,8 @@ class TeacherConfig(_Section):
 
     steps: int = Field(50, ge=2, le=MOST_STEPS)
     guidance_scale: float = Field(2.0, ge=0)
-    images: int = Field(300, ge=8, le=SEEDS)
+    # at most; its alignment is that on the seeds of the trials, and of the selection
+    images: int = Field(500, ge=8, le=SEEDS)
     test: bool = False  # whether it enters the test as well
 
 
