@@ -98,6 +98,11 @@ class SpaceConfig(_Section):
                 raise ValueError(f"{name}: high must be below 1, got {share[1]}")
         if self.analytic_at and not self.analytic:
             raise ValueError("analytic_at: there is no analytic first step without analytic")
+        if self.first_sigma and self.first_sigma[0] <= self.final_sigma[1]:
+            raise ValueError(
+                f"first_sigma: low must be above the highest final_sigma, {self.final_sigma[1]}, "
+                f"got {self.first_sigma[0]}"
+            )
         if self.placement == "power" and self.first_sigma:
             raise ValueError("first_sigma: the power law starts at the noisiest timestep")
         if not self.num_steps <= self.most_steps <= self.passes:

@@ -310,10 +310,15 @@ def work(
     """Take part in the search of a folder; returns the number of trials done here.
 
     Raises:
-        UserError: the search has not started yet.
+        UserError: the search has not started yet, or is one of something else.
     """
     if not (folder / "plan.json").exists():
         raise UserError(f"{folder}: the search has not started here yet")
+    if identity_of(folder) != evaluator.identity:
+        raise UserError(
+            f"{folder}: the search is of another model, reference or prompts than are here: "
+            f"{identity_of(folder)!r}, not {evaluator.identity!r}"
+        )
     space = planned_space(folder, config, evaluator.model)
     study = open_study(folder, config, worker)
     floor = alignment_floor(folder)
