@@ -142,7 +142,7 @@ def test_the_search_starts_from_baselines_and_from_the_passes_spread_over_more_s
 
 def test_every_stage_is_paid_for_failed_trials_too(tmp_path):
     config = settings(trials=12)
-    result, _, workers = run(tmp_path, config, broken=lambda s: s.num_steps == 4)
+    result, _, _ = run(tmp_path, config, broken=lambda s: s.num_steps == 4)
     images = config.evaluation.images
     trials = open_study(tmp_path, config).get_trials()
     assert any(t.state == TrialState.FAIL for t in trials)
