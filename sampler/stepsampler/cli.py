@@ -24,6 +24,7 @@ from stepsampler.options import (
     Size,
     Vae,
     Words,
+    check_folder,
     open_model,
     open_plan,
 )
@@ -76,6 +77,7 @@ def generate(
     Without --seeds, prompt k gets seed k. A class-conditional model takes class numbers or names as
     prompts, an unconditional one takes none but --seeds.
     """
+    check_folder(out)
     plan = open_plan(schedule, guidance_scale)
     texts = given_prompts(prompt, prompts)
     if not texts and seeds is None:

@@ -21,6 +21,7 @@ from stepsampler.options import (
     Size,
     Vae,
     Words,
+    check_folder,
     open_model,
     open_plan,
 )
@@ -59,6 +60,7 @@ def batch(
     """
     from stepsampler.captions import read_captions
 
+    check_folder(out)
     plan = open_plan(schedule, guidance_scale)
     captions = read_captions(prompts, column, limit, shuffle_seed)
 
@@ -113,6 +115,9 @@ def grid(
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out must name a .png file, got {str(out)!r}")
+    if out.is_dir():
+        raise UserError(f"--out must name a file, but {str(out)!r} is a folder")
+    check_folder(out.parent, "the folder of --out")
     plans = [open_plan(name, guidance_scale) for name in schedules]
     texts = given_prompts(prompt, prompts)
     if not texts:

@@ -56,6 +56,19 @@ def open_plan(name: str, guidance_scale: float | None) -> "Schedule":
         raise UserError(f"--guidance-scale: {name}: {error}") from error
 
 
+def check_folder(out: Path, name: str = "--out") -> None:
+    """Refuse a folder that cannot be made, before the images that would go there.
+
+    Raises:
+        UserError: it or what it should lie in is a file.
+    """
+    for path in (out, *out.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise UserError(f"{name} must be a folder, but {str(path)!r} is a file")
+            return
+
+
 def open_model(
     model: str,
     device: str,

@@ -51,12 +51,16 @@ def wanted(config: StudyConfig, guidance: str = CLASSIFIER_FREE) -> dict[tuple[s
 
 
 def shapes(config: StudyConfig, guidance: str) -> list[tuple[int, float]]:
-    """(steps, guidance scale) of a baseline: all that the budget pays for in one way each."""
+    """(steps, guidance scale) of a baseline: all that the budget pays for in one way each.
+
+    A scale of 1 among those of the study may be the unguided one: there each comes once.
+    """
     passes = config.space.passes
     guided = min(config.space.num_steps, passes // 2) if guidance == CLASSIFIER_FREE else passes
     if config.evaluation.guidance_scales:
         return [(guided, w) for w in constant_scales(config)]
-    return [*((guided, w) for w in config.baselines.guidance_scales), (passes, 1.0)]
+    found = [*((guided, w) for w in config.baselines.guidance_scales), (passes, 1.0)]
+    return list(dict.fromkeys(found))
 
 
 def constant_scales(config: StudyConfig) -> tuple[float, ...]:
@@ -157,10 +161,11 @@ def long_baselines(
     config: StudyConfig, noise: Noise, model: ModelSpec, guidance: str = CLASSIFIER_FREE
 ) -> list[Candidate]:
     """DPM-Solver++(2M) on evenly spaced timesteps, with more steps than the budget pays for."""
+    unguided = () if config.evaluation.guidance_scales else (1.0,)
     return [
         Candidate(f"DPM++(2M), {n} steps, w {w:g}", _evenly(n, w, noise, model, guidance), "long")
         for n in config.baselines.long_steps
-        for w in ((1.0,) if not config.evaluation.guidance_scales else ()) + constant_scales(config)
+        for w in dict.fromkeys((*unguided, *constant_scales(config)))
     ]
 
 

@@ -15,7 +15,8 @@ from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import resolve
 from stepsampler.presets import names, preset
-from stepsearch.baselines import CLASSIFIER_FREE, shapes
+from stepsampler.schedule import SOLVERS
+from stepsearch.baselines import CLASSIFIER_FREE, shapes, wanted
 from stepsearch.config import StudyConfig, load_config
 from stepsearch.dryrun import dry_run, kind_of
 from stepsearch.evaluate import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
@@ -24,11 +25,11 @@ from stepsearch.images import ImageFiles
 from stepsearch.paths import bundled
 from stepsearch.pretrained import INCEPTION_FILE
 from stepsearch.protocol import PART
+from stepsearch.rivals import most_passes
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder")
 FEATURES = 128 * 4  # bytes of an image's features in the cache
 PACKED = 0.6  # of a picture's raw bytes that its PNG takes, roughly
-RIVAL_PASSES = {"dmn": 0, "gits": 32 * 60, "oss": 8 * 50}  # per unguided step of their learning
 
 
 def run_check(study: Path, seconds_per_pass: float | None, device: str | None, dry: bool) -> bool:
@@ -167,7 +168,8 @@ class Costs:
 def costs(config: StudyConfig) -> Costs:
     """Count images and passes of every stage as the run makes them."""
     space, options, images = config.space, config.baselines, config.evaluation
-    kinds = len(shapes(config, CLASSIFIER_FREE)) * len(options.orders)
+    rules = sum(order <= SOLVERS[s] for s in options.solvers for order in options.orders)
+    kinds = len(shapes(config, CLASSIFIER_FREE)) * rules
     named = {name for wanted in options.presets for name in fnmatch.filter(names(), wanted)}
     presets = [name for name in named if preset(name).schedule.passes == space.passes]
     first = kinds * (len(GRIDS) + len(options.rivals)) + len(presets)
@@ -184,11 +186,15 @@ def costs(config: StudyConfig) -> Costs:
     trials = config.search.trials
     passes = {
         "rivals": sum(
-            2 * RIVAL_PASSES[name] * (space.num_steps + 1 if name == "oss" else 1)
-            for name in options.rivals
+            most_passes(name, n, images.batch_size) * (1 if scale == 1 else 2)
+            for (name, n), scale in wanted(config).items()
         ),
         "baselines": screened * space.passes,
-        "teacher": 2 * config.teacher.images * 2 * config.teacher.steps,
+        "teacher": sum(
+            min(n, config.teacher.images) for n in (images.images, images.selection_images)
+        )
+        * 2
+        * config.teacher.steps,
         "trials": trials * images.images * space.passes,
         "selection": images.selection_images
         * (finalists * space.passes + 2 * long * max(options.long_steps, default=0)),

@@ -1,6 +1,6 @@
 """`stepsearch`: run a study, watch it, export its best schedule."""
 
-from math import inf, isfinite
+from math import inf, isfinite, isnan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +14,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find the few-step schedule that makes the best images for your model and budget.",
 )
-
-SEEDS = 10_000_000  # of a range: search, selection or test
 
 StudyFile = Annotated[Path, typer.Argument(help="Study file, such as studies/tiny-3-steps.toml.")]
 RunFolder = Annotated[
@@ -65,7 +63,12 @@ QUICK: dict[str, dict[str, Any]] = {
         "test_images": 40,
         "batch_size": 20,
     },
-    "baselines": {"rungs": [10], "guidance_scales": [2.0], "orders": [2]},
+    "baselines": {
+        "rungs": [10],
+        "guidance_scales": [2.0],
+        "orders": [2],
+        "solvers": ["dpmpp-midpoint"],
+    },
     "teacher": {"images": 10, "steps": 20},
     "search": {"trials": 4, "finalists": 2},
 }
@@ -230,6 +233,8 @@ def evaluate(
         raise UserError(f"--fit must be crop, squash512 or none, got {fit!r}")
     if not stock and (guidance_scale is not None or scheduler is not None):
         raise UserError("--guidance-scale and --scheduler are of --stock, which is not given")
+    from stepsearch.config import SEEDS
+
     _in_range("--images", images, 2, SEEDS)
     _in_range("--batch-size", batch_size, 1)
     for steps in stock or ():
@@ -305,10 +310,8 @@ def status(
     typer.echo(f"{folder}: {len(done)} of {config.search.trials} trials finished{more}")
     for trial in done[:5]:
         alignment, passes = trial.user_attrs["alignment"], trial.user_attrs["passes"]
-        typer.echo(
-            f"  trial {trial.number}: {distance_of(trial):.3f}, "
-            f"alignment {alignment:.1%}, {passes} passes"
-        )
+        share = "" if isnan(alignment) else f"alignment {alignment:.1%}, "
+        typer.echo(f"  trial {trial.number}: {distance_of(trial):.3f}, {share}{passes} passes")
     if (folder / "best.json").exists():
         typer.echo(f"  ended: {folder / 'best.json'}")
 

@@ -14,16 +14,18 @@ from stepsampler.schedule import SOLVERS
 
 Rival = Literal["dmn", "gits", "oss", "hso", "ld3"]  # methods that compute a placement
 RIVALS: tuple[str, ...] = get_args(Rival)
+SEEDS = 10_000_000  # of a range of `evaluate`: more images would have those of the next one
+MOST_STEPS = 999  # of a long schedule: most models have 1,000 noise levels
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
     id: str = "tiny"  # or "tiny-second", a local folder, a hub id
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    size: int | None = None  # side of the images in pixels
+    size: int | None = Field(None, ge=1)  # side of the images in pixels
     # Of `miniatures.FAMILIES`: what `stepsearch check` can dry-run without the weights
     kind: str | None = None
 
@@ -40,7 +42,7 @@ class SpaceConfig(_Section):
 
     num_steps: int = Field(ge=2, le=64)
     passes: int = Field(ge=2)
-    max_steps: int | None = None
+    max_steps: int | None = Field(None, ge=2)
     solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # several: the search chooses
     # Placement: the gaps of a baseline stretched along a curve, or a family of two numbers.
     placement: Literal["curve", "power", "karras"] = "curve"
@@ -131,10 +133,10 @@ class EvaluationConfig(_Section):
     reference: str = "fashion-mnist"  # bundled statistics, or a folder of images
     prompts: str = "fashion-mnist"  # bundled prompts, or a text or caption file
     batch_size: int = Field(50, ge=1)
-    images: int = Field(300, ge=8)  # per trial
+    images: int = Field(300, ge=8, le=SEEDS)  # per trial
     rungs: tuple[int, ...] = ()  # images after which a trial may end, such as 60, 125 and `images`
-    selection_images: int = Field(600, ge=8)
-    test_images: int = Field(1000, ge=8)
+    selection_images: int = Field(600, ge=8, le=SEEDS)
+    test_images: int = Field(1000, ge=8, le=SEEDS)
     # Every schedule is measured at each of these means of its guidance; its distance is the mean of
     # theirs, or the worst. Empty: as it is.
     guidance_scales: tuple[float, ...] = ()
@@ -172,16 +174,34 @@ class BaselinesConfig(_Section):
 
     @model_validator(mode="after")
     def _rising(self) -> "BaselinesConfig":
-        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)):
-            raise ValueError(f"rungs must rise, got {list(self.rungs)}")
+        rungs = list(self.rungs)
+        if not rungs or rungs != sorted(set(rungs)) or rungs[0] < 2 or rungs[-1] > SEEDS:
+            raise ValueError(f"rungs must rise from at least 2 to at most {SEEDS}, got {rungs}")
+        return self
+
+    @model_validator(mode="after")
+    def _listed(self) -> "BaselinesConfig":
+        for name in ("orders", "solvers"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one, got []")
         for solver in self.solvers:
             if solver not in SOLVERS or solver == "heun":
                 names = ", ".join(name for name in SOLVERS if name != "heun")
                 raise ValueError(f"solvers must be of {names}, got {solver!r}")
-        for name in ("guidance_scales", "orders", "solvers"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} must differ, got {list(values)}")
+        highest = max(SOLVERS[solver] for solver in self.solvers)
+        if not all(1 <= order <= highest for order in self.orders):
+            raise ValueError(
+                f"orders of {', '.join(self.solvers)} are 1 to {highest}, got {list(self.orders)}"
+            )
+        if any(scale < 0 for scale in self.guidance_scales):
+            raise ValueError(f"guidance_scales must be >= 0, got {list(self.guidance_scales)}")
+        if not all(1 <= n <= MOST_STEPS for n in self.long_steps):
+            raise ValueError(f"long_steps must be 1 to {MOST_STEPS}, got {list(self.long_steps)}")
+        for name in ("guidance_scales", "orders", "solvers", "rivals", "presets", "long_steps"):
+            values = list(getattr(self, name))
+            shown = {f"{v:g}" if isinstance(v, float) else v for v in values}  # as in names
+            if len(shown) != len(values):
+                raise ValueError(f"{name} must differ, got {values}")
         return self
 
 
@@ -210,7 +230,9 @@ class SearchConfig(_Section):
                 f"got {json.dumps(self.objectives)}"
             )
         if self.both and self.algorithm == "cmaes":
-            raise ValueError("algorithm: cmaes has one objective; gp, tpe and random take both")
+            raise ValueError(
+                "algorithm: cmaes has one objective; gp, tpe, nsga2 and random take both"
+            )
         if self.both and self.patience is not None:
             raise ValueError("patience is for one objective, not for a front")
         return self
@@ -219,9 +241,10 @@ class SearchConfig(_Section):
 class TeacherConfig(_Section):
     """The same model with many steps of DPM-Solver++(2M); the floor for alignment."""
 
-    steps: int = Field(50, ge=2)
+    steps: int = Field(50, ge=2, le=MOST_STEPS)
     guidance_scale: float = Field(2.0, ge=0)
-    images: int = Field(300, ge=8)
+    # at most; its alignment is that on the seeds of the trials, and of the selection
+    images: int = Field(500, ge=8, le=SEEDS)
     test: bool = False  # whether it enters the test as well
 
 
@@ -267,8 +290,9 @@ def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) 
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first problem as one sentence."""
-    first = error.errors()[0]
+    """The first problem as one sentence; an unknown key first, as others may come of it."""
+    problems = error.errors()
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         model: type[BaseModel] = StudyConfig

@@ -20,6 +20,7 @@ from stepsearch.miniatures import FAMILIES
 from stepsearch.paths import bundled
 from stepsearch.report import write, write_sheet
 from stepsearch.result import Result
+from stepsearch.rivals import ANY_MODEL
 from stepsearch.run import Run
 from stepsearch.tracking import NoTracking
 from stepsearch.workers import InThisProcess
@@ -28,10 +29,16 @@ PIXELS = ("ddpm", "ddim")  # kinds that have one size only
 SIZE = 32
 PROMPTS = ("a red square", "two blue circles", "a green field", "nothing")
 SMALL: dict[str, dict[str, Any]] = {
-    "evaluation": {"images": 8, "selection_images": 8, "test_images": 8, "batch_size": 8},
+    "evaluation": {
+        "images": 8,
+        "rungs": (),
+        "selection_images": 8,
+        "test_images": 8,
+        "batch_size": 8,
+    },
     "baselines": {"rungs": (2,), "test": 1},
     "teacher": {"steps": 4, "images": 8},
-    "search": {"trials": 3, "finalists": 2, "minutes": None},
+    "search": {"trials": 3, "finalists": 2, "minutes": None, "start_from": None},
 }
 FIRST = ("guidance_scales", "orders", "long_steps")  # lists of the baselines: one of each is enough
 
@@ -82,14 +89,15 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     """The study with a tiny model and made-up data, which is written into `folder`.
 
     Bundled data stays, since it is there, and so is what alignment needs. Extractors with weights
-    of their own give way to EfficientNet-Lite0, and rivals to the one that needs no trajectories.
+    of their own give way to EfficientNet-Lite0. Rivals that are for any model are left out, and the
+    others give way to the one that needs no trajectories. The search starts from no earlier run.
     """
     data = config.model_dump()
     for section, values in SMALL.items():
         data[section] |= values
     for name in FIRST:
         data["baselines"][name] = data["baselines"][name][:1]
-    data["baselines"]["rivals"] = ["dmn"] if config.baselines.rivals else []
+    data["baselines"]["rivals"] = ["dmn"] if set(config.baselines.rivals) - set(ANY_MODEL) else []
     size = None if kind in PIXELS else SIZE
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
     evaluation = data["evaluation"]

@@ -22,14 +22,14 @@ from stepsampler.grids import is_guided, scale_guidance
 from stepsampler.models import LatentModel, check_device, load
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
-from stepsearch.config import EvaluationConfig, StudyConfig
+from stepsearch.config import SEEDS, EvaluationConfig, StudyConfig
 from stepsearch.features import Judge, load_extractor
 from stepsearch.paths import bundled, write_whole
 from stepsearch.reference import Reference, load_reference
 
 # Disjoint ranges of seeds: what the search sees, what chooses among its best, what reports; and
 # what compares the reported ones of several runs.
-SEARCH, SELECTION, TEST, FRONT = 0, 10_000_000, 20_000_000, 30_000_000
+SEARCH, SELECTION, TEST, FRONT = 0, SEEDS, 2 * SEEDS, 3 * SEEDS
 SHEET = 10  # images on a sheet: one of each class of the bundled prompts
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
-from math import ceil, inf, isnan, sqrt
+from math import ceil, inf, isnan
 from pathlib import Path
 
 import numpy as np
@@ -92,10 +92,12 @@ class Run:
         known = baselines(config, subject.noise, subject.spec, self.placements, subject.guidance)
         known += published(config, subject.spec, subject.guidance)
         best, screened = self.screen(known)
-        alignment = self.measure_teacher(SEARCH).measurement.alignment
-        teacher_row = self.measure_teacher(SELECTION)
+        evaluation = config.evaluation
+        teacher_row = self.measure_teacher(SEARCH, evaluation.images)
+        self.alignment = teacher_row.measurement.alignment
+        teacher_row = self.measure_teacher(SELECTION, evaluation.selection_images)
         study = open_study(self.folder, config)
-        self.search(study, best, alignment)
+        self.search(study, best)
         selection = self.select(study, best, teacher_row)
         test, winner = self.test(selection)
         ended = pruned(study)
@@ -165,10 +167,10 @@ class Run:
         options = self.config.baselines
         return ranked[: max(options.test, ceil(len(ranked) * options.keep))]
 
-    def measure_teacher(self, first_seed: int) -> Row[Candidate]:
-        """The teacher on the first seeds of a range: the standard for alignment there."""
+    def measure_teacher(self, first_seed: int, n: int) -> Row[Candidate]:
+        """The teacher on the first of a stage's n seeds: the standard for alignment there."""
         candidate = self._teacher()
-        seeds = seeds_of(first_seed, self.config.teacher.images)
+        seeds = seeds_of(first_seed, min(n, self.config.teacher.images))
         rows = self.score([candidate], seeds, "teacher")
         if not rows:
             raise UserError(
@@ -177,7 +179,9 @@ class Run:
             )
         row = rows[0]
         if not isnan(row.measurement.alignment):
-            self.report("teacher", 1, 1, f"alignment {row.measurement.alignment:.1%}")
+            stage = "search" if first_seed == SEARCH else "selection"
+            share = f"alignment {row.measurement.alignment:.1%} on {len(seeds)} {stage} seeds"
+            self.report("teacher", 1, 1, share)
         return row
 
     def _teacher(self) -> Candidate:
@@ -187,12 +191,8 @@ class Run:
         """What the search is shown first."""
         return first_points(space, best)
 
-    def search(self, study: optuna.Study, best: list[Candidate], alignment: float) -> None:
-        """Let every worker search; meanwhile show and track what they finish.
-
-        During the search the alignment of a trial, a share of n images, may fall below the
-        teacher's by `alignment_drop` and its standard error; the selection is strict.
-        """
+    def search(self, study: optuna.Study, best: list[Candidate]) -> None:
+        """Let every worker search; meanwhile show and track what they finish."""
         config, options = self.config, self.config.search
         grid = config.space.baseline if config.space.baseline != "best" else self._best_grid(best)
         subject = self.subject
@@ -200,8 +200,7 @@ class Run:
         space = SearchSpace(
             config.space, subject.noise, subject.spec, grid, subject.guidance, centre
         )
-        floor = alignment - options.alignment_drop
-        floor -= sqrt(alignment * (1 - alignment) / config.evaluation.images)
+        floor = self.alignment - options.alignment_drop
         make_plan(self.folder, subject.identity, grid, floor, centre)
         reap(study, self.folder)
         if options.start_from:
@@ -282,12 +281,19 @@ class Run:
         return with_front(rows, kept) if self.config.search.both else kept
 
     def finalists(self, study: optuna.Study) -> list[FrozenTrial]:
-        """The best trials that keep the alignment; of two objectives an even part of the front."""
+        """The best trials that keep the alignment; of two objectives an even part of the front.
+
+        Half of them have the teacher's whole alignment: those near the floor can all lose it on
+        other seeds.
+        """
         floor, most = alignment_floor(self.folder), self.config.search.finalists
         trials = usable(study)
         aligned = [t for t in trials if not t.user_attrs["alignment"] < floor]
         if not self.config.search.both:
-            return aligned[:most]
+            safe = [t for t in aligned if not t.user_attrs["alignment"] < self.alignment]
+            chosen = aligned[: most - most // 2]
+            chosen += [t for t in safe if t not in chosen][: most // 2]
+            return chosen + [t for t in aligned if t not in chosen][: most - len(chosen)]
         out = dominated([(t.values[0], -t.values[1]) for t in trials])
         front = [t for t, worse in zip(trials, out, strict=True) if not worse]
         best = aligned[:1]

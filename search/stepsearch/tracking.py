@@ -17,6 +17,9 @@ from stepsearch.config import StudyConfig
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # no news of its tables between ours
+# The search waits for these requests: MLflow's own 7 retries of 120 s would stop it for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
 class Tracker(Protocol):

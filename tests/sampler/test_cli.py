@@ -144,6 +144,20 @@ def test_the_size_of_images_is_at_least_one(tmp_path, command, size):
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.parametrize("command", ["generate", "batch", "grid"])
+def test_a_file_in_the_place_of_the_folder_is_refused_before_a_model_loads(tmp_path, command):
+    (tmp_path / "p.txt").write_text("a bag\n")
+    arguments = [command, "seed-sd-4", "--prompts", str(tmp_path / "p.txt"), "--model", "absent"]
+    below = tmp_path / "p.txt" / "below.png"
+    for out in [below] if command == "grid" else [below, tmp_path / "p.txt"]:
+        result = CliRunner().invoke(app, [*arguments, "-o", str(out)])
+        assert isinstance(result.exception, UserError)
+        assert "must be a folder, but" in str(result.exception)
+    (tmp_path / "x.png").mkdir()
+    result = CliRunner().invoke(app, ["grid", *arguments[1:], "-o", str(tmp_path / "x.png")])
+    assert "--out must name a file, but" in str(result.exception)
+
+
 @pytest.mark.parametrize("package", ["stepsampler", "stepsearch"])
 def test_help_loads_nothing_heavy(package):
     code = (

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,9 @@ def test_every_seed_preset_is_in_the_map():
     for name in names():
         if name.startswith("seed-"):
             assert any(re.fullmatch(pattern, name) for pattern in listed), name
+
+
+def test_a_source_distribution_holds_the_folders_that_tests_read():
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {"docs", "scripts", "studies", "tests", "README.md"} <= set(included)

@@ -13,8 +13,9 @@ from stepsampler.presets import MODELS
 from stepsearch.baselines import published
 from stepsearch.check import costs, missing
 from stepsearch.cli import main
-from stepsearch.config import StudyConfig, load_config
+from stepsearch.config import RIVALS, StudyConfig, load_config
 from stepsearch.dryrun import dry_run, kind_of, shrunk
+from stepsearch.rivals import most_passes
 
 STUDIES = Path(__file__).parents[2] / "studies"
 # A ready study: the published schedules that it must have among its baselines.
@@ -127,6 +128,43 @@ def test_weights_and_data_that_are_not_there_are_named(tmp_path):
         "model 'x.safetensors': no such file"
     ]
     assert missing(settings()) == []
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_every_rival_is_in_the_estimate(name):
+    """At the teacher's guidance with `num_steps`, and unguided with all passes."""
+    found = costs(settings(baselines={"rivals": [name]})).passes
+    assert found["rivals"] == 2 * most_passes(name, 5, 50) + most_passes(name, 10, 50)
+    centre = settings(space={"num_steps": 5, "passes": 10, "max_steps": 6, "baseline": name})
+    assert costs(centre).passes["rivals"] == 2 * sum(most_passes(name, n, 50) for n in (5, 6))
+
+
+def test_every_solver_is_in_the_estimate():
+    """DDIM has order 1 only, the other two orders."""
+    one, both = (
+        costs(settings(baselines={"solvers": solvers, "rungs": [10]})).passes["baselines"]
+        for solvers in (["dpmpp-midpoint"], ["dpmpp-midpoint", "ddim"])
+    )
+    assert both == 1.5 * one
+
+
+def test_a_dry_run_has_no_rungs_and_no_earlier_run(tmp_path):
+    evaluation = {"images": 80, "rungs": [20, 80]}
+    small = shrunk(
+        settings(evaluation=evaluation, search={"start_from": "runs/gone"}),
+        "stable-diffusion",
+        tmp_path,
+    )
+    assert (small.evaluation.images, small.evaluation.rungs) == (8, ())
+    assert small.search.start_from is None
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"), [(["oss", "ld3"], ()), (["gits", "oss"], ("dmn",)), (["hso"], ("dmn",))]
+)
+def test_the_rivals_of_a_dry_run_need_no_trajectories(tmp_path, names, kept):
+    config = settings(baselines={"rivals": names})
+    assert shrunk(config, "stable-diffusion", tmp_path).baselines.rivals == kept
 
 
 def test_a_dry_run_must_know_what_kind_of_model_it_is_for(tmp_path):

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from stepsampler import UserError
+from stepsearch.cli import QUICK
 from stepsearch.config import load_config
+from stepsearch.evaluate import FRONT, SEARCH, SELECTION, TEST
 
 MINIMAL = "[space]\nnum_steps = 5\npasses = 10\n"
 
@@ -54,13 +56,36 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "analytic_at = [0.2, 0.8]\n", "there is no analytic first step without analyt"),
         (MINIMAL + "free_u_sets = 3\n", "free_u_sets: .* got 3"),
         (MINIMAL + "baseline = 'gist'\n", "baseline must be one of best, .*gits.* got 'gist'"),
-        (MINIMAL + "[baselines]\nrungs = [20, 10]\n", r"rungs must rise, got \[20, 10\]"),
+        (MINIMAL + "[baselines]\nrungs = [20, 10]\n", r"rungs must rise from .* got \[20, 10\]"),
         (
             MINIMAL + "[evaluation]\nimages = 250\nrungs = [60, 125]\n",
             r"rungs must rise from at least 8 to images = 250, got \[60, 125\]",
         ),
         (MINIMAL + "[evaluation]\nrungs = [4, 300]\n", r"rungs must rise .* got \[4, 300\]"),
         (MINIMAL + "[search]\npatience = 0\n", "search.patience: .* got 0"),
+        ("[space]\nnum_stps = 3\n", "unknown key 'space.num_stps'; did you mean 'num_steps'"),
+        (
+            MINIMAL + "[search]\nalgorithm = 'cmaes'\nobjectives = ['fd', 'alignment']\n",
+            "cmaes has one objective; gp, tpe, nsga2 and random take both",
+        ),
+        (MINIMAL + "max_steps = 0\n", "space.max_steps: .* got 0"),
+        (MINIMAL + "log_gap = [-inf, inf]\n", "space.log_gap.0: .* finite number, got -inf"),
+        (MINIMAL + "guidance_scale = [1.0, inf]\n", "guidance_scale.1: .* finite .* got inf"),
+        (MINIMAL + "[model]\nsize = 0\n", "model.size: .* got 0"),
+        (MINIMAL + "[teacher]\nguidance_scale = nan\n", "teacher.guidance_scale: .* got nan"),
+        (MINIMAL + "[teacher]\nsteps = 1000\n", "teacher.steps: .* 999, got 1000"),
+        (MINIMAL + "[baselines]\norders = [4]\n", r"orders of dpmpp-.* are 1 to 3, got \[4\]"),
+        (MINIMAL + "[baselines]\norders = [0, 1]\n", r"are 1 to 3, got \[0, 1\]"),
+        (MINIMAL + "[baselines]\norders = []\n", r"orders must name at least one, got \[\]"),
+        (MINIMAL + "[baselines]\nsolvers = []\n", r"solvers must name at least one, got \[\]"),
+        (MINIMAL + "solvers = []\n", r"solvers must be different names, got \[\]"),
+        (MINIMAL + "[baselines]\nrungs = [-5, 3]\n", r"rise from at least 2 .* got \[-5, 3\]"),
+        (MINIMAL + "[baselines]\nlong_steps = [0]\n", r"long_steps must be 1 to 999, got \[0\]"),
+        (MINIMAL + "[baselines]\nlong_steps = [9, 9]\n", r"long_steps must differ, got \[9, 9\]"),
+        (MINIMAL + "[baselines]\nrivals = ['oss', 'oss']\n", "rivals must differ, got "),
+        (MINIMAL + "[baselines]\nguidance_scales = [nan]\n", "guidance_scales.0: .* got nan"),
+        (MINIMAL + "[baselines]\nguidance_scales = [-1.0]\n", r"must be >= 0, got \[-1.0\]"),
+        (MINIMAL + "[baselines]\nguidance_scales = [2.0, 2.0000001]\n", "guidance_.* must differ"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):
@@ -68,6 +93,30 @@ def test_mistakes_are_named(tmp_path, text, message):
         load_config(written(tmp_path, text))
     assert "x.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        ("evaluation", "images = {}"),
+        ("evaluation", "selection_images = {}"),
+        ("evaluation", "test_images = {}"),
+        ("teacher", "images = {}"),
+        ("baselines", "rungs = [2, {}]"),
+    ],
+)
+def test_no_range_of_seeds_reaches_into_the_next(tmp_path, section, text):
+    """Each has as many as lie between the first ones of two ranges."""
+    study = MINIMAL + f"[{section}]\n{text}\n"
+    assert SELECTION - SEARCH == TEST - SELECTION == FRONT - TEST
+    load_config(written(tmp_path, study.format(TEST - SELECTION)))
+    with pytest.raises(UserError, match=f"{section}.* 10000000, got .*10000001"):
+        load_config(written(tmp_path, study.format(TEST - SELECTION + 1)))
+
+
+def test_a_quick_run_takes_every_solver_of_a_study(tmp_path):
+    study = MINIMAL + "[baselines]\nsolvers = ['ddim']\norders = [1]\n"
+    assert load_config(written(tmp_path, study), QUICK).baselines.orders == (2,)
 
 
 def test_the_studies_of_the_repository_are_valid():

@@ -149,7 +149,7 @@ def test_every_stage_is_paid_for_failed_trials_too(tmp_path):
     assert result.passes == {
         "rivals": 2 * 70,
         "baselines": sum(6 * n for _, n, _ in result.screened),
-        "teacher": 2 * config.teacher.images * 2 * config.teacher.steps,
+        "teacher": (images + config.evaluation.selection_images) * 2 * config.teacher.steps,
         "trials": sum(schedule_of(t).passes * images for t in trials),
         "selection": sum(row.candidate.schedule.passes for row in result.selection) * 100,
     }
@@ -185,6 +185,22 @@ def test_schedules_that_lose_alignment_are_not_chosen(tmp_path):
     if result.found:
         assert result.found.measurement.alignment > 0.98
     assert "lignment" in verdict(result, config)
+
+
+def test_half_of_the_finalists_keep_the_teachers_whole_alignment(tmp_path):
+    """What is near the floor on the trials' seeds can be below it on those of the selection."""
+
+    def aligned(schedule):  # the better, the less
+        if schedule.num_steps > 15:
+            return 0.9
+        return 0.85 if schedule.steps[-1].sigma < 0.06 else 0.95
+
+    config = settings(alignment_drop=0.2)
+    result, _, _ = run(tmp_path, config, aligned=aligned)
+    found = [row.candidate for row in result.selection if row.candidate.kind == "found"]
+    safe = [c for c in found if c.schedule.steps[-1].sigma > 0.06]
+    assert len(found) == config.search.finalists
+    assert len(safe) == config.search.finalists // 2
 
 
 def test_without_an_aligned_trial_the_best_baseline_is_exported(tmp_path):

@@ -103,6 +103,17 @@ def test_baselines_are_guided_and_constant_guidance_comes_once():
     assert "seed-sd-5" in [c.name for c in published(config, SPEC)]
 
 
+@pytest.mark.parametrize("guidance", ["classifier-free", "distilled"])
+def test_every_baseline_has_its_own_name(guidance):
+    """A scale of 1 is unguided: with distilled guidance on as many steps as the unguided ones."""
+    options = {"guidance_scales": [1.0, 3.0], "long_steps": [20]}
+    config = settings(evaluation={}, baselines=options)
+    for known in (baselines(config, SD, SPEC, {}, guidance), long_baselines(config, SD, SPEC)):
+        names = [c.name for c in known]
+        assert len(names) == len(set(names))
+        assert any("w 3" in name for name in names)
+
+
 def test_a_study_over_scales_goes_through_every_stage_and_says_so(tmp_path):
     config = settings("worst", model={"id": "a/b", "kind": "stable-diffusion"})
     result = dry_run(config, "stable-diffusion", tmp_path)

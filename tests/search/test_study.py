@@ -1,19 +1,23 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from optuna.trial import TrialState
+from typer.testing import CliRunner
 
 from stepsampler import UserError
 from stepsampler.grids import GRIDS
 from stepsampler.noise import NoiseSchedule
+from stepsearch.cli import app
 from stepsearch.config import StudyConfig
 from stepsearch.distance import Moments
 from stepsearch.evaluate import Measurement
 from stepsearch.space import SearchSpace
 from stepsearch.study import (
+    claim_folder,
     enqueue,
     finished,
     open_study,
@@ -75,6 +79,21 @@ def test_a_proposal_over_budget_costs_no_trial_and_is_recorded_as_it_was_measure
         assert trial.user_attrs["passes"] == plan.passes == 5
         assert sum(step.guidance_scale != 1 for step in plan.steps) == 2
         assert space.schedule(trial.params) == plan
+
+
+def test_status_says_nothing_of_an_alignment_that_is_unknown(tmp_path):
+    config, space = setting(trials=2)
+    claim_folder(tmp_path, config)
+    evaluator = Toy()
+    measure = evaluator.measure  # of prompts without classes
+    evaluator.measure = lambda plan, seeds: replace(
+        measure(plan, seeds), aligned=np.full(len(seeds), np.nan, np.float32)
+    )
+    run_trials(open_study(tmp_path, config), tmp_path, config, space, evaluator, float("nan"))
+    said = CliRunner().invoke(app, ["status", str(tmp_path)]).output
+    assert "2 of 2 trials finished" in said
+    assert said.count("passes") == 2
+    assert "alignment" not in said
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "cmaes"])

@@ -1,3 +1,5 @@
+import socket
+import time
 from pathlib import Path
 
 import optuna
@@ -29,6 +31,19 @@ def test_a_broken_store_is_reported_once_and_ends_nothing(tmp_path, study):
     tracker.start(CONFIG, tmp_path)
     tracker.sync(study)
     tracker.finish({"test_fd": 1.0}, [])
+    assert len(warnings) == 1
+    assert warnings[0].startswith("MLflow tracking stops here, the search goes on: ")
+
+
+def test_a_server_that_is_not_there_is_given_up_in_seconds(tmp_path, study):
+    warnings = []
+    with socket.create_server(("127.0.0.1", 0)) as free:  # its port is closed afterwards
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    tracker = MlflowTracking(f"http://127.0.0.1:{port}", warnings.append)
+    tracker.start(CONFIG, tmp_path)
+    tracker.sync(study)
+    assert time.monotonic() - started < 60  # of which importing MLflow takes most
     assert len(warnings) == 1
     assert warnings[0].startswith("MLflow tracking stops here, the search goes on: ")
 

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -18,9 +19,9 @@ from stepsearch.config import RIVALS
 from stepsearch.evaluate import SEARCH, Evaluator, seeds_of
 from stepsearch.paths import write_whole
 from stepsearch.rivals.dmn import dmn
-from stepsearch.rivals.gits import gits
+from stepsearch.rivals.gits import POINTS, gits
 from stepsearch.rivals.hso import hso
-from stepsearch.rivals.ld3 import ld3
+from stepsearch.rivals.ld3 import CHECK, ITERATIONS, TEACHER_STEPS, ld3
 from stepsearch.rivals.oss import oss
 
 ANY_MODEL = ("oss", "ld3")  # the others have formulas for variance-preserving models only
@@ -79,6 +80,26 @@ def place(
             sigmas = oss(num_steps, noise, together, latents, guidance_scale, model=model.spec)
     passes = sum(part.passes for part in parts)
     return Placement(sigmas, passes, time.perf_counter() - started)
+
+
+def most_passes(name: str, num_steps: int, batch_size: int) -> int:
+    """What `place` costs at most without guidance; with it, twice as many unless it is distilled.
+
+    An iteration of LD3 looks at each step's prediction and at the nudged one, and from the second
+    step on predicts again and goes backwards.
+    """
+    images = IMAGES.get(name, 0)
+    if name == "gits":
+        return images * (POINTS - 1)
+    if name == "oss":
+        return images * 50 * (num_steps + 1)
+    if name == "ld3":
+        size = min(batch_size, PART)
+        held_out = images - size * (ceil(images / size) // 2)
+        looks = 4 + ceil(ITERATIONS / CHECK)  # at three starts, the best of them, and iterates
+        learning = ITERATIONS * size * (2 + 5 * (num_steps - 1))
+        return images * TEACHER_STEPS + looks * held_out * num_steps + learning
+    return 0
 
 
 def recall_or_place(
