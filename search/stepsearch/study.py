@@ -60,7 +60,8 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
         directions=["minimize", "maximize"] if config.search.both else ["minimize"],
     )
     entropy = (config.search.seed, worker, len(study.get_trials(deepcopy=False)))
-    study.sampler = make_algorithm(config.search.algorithm, *entropy)
+    search = config.search
+    study.sampler = make_algorithm(search.algorithm, *entropy, trials=search.trials)
     study.pruner = RungPruner(keep=config.search.finalists)
     return study
 
