@@ -41,7 +41,7 @@ from peers.studies import (
     rival,
     so_far,
 )
-from peers.targets import best_rival
+from peers.targets import best_rival, metrics
 from stepsampler.grids import make_schedule
 from stepsampler.schedule import Schedule
 from stepsearch.baselines import Candidate
@@ -51,7 +51,6 @@ from stepsearch.evaluate import (
     SEARCH,
     Measurement,
     seeds_of,
-    short,
 )
 from stepsearch.evaluation import as_data, evaluate
 from stepsearch.paths import write_whole
@@ -206,7 +205,7 @@ class Bench(Measure):
 
     def transfer(self, rows: dict) -> dict:
         """What was chosen for n steps, on prompts and with weights that no search saw."""
-        metric = rows["metrics"][0]["name"] + "_" + short(rows["n"])
+        metric = metrics(rows)[0]
         kept = [row for row in rows["contenders"] if row["kind"] in ("ours", "long")]
         for kinds in (("placement",), ("search",)):
             best = best_rival(rows["contenders"], metric, kinds)
@@ -349,7 +348,7 @@ def main(argv: list[str] | None = None) -> None:
     except OutOfTimeError:
         print(f"stopped at {args.hours:g} hours; run again to go on")
         sys.exit(0)
-    print(f"{path}.json, {path}.md, {path}.png")
+    print(f"{path}.json, {path}.md")
 
 
 def replace_steps(found: dict, rows: dict) -> None:

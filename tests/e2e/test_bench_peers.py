@@ -59,7 +59,8 @@ def test_every_part_is_run_written_and_recalled(tmp_path):
     by_name = {row["name"]: row for row in rows["contenders"]}
     spent = by_name["ours"]["search_passes"]
     assert tuple(by_name["ours"]["stages"]) == STAGES
-    assert by_name["OYS-like"]["stages"]["trials"] == pytest.approx(3 * spent, rel=0.1)
+    a_trial = 300 * 4
+    assert 3 * spent - a_trial < by_name["OYS-like"]["stages"]["trials"] <= 3 * spent
     images = sum(row["passes"] for row in rows["contenders"]) * rows["n"]
     paid = images + sum(by_name[name]["search_passes"] for name in names)
     assert paid <= int(said.split(" passes, about")[0].split()[-1].replace(",", ""))
