@@ -101,6 +101,7 @@ def _targets(parts: list[dict]) -> list[str]:
         for teacher, shorter in sorted(teachers):
             lines += ["", f"Teacher: {teacher}; fewer long steps: {shorter}."]
         lines += [
+            "",
             "The target is a share of 30 % of a gap above 4 standard errors (50 % of that of the "
             "best without a search), else to be worse by no more than one standard error.",
         ]
