@@ -40,11 +40,13 @@ def test_every_part_is_run_written_and_recalled(tmp_path):
     assert "peers.md" in said
     found = json.loads((tmp_path / "docs/peers.json").read_text())
     (rows,) = found["steps"]
-    names = [row["name"] for row in rows["contenders"]]
-    assert names[0] == "ours"
+    names = [row["name"] for row in rows["contenders"]]  # a search may end with a baseline
+    assert names[0].startswith("ours")
     kinds = [row["kind"] for row in rows["contenders"]]
     assert kinds[-4:] == ["search", "search", "long", "long"]
-    assert names[-4:-2] == ["OYS-like", "USF-like"]
+    ours, oys, usf = rows["contenders"][0], *rows["contenders"][-4:-2]
+    assert oys["name"].startswith("OYS-like")
+    assert usf["name"].startswith("USF-like")
     short = [row for row in rows["contenders"] if row["kind"] != "long"]
     assert {row["passes"] for row in short} <= {2, 3, 4}
     assert rows["n"] == 16
@@ -57,10 +59,10 @@ def test_every_part_is_run_written_and_recalled(tmp_path):
     assert sum(row["fd_selection"] is not None for row in rows["screening"]) >= 2
     assert {row["guided"] for row in rows["screening"]} == {True, False}
     by_name = {row["name"]: row for row in rows["contenders"]}
-    spent = by_name["ours"]["search_passes"]
-    assert tuple(by_name["ours"]["stages"]) == STAGES
+    spent = ours["search_passes"]
+    assert tuple(ours["stages"]) == STAGES
     a_trial = 300 * 4
-    assert 3 * spent - a_trial < by_name["OYS-like"]["stages"]["trials"] <= 3 * spent
+    assert 3 * spent - a_trial < oys["stages"]["trials"] <= 3 * spent
     images = sum(row["passes"] for row in rows["contenders"]) * rows["n"]
     paid = images + sum(by_name[name]["search_passes"] for name in names)
     assert paid <= int(said.split(" passes, about")[0].split()[-1].replace(",", ""))
@@ -70,10 +72,10 @@ def test_every_part_is_run_written_and_recalled(tmp_path):
         best, teacher = (by_name[target[key]]["scores"][metric] for key in ("rival", "teacher"))
         assert target["gap"][0] == pytest.approx(best["value"] - teacher["value"])
         races = {(race["ours"], race["rival"]) for race in rows["races"][metric]}
-        assert {("ours", "OYS-like"), ("ours", "USF-like")} <= races
+        assert {(names[0], oys["name"]), (names[0], usf["name"])} <= races
     assert (tmp_path / "docs/peers.png").stat().st_size > 1000
     table = (tmp_path / "docs/peers.md").read_text()
-    assert "| ours | " in table
+    assert f"| {names[0]} | " in table
     assert "AYS (SD1.5 values)" in table
     assert "Gaps to the teacher" in table
 
@@ -84,11 +86,10 @@ def test_every_part_is_run_written_and_recalled(tmp_path):
     bench(tmp_path, "--transfer", "--second", "tiny")
     (moved,) = json.loads((tmp_path / "docs/peers-transfer.json").read_text())["steps"]
     first, prompts, weights = moved["tests"].values()
-    ours = [test["contenders"][0]["scores"][metrics[0] + "_16"] for test in (first, weights)]
-    assert ours == [by_name["ours"]["scores"][metrics[0] + "_16"]] * 2
+    for test in (first, weights):  # the same weights here
+        assert test["contenders"][0]["scores"] == ours["scores"]
     assert prompts["contenders"][0]["scores"] != first["contenders"][0]["scores"]
-    left = {row["kept"] for row in moved["losses"] if row["test"] != "held-out prompts"}
-    assert left == {1.0}
+    assert {row["test"] for row in moved["losses"]} == set(moved["tests"])
 
 
 def test_other_settings_recall_nothing(monkeypatch, tmp_path):
