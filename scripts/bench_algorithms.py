@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stepsampler.errors import UserError
 from stepsearch.config import StudyConfig
 from stepsearch.distance import score
 from stepsearch.evaluate import SELECTION, Evaluator, seeds_of
@@ -31,6 +32,7 @@ from stepsearch.study import (
     claimed,
     enqueue,
     finished,
+    identity_of,
     open_study,
     planned_space,
     pruned,
@@ -40,7 +42,7 @@ from stepsearch.study import (
 )
 from stepsearch.transfer import start_points
 
-ALGORITHMS = ("random", "tpe", "cmaes", "gp")
+ALGORITHMS = ("random", "tpe", "cmaes", "nsga2", "gp-cmaes", "gp")
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,28 @@ def searches(base: StudyConfig, args: argparse.Namespace) -> list[Search]:
 
 
 def one_search(
-    source: Path, folder: Path, search: Search, budgets: list[int], threads: int, end: float
+    source: Path,
+    folder: Path,
+    search: Search,
+    budgets: list[int],
+    threads: int,
+    end: float,
+    device: str = "cpu",
 ) -> list[dict]:
-    """One search in this process; a row for each budget it reached before `end`."""
+    """One search in this process; a row for each budget it reached before `end`.
+
+    Raises:
+        UserError: the source's run was of another model, other real images or other prompts.
+    """
     torch.set_num_threads(threads)
-    config = search.config
-    evaluator = Evaluator(config, source / "cache", "cpu")
+    config, own = search.config, claimed(source)
+    evaluator = Evaluator(config, source / "cache", device)
+    same = evaluator if config.model == own.model else Evaluator(own, source / "cache", device)
+    if identity_of(source) != same.identity:
+        raise UserError(
+            f"{source}: its run was of another model, reference or prompts than are here: "
+            f"{identity_of(source)!r}, not {same.identity!r}"
+        )
     space = planned_space(source, config, evaluator.model)
     given = [t for t in finished(open_study(source, claimed(source))) if "origin" in t.user_attrs]
     floor = alignment_floor(source)
@@ -223,6 +241,7 @@ def main() -> None:
     parser.add_argument("--at", type=int, nargs="+", default=None, help="budgets to report")
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda:0, …")
     parser.add_argument("--out", type=Path, default=Path("docs/algorithms"))
     args = parser.parse_args()
     quarter = args.trials // 4
@@ -255,7 +274,8 @@ def main() -> None:
             name = f"{search.arm} {search.config.search.algorithm} {search.config.model.dtype}"
             folder = f"{name} {'-'.join(map(str, args.ladder or ()))} {search.config.search.seed}"
             path = args.run / "algorithms" / "-".join(folder.split())
-            futures.append(pool.submit(one_search, args.run, path, search, budgets, threads, end))
+            job = (args.run, path, search, budgets, threads, end, args.device)
+            futures.append(pool.submit(one_search, *job))
         for done, future in enumerate(as_completed(futures), 1):
             rows += future.result()
             args.out.with_suffix(".json").write_text(json.dumps(rows, indent=1))

@@ -2,16 +2,19 @@
 
     python scripts/bench_peers.py --dry-run                          # passes and hours
     python scripts/bench_peers.py --dtype bfloat16 --hours 5         # resumes; writes docs/peers.*
-    python scripts/bench_peers.py --dtype bfloat16 --ablation
+    python scripts/bench_peers.py --dtype bfloat16 --ablation --seeds 3
+    python scripts/bench_peers.py --dtype bfloat16 --transfer        # of what docs/peers.json has
 
 For each number of steps n, at 2 n passes: our search; every placement under DPM++(2M) and UniPC, at
 each guidance scale and unguided with 2 n steps, thinned out by successive halving within each
-placement; other solvers on the three best placements. The best of all that, ours and the searching
-rivals are tested on fresh seeds under both extractors; differences to ours are paired. The search
-sees the first extractor only.
+placement; other solvers on the three best placements; presets as they were published. The best of
+all that, chosen on selection seeds as ours is, ours, the searching rivals and rows of many steps
+are tested on the same fresh seeds under both extractors; differences are paired. The search sees
+the first extractor only.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import sys
@@ -19,27 +22,39 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from peers.measure import Entry, Measure, measure_in_pool, start
 from peers.output import write
 from peers.screening import screen
-from peers.studies import EXTRACTORS, RIVAL_SEARCHES, Cold, ablation, estimate, ours, rival
+from peers.studies import (
+    RIVAL_SEARCHES,
+    UNGUIDED,
+    Cold,
+    ablation,
+    choosing_images,
+    estimate,
+    ours,
+    rival,
+    so_far,
+)
+from peers.targets import best_rival, metrics
 from stepsampler.grids import make_schedule
-from stepsampler.models import load
 from stepsampler.schedule import Schedule
 from stepsearch.baselines import Candidate
 from stepsearch.config import RIVALS, StudyConfig
 from stepsearch.contenders import OnSchedule
-from stepsearch.evaluate import SEARCH, Measurement, load_prompts, model_digest, seeds_of
+from stepsearch.evaluate import (
+    SEARCH,
+    Measurement,
+    seeds_of,
+)
 from stepsearch.evaluation import as_data, evaluate
-from stepsearch.features import Judge, load_extractor
-from stepsearch.harness import Clock, Harness, Metric
 from stepsearch.paths import write_whole
 from stepsearch.protocol import measure_all, score_all
-from stepsearch.reference import load_reference
 from stepsearch.result import Result
 from stepsearch.run import Run
 from stepsearch.tracking import NoTracking
@@ -53,48 +68,6 @@ BATCH = 50
 
 class OutOfTimeError(Exception):
     """The hours are over; what is done is in the cache."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the test: what a search or a screening came to."""
-
-    name: str
-    schedule: Schedule
-    search_passes: int = 0
-    minutes: float = 0.0
-
-
-class Measure:
-    """The harness of the test, and what an entry is to it."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.model = load("tiny", dtype=args.dtype)
-        self.digest = model_digest(self.model)
-        cache = args.run / "test"
-        extractors = [load_extractor(name) for name in EXTRACTORS]
-        metrics = [Metric(e, load_reference("fashion-mnist", e, 32, cache)) for e in extractors]
-        prompts = load_prompts("fashion-mnist")
-        clock = Clock(torch.device("cpu"))
-        self.harness = Harness(metrics, prompts, args.batch, cache, clock, Judge("cpu"))
-
-    def contender(self, entry: Entry) -> OnSchedule:
-        return OnSchedule(entry.name, entry.schedule, self.model, self.digest)
-
-
-_process: Measure
-
-
-def _start(args: argparse.Namespace) -> None:
-    global _process
-    torch.set_num_threads(1)
-    _process = Measure(args)
-
-
-def _measure(name: str, schedule: str, seeds: range) -> None:
-    harness = _process.harness
-    contender = _process.contender(Entry(name, Schedule.from_json(schedule)))
-    list(harness.measure(harness.metrics[0], [(contender, seeds)]))
 
 
 class Bench(Measure):
@@ -113,33 +86,55 @@ class Bench(Measure):
         if news:
             print(f"  {stage}: {news}", flush=True)
 
-    def search(self, name: str, config: StudyConfig, kind: type[Run] = Run) -> Entry:
+    def folder(self, config: StudyConfig) -> Path:
+        """Of a study: other settings, another model or other data have another one."""
+        texts = [prompt.text for prompt in self.harness.prompts]
+        parts = [config.model_dump_json(), self.digest, self.harness.metrics[0].identity, *texts]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
+        return self.args.run / f"{config.name}-{digest}"
+
+    def search(self, name: str, config: StudyConfig, kind: str, run: type[Run] = Run) -> Entry:
         """Run a search to its end, or recall what it came to."""
-        folder = self.args.run / config.name
+        folder = self.folder(config)
         path = folder / "entry.json"
         if not path.exists():
             print(f"{name}, {config.space.num_steps} steps", flush=True)
             with self.clocked(folder), self.workers(config) as workers:
-                result = kind(config, folder, workers, NoTracking(), self.report).run()
+                result = run(config, folder, workers, NoTracking(), self.report).run()
             chosen, passes = self._chosen(result, kind)
-            entry = {"passes": passes, "schedule": chosen.schedule.to_json()}
+            parts = so_far(folder, config, result.passes) if kind == "ours" else {}
+            entry = {
+                "passes": passes,
+                "found": chosen.kind == "found",
+                "schedule": chosen.schedule.to_json(),
+                "so_far": {share: schedule.to_json() for share, schedule in parts.items()},
+            }
             write_whole(path, lambda p: p.write_text(json.dumps(entry)))
         found = json.loads(path.read_text())
         seconds = json.loads((folder / "seconds.json").read_text())
-        return Entry(name, Schedule.from_json(found["schedule"]), found["passes"], seconds / 60)
+        parts = {float(k): Schedule.from_json(plan) for k, plan in found["so_far"].items()}
+        shown = name if found["found"] else f"{name} (a baseline: no trial was chosen)"
+        plan = Schedule.from_json(found["schedule"])
+        return Entry(shown, plan, kind, found["passes"], seconds / 60, parts)
 
     @staticmethod
-    def _chosen(result: Result, kind: type[Run]) -> tuple[Candidate, int]:
-        """What the search chose, and its passes; a rival is not helped by baselines."""
-        if kind is Run:
-            return result.winner, result.search_passes
+    def _chosen(result: Result, kind: str) -> tuple[Candidate, dict[str, int]]:
+        """What the search chose, and its passes.
+
+        Ours as it is exported. A rival, or a row of the ablation, is what the search itself found:
+        baselines do not help it; and a rival pays for its trials and their selection alone.
+        """
+        if kind == "ours":
+            return result.winner, result.passes
         own = [row.candidate for row in result.selection if row.candidate.kind == "found"]
-        screening = sum(c.schedule.passes * n for c, n, _ in result.screened)
-        return (own or [result.winner])[0], result.search_passes - screening
+        passes = result.passes
+        if kind == "search":
+            passes = {stage: passes[stage] for stage in ("trials", "selection")}
+        return (own or [result.winner])[0], passes
 
     def workers(self, config: StudyConfig) -> Workers:
-        folder = self.args.run / config.name
-        return Workers(config, folder, ["cpu"] * self.args.processes)
+        devices = [self.args.device] * self.args.processes
+        return Workers(config, self.folder(config), devices)
 
     @contextmanager
     def clocked(self, folder: Path) -> Iterator[None]:
@@ -153,12 +148,11 @@ class Bench(Measure):
             seconds = before + time.monotonic() - started
             write_whole(path, lambda p: p.write_text(json.dumps(seconds)))
 
-    def screen(self, n: int) -> list[dict]:
-        """Each placement's best guided and unguided forms by FD on the search seeds; best first."""
-        config = ours(self.args, n)
-        path = self.args.run / config.name / "screening.json"
+    def screen(self, config: StudyConfig) -> list[dict]:
+        """Each placement's best guided and unguided forms; best first."""
+        path = self.folder(config) / "screening.json"
         if not path.exists():
-            print(f"screening, {n} steps", flush=True)
+            print(f"screening, {config.space.num_steps} steps", flush=True)
             with self.workers(config) as workers:
                 rows = screen(config, workers, self.check_time)
             write_whole(path, lambda p: p.write_text(json.dumps(rows)))
@@ -167,51 +161,84 @@ class Bench(Measure):
 
     def steps(self, n: int, searching: bool) -> dict:
         """All that the table says of n steps."""
-        found = self.search("ours", ours(self.args, n))
-        rows = self.screen(n)
+        config = ours(self.args, n)
+        found = self.search("ours", config, "ours")
+        entries = [found]
+        for seed in range(1, self.args.seeds):
+            other = self.search(f"ours, search seed {seed}", ours(self.args, n, seed), "ours")
+            entries.append(replace(other, kind="part"))
+        for share, schedule in found.so_far.items():
+            name = f"ours, best trial after {share:.0%} of the passes"
+            passes = {"part": round(share * sum(found.passes.values()))}
+            entries.append(Entry(name, schedule, "part", passes))
+        rows = self.screen(config)
         picked = rows[: self.args.test]
         for guided in (True, False):  # the best of either kind is always there
             picked += [r for r in rows if r["guided"] == guided and r not in picked][:1]
-        entries = [found, *(Entry(row["name"], row["schedule"]) for row in picked)]
+        entries += [Entry(row["name"], row["schedule"], "placement") for row in picked]
         if searching:
-            for name in RIVAL_SEARCHES:
-                entries.append(self.search(name, rival(self.args, name, n), Cold))
+            spent = sum(found.passes.values())
+            for name in self.args.rival_searches:
+                study = rival(self.args, name, n, spent)
+                entries.append(self.search(name, study, "search", Cold))
+        entries += self.long_rows()
         screening = [{k: v for k, v in row.items() if k != "schedule"} for row in rows]
-        known = {"steps": n, "passes": 2 * n, "screening": screening, "costs": self.costs(n)}
+        known = {"steps": n, "passes": 2 * n, "screening": screening, "costs": self.costs(config)}
         return {**known, **self.test(entries)}
 
-    def costs(self, n: int) -> dict[str, dict]:
+    def costs(self, config: StudyConfig) -> dict[str, dict]:
         """Network passes and seconds of each placement that was computed, guided and unguided."""
-        cache = self.args.run / ours(self.args, n).name / "cache"
         found = {}
-        for path in sorted(cache.glob("placement-*.json")):
-            _, rival, steps, scale, _ = path.stem.split("-")
+        for path in sorted((self.folder(config) / "cache").glob("placement-*.json")):
+            _, name, steps, scale, _ = path.stem.split("-")
             cost = json.loads(path.read_text())
-            name = f"{rival}, {steps} steps, w {scale}"
-            found[name] = {"passes": cost["passes"], "seconds": cost["seconds"]}
+            found[f"{name}, {steps} steps, w {scale}"] = {
+                "passes": cost["passes"],
+                "seconds": cost["seconds"],
+            }
         return found
 
-    def ablation(self, n: int) -> dict:
-        entries = [self.search(*each) for each in ablation(self.args, n).items()]
-        return {"steps": n, "passes": 2 * n, **self.test(entries)}
+    def ablation(self, n: int, seed: int) -> dict:
+        studies = ablation(self.args, n, seed)
+        entries = [self.search(name, config, "axis") for name, config in studies.items()]
+        return {"steps": n, "passes": 2 * n, "search_seed": seed, **self.test(entries)}
+
+    def transfer(self, rows: dict) -> dict:
+        """What was chosen for n steps, on prompts and with weights that no search saw."""
+        metric = metrics(rows)[0]
+        kept = [row for row in rows["contenders"] if row["kind"] in ("ours", "long")]
+        for kinds in (("placement",), ("search",)):
+            best = best_rival(rows["contenders"], metric, kinds)
+            kept += [best] if best else []
+        entries = [
+            Entry(row["name"], Schedule.from_json(json.dumps(row["schedule"])), row["kind"])
+            for row in kept
+        ]
+        tests = {"as it was chosen": self.test(entries)}
+        for name, change in self.args.elsewhere.items():
+            args = argparse.Namespace(**{**vars(self.args), **change})
+            bench = Bench(args)
+            bench.end = self.end
+            tests[name] = bench.test(entries)
+        return {"steps": rows["steps"], "passes": rows["passes"], "tests": tests}
 
     def long(self, steps: int, w: float) -> Schedule:
         return make_schedule("linspace", steps, self.model.noise, order=2, guidance_scale=w)
 
-    def long_rows(self) -> dict:
+    def long_rows(self) -> list[Entry]:
         """Many steps of DPM++(2M), each number at its best guidance on search seeds."""
         entries = []
         for steps in self.args.long:
             name = f"DPM++(2M), {steps} steps"
-            every = [Entry(f"{name}, w {w:g}", self.long(steps, w)) for w in self.args.scales]
-            every.append(Entry(f"{name}, unguided", self.long(steps, 1.0)))
-            seeds = seeds_of(SEARCH, max(8, self.args.rungs[1] * 20 // (20 + steps)))
+            scales = [(f"w {w:g}", w) for w in self.args.scales] + [("unguided", 1.0)]
+            every = [Entry(f"{name}, {how}", self.long(steps, w), "long") for how, w in scales]
+            seeds = seeds_of(SEARCH, choosing_images(self.args, steps))
             contenders = [self.contender(entry) for entry in every]
             moments = self.harness.metrics[0].reference.search
             rows = score_all(contenders, seeds, self.args.batch, moments, self.measure)
             best = min(rows, key=lambda row: row.score.value).candidate.name
             entries += [entry for entry in every if entry.name == best]
-        return self.test(entries)
+        return entries
 
     def measure(
         self, jobs: Sequence[tuple[OnSchedule, range]]
@@ -221,10 +248,10 @@ class Bench(Measure):
         if len(missing) > 4 * self.args.processes > 4:  # or starting them would take longer
             context = multiprocessing.get_context("spawn")
             count = self.args.processes
-            pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(self.args,))
+            pool = ProcessPoolExecutor(count, context, initializer=start, initargs=(self.args,))
             with pool:
                 parts = [(c.name, c.schedule.to_json(), seeds) for c, seeds in missing]
-                futures = [pool.submit(_measure, *part) for part in parts]
+                futures = [pool.submit(measure_in_pool, *part) for part in parts]
                 try:
                     for future in as_completed(futures):
                         future.result()
@@ -242,9 +269,10 @@ class Bench(Measure):
         n, seeds = self.args.images_test, seeds_of(FRESH, self.args.images_test)
         measure_all(contenders, seeds, self.args.batch, self.measure)
         result = evaluate(contenders, self.harness, n, ("fd",), first_seed=FRESH)
-        data = as_data(result, self.harness, {"model": "tiny", "dtype": self.args.dtype})
+        data = as_data(result, self.harness, {"model": self.args.model, "dtype": self.args.dtype})
         for row, entry in zip(data["contenders"], entries, strict=True):
-            row |= {"search_passes": entry.search_passes, "minutes": entry.minutes}
+            row |= {"kind": entry.kind, "search_passes": sum(entry.passes.values())}
+            row |= {"stages": entry.passes, "minutes": entry.minutes}
             row["schedule"] = json.loads(replace(entry.schedule, provenance={}).to_json())
         return data
 
@@ -256,7 +284,11 @@ def main(argv: list[str] | None = None) -> None:
     add("--searching", type=int, nargs="*", default=list(SEARCHING), help="steps of OYS, USF")
     add("--ablation", action="store_true", help="the ablation instead, at --ablation-steps")
     add("--ablation-steps", type=int, nargs="+", default=[5])
+    add("--transfer", action="store_true", help="test what was chosen elsewhere instead")
+    add("--seeds", type=int, default=1, help="searches of ours, or of each row of the ablation")
     add("--rivals", nargs="*", default=list(RIVALS))
+    every = [name + form for name in RIVAL_SEARCHES for form in ("", UNGUIDED)]
+    add("--rival-searches", nargs="*", choices=every, default=list(RIVAL_SEARCHES))
     add("--scales", type=float, nargs="+", default=[1.5, 2.0, 3.0], help="guidance scales")
     add("--rungs", type=int, nargs=2, default=[100, 500], help="images of the screening")
     add("--trials", type=int, default=100, help="of our search")
@@ -269,6 +301,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--images-test", type=int, default=5000)
     add("--long", type=int, nargs="+", default=[20, 100], help="steps of rows that cost more")
     add("--batch", type=int, default=BATCH)
+    add("--model", default="tiny")
+    add("--second", default="tiny-second", help="the other weights of --transfer")
+    add("--device", default="cpu", help="cpu, cuda:0, …")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--processes", type=int, default=2)
     add("--hours", type=float, default=float("inf"), help="stop after so many")
@@ -276,6 +311,11 @@ def main(argv: list[str] | None = None) -> None:
     add("--docs", type=Path, default=Path("docs"))
     add("--dry-run", action="store_true", help="print passes and hours, and end")
     args = parser.parse_args(argv)
+    args.held_out = False
+    args.elsewhere = {
+        "held-out prompts": {"held_out": True},
+        f"the weights of {args.second}": {"model": args.second},
+    }
     bench = Bench(args)
     rate = speed(bench)
     passes = estimate(args)
@@ -287,36 +327,40 @@ def main(argv: list[str] | None = None) -> None:
     )
     if args.dry_run:
         return
-    name = "peers-ablation" if args.ablation else "peers"
+    part = "-ablation" if args.ablation else "-transfer" if args.transfer else ""
+    path = args.docs / f"peers{part}"
     found: dict = {"settings": {k: str(v) for k, v in vars(args).items()}, "steps": []}
-    jobs: list[Callable[[], None]] = []
+    jobs: list[Callable[[], dict]] = []
     if args.ablation:
-        jobs += [lambda n=n: found["steps"].append(bench.ablation(n)) for n in args.ablation_steps]
+        seeds = range(args.seeds)
+        jobs += [lambda n=n, s=s: bench.ablation(n, s) for n in args.ablation_steps for s in seeds]
+    elif args.transfer:
+        chosen = json.loads((args.docs / "peers.json").read_text())["steps"]
+        jobs += [lambda rows=rows: bench.transfer(rows) for rows in chosen]
     else:
-        jobs += [lambda n=n: found["steps"].append(bench.steps(n, False)) for n in args.steps[:3]]
-        jobs.append(lambda: found.update(long=bench.long_rows()))
+        jobs += [lambda n=n: bench.steps(n, False) for n in args.steps[:3]]
         every = [n for n in args.steps[:3] if n in args.searching] + args.steps[3:]
-        jobs += [
-            lambda n=n: replace_steps(found, bench.steps(n, n in args.searching)) for n in every
-        ]
+        jobs += [lambda n=n: bench.steps(n, n in args.searching) for n in every]
     try:
         for job in jobs:
-            job()
-            write(found, args.docs / name)
+            replace_steps(found, job())
+            write(found, path)
     except OutOfTimeError:
         print(f"stopped at {args.hours:g} hours; run again to go on")
         sys.exit(0)
-    print(f"{args.docs}: {name}.json, {name}.md, {name}.png")
+    print(f"{path}.json, {path}.md")
 
 
 def replace_steps(found: dict, rows: dict) -> None:
-    found["steps"] = [r for r in found["steps"] if r["steps"] != rows["steps"]] + [rows]
+    key = ("steps", "search_seed")
+    others = [r for r in found["steps"] if any(r.get(k) != rows.get(k) for k in key)]
+    found["steps"] = [*others, rows]
 
 
 def speed(bench: Bench) -> float:
     """Passes a second of one process, with features, on a batch."""
     torch.set_num_threads(1)
-    entry = Entry("speed", bench.long(5, 2.0))
+    entry = Entry("speed", bench.long(5, 2.0), "long")
     prompts = bench.harness.prompts[: bench.args.batch]
     contender = bench.contender(entry)
     for _ in range(2):

@@ -3,22 +3,48 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
+from peers.studies import UNGUIDED
+from peers.targets import best_rival, losses, metrics, minus, races, targets
 from stepsearch.paths import write_whole
 
 
 def write(found: dict, path: Path) -> None:
     """path.json, path.md and path.png of what is there so far."""
+    parts = sorted(found["steps"], key=lambda r: (r["steps"], r.get("search_seed", 0)))
+    for rows in parts:
+        if "screening" in rows:
+            rows["targets"] = {m: targets(rows["contenders"], m) for m in metrics(rows)}
+            rows["races"] = {m: races(rows["contenders"], m) for m in metrics(rows)}
+        if "tests" in rows:
+            rows["losses"] = losses(rows["tests"])
     text = json.dumps(found, indent=1)
     write_whole(path.with_suffix(".json"), lambda p: p.write_text(text + "\n"))
     lines = [
         "# Rivals and our search at equal passes",
         "",
-        "Made by `scripts/bench_peers.py` on the bundled model. Rows of the tests are on fresh "
-        "seeds; differences to the first row are paired, with 95 % intervals. The search saw the "
-        "first of the two extractors only.",
+        f"Made by `scripts/bench_peers.py` on the model {found['settings']['model']}. Rows of the "
+        "tests are on fresh seeds; differences are paired. Intervals (95 %) and standard errors "
+        "are those of the test's images alone: another search seed would find another schedule. "
+        "The search saw the first of the two extractors only; scales, solvers and orders of the "
+        "rivals were chosen on selection seeds, as ours was.",
     ]
-    for rows in sorted(found["steps"], key=lambda rows: rows["steps"]):
+    every = [row for rows in parts for row in rows.get("contenders", ())]
+    searching = dict.fromkeys(row["name"] for row in every if row["kind"] == "search")
+    if searching and not any(UNGUIDED in name for name in searching):
+        lines += [
+            "",
+            f"{', '.join(searching)}: guided steps only, not twice as many unguided ones.",
+        ]
+    lines += _targets(parts)
+    for rows in parts:
+        if "tests" in rows:
+            lines += _transfer(rows)
+            continue
         title = f"{rows['steps']} guided steps, {rows['passes']} passes, n = {rows['n']:,}"
+        if "search_seed" in rows:
+            title += f", search seed {rows['search_seed']}"
         lines += ["", f"## {title}", "", *_test(rows)]
         if "screening" in rows:
             lines += ["", *_screening(rows["screening"])]
@@ -27,35 +53,137 @@ def write(found: dict, path: Path) -> None:
                 for name, cost in rows["costs"].items()
             ]
             lines += ["", "Placements that had to be computed: " + "; ".join(costs) + "."]
-    if "long" in found:
-        lines += ["", f"## More passes, n = {found['long']['n']:,}", "", *_test(found["long"])]
+    lines += _over_seeds(parts)
     table = "\n".join(lines) + "\n"
     write_whole(path.with_suffix(".md"), lambda p: p.write_text(table))
-    _plot(found, path.with_suffix(".png"))
+    if any("screening" in rows for rows in parts):
+        _plot(parts, path.with_suffix(".png"))
 
 
-def _metrics(rows: dict) -> list[str]:
-    return [name for name in rows["contenders"][0]["scores"] if name != "alignment"]
+def _pair(value: list[float] | None, form: str = "+.2f") -> str:
+    return "" if value is None else f"{value[0]:{form}} ± {value[1]:{form.lstrip('+')}}"
+
+
+def _targets(parts: list[dict]) -> list[str]:
+    """Tables of the gaps, and of the searching rivals, for each extractor."""
+    parts = [rows for rows in parts if "targets" in rows]
+    lines: list[str] = []
+    for metric in metrics(parts[0]) if parts else ():
+        lines += ["", f"## Gaps to the teacher, {metric}", ""]
+        lines += [
+            "| steps | best rival (on the test seeds) | gap ± se | more than 4 se | closed "
+            "| best without a search | closed | ours minus best rival "
+            "| ours minus fewer long steps | ours over the teacher | target |",
+            "|---" * 11 + "|",
+        ]
+        for rows in parts:
+            found = rows["targets"][metric]
+            if found:
+                cells = [
+                    str(rows["steps"]),
+                    found["rival"],
+                    _pair(found["gap"]),
+                    "yes" if found["applies"] else "no",
+                    _pair(found["closed"], ".0%"),
+                    found["without_search"],
+                    _pair(found["closed_without_search"], ".0%"),
+                    _pair(found["minus_rival"]),
+                    _pair(found["minus_shorter"]),
+                    _pair(found["over_teacher"], "+.1%"),
+                    "met" if found["met"] else "missed",
+                ]
+                lines.append("| " + " | ".join(cells) + " |")
+        teachers = {
+            (rows["targets"][metric]["teacher"], rows["targets"][metric]["shorter"])
+            for rows in parts
+            if rows["targets"][metric]
+        }
+        for teacher, shorter in sorted(teachers):
+            lines += ["", f"Teacher: {teacher}; fewer long steps: {shorter}."]
+        lines += [
+            "",
+            "The target is a share of 30 % of a gap above 4 standard errors (50 % of that of the "
+            "best without a search), else to be worse by no more than one standard error.",
+        ]
+        races = [(rows["steps"], race) for rows in parts for race in rows["races"][metric]]
+        if races:
+            lines += ["", "| steps | ours | rival | our passes / its | ours minus it |"]
+            lines.append("|---" * 5 + "|")
+        for steps, race in races:
+            share = f"{race['share']:.2f}"
+            cells = [str(steps), race["ours"], race["rival"], share, _pair(race["difference"])]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _transfer(rows: dict) -> list[str]:
+    """Ours against the best rival where nothing was chosen."""
+    lines = ["", f"## {rows['steps']} guided steps, {rows['passes']} passes", ""]
+    lines += ["| test | metric | best rival there | ours minus it | gap closed | advantage left |"]
+    lines.append("|---" * 6 + "|")
+    for row in rows["losses"]:
+        cells = [row["test"], row["metric"], row["rival"], _pair(row["difference"])]
+        cells += [_pair(row["closed"], ".0%"), f"{row['kept']:.0%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    for name, test in rows["tests"].items():
+        lines += ["", f"### {name}, n = {test['n']:,}", "", *_test(test)]
+    return lines
+
+
+def _over_seeds(parts: list[dict]) -> list[str]:
+    """Of an ablation with several search seeds: means, and errors that cover the search."""
+    lines: list[str] = []
+    parts = [rows for rows in parts if "search_seed" in rows]
+    for steps in dict.fromkeys(rows["steps"] for rows in parts):
+        mine = [rows for rows in parts if rows["steps"] == steps]
+        if len(mine) < 2:
+            continue
+        for metric in metrics(mine[0]):
+            values = np.array(
+                [[row["scores"][metric]["value"] for row in rows["contenders"]] for rows in mine]
+            )
+            lines += [
+                "",
+                f"## {steps} steps, mean ± se over {len(mine)} search seeds, {metric}",
+                "",
+            ]
+            lines += ["| row | FD | minus the first | minus the row above |", "|---" * 4 + "|"]
+            for k, row in enumerate(mine[0]["contenders"]):
+                name = row["name"].partition(" (")[0]
+                cells = [name, _mean(values[:, k], ".2f")]
+                cells += [_mean(values[:, k] - values[:, i]) if k else "" for i in (0, k - 1)]
+                lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _mean(values: np.ndarray, form: str = "+.2f") -> str:
+    return _pair([values.mean(), values.std(ddof=1) / np.sqrt(len(values))], form)
 
 
 def _test(rows: dict) -> list[str]:
-    metrics = _metrics(rows)
+    """The rows of a test; in an ablation each is compared with the one above as well."""
+    names, axes = metrics(rows), rows["contenders"][0]["kind"] == "axis"
     paired = {(d["contender"], d["metric"]): d["interval_95"] for d in rows["differences"]}
-    heads = [x for metric in metrics for x in (metric, "minus the first, 95 %")]
+    each = ["minus the first, 95 %", "minus the row above ± se"][: 1 + axes]
+    heads = [x for name in names for x in (name, *each)]
     lines = [
         "| schedule | steps | passes | "
         + " | ".join(heads)
         + " | alignment | search: passes | minutes |",
         "|---|" + "---|" * (len(heads) + 5),
     ]
+    above = None
     for row in rows["contenders"]:
         cells = [row["name"], str(row["steps"]), f"{row['passes']:g}"]
-        for metric in metrics:
+        for metric in names:
             score = row["scores"][metric]
             error = score["standard_error"]
             cells.append(f"{score['value']:.2f}" + (f" ± {error:.2f}" if error else ""))
             interval = paired.get((row["name"], metric))
             cells.append("" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}")
+            if axes:
+                cells.append(_pair(list(minus(row, above, metric))) if above else "")
+        above = row
         cells.append(f"{row['scores']['alignment']['value']:.1%}")
         spent = row["search_passes"]
         cells += [f"{spent:,}", f"{row['minutes']:.0f}"] if spent else ["", ""]
@@ -64,7 +192,7 @@ def _test(rows: dict) -> list[str]:
 
 
 def _screening(rows: list[dict]) -> list[str]:
-    """The best form of each placement, guided and not, on the search seeds."""
+    """The form of each placement that was chosen, guided and not, and its FD on search seeds."""
     places = dict.fromkeys(row["placement"] for row in rows)
     lines = [f"Screening, FD at n = {rows[0]['n']}:", "", "| guided | FD | unguided | FD |"]
     lines.append("|---|---|---|---|")
@@ -77,38 +205,33 @@ def _screening(rows: list[dict]) -> list[str]:
     return lines
 
 
-def _plot(found: dict, path: Path) -> None:
+def _plot(parts: list[dict], path: Path) -> None:
     """FD against passes, a panel an extractor: the first row, and the best of the others."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    parts = sorted(found["steps"], key=lambda rows: rows["steps"])
-    metrics = _metrics(parts[0])
-    figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 4), squeeze=False)
-    for axis, metric in zip(axes[0], metrics, strict=True):
+    names = metrics(parts[0])
+    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False)
+    for axis, metric in zip(axes[0], names, strict=True):
         lines: dict[str, list[tuple[int, float, float]]] = {}
         for rows in parts:
-            values = {row["name"]: row["scores"][metric] for row in rows["contenders"]}
-            first, *others = values
-            points = {first: values[first]}
-            if "screening" in rows:
-                screened = [name for name in others if not name.endswith("-like")]
-                points["best placement"] = min(
-                    (values[name] for name in screened), key=lambda score: score["value"]
-                )
-            points |= {name: values[name] for name in others if name not in points}
-            for name, score in points.items():
-                if name in (first, "best placement") or name.endswith("-like"):
-                    error = score["standard_error"] or 0.0
-                    lines.setdefault(name, []).append((rows["passes"], score["value"], error))
+            every = rows["contenders"]
+            points = {"ours": every[0]}
+            points["best placement"] = best_rival(every, metric, ("placement",)) or every[0]
+            points |= {row["name"]: row for row in every if row["kind"] == "search"}
+            for name, row in points.items():
+                score = row["scores"][metric]
+                error = score["standard_error"] or 0.0
+                lines.setdefault(name, []).append((rows["passes"], score["value"], error))
         for name, line in lines.items():
             x, y, error = zip(*line, strict=True)
             axis.errorbar(x, y, error, marker="o", capsize=3, label=name)
-        for row in found.get("long", {"contenders": []})["contenders"]:
-            axis.axhline(row["scores"][metric]["value"], ls=":", color="grey")
-            axis.annotate(row["name"], (x[0], row["scores"][metric]["value"]), fontsize=7)
+        for row in parts[0]["contenders"]:
+            if row["kind"] == "long":
+                axis.axhline(row["scores"][metric]["value"], ls=":", color="grey")
+                axis.annotate(row["name"], (x[0], row["scores"][metric]["value"]), fontsize=7)
         axis.set(xlabel="network passes an image", ylabel=metric)
         axis.legend(fontsize=8)
     figure.tight_layout()

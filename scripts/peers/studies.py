@@ -1,15 +1,24 @@
 """The searches that the benchmark compares, as studies, and what all of it costs."""
 
 from argparse import Namespace
+from pathlib import Path
 
-from peers.screening import OTHER_SOLVERS
+from peers.screening import OF_EACH, OTHER_SOLVERS, SHORTLIST
 from stepsampler.grids import GRIDS
+from stepsampler.presets import MODELS, names, preset
+from stepsampler.schedule import Schedule
+from stepsearch.check import costs
 from stepsearch.config import StudyConfig
+from stepsearch.ladder import infeasible, passes_spent
 from stepsearch.run import Run
+from stepsearch.study import finished, open_study, schedule_of
 
 EXTRACTORS = ("texture", "lite0")  # the search sees the first
 EXACTLY_0 = (0.02, 0.021)  # a box of final sigmas that are all below the model's smallest
+TIMES = 3  # as many passes as our whole search has, for a searching rival's trials
+SO_FAR = (0.5, 0.75)  # shares of our passes after which the best trial is tested too
 OURS = {"guidance": "per-step", "guidance_scale": (0.6, 5.0)}
+UNGUIDED = ", unguided"  # the same search of twice the steps; its guidance is an idle axis
 # What a searching rival searches, with which algorithm, and how many images a trial has.
 RIVAL_SEARCHES: dict[str, tuple[dict, str, int]] = {
     "OYS-like": (  # Gaussian process over timesteps; its scalar guidance scale is searched too
@@ -51,10 +60,10 @@ def study(
     args: Namespace, name: str, n: int, space: dict, images: int, algorithm: str | None = None
 ) -> dict:
     """A study of n guided steps, with the default algorithm or another one."""
-    search = {"trials": args.trials, "finalists": args.finalists}
+    search: dict = {"trials": args.trials, "finalists": args.finalists}
     return {
-        "name": f"{name}-{n}".lower(),
-        "model": {"dtype": args.dtype},
+        "name": f"{name}-{n}".lower().replace(", ", "-"),
+        "model": {"id": args.model, "dtype": args.dtype},
         "space": {"num_steps": n, "passes": 2 * n, **space},
         "evaluation": {
             "extractor": EXTRACTORS[0],
@@ -76,53 +85,108 @@ def study(
     }
 
 
-def ours(args: Namespace, n: int) -> StudyConfig:
+def fitting(passes: int) -> list[str]:
+    """Presets for the bundled model's kind that have so many passes."""
+    plans = {name: preset(name).schedule for name in names()}
+    return [
+        name
+        for name, plan in plans.items()
+        if plan.model and not plan.model.mismatch(MODELS["sd15"]) and plan.passes == passes
+    ]
+
+
+def ours(args: Namespace, n: int, seed: int = 0) -> StudyConfig:
     """Our search as it is called: a study of that budget."""
     space = {**OURS, "max_steps": min(2 * n, n + 2)}
-    return StudyConfig.model_validate(study(args, "ours", n, space, args.images))
+    found = study(args, "ours", n, space, args.images)
+    found["search"]["seed"] = seed
+    found["baselines"]["presets"] = fitting(2 * n)
+    return StudyConfig.model_validate(found)
 
 
-def rival(args: Namespace, name: str, n: int) -> StudyConfig:
-    """As many images as three of our searches have, and no baselines to start from."""
-    space, algorithm, images = RIVAL_SEARCHES[name]
+def so_far(folder: Path, config: StudyConfig, passes: dict[str, int]) -> dict[float, Schedule]:
+    """Our best trial once shares of the search's passes were spent, if a trial had ended by then.
+
+    All that comes before the trials is counted, and nothing of the selection.
+    """
+    trials = open_study(folder, config).get_trials(deepcopy=False)
+    whole = {t.number for t in finished(open_study(folder, config))}
+    total = sum(passes.values())
+    spent = total - passes["trials"] - passes["selection"]
+    found: dict[float, Schedule] = {}
+    best = None
+    for trial in trials:
+        spent += passes_spent([trial], config.evaluation)
+        if trial.number in whole and not infeasible(trial):
+            best = min(best or trial, trial, key=lambda t: t.value)
+        found |= {share: schedule_of(best) for share in SO_FAR if best and spent <= share * total}
+    return found
+
+
+def rival(args: Namespace, name: str, n: int, passes: int) -> StudyConfig:
+    """A search whose trials have three times `passes`, and no baselines to start from."""
+    space, algorithm, images = RIVAL_SEARCHES[name.removesuffix(UNGUIDED)]
     images = min(images, args.rival_images)
+    if name.endswith(UNGUIDED):
+        space = {**space, "num_steps": 2 * n}
     found = study(args, name, n, space, images, algorithm)
-    found["search"]["trials"] = max(1, 3 * args.trials * args.images // images)
+    found["search"]["trials"] = max(1, TIMES * passes // (images * 2 * n))
     few = {"rivals": [], "rungs": [8], "solvers": ["dpmpp-midpoint"]}
     found["baselines"] |= {**few, "guidance_scales": args.scales[:1]}
     return StudyConfig.model_validate(found)
 
 
-def ablation(args: Namespace, n: int) -> dict[str, StudyConfig]:
+def ablation(args: Namespace, n: int, seed: int = 0) -> dict[str, StudyConfig]:
     """A study for each row, all of the same budget."""
     studies, space = {}, {"guidance_scale": OURS["guidance_scale"]}
     for k, (name, axes) in enumerate(ABLATION.items()):
         space = {**space, **axes}
         found = study(args, f"ablation-{k}", n, space, args.images)
         found["baselines"] |= {"rivals": [], "solvers": ["dpmpp-midpoint"]}
+        found["search"]["seed"] = seed
         studies[name] = StudyConfig.model_validate(found)
     return studies
 
 
+def bound(config: StudyConfig) -> int:
+    """Network passes of a study at most, without its own test."""
+    parts = costs(config).passes
+    return sum(parts.values()) - parts["test"]
+
+
 def estimate(args: Namespace) -> int:
     """Network passes of the whole, were nothing in the cache; no less than what it will be."""
-    first, last = args.rungs
-    places = len(GRIDS) + len(args.rivals)
-    screening = places * (2 * (len(args.scales) + 1) * first + 3 * (last - first))
-    screening += 3 * 3 * len(OTHER_SOLVERS) * last
-    search = args.trials * args.images + (args.finalists + 4) * args.selection
     total = 0
-    for n in args.ablation_steps if args.ablation else args.steps:
-        if args.ablation:
-            baselines = len(GRIDS) * (len(args.scales) + 1) * last
-            total += 2 * n * len(ABLATION) * (search + baselines + args.images_test)
-            continue
-        total += 2 * n * (screening + search + (args.test + 2) * args.images_test)
+    if args.ablation:
+        for n in args.ablation_steps:
+            studies = ablation(args, n).values()
+            total += sum(bound(config) + 2 * n * args.images_test for config in studies)
+        return args.seeds * total
+    if args.transfer:
+        places = 1 + len(args.elsewhere)
+        rows = sum(3 * 2 * n + 2 * sum(args.long) for n in args.steps)
+        return places * rows * args.images_test
+    first, last = args.rungs
+    for n in args.steps:
+        config = ours(args, n)
+        places = len(GRIDS) + len(args.rivals) + len(config.baselines.presets)
+        kinds = len(config.baselines.solvers) * (len(args.scales) + 1)
+        images = places * (kinds * first + 3 * (last - first))
+        images += 3 * 3 * len(OTHER_SOLVERS) * last
+        images += (SHORTLIST + 2 * OF_EACH) * args.selection
+        rows = args.seeds + len(SO_FAR) + args.test + 2
+        search = bound(config)
         if n in args.searching:
-            images = 3 * args.trials * args.images + (args.finalists + 4) * args.selection
-            total += 2 * n * len(RIVAL_SEARCHES) * (images + args.images_test)
-    if not args.ablation:
-        for steps in args.long:
-            images = (len(args.scales) + 1) * last * 20 // (20 + steps) + args.images_test
-            total += 2 * steps * images
+            rows += len(args.rival_searches)
+            for name in args.rival_searches:
+                total += bound(rival(args, name, n, search))
+        total += args.seeds * search + 2 * n * (images + rows * args.images_test)
+    for steps in args.long:
+        tried = (len(args.scales) + 1) * choosing_images(args, steps)
+        total += 2 * steps * (tried + args.images_test)
     return total
+
+
+def choosing_images(args: Namespace, steps: int) -> int:
+    """On which the guidance of a row of many steps is chosen: fewer, where each costs more."""
+    return max(8, args.rungs[1] * 20 // (20 + steps))

@@ -1,6 +1,7 @@
 """Optuna's search algorithms, and what they are shown of trials that were pruned."""
 
 import copy
+import warnings
 from collections.abc import Container, Sequence
 from math import log
 from typing import Any
@@ -19,16 +20,21 @@ from optuna.samplers import (
 from optuna.trial import FrozenTrial, TrialState
 
 POPULATION = 20  # of a generation of nsga2; searches have a hundred trials or a few
+HANDOVER = 0.6  # of the trials of gp-cmaes are the GP's
+NEAR = 0.05  # of a side of the box: how far CMA-ES looks around them at first
 SMALLEST = 1e-9  # a distance below it has no useful logarithm
 
 
-def make_algorithm(name: str, *entropy: int) -> BaseSampler:
-    """Optuna's search algorithm by our name for it."""
+def make_algorithm(name: str, *entropy: int, trials: int = 0) -> BaseSampler:
+    """Optuna's search algorithm by our name for it, for a search of that many trials."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     if name == "gp":
         return Informed(GPSampler(seed=seed, deterministic_objective=False))
     if name == "tpe":
         return Informed(TPESampler(seed=seed))
+    if name == "gp-cmaes":
+        gp = GPSampler(seed=seed, deterministic_objective=False)
+        return Informed(Handover(gp, seed, int(HANDOVER * trials)))
     if name == "cmaes":
         return Informed(CmaEsSampler(seed=seed))
     if name == "nsga2":  # with one objective an ordinary genetic algorithm
@@ -75,6 +81,40 @@ class Informed(BaseSampler):
 
     def reseed_rng(self) -> None:
         self.inner.reseed_rng()
+
+
+class Handover(BaseSampler):
+    """A GP for the first `trials` ended trials, then CMA-ES around the best of them.
+
+    Nothing is kept here: which algorithm asks, and where CMA-ES starts, follow from the study, so
+    that a resumed search and every worker agree. Its own state Optuna keeps in the trials.
+    """
+
+    def __init__(self, gp: BaseSampler, seed: int, trials: int) -> None:
+        self.gp, self.seed, self.trials = gp, seed, trials
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self.gp.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))[: self.trials]
+        if len(ended) < max(1, self.trials):
+            return self.gp.sample_relative(study, trial, search_space)
+        feasible = [t for t in ended if not any(v > 0 for v in t.constraints.values())]
+        best = min(feasible or ended, key=lambda t: t.value)  # type: ignore[arg-type,return-value]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # Optuna 6 will have no x0 and no sigma0
+            local = CmaEsSampler(x0=best.params, sigma0=NEAR, seed=self.seed)
+        return local.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> Any:
+        return self.gp.sample_independent(study, trial, name, distribution)
 
 
 class _Shown(optuna.Study):

@@ -35,17 +35,19 @@ class Candidate:
 Placements = dict[tuple[str, int], list[float]]  # (rival, number of steps) -> falling sigmas
 
 
-def wanted(config: StudyConfig) -> dict[tuple[str, int], float]:
+def wanted(config: StudyConfig, guidance: str = CLASSIFIER_FREE) -> dict[tuple[str, int], float]:
     """(rival, number of steps) of every placement that a study needs -> its guidance scale.
 
-    That is the teacher's, or 1 where all the passes go into unguided steps.
+    That is the teacher's, or 1 where all the passes go into unguided steps. Where guidance costs
+    nothing, guided steps are as many, and the unguided ones get their placement.
     """
     space, scale = config.space, config.teacher.guidance_scale
     names: tuple[str, ...] = config.baselines.rivals
-    found = {(name, n): scale for name in names for n, _ in shapes(config, CLASSIFIER_FREE)}
+    found = [(name, n) for name in names for n, _ in shapes(config, guidance)]
     if space.baseline in RIVALS:
-        found |= {(space.baseline, n): scale for n in range(space.num_steps, space.most_steps + 1)}
-    return {(r, n): 1.0 if n == space.passes else w for (r, n), w in found.items()}
+        found += [(space.baseline, n) for n in range(space.num_steps, space.most_steps + 1)]
+    unguided = space.passes if guidance == CLASSIFIER_FREE else None
+    return {(name, n): 1.0 if n == unguided else scale for name, n in found}
 
 
 def shapes(config: StudyConfig, guidance: str) -> list[tuple[int, float]]:

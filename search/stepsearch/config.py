@@ -100,6 +100,11 @@ class SpaceConfig(_Section):
                 raise ValueError(f"{name}: high must be below 1, got {share[1]}")
         if self.analytic_at and not self.analytic:
             raise ValueError("analytic_at: there is no analytic first step without analytic")
+        if self.first_sigma and self.first_sigma[0] <= self.final_sigma[1]:
+            raise ValueError(
+                f"first_sigma: low must be above the highest final_sigma, {self.final_sigma[1]}, "
+                f"got {self.first_sigma[0]}"
+            )
         if self.placement == "power" and self.first_sigma:
             raise ValueError("first_sigma: the power law starts at the noisiest timestep")
         if not self.num_steps <= self.most_steps <= self.passes:
@@ -201,7 +206,7 @@ class BaselinesConfig(_Section):
 
 
 class SearchConfig(_Section):
-    algorithm: Literal["gp", "tpe", "cmaes", "nsga2", "random"] = "gp"
+    algorithm: Literal["gp", "tpe", "cmaes", "gp-cmaes", "nsga2", "random"] = "gp"
     trials: int = Field(60, ge=1)
     minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
     seed: int = Field(0, ge=0)
@@ -224,9 +229,10 @@ class SearchConfig(_Section):
                 'objectives must be ["fd"] or ["fd", "alignment"], '
                 f"got {json.dumps(self.objectives)}"
             )
-        if self.both and self.algorithm == "cmaes":
+        if self.both and self.algorithm.endswith("cmaes"):
             raise ValueError(
-                "algorithm: cmaes has one objective; gp, tpe, nsga2 and random take both"
+                f"algorithm: {self.algorithm} has one objective; gp, tpe, nsga2 and random take "
+                "both"
             )
         if self.both and self.patience is not None:
             raise ValueError("patience is for one objective, not for a front")

@@ -72,6 +72,8 @@ def climb(
         parts.append(evaluator.measure(schedule, range(SEARCH + before, SEARCH + n)))
         if not parts[-1].finite:  # the trial is lost, the study is not
             trial.set_user_attr("error", "the images are not finite")
+            trial.set_user_attr("passes", schedule.passes)
+            trial.set_user_attr("images", n)
             return TrialState.FAIL, None
         found = Measurement.join(parts)
         fd = score(found.features, evaluator.reference.search)
@@ -99,7 +101,7 @@ def climb(
 
 
 def passes_spent(trials: Iterable[FrozenTrial], evaluation: EvaluationConfig) -> int:
-    """Network passes of the images of trials, pruned ones included."""
+    """Network passes of the images of trials, pruned and failed ones included."""
     return sum(
         t.user_attrs["passes"] * t.user_attrs.get("images", evaluation.images)
         for t in trials

@@ -176,6 +176,7 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
         "pruned": result.pruned,
         "stopped": result.stopped,
         "search_passes": result.search_passes,
+        "passes": result.passes,
     }
 
 

@@ -20,8 +20,13 @@ class Result:
     winner: Candidate  # chosen by the selection: what is exported
     trials: int  # of them `pruned` ended on a lower rung
     pruned: int
-    search_passes: int
+    passes: dict[str, int]  # network passes of every stage before the test
     stopped: str | None = None  # why the search ended before its budget did
+
+    @property
+    def search_passes(self) -> int:
+        """What it cost to get here; the test only reports."""
+        return sum(self.passes.values())
 
     @property
     def found(self) -> Row[Candidate] | None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, inf, isnan
 from pathlib import Path
 
@@ -12,9 +12,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from stepsampler.errors import UserError
-from stepsampler.grids import from_sigmas
+from stepsampler.schedule import Schedule
 from stepsearch.baselines import (
-    CLASSIFIER_FREE,
     Candidate,
     baselines,
     long_baselines,
@@ -30,6 +29,7 @@ from stepsearch.pareto import dominated
 from stepsearch.protocol import Row, held_out, score_all
 from stepsearch.result import Result
 from stepsearch.space import Params, SearchSpace
+from stepsearch.starts import first_points
 from stepsearch.stopping import stopped
 from stepsearch.study import (
     alignment_floor,
@@ -49,7 +49,7 @@ from stepsearch.tracking import Tracker
 from stepsearch.transfer import earlier_best, start_points
 from stepsearch.workers import Workers
 
-BEST = 6  # baselines at which the search starts
+STAGES = ("rivals", "baselines", "teacher", "trials", "selection")  # what a search pays for
 # (stage, done, total, news); what a stage's name has in brackets may change
 Report = Callable[[str, int, int, str], None]
 
@@ -63,6 +63,7 @@ class Run:
     workers: Workers
     tracker: Tracker
     report: Report
+    spent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))  # passes
 
     def run(self) -> Result:
         """Run a study, or resume it.
@@ -79,13 +80,15 @@ class Run:
         check_identity(self.folder, self.subject.identity)
         self.report("loading", 1, 1, "")
         self.tracker.start(config, self.folder)
-        rivals = len(wanted(config))
+        subject = self.subject
+        rivals = len(wanted(config, subject.guidance))
         if rivals:
             self.report("rivals", 0, rivals, "")
-        self.placements = self.workers.placements()
+        placed = self.workers.placements(subject.guidance)
+        self.placements = {key: found.sigmas for key, found in placed.items()}
+        self.spent["rivals"] = sum(found.passes for found in placed.values())
         if rivals:
             self.report("rivals", rivals, rivals, "")
-        subject = self.subject
         known = baselines(config, subject.noise, subject.spec, self.placements, subject.guidance)
         known += published(config, subject.spec, subject.guidance)
         best, screened = self.screen(known)
@@ -98,10 +101,8 @@ class Run:
         selection = self.select(study, best, teacher_row)
         test, winner = self.test(selection)
         ended = pruned(study)
-        trials = finished(study) + ended
-        spent = passes_spent(trials, config.evaluation)
-        spent += sum(c.schedule.passes * n for c, n, _ in screened)
-        spent *= len(config.evaluation.guidance_scales) or 1
+        every = study.get_trials(deepcopy=False)  # failed ones cost as much
+        self.spent["trials"] = self._versions * passes_spent(every, config.evaluation)
         return Result(
             self.subject,
             teacher_row,
@@ -109,11 +110,21 @@ class Run:
             selection,
             test,
             winner,
-            len(trials),
+            len(finished(study)) + len(ended),
             len(ended),
-            spent,
+            self.spent,
             stopped(study, config.search.patience),
         )
+
+    @property
+    def _versions(self) -> int:
+        """How often a schedule is measured, each time with other guidance."""
+        return len(self.config.evaluation.guidance_scales) or 1
+
+    def _pay(self, stage: str, jobs: Sequence[tuple[Schedule, range]]) -> None:
+        """Count the passes of images, also of those that are in the cache."""
+        passes = sum(schedule.passes * len(seeds) for schedule, seeds in jobs)
+        self.spent[stage] += self._versions * passes
 
     def screen(
         self, candidates: list[Candidate]
@@ -136,6 +147,7 @@ class Run:
                     for c in self._keep([c for c in alive if _guided(c) == guided])
                 ]
             jobs = [(c.schedule, range(SEARCH + before, SEARCH + n)) for c in alive]
+            self._pay("baselines", jobs)
             stage = f"baselines, {n} images"
             for done, (place, found) in enumerate(self.workers.measure(jobs)):
                 features[alive[place].name].append(found.features)
@@ -176,36 +188,8 @@ class Run:
         return teacher(self.config, self.subject.noise, self.subject.spec, self.subject.guidance)
 
     def first_points(self, space: SearchSpace, best: list[Candidate]) -> list[tuple[Params, str]]:
-        """The best baselines as points of the box, or the nearest points to them; and `spread`."""
-        points: dict[str, Params] = {}
-        for candidate in best[:BEST] + self.spread(space, best):
-            point, same = space.params(candidate.schedule)
-            if point not in points.values():
-                points[f"{'' if same else 'near '}{candidate.name}"] = point
-        return [(point, name) for name, point in points.items()]
-
-    def spread(self, space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
-        """The same passes on more steps, of which the first or the last ones are guided.
-
-        In their own part of the box, which an algorithm can be long in finding. Where guidance
-        costs nothing, there are none.
-        """
-        if self.subject.guidance != CLASSIFIER_FREE:
-            return []
-        config = self.config.space
-        scale = next((c.schedule.steps[0].guidance_scale for c in best if _guided(c)), 1.0)
-        found = []
-        for n in range(config.num_steps + 1, config.most_steps + 1):
-            guided = config.passes - n
-            *sigmas, final = space.centre(n)
-            for place, first in (("first", 0), ("last", n - guided)):
-                if 0 < guided < n and scale > 1:
-                    scales = [scale if 0 <= i - first < guided else 1.0 for i in range(n)]
-                    order, solver = min(2, config.max_order), config.solvers[0]
-                    plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
-                    name = f"{space.grid}, {n} steps, the {place} {guided} guided"
-                    found.append(Candidate(name, plan, "found"))
-        return found
+        """What the search is shown first."""
+        return first_points(space, best)
 
     def search(self, study: optuna.Study, best: list[Candidate]) -> None:
         """Let every worker search; meanwhile show and track what they finish."""
@@ -347,6 +331,7 @@ class Run:
         self, entrants: Sequence[Candidate], seeds: range, stage: str
     ) -> list[Row[Candidate]]:
         """Measure on the same seeds, against the reference of the search."""
+        self._pay(stage, [(c.schedule, seeds) for c in entrants])
         rows = score_all(
             entrants,
             seeds,

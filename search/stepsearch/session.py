@@ -74,10 +74,11 @@ def run_session(
     console.print(
         "Too few images to claim anything (--quick)." if quick else verdict(result, config)
     )
+    parts = ", ".join(f"{stage} {passes:,}" for stage, passes in result.passes.items() if passes)
     pruned = f" ({result.pruned} pruned)" if result.pruned else ""
     console.print(
         f"{(time.monotonic() - started) / 60:.1f} minutes, {result.trials} trials{pruned}, "
-        f"{result.search_passes:,} passes in baselines and trials"
+        f"{result.search_passes:,} passes before the test ({parts})"
     )
     for name, what in (
         ("best.json", "the schedule"),

@@ -60,7 +60,8 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
         directions=["minimize", "maximize"] if config.search.both else ["minimize"],
     )
     entropy = (config.search.seed, worker, len(study.get_trials(deepcopy=False)))
-    study.sampler = make_algorithm(config.search.algorithm, *entropy)
+    search = config.search
+    study.sampler = make_algorithm(search.algorithm, *entropy, trials=search.trials)
     study.pruner = RungPruner(keep=config.search.finalists)
     return study
 
@@ -310,10 +311,15 @@ def work(
     """Take part in the search of a folder; returns the number of trials done here.
 
     Raises:
-        UserError: the search has not started yet.
+        UserError: the search has not started yet, or is one of something else.
     """
     if not (folder / "plan.json").exists():
         raise UserError(f"{folder}: the search has not started here yet")
+    if identity_of(folder) != evaluator.identity:
+        raise UserError(
+            f"{folder}: the search is of another model, reference or prompts than are here: "
+            f"{identity_of(folder)!r}, not {evaluator.identity!r}"
+        )
     space = planned_space(folder, config, evaluator.model)
     study = open_study(folder, config, worker)
     floor = alignment_floor(folder)

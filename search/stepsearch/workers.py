@@ -25,11 +25,11 @@ from torch import Tensor
 from stepsampler.errors import UserError
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
-from stepsearch.baselines import Placements, wanted
+from stepsearch.baselines import CLASSIFIER_FREE, wanted
 from stepsearch.config import StudyConfig
 from stepsearch.evaluate import Evaluator, Measurement
 from stepsearch.reference import Reference
-from stepsearch.rivals import recall_or_place
+from stepsearch.rivals import Placement, recall_or_place
 from stepsearch.study import work
 
 T = TypeVar("T")
@@ -99,11 +99,11 @@ class Workers:
         """
         return self.result(self._pool.submit(_describe))
 
-    def placements(self) -> Placements:
-        """What the study's rivals propose for the model, guided as the teacher and unguided."""
+    def placements(self, guidance: str = CLASSIFIER_FREE) -> dict[tuple[str, int], Placement]:
+        """What the study's rivals propose for a model of this guidance, by name and steps."""
         futures = {
             (name, n): self._pool.submit(_placement, name, n, w)
-            for (name, n), w in wanted(self.config).items()
+            for (name, n), w in wanted(self.config, guidance).items()
         }
         return {key: self.result(future) for key, future in futures.items()}
 
@@ -189,8 +189,8 @@ def _describe() -> Subject:
     return Subject(model.noise, model.spec, evaluator.reference, evaluator.identity, model.guidance)
 
 
-def _placement(name: str, num_steps: int, guidance_scale: float) -> list[float]:
-    return recall_or_place(_self.load(), name, num_steps, guidance_scale).sigmas
+def _placement(name: str, num_steps: int, guidance_scale: float) -> Placement:
+    return recall_or_place(_self.load(), name, num_steps, guidance_scale)
 
 
 def _measure(schedule: str, seeds: range) -> Measurement:

@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from stepsampler.noise import NoiseSchedule
+from stepsearch.run import STAGES
 from stepsearch.space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
 TINY = shlex.split(
     "--steps 2 --searching 2 --rivals dmn --scales 2 --rungs 8 10 --trials 2 --images 8 "
-    "--rival-images 16 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 --test 1 "
+    "--rival-images 400 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 --test 1 "
     "--images-test 16 --batch 16 --processes 2 --dtype bfloat16"
 )
 
@@ -38,29 +40,107 @@ def test_every_part_is_run_written_and_recalled(tmp_path):
     assert "peers.md" in said
     found = json.loads((tmp_path / "docs/peers.json").read_text())
     (rows,) = found["steps"]
-    names = [row["name"] for row in rows["contenders"]]
-    assert names[0] == "ours"
-    assert names[-2:] == ["OYS-like", "USF-like"]
-    assert {row["passes"] for row in rows["contenders"]} <= {2, 3, 4}
+    names = [row["name"] for row in rows["contenders"]]  # a search may end with a baseline
+    assert names[0].startswith("ours")
+    kinds = [row["kind"] for row in rows["contenders"]]
+    assert kinds[-4:] == ["search", "search", "long", "long"]
+    ours, oys, usf = rows["contenders"][0], *rows["contenders"][-4:-2]
+    assert oys["name"].startswith("OYS-like")
+    assert usf["name"].startswith("USF-like")
+    short = [row for row in rows["contenders"] if row["kind"] != "long"]
+    assert {row["passes"] for row in short} <= {2, 3, 4}
     assert rows["n"] == 16
     assert rows["seeds"][0] == 60_000_000
     metrics = [m["name"] for m in rows["metrics"]]
     assert metrics == ["fd_texture128", "fd_lite0128"]
     assert len(rows["differences"]) >= 2 * (len(names) - 1)
     places = {row["placement"] for row in rows["screening"]}
-    assert {"dmn", "karras", "ays-sd15"} <= places
+    assert {"dmn", "karras", "ays-sd15", "gits-comfyui-1.20-2"} <= places
+    assert sum(row["fd_selection"] is not None for row in rows["screening"]) >= 2
     assert {row["guided"] for row in rows["screening"]} == {True, False}
     by_name = {row["name"]: row for row in rows["contenders"]}
-    assert by_name["OYS-like"]["search_passes"] > 0 < by_name["ours"]["search_passes"]
-    assert {row["steps"] for row in found["long"]["contenders"]} == {3, 5}
+    spent = ours["search_passes"]
+    assert tuple(ours["stages"]) == STAGES
+    a_trial = 300 * 4
+    assert 3 * spent - a_trial < oys["stages"]["trials"] <= 3 * spent
+    images = sum(row["passes"] for row in rows["contenders"]) * rows["n"]
+    paid = images + sum(by_name[name]["search_passes"] for name in names)
+    assert paid <= int(said.split(" passes, about")[0].split()[-1].replace(",", ""))
+    assert {row["steps"] for row in rows["contenders"] if row["kind"] == "long"} == {3, 5}
+    for metric, target in rows["targets"].items():
+        assert target["teacher"].startswith("DPM++(2M), 5 steps")
+        best, teacher = (by_name[target[key]]["scores"][metric] for key in ("rival", "teacher"))
+        assert target["gap"][0] == pytest.approx(best["value"] - teacher["value"])
+        races = {(race["ours"], race["rival"]) for race in rows["races"][metric]}
+        assert {(names[0], oys["name"]), (names[0], usf["name"])} <= races
     assert (tmp_path / "docs/peers.png").stat().st_size > 1000
     table = (tmp_path / "docs/peers.md").read_text()
-    assert "| ours | " in table
+    assert f"| {names[0]} | " in table
     assert "AYS (SD1.5 values)" in table
+    assert "Gaps to the teacher" in table
 
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
     bench(tmp_path)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")} == files
+
+    bench(tmp_path, "--transfer", "--second", "tiny")
+    (moved,) = json.loads((tmp_path / "docs/peers-transfer.json").read_text())["steps"]
+    first, prompts, weights = moved["tests"].values()
+    for test in (first, weights):  # the same weights here
+        assert test["contenders"][0]["scores"] == ours["scores"]
+    assert prompts["contenders"][0]["scores"] != first["contenders"][0]["scores"]
+    assert {row["test"] for row in moved["losses"]} == set(moved["tests"])
+
+
+def test_other_settings_recall_nothing(monkeypatch, tmp_path):
+    """A search of two trials is not what one of three came to; nor are other weights or prompts."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from bench_peers import Bench
+
+    from peers.studies import ours
+
+    args = SimpleNamespace(model="tiny", device="cpu", dtype="float32", batch=10, held_out=False)
+    args.run, args.hours, args.trials, args.finalists, args.selection = tmp_path, 1, 2, 2, 10
+    args.images, args.rivals, args.rungs, args.scales = 20, ["dmn"], [10, 20], [2.0]
+    args.teacher_steps, folders = 5, set()
+    changes = [{}, {"trials": 3}, {"images": 30}, {"dtype": "bfloat16"}, {"held_out": True}]
+    for change in changes:
+        some = SimpleNamespace(**{**vars(args), **change})
+        folders.add(Bench(some).folder(ours(some, 5)))
+    bench = Bench(args)
+    assert bench.folder(ours(args, 5)) in folders
+    bench.digest = "other weights"
+    folders.add(bench.folder(ours(args, 5)))
+    assert len(folders) == len(changes) + 1
+
+
+def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
+    """Of means, whose errors have a closed form."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from peers.targets import closed, targets
+
+    def row(name, kind, values, steps=5):
+        values = np.array(values, float)
+        score = {"value": values.mean(), "conservative": False}
+        score["left_out"] = [np.delete(values, i).mean() for i in range(len(values))]
+        return {"name": name, "kind": kind, "steps": steps, "scores": {"fd": score}}
+
+    ours = row("ours", "ours", [5, 6, 7, 6])
+    rival = row("rival", "placement", [9, 10, 11, 10])
+    worse = row("worse", "search", [12, 12, 12, 12])
+    long = [row("20", "long", [4, 5, 4, 3], 20), row("100", "long", [2, 2, 2, 2], 100)]
+    share = closed(ours, rival, long[1], "fd")
+    assert share.value == pytest.approx(0.5)
+    found = targets([ours, rival, worse, *long], "fd")
+    assert (found["rival"], found["teacher"], found["shorter"]) == ("rival", "100", "20")
+    assert found["gap"] == pytest.approx([8, np.std([9, 10, 11, 10], ddof=1) / 2])
+    assert found["minus_rival"] == pytest.approx([-4, 0])
+    assert found["applies"]
+    assert found["met"]
+    close = row("close", "placement", [2.1, 1.9, 2.3, 1.8])
+    missed = targets([ours, close, *long], "fd")
+    assert not missed["applies"]
+    assert not missed["met"]
 
 
 def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
@@ -70,7 +150,7 @@ def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
     args = SimpleNamespace(
         trials=9, finalists=2, selection=10, images=20, dtype="bfloat16", batch=10, rivals=["dmn"]
     )
-    args.rungs, args.scales, args.teacher_steps = [10, 20], [2.0], 5
+    args.rungs, args.scales, args.teacher_steps, args.model = [10, 20], [2.0], 5, "tiny"
     rows = ablation(args, 5)
     assert next(iter(rows)) == "placement"
     assert list(rows)[-1] == "+ Free-U"

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from stepsampler.errors import UserError
 from stepsampler.noise import NoiseSchedule
 from stepsearch.config import StudyConfig
 from stepsearch.distance import Moments
@@ -37,6 +38,7 @@ class Toy:
 
     model = SimpleNamespace(noise=SD, spec=SPEC, guidance="classifier-free")
     reference = SimpleNamespace(search=Moments(np.zeros(2), np.eye(2), 100))
+    identity = "toy"
 
     def measure(self, schedule, seeds):
         rows = np.array([np.random.default_rng(seed).normal(size=2) for seed in seeds])
@@ -104,6 +106,13 @@ def test_the_ladder_is_compared_with_all_images_at_equal_trials(bench, source):
     )
     assert f"| {saved:.0%} |" in table.splitlines()[-1]
     assert "all images" in bench.summary(rows, [5, 10])
+
+
+def test_other_weights_than_those_of_the_run_are_refused(bench, source, monkeypatch):
+    (search, _) = bench.searches(bench.claimed(source), options())
+    monkeypatch.setattr(Toy, "identity", "other")
+    with pytest.raises(UserError, match="its run was of another model.*: 'toy', not 'other'"):
+        bench.one_search(source, source / "0", search, [5], 1, time.time() + 60)
 
 
 def test_transfer_reports_the_passes_until_the_cold_start_is_reached(bench, source):

@@ -48,6 +48,10 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "final_sigma = [0.0, 1.0]\n", "final_sigma: low must be above 0, got 0.0"),
         (MINIMAL + "solvers = ['rk4']\n", "solvers must be of ddim, .* got 'rk4'"),
         (MINIMAL + "solvers = ['ddim']\n", "max_order of ddim is at most 1"),
+        (
+            MINIMAL + "first_sigma = [0.3, 14.0]\nfinal_sigma = [0.02, 0.55]\n",
+            "first_sigma: low must be above the highest final_sigma, 0.55, got 0.3",
+        ),
         (MINIMAL + "churn = [0.0, 1.0]\n", "churn: high must be below 1, got 1.0"),
         (MINIMAL + "analytic_at = [0.2, 0.8]\n", "there is no analytic first step without analyt"),
         (MINIMAL + "free_u_sets = 3\n", "free_u_sets: .* got 3"),

@@ -6,9 +6,12 @@ import torch
 import toy
 
 from stepsampler.errors import UserError
+from stepsampler.grids import GRIDS
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.schedule import ModelSpec, Step
 from stepsearch import rivals
+from stepsearch.baselines import baselines, wanted
+from stepsearch.config import StudyConfig
 from stepsearch.rivals.dmn import dmn, error_bound
 from stepsearch.rivals.gits import cheapest_path, gits
 from stepsearch.rivals.hso import hso, midpoint_error
@@ -211,6 +214,30 @@ def test_placements_count_passes_and_make_no_call_above_the_batch_size():
 def test_placements_for_other_models_are_refused(name):
     with pytest.raises(UserError, match=f"^{name} is for variance-preserving models only"):
         rivals.place(TinyModel(FlowSchedule()), ["a"], name, 3, 2.0, 5)
+
+
+@pytest.mark.parametrize("scales", [[], [2.0, 3.0]])
+@pytest.mark.parametrize(
+    ("guidance", "steps"), [("classifier-free", {4: 3.5, 8: 1.0}), ("distilled", {8: 3.5})]
+)
+def test_every_placement_of_the_baselines_is_wanted_and_no_other(guidance, steps, scales):
+    """Guidance that costs nothing has all the passes for its steps, and its scale."""
+    config = StudyConfig.model_validate(
+        {
+            "name": "t",
+            "space": {"num_steps": 4, "passes": 8},
+            "evaluation": {"guidance_scales": scales},
+            "baselines": {"rivals": ["oss"]},
+            "teacher": {"guidance_scale": 3.5},
+        }
+    )
+    if scales:
+        steps = {n: w for n, w in steps.items() if w != 1}
+    asked = wanted(config, guidance)
+    assert asked == {("oss", n): w for n, w in steps.items()}
+    placements = {key: GRIDS["linspace"](key[1], SD) for key in asked}
+    spec = SD.spec("stable-diffusion", "epsilon")
+    assert baselines(config, SD, spec, placements, guidance)
 
 
 def test_an_unknown_method_is_refused():

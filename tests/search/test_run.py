@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 from rich.console import Console
 
 from stepsampler import UserError, load
@@ -17,6 +18,7 @@ from stepsearch.distance import Moments
 from stepsearch.evaluate import Evaluator, Measurement
 from stepsearch.pareto import dominated
 from stepsearch.report import as_data, table, verdict, write
+from stepsearch.rivals import Placement
 from stepsearch.rivals.dmn import dmn
 from stepsearch.run import Run
 from stepsearch.space import SearchSpace
@@ -40,6 +42,7 @@ class ToyWorkers:
     from `target`; the teacher has none. Alignment is `aligned(schedule)`."""
 
     result = staticmethod(Workers.result)
+    identity = "toy"
 
     def __init__(self, config, folder, target=0.05, aligned=lambda s: 1.0, broken=lambda s: False):
         self.config, self.folder = config, folder
@@ -51,8 +54,9 @@ class ToyWorkers:
     def describe(self):
         return Subject(SD, SPEC, Reference, "toy", "classifier-free")
 
-    def placements(self):
-        return {("dmn", n): dmn(n, SD) for n in (3, 6)} if self.config.baselines.rivals else {}
+    def placements(self, guidance):
+        steps = (3, 6) if self.config.baselines.rivals else ()
+        return {("dmn", n): Placement(dmn(n, SD), 70, 0.0) for n in steps}
 
     def measure(self, jobs, seeds=None):
         if seeds is not None:  # as an evaluator
@@ -134,6 +138,31 @@ def test_the_search_starts_from_baselines_and_from_the_passes_spread_over_more_s
     for n, guided in ((4, 2), (5, 1)):
         for place in ("first", "last"):
             assert any(f"{n} steps, the {place} {guided} guided" in name for name in origins)
+
+
+def test_every_stage_is_paid_for_failed_trials_too(tmp_path):
+    config = settings(trials=12)
+    result, _, _ = run(tmp_path, config, broken=lambda s: s.num_steps == 4)
+    images = config.evaluation.images
+    trials = open_study(tmp_path, config).get_trials()
+    assert any(t.state == TrialState.FAIL for t in trials)
+    assert result.passes == {
+        "rivals": 2 * 70,
+        "baselines": sum(6 * n for _, n, _ in result.screened),
+        "teacher": (images + config.evaluation.selection_images) * 2 * config.teacher.steps,
+        "trials": sum(schedule_of(t).passes * images for t in trials),
+        "selection": sum(row.candidate.schedule.passes for row in result.selection) * 100,
+    }
+    assert as_data(result, config)["search_passes"] == sum(result.passes.values())
+    again, _, _ = run(tmp_path, config)
+    assert again.passes == result.passes
+
+
+def test_a_worker_with_other_weights_takes_no_part(tmp_path):
+    _, config, workers = run(tmp_path, settings(trials=2))
+    workers.identity = "other"
+    with pytest.raises(UserError, match="the search is of another model.*: 'toy', not 'other'"):
+        work(tmp_path, config, workers, 1)
 
 
 def test_a_second_run_searches_no_more(tmp_path):

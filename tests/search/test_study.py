@@ -96,7 +96,28 @@ def test_status_says_nothing_of_an_alignment_that_is_unknown(tmp_path):
     assert "alignment" not in said
 
 
-@pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "cmaes"])
+def test_cma_es_goes_on_around_the_best_point_of_the_gp(tmp_path):
+    """Also after the search was resumed; 18 of 30 trials are the GP's."""
+    for trials in (22, 30):
+        config, space = setting("gp-cmaes", trials=30)
+        study = open_study(tmp_path, config)
+        part = config.model_copy(
+            update={"search": config.search.model_copy(update={"trials": trials})}
+        )
+        run_trials(study, tmp_path, part, space, Toy(), 0.5)
+    done = finished(study)
+    assert len(done) == 30
+    box = space.distributions
+    best = min(done[:18], key=lambda t: t.value)
+
+    def far(trial):
+        return max(abs(trial.params[k] - best.params[k]) / (d.high - d.low) for k, d in box.items())
+
+    assert max(far(t) for t in done[18:]) < 0.4 < max(far(t) for t in done[:18])
+    assert min(t.value for t in done[18:]) < best.value
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "cmaes", "gp-cmaes"])
 def test_every_algorithm_fills_the_budget_and_no_more(tmp_path, algorithm):
     config, space = setting(algorithm, trials=14)
     study = open_study(tmp_path, config)

@@ -1,0 +1,59 @@
+"""The harness of the test, in this process and in those of a pool."""
+
+import argparse
+from dataclasses import dataclass, field
+
+import torch
+
+from peers.studies import EXTRACTORS
+from stepsampler.models import load
+from stepsampler.schedule import Schedule
+from stepsearch.contenders import OnSchedule
+from stepsearch.evaluate import load_prompts, model_digest
+from stepsearch.features import Judge, load_extractor
+from stepsearch.harness import Clock, Harness, Metric
+from stepsearch.reference import load_reference
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the test: what a search or a screening came to."""
+
+    name: str
+    schedule: Schedule
+    kind: str  # ours, part (of our search), placement, search (of a rival) or long
+    passes: dict[str, int] = field(default_factory=dict)  # of the search, stage by stage
+    minutes: float = 0.0
+    so_far: dict[float, Schedule] = field(default_factory=dict)  # after shares of the passes
+
+
+class Measure:
+    """The harness of the test, and what an entry is to it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.model = load(args.model, args.device, args.dtype)
+        self.digest = model_digest(self.model)
+        cache = args.run / "test"
+        extractors = [load_extractor(name, args.device) for name in EXTRACTORS]
+        metrics = [Metric(e, load_reference("fashion-mnist", e, 32, cache)) for e in extractors]
+        prompts = load_prompts("fashion-mnist", args.held_out)
+        clock = Clock(torch.device(args.device))
+        self.harness = Harness(metrics, prompts, args.batch, cache, clock, Judge(args.device))
+
+    def contender(self, entry: Entry) -> OnSchedule:
+        return OnSchedule(entry.name, entry.schedule, self.model, self.digest)
+
+
+_process: Measure
+
+
+def start(args: argparse.Namespace) -> None:
+    global _process
+    torch.set_num_threads(1)
+    _process = Measure(args)
+
+
+def measure_in_pool(name: str, schedule: str, seeds: range) -> None:
+    harness = _process.harness
+    contender = _process.contender(Entry(name, Schedule.from_json(schedule), "part"))
+    list(harness.measure(harness.metrics[0], [(contender, seeds)]))

@@ -1,0 +1,123 @@
+"""What the tests say of the targets: gaps to the teacher, the shares closed, equal passes, losses.
+
+All differences are paired image by image. The best rival is the one that is best on the test seeds
+themselves, which favours the rivals.
+"""
+
+import numpy as np
+
+from stepsearch.distance import Score
+
+RULE = 4  # standard errors that a gap must have before a share of it says anything
+
+
+def score(row: dict, metric: str) -> Score:
+    known = row["scores"][metric]
+    return Score(known["value"], np.array(known["left_out"]), known["conservative"])
+
+
+def minus(a: dict, b: dict, metric: str) -> tuple[float, float]:
+    """Difference of two rows of a test, and its standard error."""
+    return score(a, metric).minus(score(b, metric))
+
+
+def best_rival(
+    rows: list[dict], metric: str, kinds: tuple[str, ...] = ("placement", "search")
+) -> dict | None:
+    found = [row for row in rows if row["kind"] in kinds]
+    return min(found, key=lambda row: row["scores"][metric]["value"], default=None)
+
+
+def closed(ours: dict, rival: dict, teacher: dict, metric: str) -> Score:
+    """The share of a rival's gap to the teacher that is gone with ours, by the jackknife."""
+    a, b, c = (score(row, metric) for row in (rival, ours, teacher))
+    return Score((a.value - b.value) / (a.value - c.value), _over(a, b, a, c))
+
+
+def excess(ours: dict, other: dict, metric: str) -> Score:
+    """Ours over another row, less 1."""
+    a, b = score(ours, metric), score(other, metric)
+    return Score(a.value / b.value - 1, a.left_out / b.left_out - 1)
+
+
+def _over(a: Score, b: Score, c: Score, d: Score) -> np.ndarray:
+    return (a.left_out - b.left_out) / (c.left_out - d.left_out)
+
+
+def targets(rows: list[dict], metric: str) -> dict | None:
+    """The figures of one number of steps, or None where the test has no rival or no teacher.
+
+    The teacher is the row with the most steps, the other long row is that of the second target.
+    """
+    long = sorted((r for r in rows if r["kind"] == "long"), key=lambda row: row["steps"])
+    rival, plain = best_rival(rows, metric), best_rival(rows, metric, ("placement",))
+    if not long or rival is None or plain is None:
+        return None
+    ours, teacher = rows[0], long[-1]
+    gap, gap_se = minus(rival, teacher, metric)
+    shares = [closed(ours, other, teacher, metric) for other in (rival, plain)]
+    difference, se = minus(ours, rival, metric)
+    applies = gap > RULE * gap_se
+    enough = shares[0].value >= 0.3 and shares[1].value >= 0.5
+    return {
+        "rival": rival["name"],
+        "gap": [gap, gap_se],
+        "applies": bool(applies),
+        "closed": [shares[0].value, shares[0].se],
+        "without_search": plain["name"],
+        "closed_without_search": [shares[1].value, shares[1].se],
+        "minus_rival": [difference, se],
+        "minus_shorter": list(minus(ours, long[0], metric)) if len(long) > 1 else None,
+        "shorter": long[0]["name"],
+        "over_teacher": [excess(ours, teacher, metric).value, excess(ours, teacher, metric).se],
+        "teacher": teacher["name"],
+        "met": bool(enough if applies else difference <= se),
+    }
+
+
+def races(rows: list[dict], metric: str) -> list[dict]:
+    """Ours, whole and after a share of its passes, against each searching rival."""
+    mine = [r for r in rows if r["kind"] in ("ours", "part") and "search seed" not in r["name"]]
+    return [
+        {
+            "ours": row["name"],
+            "rival": rival["name"],
+            "share": row["search_passes"] / rival["search_passes"],
+            "difference": list(minus(row, rival, metric)),
+        }
+        for rival in rows
+        if rival["kind"] == "search"
+        for row in mine
+    ]
+
+
+def losses(tests: dict[str, dict]) -> list[dict]:
+    """Ours against the best rival in each test, and how much of the first advantage is left."""
+    found: list[dict] = []
+    first: dict[str, float] = {}
+    for place, test in tests.items():
+        for metric in metrics(test):
+            rows = test["contenders"]
+            rival = best_rival(rows, metric)
+            if rival is None:
+                continue
+            difference, se = minus(rows[0], rival, metric)
+            long = max((r for r in rows if r["kind"] == "long"), key=lambda r: r["steps"])
+            share = closed(rows[0], rival, long, metric)
+            first.setdefault(metric, difference)
+            kept = difference / first[metric] if first[metric] else float("nan")
+            found.append(
+                {
+                    "test": place,
+                    "metric": metric,
+                    "rival": rival["name"],
+                    "difference": [difference, se],
+                    "closed": [share.value, share.se],
+                    "kept": kept,
+                }
+            )
+    return found
+
+
+def metrics(rows: dict) -> list[str]:
+    return [name for name in rows["contenders"][0]["scores"] if name != "alignment"]
