@@ -136,6 +136,24 @@ def test_every_family_is_scored(family, tmp_path):
         assert images.shape == (3, 3, model.size, model.size)
 
 
+@pytest.mark.parametrize("family", ["dit", "ddpm"])
+def test_the_command_takes_models_without_latents(family, tmp_path, monkeypatch, capsys):
+    pipelines.FAMILIES[family]().save_pretrained(tmp_path / "model")
+    scale = 2.0 if family == "dit" else 1.0
+    Schedule((Step(14.0, scale), Step(1.0, scale))).save(tmp_path / "plan.json")
+    (tmp_path / "classes.txt").write_text("1\n2\n")
+    options = ["--model", tmp_path / "model", "--prompts", tmp_path / "classes.txt", "--images", 8]
+    options += ["--reference", pictures(tmp_path / "real", 20), "--extractor", "lite0-whole"]
+    options += ["--cache", tmp_path / "cache", "--profile"]
+    code, out, errors = command(monkeypatch, capsys, tmp_path / "plan.json", *options)
+    assert code == 0, errors
+    assert "(fd_lite0_8)" in out
+    assert "denoiser" in out
+    code, _, errors = command(monkeypatch, capsys, "--stock", 2, *options)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "takes no latents, so it cannot start from the noise of the schedules" in errors
+
+
 @pytest.mark.parametrize("family", ["sd3", "flux-dev", "flux-schnell", "sana", "pixart-sigma"])
 def test_a_stock_pipeline_starts_from_the_noise_of_the_seeds(family):
     """What the network is first called with is what a schedule would start from."""
