@@ -2,27 +2,25 @@
 
     python scripts/study_ranking.py --dry-run                      # passes and hours
     python scripts/study_ranking.py --dtype bfloat16 --hours 2     # resumes; writes docs
+    python scripts/study_ranking.py --device cuda --workers 1 --schedules 60 12 --truth 20000
 
 Varied schedules on the bundled model (40 at 5 steps, 12 at 8: known grids at the teacher's
-guidance, and random points of a search's box) make images of one pool of seeds. From it, many
-times, a subset of n is drawn and each statistic ranks the schedules on it; the truth is FD on
-10,000 images of the rest of the pool. Statistics: FD, FD-infinity, KID, and the mean distance to
-the teacher's image of the same seed, in pixels and in features; the latter two only among
-schedules that share the teacher's guidance. Each with one subset for all schedules ("common"
-seeds) and with a subset of its own for each ("own"), under two extractors.
+guidance, and random points of a search's box) make images of a pool of seeds, of which the subsets
+are, and 10,000 images of other seeds, of which the truth is. Statistics: FD, FD-infinity, KID, and
+the mean distance to the teacher's image of the same seed, in pixels and in features; the latter two
+only among schedules that share the teacher's guidance. How they are compared with the truth, with
+and without common seeds, is at the top of `ranking/analysis.py`.
 
-Reported, as means over the draws: Kendall's tau with the truth, over all schedules and among the
-truly best ten; regret, that is how much worse in true FD than the best of all are the best of the
-five that the statistic likes most, and its favourite; and the passes of one schedule's images.
 Stopped early, it reports on what all schedules of one number of steps have: the truth is then of
-fewer images, and says so.
+fewer images, and says so. Images are kept by schedule, model and batch size, so that a change of
+any of them makes new ones.
 """
 
 import argparse
-import json
+import hashlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -31,26 +29,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from scipy.stats import kendalltau
 
+from ranking.analysis import FEATURES, PIXELS, Images, Real, analyse
+from ranking.output import write
 from stepsampler.generate import generate
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import LatentModel, load
 from stepsampler.schedule import Schedule
 from stepsearch.config import SpaceConfig
-from stepsearch.distance import frechet_distance, frechet_infinity, score_kernel
-from stepsearch.evaluate import load_prompts
+from stepsearch.evaluate import load_prompts, model_digest
 from stepsearch.features import load_extractor
 from stepsearch.paths import write_whole
-from stepsearch.reference import Reference, load_reference
+from stepsearch.reference import load_reference
 from stepsearch.space import SearchSpace
 
 EXTRACTORS = ("texture", "lite0")
-POOL = 30_000_000  # first seed; disjoint from every study's
+# First seeds, of no study, front or other script. The teacher has those of the pool.
+SEEDS = {"pool": 70_000_000, "truth": 80_000_000}
 GUIDANCE = 2.0  # the teacher's
-TEACHER = "teacher"
 PART = 256  # images a file
-STATISTICS = ("FD", "FD-infinity", "KID", "teacher, pixels", "teacher, features")
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,17 @@ class Entry:
     name: str
     steps: int
     schedule: Schedule
+    known: bool  # a known grid at the teacher's guidance, so that distance to the teacher is fair
 
-    @property
-    def known(self) -> bool:
-        """A known grid at the teacher's guidance, so that distance to the teacher is fair."""
-        return not self.name.startswith("random")
+
+@dataclass(frozen=True)
+class Job:
+    """A file of features to make, and perhaps one of images."""
+
+    schedule: Schedule
+    block: str  # of SEEDS
+    first: int  # image of the block
+    images: bool  # whether they are kept, for distances to the teacher
 
 
 def entries(model: LatentModel, counts: dict[int, int]) -> list[Entry]:
@@ -72,13 +75,13 @@ def entries(model: LatentModel, counts: dict[int, int]) -> list[Entry]:
         pairs = [(grid, order) for order in (2, 1) for grid in GRIDS][: -(-count * 3 // 5)]
         for grid, order in pairs:
             plan = make_schedule(grid, steps, model.noise, order=order, guidance_scale=GUIDANCE)
-            found.append(Entry(f"{grid}, order {order}", steps, plan))
+            found.append(Entry(f"{grid}, order {order}", steps, plan, True))
         config = SpaceConfig(num_steps=steps, passes=2 * steps, guidance="per-step")
         space = SearchSpace(config, model.noise, model.spec, "kl-optimal")
         draw = np.random.default_rng(steps)
         for k in range(count - len(pairs)):
             point = {key: draw.uniform(d.low, d.high) for key, d in space.distributions.items()}
-            found.append(Entry(f"random point {k}", steps, space.schedule(point)))
+            found.append(Entry(f"random point {k}", steps, space.schedule(point), False))
     return found
 
 
@@ -87,9 +90,10 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.folder, self.batch = args.run, args.batch
-        self.model = load("tiny", dtype=args.dtype)
+        self.model = load("tiny", args.device, args.dtype)
+        self.digest = model_digest(self.model)
         self.prompts = load_prompts("fashion-mnist")
-        self.extractors = [load_extractor(name) for name in EXTRACTORS]
+        self.extractors = [load_extractor(name, args.device) for name in EXTRACTORS]
         self.references = [
             load_reference("fashion-mnist", e, 32, args.run) for e in self.extractors
         ]
@@ -99,240 +103,110 @@ class Bench:
             "linspace", 50, self.model.noise, order=2, guidance_scale=GUIDANCE
         )
 
-    def schedule(self, name: str) -> Schedule:
-        return self.teacher if name == TEACHER else self.entries[int(name)].schedule
-
     def images(self, schedule: Schedule, seeds: range) -> torch.Tensor:
         texts = [self.prompts[seed % len(self.prompts)].text for seed in seeds]
         made = generate(self.model, schedule, texts, seeds, batch_size=self.batch)
         return torch.cat([batch.images for batch in made])
 
-    def make(self, name: str, first: int, keep: bool) -> None:
-        """Features of one part of the pool, and the images themselves if they are kept."""
-        seeds = range(POOL + first, POOL + first + PART)
-        images = self.images(self.schedule(name), seeds)
-        tensors = {
+    def features(self, images: torch.Tensor) -> dict[str, np.ndarray]:
+        return {
             e.name: r.project(e(images).numpy()).astype(np.float32)
             for e, r in zip(self.extractors, self.references, strict=True)
         }
-        if keep:
-            tensors["images"] = images.numpy()
-        path = place(self.folder, name, first)
-        write_whole(path, lambda p: save_file(tensors, p))
+
+    def make(self, job: Job) -> None:
+        first = SEEDS[job.block] + job.first
+        images = self.images(job.schedule, range(first, first + PART))
+        made = {"features": self.features(images), "images": {"images": images.numpy()}}
+        for kind, path in self.files(job).items():
+            write_whole(path, lambda p, kind=kind: save_file(made[kind], p))
+
+    def files(self, job: Job) -> dict[str, Path]:
+        folder, name = self.place(job.schedule), f"{job.block}-{job.first:06d}.safetensors"
+        found = {"features": folder / name}
+        return found | {"images": folder / f"images-{name}"} if job.images else found
+
+    def place(self, schedule: Schedule) -> Path:
+        """Changes with everything that changes a number in its files."""
+        parts = [self.digest, str(self.model.dtype), str(self.batch), schedule.to_json()]
+        parts += [reference.fingerprint for reference in self.references]  # of the extractor, too
+        parts += [str(SEEDS), *(prompt.text for prompt in self.prompts)]
+        return self.folder / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def done(self, job: Job) -> bool:
+        return all(path.exists() for path in self.files(job).values())
+
+    def collect(self, schedule: Schedule, block: str, key: str, most: int) -> np.ndarray:
+        """The rows of the parts that are there, without a gap, at most so many."""
+        prefix = "images-" if key == "images" else ""
+        rows: list[np.ndarray] = []
+        for first in range(0, most, PART):
+            path = self.place(schedule) / f"{prefix}{block}-{first:06d}.safetensors"
+            if not path.exists():
+                break
+            rows.append(load_file(path)[key])
+        return np.concatenate(rows)[:most] if rows else np.empty(0, np.float32)
 
 
-def place(folder: Path, name: str, first: int) -> Path:
-    return folder / name / f"{first:06d}.safetensors"
+def plan(bench: Bench, args: argparse.Namespace) -> list[Job]:
+    """Every file, in the order in which to make them.
 
-
-def plan(found: list[Entry], args: argparse.Namespace) -> list[tuple[str, int, bool]]:
-    """(schedule or teacher, first image, keep) of every file, in the order in which to make them.
-
-    All schedules of one number of steps grow together, so that stopping early leaves a whole.
+    All schedules of one number of steps grow together, and the pool with the truth, so that
+    stopping early leaves a whole.
     """
-    jobs = [(TEACHER, first, True) for first in range(0, args.teacher, PART)]
-    for steps in sorted({entry.steps for entry in found}):
-        for first in range(0, args.truth + max(args.sizes), PART):
-            for i, entry in enumerate(found):
+    jobs = [Job(bench.teacher, "pool", first, True) for first in range(0, args.teacher, PART)]
+    parts = [("pool", first, first / args.pool) for first in range(0, args.pool, PART)]
+    parts += [("truth", first, first / args.truth) for first in range(0, args.truth, PART)]
+    for steps in sorted({entry.steps for entry in bench.entries}):
+        for block, first, _ in sorted(parts, key=lambda part: part[2]):
+            for entry in bench.entries:
                 if entry.steps == steps:
-                    jobs.append((f"{i:02d}", first, entry.known and first < args.teacher))
+                    images = entry.known and block == "pool" and first < args.teacher
+                    jobs.append(Job(entry.schedule, block, first, images))
     return jobs
 
 
-def collect(folder: Path, name: str, key: str) -> np.ndarray:
-    """The rows of the parts that are there, without a gap; (0,) where there are none."""
-    rows = []
-    while (path := place(folder, name, PART * len(rows))).exists():
-        tensors = load_file(path)
-        if key not in tensors:
-            break
-        rows.append(tensors[key])
-    return np.concatenate(rows) if rows else np.empty(0, np.float32)
+def measured(bench: Bench, args: argparse.Namespace, name: str, steps: int) -> Images | None:
+    """What all schedules of one number of steps have, under one extractor; None if nothing."""
+    mine = [entry for entry in bench.entries if entry.steps == steps]
 
+    def common(block: str, key: str, most: int, of: Iterable[Entry]) -> list[np.ndarray]:
+        found = [bench.collect(entry.schedule, block, key, most) for entry in of]
+        n = min(map(len, found), default=0)
+        return [x[:n] for x in found]
 
-@dataclass
-class Ranking:
-    """The images of all schedules of one number of steps under one extractor."""
-
-    reference: Reference
-    features: list[np.ndarray]  # (pool, axes) of each schedule
-    known: list[int]  # places of those at the teacher's guidance
-    gaps: dict[str, np.ndarray]  # statistic -> (known, images) distances to the teacher
-    largest: int  # images of the largest subset
-    truth: int  # images behind the truth
-
-    @property
-    def pool(self) -> int:
-        return len(self.features[0])
-
-    def rows(self, start: int, n: int) -> np.ndarray:
-        """The pool is a ring."""
-        return (start + np.arange(n)) % self.pool
-
-    def true(self, i: int, start: int) -> float:
-        """FD on the images behind the largest subset that starts here."""
-        rows = self.rows(start + self.largest, self.truth)
-        return frechet_distance(self.features[i][rows], self.reference.test)
-
-    def value(self, kind: str, i: int, start: int, n: int) -> float:
-        if kind in self.gaps:
-            return float(self.gaps[kind][self.known.index(i), start : start + n].mean())
-        x = self.features[i][self.rows(start, n)]
-        if kind == "FD":
-            return frechet_distance(x, self.reference.search)
-        if kind == "FD-infinity":
-            return frechet_infinity(x, self.reference.search)
-        return score_kernel(x, self.reference.sample).value
-
-    def draw(self, kind: str, n: int, common: bool, rng: np.random.Generator) -> dict[str, float]:
-        """Rank on one subset, or on one for each schedule, and compare with the truth."""
-        of_teacher = kind in self.gaps
-        members = self.known if of_teacher else list(range(len(self.features)))
-        top = self.gaps[kind].shape[1] - n + 1 if of_teacher else self.pool
-        starts = rng.integers(top, size=len(members))
-        if common:
-            starts[:] = starts[0]
-        pairs = list(zip(members, starts.tolist(), strict=True))
-        values = np.array([self.value(kind, i, start, n) for i, start in pairs])
-        true = np.array([self.true(i, start) for i, start in pairs])
-        best, ten = np.argsort(values)[:5], np.argsort(true)[:10]
-        return {
-            "tau": float(kendalltau(values, true).statistic),
-            "tau_best_ten": float(kendalltau(values[ten], true[ten]).statistic),
-            "top5_regret": float(true[best].min() - true.min()),
-            "regret": float(true[best[0]] - true.min()),
-        }
-
-
-def rankings(bench: Bench, args: argparse.Namespace) -> dict[tuple[str, int], Ranking]:
-    """What all schedules of one number of steps have, by extractor and steps."""
-    found = {}
-    for name, reference in zip(EXTRACTORS, bench.references, strict=True):
-        teacher = {key: collect(args.run, TEACHER, key) for key in ("images", name)}
-        for steps in sorted({entry.steps for entry in bench.entries}):
-            members = [i for i, entry in enumerate(bench.entries) if entry.steps == steps]
-            features = [collect(args.run, f"{i:02d}", name) for i in members]
-            pool = min(map(len, features))
-            fitting = [n for n in args.sizes if n <= 0.3 * pool]
-            if not fitting:
-                continue
-            known = [k for k, i in enumerate(members) if bench.entries[i].known]
-            gaps = {}
-            for kind, key in (("teacher, pixels", "images"), ("teacher, features", name)):
-                mine = [collect(args.run, f"{members[k]:02d}", key) for k in known]
-                n = min(*map(len, mine), len(teacher[key]), pool)
-                rows = [_squares(x[:n], teacher[key][:n]) for x in mine if n]
-                gaps[kind] = np.array(rows).reshape(len(known), n)
-            largest = max(fitting)
-            truth = min(args.truth, pool - largest)
-            found[name, steps] = Ranking(
-                reference, [x[:pool] for x in features], known, gaps, largest, truth
-            )
-    return found
+    pool, truth = (common(block, name, getattr(args, block), mine) for block in SEEDS)
+    if len(truth[0]) < 2 or len(pool[0]) < min(args.sizes):
+        return None
+    known = [entry for entry in mine if entry.known]
+    gaps = {}
+    for kind, key in ((PIXELS, "images"), (FEATURES, name)):
+        rows = common("pool", key, args.teacher, known)
+        teacher = bench.collect(bench.teacher, "pool", key, args.teacher)
+        n = min(len(teacher), *map(len, rows))
+        gaps[kind] = np.array([_squares(x[:n], teacher[:n]) for x in rows]).reshape(len(rows), n)
+    return Images(pool, truth, [k for k, entry in enumerate(mine) if entry.known], gaps)
 
 
 def _squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Mean squared difference of each row."""
+    if not len(x):
+        return np.empty(0)
     flat = x.reshape(len(x), -1).astype(np.float32) - y.reshape(len(y), -1)
     return (flat**2).mean(1)
 
 
-def analyse(
-    bench: Bench, args: argparse.Namespace, say: Callable[[str], None]
-) -> list[dict[str, object]]:
+def report(bench: Bench, args: argparse.Namespace) -> Iterator[dict]:
     """Every statistic against the truth, as far as it was measured."""
-    rows = []
-    for (extractor, steps), ranking in rankings(bench, args).items():
-        say(f"analysis: {extractor}, {steps} steps")
-        passes = 2 * steps
-        for kind in STATISTICS:
-            limit = ranking.gaps[kind].shape[1] if kind in ranking.gaps else ranking.largest
-            for n in (n for n in args.sizes if n <= limit):
-                for seeds in ("common", "own"):
-                    rng = np.random.default_rng(n)
-                    draws = [
-                        ranking.draw(kind, n, seeds == "common", rng) for _ in range(args.draws)
-                    ]
-                    row: dict[str, object] = {
-                        "extractor": extractor,
-                        "steps": steps,
-                        "statistic": kind,
-                        "seeds": seeds,
-                        "n": n,
-                        "passes": n * passes,
-                        "schedules": len(
-                            ranking.known if kind in ranking.gaps else ranking.features
-                        ),
-                        "truth_images": ranking.truth,
-                    }
-                    for key in draws[0]:
-                        row[key] = float(np.mean([d[key] for d in draws]))
-                    row["tau_sd"] = float(np.std([d["tau"] for d in draws]))
-                    rows.append(row)
-    return rows
-
-
-def write(rows: list[dict], bench: Bench, args: argparse.Namespace) -> None:
-    """JSON, a table in markdown and a plot."""
-    names = [f"{e.name}, {e.steps} steps" for e in bench.entries]
-    data = {"dtype": args.dtype, "draws": args.draws, "schedules": names, "rows": rows}
-    write_whole(args.docs / "ranking.json", lambda p: p.write_text(json.dumps(data, indent=1)))
-    lines = [
-        "# How far a small subset ranks schedules: the table",
-        "",
-        f"Made by `scripts/study_ranking.py`, model in {args.dtype}, means of {args.draws} draws. "
-        "What the columns mean is at the top of that script; regrets are in units of the true FD.",
-        "",
-        "| extractor | steps | statistic | seeds | n | schedules | truth n | tau | of the best ten "
-        "| top-5 regret | regret | passes a schedule |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['extractor']} | {r['steps']} | {r['statistic']} | {r['seeds']} | {r['n']:,} "
-        f"| {r['schedules']} | {r['truth_images']:,} | {r['tau']:.2f} ± {r['tau_sd']:.2f} "
-        f"| {r['tau_best_ten']:.2f} | {r['top5_regret']:.2f} | {r['regret']:.2f} "
-        f"| {r['passes']:,} |"
-        for r in rows
-    ]
-    table = "\n".join(lines) + "\n"
-    write_whole(args.docs / "ranking.md", lambda p: p.write_text(table))
-    if rows:
-        plot(rows, args.docs / "ranking.png")
-
-
-def plot(rows: list[dict], path: Path) -> None:
-    """Tau against n: a panel for each extractor and number of steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = sorted({(r["extractor"], r["steps"]) for r in rows}, reverse=True)
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 4), squeeze=False, sharey=True
-    )
-    for axis, panel in zip(axes[0], panels, strict=True):
-        here = [r for r in rows if (r["extractor"], r["steps"]) == panel]
-        for k, kind in enumerate(STATISTICS):
-            for seeds, style in (("common", "-"), ("own", ":")):
-                line = [
-                    (r["n"], r["tau"])
-                    for r in here
-                    if (r["statistic"], r["seeds"]) == (kind, seeds)
-                ]
-                if line:
-                    label = kind if seeds == "common" else None
-                    axis.plot(
-                        *zip(*line, strict=True), style, color=f"C{k}", label=label, marker="."
-                    )
-        axis.set(
-            title=f"{panel[0]}, {panel[1]} steps", xscale="log", xlabel="images", ylim=(None, 1)
-        )
-    axes[0][0].set_ylabel("Kendall's tau with the truth (dotted: own seeds)")
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=110))
-    plt.close(figure)
+    for name, reference in zip(EXTRACTORS, bench.references, strict=True):
+        for steps in sorted({entry.steps for entry in bench.entries}):
+            images = measured(bench, args, name, steps)
+            if images is None:
+                print(f"analysis: {name}, {steps} steps: not enough images yet", flush=True)
+                continue
+            print(f"analysis: {name}, {steps} steps", flush=True)
+            for row in analyse(images, Real.of(reference), args.sizes):
+                yield {"extractor": name, "steps": steps, **row, "passes": row["n"] * 2 * steps}
 
 
 _bench: Bench
@@ -344,20 +218,52 @@ def _start(args: argparse.Namespace, threads: int) -> None:
     _bench = Bench(args)
 
 
-def _make(job: tuple[str, int, bool], deadline: float) -> bool:
+def _make(job: Job, deadline: float) -> bool:
     if time.time() > deadline:
         return False
-    _bench.make(*job)
+    _bench.make(job)
     return True
+
+
+def make_all(jobs: list[Job], args: argparse.Namespace, bench: Bench) -> int:
+    """Make what is not there yet until the hours are over; returns how many were made."""
+    global _bench
+    deadline = time.time() + 3600 * args.hours
+    if args.workers == 1:
+        _bench = bench
+        return _count(map(_make, jobs, [deadline] * len(jobs)), len(jobs))
+    threads = torch.get_num_threads()
+    context = get_context("spawn")
+    with ProcessPoolExecutor(args.workers, context, _start, (args, threads)) as pool:
+        return _count(pool.map(_make, jobs, [deadline] * len(jobs)), len(jobs))
+
+
+def _count(done: Iterable[bool], total: int) -> int:
+    made = 0
+    for one in done:
+        made += one
+        if sys.stdout.isatty():
+            print(f"\r{made} of {total} parts", end="", flush=True)
+    return made
+
+
+def seconds_a_pass(bench: Bench) -> float:
+    """Of one process, with features; the first batch warms up."""
+    schedule = bench.entries[0].schedule
+    for _ in range(2):
+        started = time.monotonic()
+        bench.features(bench.images(schedule, range(bench.batch)))
+    return (time.monotonic() - started) / bench.batch / schedule.passes
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--schedules", type=int, nargs=2, default=(40, 12), help="at 5, at 8 steps")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024, 2048, 4096])
+    parser.add_argument("--pool", type=int, default=0, help="images of the subsets; default as n")
     parser.add_argument("--truth", type=int, default=10_000, help="images of the true ranking")
     parser.add_argument("--teacher", type=int, default=1024, help="its images, of 50 steps")
-    parser.add_argument("--draws", type=int, default=10, help="subsets of each size")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--hours", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--workers", type=int, default=2)
@@ -366,36 +272,42 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--dry-run", action="store_true", help="print passes and hours, and end")
     args = parser.parse_args(argv)
+    if min(args.sizes) < 8:
+        parser.error(f"--sizes must be at least 8, got {min(args.sizes)}")
+    if args.truth < 2 or args.workers < 1 or args.batch < 1 or max(args.schedules) < 2:
+        parser.error("--truth and --schedules must be at least 2, --workers and --batch 1")
+    args.sizes = sorted(set(args.sizes))
+    args.pool = max(args.pool, args.sizes[-1])
+    args.teacher = min(args.teacher, args.pool)
     torch.set_num_threads(max(1, torch.get_num_threads() // args.workers))
     bench = Bench(args)
-    jobs = plan(bench.entries, args)
-    left = [job for job in jobs if not place(args.run, *job[:2]).exists()]
-    passes = sum(bench.schedule(job[0]).passes * PART for job in left)
-    probe = range(args.batch)
-    bench.images(bench.entries[0].schedule, probe)
-    started = time.monotonic()
-    bench.images(bench.entries[0].schedule, probe)
-    seconds = (time.monotonic() - started) / args.batch / bench.entries[0].schedule.passes
+    jobs = plan(bench, args)
+    left = [job for job in jobs if not bench.done(job)]
+    passes = sum(job.schedule.passes * PART for job in left)
+    hours = passes * seconds_a_pass(bench) / args.workers / 3600
     print(
         f"{len(bench.entries)} schedules, {len(left)} of {len(jobs)} parts left: {passes:,} passes,"
-        f" about {passes * seconds / args.workers / 3600:.2f} hours with {args.workers} workers",
+        f" about {hours:.2f} hours with {args.workers} workers",
         flush=True,
     )
     if args.dry_run:
         return
-    deadline = time.time() + 3600 * args.hours
-    context = get_context("spawn")
-    with ProcessPoolExecutor(
-        args.workers, context, _start, (args, torch.get_num_threads())
-    ) as pool:
-        made = 0
-        for done in pool.map(_make, left, [deadline] * len(left)):
-            made += done
-            if sys.stdout.isatty():
-                print(f"\r{made} of {len(left)} parts", end="", flush=True)
+    made = make_all(left, args, bench)
     if made < len(left):
         print(f"stopped at {args.hours:g} hours, {len(left) - made} parts to do; run it again")
-    write(analyse(bench, args, print), bench, args)
+    rows = list(report(bench, args))
+    if not rows:
+        print("nothing to report yet")
+        return
+    settings = {
+        "model": bench.digest,
+        "dtype": args.dtype,
+        "batch_size": args.batch,
+        "seeds": SEEDS,
+        "pool": args.pool,
+        "schedules": [f"{entry.name}, {entry.steps} steps" for entry in bench.entries],
+    }
+    write(rows, settings, args.docs)
     print(f"{args.docs}: ranking.json, ranking.md, ranking.png")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from stepsampler.errors import UserError
 from stepsampler.generate import generate
 from stepsampler.models import LatentModel
 from stepsampler.models.base import quantised
+from stepsampler.models.flux import pack
 from stepsampler.schedule import Schedule
 from stepsearch.evaluate import Prompt
 from stepsearch.images import Fit, ImageFiles
@@ -28,19 +30,23 @@ class Contender(Protocol):
     steps: int | None
     passes: float | None  # network passes an image; None: not known (yet)
     prompted: bool  # whether image k shows prompt k
+    captioned: bool  # whether it is known what the images show
 
     def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
         """Images of `seeds`, uint8 (n, 3, height, width), in batches; a prompt for each."""
         ...
 
+    def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
+        """What the images of `seeds` are to show, if it is known."""
+        ...
+
 
 class OnSchedule:
-    """A schedule on a model."""
-
-    prompted = True
+    """A schedule on a model; an unconditional one has no use for prompts."""
 
     def __init__(self, name: str, schedule: Schedule, model: LatentModel, digest: str) -> None:
         model.check(schedule)
+        self.prompted = self.captioned = model.conditional
         self.name, self.schedule, self.model = name, schedule, model
         bare = replace(schedule, provenance={}, model=None).to_json()
         self.identity = _digest(f"schedule {bare} {digest} {model.shape}")
@@ -48,9 +54,12 @@ class OnSchedule:
         self.passes: float | None = float(schedule.passes)
 
     def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
-        texts = [prompt.text for prompt in prompts]
+        texts = self.texts(seeds, prompts) if self.prompted else [""] * len(seeds)
         for batch in generate(self.model, self.schedule, texts, seeds, batch_size=batch_size):
             yield batch.images
+
+    def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
+        return [prompt.text for prompt in prompts]
 
 
 class OnStock:
@@ -58,9 +67,12 @@ class OnStock:
 
     It starts from the noise from which schedules start, one generator a seed. `passes` are counted
     at the network.
+
+    Raises:
+        UserError: the pipeline draws its own noise, or the scheduler or the steps do not fit it.
     """
 
-    prompted = True
+    prompted = captioned = True
 
     def __init__(
         self,
@@ -70,6 +82,11 @@ class OnStock:
         guidance_scale: float | None = None,
         scheduler: str | None = None,
     ) -> None:
+        if "latents" not in inspect.signature(model.pipeline.__call__).parameters:
+            raise UserError(
+                f"--stock: a {type(model.pipeline).__name__} takes no latents, so it cannot start "
+                "from the noise of the schedules; score schedules on it"
+            )
         self.model, self.guidance_scale = model, guidance_scale
         self.steps: int | None = steps
         self.passes: float | None = None
@@ -91,30 +108,35 @@ class OnStock:
         pipeline.set_progress_bar_config(disable=True)
         for start in range(0, len(seeds), batch_size):
             chunk = seeds[start : start + batch_size]
-            texts = [prompt.text for prompt in prompts[start : start + batch_size]]
+            texts = self.texts(chunk, prompts[start : start + batch_size])
             with self._own_scheduler(), _counted(self.model.net) as rows:
                 images = pipeline(texts, **self._options(chunk)).images
             self.passes = rows[0] / len(chunk)
             yield quantised(images.float()).cpu()
 
+    def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
+        return [prompt.text for prompt in prompts]
+
     def _options(self, seeds: range) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         # Drawn from the same generators, so that a scheduler's own noise is not this noise again.
         noise = torch.stack([torch.randn(*self.model.shape, generator=g) for g in generators])
+        if self.model.family == "flux":
+            noise = pack(noise)
         options: dict[str, Any] = {
             "num_inference_steps": self.steps,
             "generator": generators,
+            "latents": noise.to(self.model.device, self.model.dtype),
             "output_type": "pt",
         }
-        known = inspect.signature(self.model.pipeline.__call__).parameters
         if self.guidance_scale is not None:
             options["guidance_scale"] = self.guidance_scale
-        if not hasattr(self.model.pipeline, "_pack_latents"):  # those pack their own noise
-            options["latents"] = noise.to(self.model.device, self.model.dtype)
-        factor = self.model.pipeline.vae_scale_factor
-        for name, side in (("height", self.model.shape[1]), ("width", self.model.shape[2])):
+        known = inspect.signature(self.model.pipeline.__call__).parameters
+        size = self.model.size
+        # PixArt and Sana would make the nearest of some sizes, and resize the images.
+        for name, value in (("height", size), ("width", size), ("use_resolution_binning", False)):
             if name in known:
-                options[name] = side * factor
+                options[name] = value
         return options
 
     @contextmanager
@@ -130,7 +152,7 @@ class OnStock:
 class OnFiles:
     """Images that lie in a folder or a zip: image k is the k-th by name."""
 
-    prompted = False
+    prompted = captioned = False
 
     def __init__(
         self, source: Path, n: int, first: int, size: int | None = None, fit: Fit = "crop"
@@ -145,9 +167,38 @@ class OnFiles:
         self.passes: float | None = None
         self.identity = _digest(f"files {self.files.digest()} {size} {fit} {first}")
 
+    def read_captions(self) -> None:
+        """Take what each image shows from the manifest that `stepsample batch` wrote beside them.
+
+        Raises:
+            UserError: there is none, or not a line for each image.
+        """
+        source = self.files.source
+        path = source / "manifest.jsonl"
+        if not path.is_file():
+            raise UserError(
+                f"--clip-score: {source}: it is not known what its images show: no manifest.jsonl "
+                "of `stepsample batch` lies there; score it without"
+            )
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+            found = {str(row["file"]): str(row["prompt"]) for row in rows}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a manifest of `stepsample batch`: {error}") from error
+        lacking = [name for name in self.files.names if name not in found]
+        if lacking:
+            raise UserError(f"--clip-score: {path}: it has no line for {lacking[0]}")
+        self.captions, self.captioned = [found[name] for name in self.files.names], True
+
     def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
-        chosen = range(seeds.start - self.first, seeds.stop - self.first)
-        return self.files.batches(self.size, self.fit, batch_size, chosen)
+        return self.files.batches(self.size, self.fit, batch_size, self._places(seeds))
+
+    def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
+        places = self._places(seeds)
+        return self.captions[places.start : places.stop]
+
+    def _places(self, seeds: range) -> range:
+        return range(seeds.start - self.first, seeds.stop - self.first)
 
 
 def _scheduler(model: LatentModel, name: str | None) -> Any:

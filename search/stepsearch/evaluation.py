@@ -78,18 +78,21 @@ def evaluate(
             if np.isfinite(row.measurement.aligned).all():
                 found["alignment"] = score_mean(row.measurement.aligned)
     if harness.clip:
-        shown = [c for c in contenders if c.prompted]
+        places = [i for i, contender in enumerate(contenders) if contender.captioned]
+        shown = [contenders[i] for i in places]
         measured = measure_all(shown, seeds, batch, partial(harness.measure, CLIP), progress)
-        for contender, found_clip in zip(shown, measured, strict=True):
-            scores[contenders.index(contender)][f"clip_score_{harness.clip.digest}"] = score_mean(
-                found_clip.features[:, 0]
-            )
+        for i, found_clip in zip(places, measured, strict=True):
+            clip = score_mean(found_clip.features[:, 0])
+            scores[i][f"clip_score_{harness.clip.digest}"] = clip
     entries = [
         {
             "name": c.name,
             "identity": c.identity,
             "steps": c.steps,
             "passes": c.passes,
+            # What a paired difference needs to be equal; files show what they show.
+            "prompts": harness.prompts_digest if c.prompted else None,
+            "alignment": harness.judge.digest if harness.judge and c.prompted else None,
             "notes": sorted({*said, *_file_note(c)}),
             "scores": {name: _plain(score) for name, score in found.items()},
         }
@@ -150,26 +153,28 @@ def _plain(score: Score) -> dict[str, Any]:
 
 def differences(result: Result) -> list[dict[str, Any]]:
     """Of each contender to the first, paired image by image, with 95 % intervals."""
-    found = []
-    for entry, scores in zip(result.entries[1:], result.scores[1:], strict=True):
+    return [
+        {
+            "contender": result.entries[i]["name"],
+            "minus": result.entries[0]["name"],
+            "metric": name,
+            "difference": difference,
+            "standard_error": se,
+            "interval_95": [difference - half, difference + half],
+        }
+        for (i, name), (difference, se, half) in _paired(result).items()
+    ]
+
+
+def _paired(result: Result) -> dict[tuple[int, str], tuple[float, float, float]]:
+    """(place, metric) -> difference to the first, its standard error, half of its interval."""
+    found = {}
+    for i, scores in enumerate(result.scores[1:], 1):
         for name, score in scores.items():
             base = result.scores[0].get(name)
-            if base is None or len(score.left_out) < 2:
-                continue
-            difference, se = score.minus(base)
-            found.append(
-                {
-                    "contender": entry["name"],
-                    "minus": result.entries[0]["name"],
-                    "metric": name,
-                    "difference": difference,
-                    "standard_error": se,
-                    "interval_95": [
-                        difference - score.quantile * se,
-                        difference + score.quantile * se,
-                    ],
-                }
-            )
+            if base is not None and len(score.left_out) > 1:
+                difference, se = score.minus(base)
+                found[i, name] = difference, se, score.quantile * se
     return found
 
 
@@ -204,8 +209,10 @@ def _identity(metric: Metric) -> dict[str, Any]:
 def join(result: Result, data: dict[str, Any], path: Path) -> Result:
     """Add the contenders of an earlier evaluation; a name that is taken gets that of the file.
 
+    Prompts and the judge of alignment count only where both sides have contenders that use them.
+
     Raises:
-        UserError: another n, other seeds or other metrics; or no such file.
+        UserError: another n, other seeds, metrics or prompts; or no such file.
     """
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -214,12 +221,15 @@ def join(result: Result, data: dict[str, Any], path: Path) -> Result:
         raise UserError(f"{path}: not a result of stepsearch evaluate ({error})") from error
     if kind != FORMAT:
         raise UserError(f"{path}: the format must be {FORMAT!r}, got {kind!r}")
-    for key in ("n", "seeds", "prompts", "alignment", "metrics"):
-        if earlier.get(key) != data[key]:
-            raise UserError(
-                f"{path}: its {key} differ, so its scores do not compare: "
-                f"{_brief(earlier.get(key))} there, {_brief(data[key])} here"
-            )
+    for key in ("n", "seeds", "metrics"):
+        _same(path, key, earlier.get(key), data[key])
+    for key in ("prompts", "alignment"):
+        theirs, ours = (
+            {row[key] for row in rows if row.get(key)}
+            for rows in (earlier["contenders"], result.entries)
+        )
+        if theirs and ours:
+            _same(path, key, ", ".join(sorted(theirs)), ", ".join(sorted(ours)))
     scores = [
         {
             name: Score(s["value"], np.array(s["left_out"]), s["conservative"])
@@ -227,12 +237,20 @@ def join(result: Result, data: dict[str, Any], path: Path) -> Result:
         }
         for entry in earlier["contenders"]
     ]
-    taken = {entry["name"] for entry in result.entries}
-    entries = [
-        {**entry, "name": f"{entry['name']} ({path.stem})"} if entry["name"] in taken else entry
-        for entry in earlier["contenders"]
-    ]
+    entries, taken = [], {entry["name"] for entry in result.entries}
+    for entry in earlier["contenders"]:
+        name = entry["name"]
+        names = (name, f"{name} ({path.stem})", f"{name} ({path})")
+        entries.append({**entry, "name": next((n for n in names if n not in taken), names[-1])})
     return Result(result.n, result.seeds, result.entries + entries, result.scores + scores)
+
+
+def _same(path: Path, key: str, theirs: Any, ours: Any) -> None:
+    if theirs != ours:
+        raise UserError(
+            f"{path}: its {key} differ, so its scores do not compare: "
+            f"{_brief(theirs)} there, {_brief(ours)} here"
+        )
 
 
 def _brief(value: Any) -> str:
@@ -251,20 +269,18 @@ def table(result: Result) -> Table:
     view = Table(title=f"{result.n} images, seeds {result.seeds.start} to {result.seeds.stop - 1}")
     for name in ("contender", "steps", "passes", "score ± standard error", "minus the first, 95 %"):
         view.add_column(name, justify="left" if name == "contender" else "right", no_wrap=True)
-    paired = {(d["contender"], d["metric"]): d for d in differences(result)}
-    for entry, scores in zip(result.entries, result.scores, strict=True):
+    paired = _paired(result)
+    for i, (entry, scores) in enumerate(zip(result.entries, result.scores, strict=True)):
         passes = "" if entry["passes"] is None else f"{entry['passes']:g}"
         head = [entry["name"], str(entry["steps"] or ""), passes]
         for name, score in scores.items():
-            found = paired.get((entry["name"], name))
-            view.add_row(*head, cell(score, name), _interval(found) if found else "")
+            interval = ""
+            if (i, name) in paired:
+                d, _, half = paired[i, name]
+                interval = f"{d:+.3g} [{d - half:+.3g}, {d + half:+.3g}]"
+            view.add_row(*head, cell(score, name), interval)
             head = ["", "", ""]
     return view
-
-
-def _interval(found: dict[str, Any]) -> str:
-    low, high = found["interval_95"]
-    return f"{found['difference']:+.3g} [{low:+.3g}, {high:+.3g}]"
 
 
 def cell(score: Score, name: str) -> str:

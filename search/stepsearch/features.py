@@ -17,16 +17,24 @@ AXES = 128
 
 
 class Extractor(Protocol):
-    """Features of images, uint8 (n, 3, height, width) -> float32 (n, width)."""
+    """Features of images, uint8 (n, 3, height, width) -> float32 (n, width).
+
+    In two parts, of which the second is the network alone: `features(prepare(images))`.
+    """
 
     name: str
     digest: str  # of the weights and everything else that changes the numbers
     axes: int | None  # principal axes of the reference that a distance uses; None: all features
 
-    def __call__(self, images: Tensor) -> Tensor: ...
+    def prepare(self, images: Tensor) -> Tensor: ...
+
+    def features(self, prepared: Tensor) -> Tensor: ...
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.features(self.prepare(images))
 
 
-class Lite0:
+class Lite0(Extractor):
     """EfficientNet-Lite0, trained on ImageNet (Apache-2.0): 1,280 pooled features at 64 pixels.
 
     Resizing is torch's antialiased bicubic, clamped and not quantised.
@@ -46,14 +54,17 @@ class Lite0:
         self.device = device
         self.digest = f"{file_digest(Path(path))}-{self.size}px"
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor) -> Tensor:
         x = (resized(images.to(self.device).float(), self.size) - 127) / 128
-        features = self.net.extract_features(x.contiguous(memory_format=torch.channels_last))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def features(self, prepared: Tensor) -> Tensor:
+        features = self.net.extract_features(prepared)
         return features.mean((2, 3)).float().cpu()  # type: ignore[no-any-return]
 
 
-class Texture:
+class Texture(Extractor):
     """A small classifier of the bundled model's own data, pooled at four depths: 416 features."""
 
     name = "texture"
@@ -65,14 +76,17 @@ class Texture:
         self.device = device
         self.digest = file_digest(path)
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor) -> Tensor:
         x = SmallClassifier.prepare(images.to(self.device))
         if x.shape[-2:] != (32, 32):
             raise UserError(
                 f"the extractor 'texture' is for 32 x 32 images, got {tuple(x.shape[-2:])}"
             )
-        return self.net.features(x).cpu()
+        return x
+
+    @torch.inference_mode()
+    def features(self, prepared: Tensor) -> Tensor:
+        return self.net.features(prepared).cpu()
 
 
 EXTRACTORS: dict[str, type[Lite0] | type[Texture]] = {"lite0": Lite0, "texture": Texture}

@@ -44,8 +44,10 @@ class Clock:
         return time.perf_counter()
 
     def watch(self, model: LatentModel) -> None:
-        """Time the denoiser, the VAE's decoder and the text encoders of a model."""
-        parts = {"denoiser": model.net, "VAE": model.pipeline.vae.decoder}
+        """Time the denoiser, the VAE's decoder and the text encoders, as far as there are any."""
+        parts = {"denoiser": model.net}
+        if "vae" in model.pipeline.components:
+            parts["VAE"] = model.pipeline.vae.decoder
         for name, part in model.pipeline.components.items():
             if name.startswith("text_encoder") and part is not None:
                 parts[name.replace("_", " ")] = part
@@ -98,6 +100,12 @@ class Harness:
     judge: Judge | None = None
     clip: ClipScore | None = None
 
+    @property
+    def prompts_digest(self) -> str:
+        """Of their content, whatever file they are from."""
+        texts = "\n".join(prompt.text for prompt in self.prompts)
+        return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
     def measure(
         self, quantity: str | Metric, jobs: Sequence[tuple[Contender, range]]
     ) -> Iterator[tuple[int, Measurement]]:
@@ -128,9 +136,9 @@ class Harness:
 
     def _quantities(self, contender: Contender) -> list[str | Metric]:
         found: list[str | Metric] = list(self.metrics)
-        if contender.prompted and self.judge:
+        if self.judge and contender.prompted:
             found.append(ALIGNED)
-        if contender.prompted and self.clip:
+        if self.clip and contender.captioned:
             found.append(CLIP)
         return found
 
@@ -140,19 +148,25 @@ class Harness:
     def _measure(self, contender: Contender, seeds: range, files: dict[str, Path]) -> None:
         prompts = [self.prompts[seed % len(self.prompts)] for seed in seeds]
         scores: list[NDArray[np.float32]] = []
-        clock, clip = self.clock, self.clip if contender.prompted else None
+        clock, clip = self.clock, self.clip
+        texts = contender.texts(seeds, prompts) if contender.captioned else []
 
         def batches() -> Iterator[Tensor]:
             done = 0
             for images in contender.batches(seeds, prompts, self.batch_size):
-                if clip:
-                    texts = [p.text for p in prompts[done : done + len(images)]]
-                    scores.append(clock.timed("CLIP score", clip)(images, texts))
+                if clip and texts:
+                    prepared = clip.prepare(images, texts[done : done + len(images)])
+                    scores.append(clock.timed("CLIP score", clip.score)(*prepared))
                 done += len(images)
                 yield images
 
+        def timed(extractor: Extractor) -> Callable[[Tensor], Tensor]:
+            """Its network alone: resizing on the CPU is none."""
+            network = clock.timed("extractor", extractor.features)
+            return lambda images: network(extractor.prepare(images))
+
         judge = clock.timed("judge", self.judge) if self.judge and contender.prompted else None
-        extractors = [clock.timed("extractor", metric.extractor) for metric in self.metrics]
+        extractors = [timed(metric.extractor) for metric in self.metrics]
         try:
             features, aligned, _ = observe(batches(), extractors, judge, prompts)
         except NotFiniteError as error:
@@ -162,7 +176,7 @@ class Harness:
             if len(rows) != len(seeds):
                 raise UserError(f"{contender.name}: {len(rows)} images, wanted were {len(seeds)}")
             values[metric] = metric.reference.project(rows).astype(np.float32)
-        if clip:
+        if scores:
             values[CLIP] = np.concatenate(scores)[:, None]
         for quantity in self._quantities(contender):
             passes = np.nan if contender.passes is None else contender.passes
@@ -180,6 +194,8 @@ class Harness:
             digest = {ALIGNED: self.judge, CLIP: self.clip}[quantity]
             what = f"{quantity} {digest.digest if digest else ''}"
         prompts = "\n".join(prompt.text for prompt in self.prompts) if contender.prompted else ""
+        if quantity == CLIP and not contender.prompted:
+            prompts = "\n".join(contender.texts(seeds, []))
         text = "\n".join(
             [contender.identity, f"{seeds.start} {seeds.stop}", str(self.batch_size), what, prompts]
         )

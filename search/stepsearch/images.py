@@ -5,7 +5,9 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +18,8 @@ from torch import Tensor
 from stepsampler.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-CONVERTED_MODES = ("1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr")  # to RGB, and counted
-NAMED = 5  # broken files that an error names
+CONVERTED_MODES = ("1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr")  # to RGB, and named
+NAMED = 5  # files that an error or a note names
 
 # crop:      the largest centred square, resized to the wanted size (aspect ratio kept)
 # squash512: the whole image resized to 512 x 512, whatever its shape; bicubic
@@ -31,7 +33,6 @@ class ImageFiles:
 
     source: Path
     names: list[str]
-    converted: set[str] = field(default_factory=set)  # files that were not RGB, once read
 
     @classmethod
     def find(cls, source: Path) -> "ImageFiles":
@@ -60,12 +61,17 @@ class ImageFiles:
             key.update(hashlib.sha256(data).digest())
         return key.hexdigest()
 
-    @property
+    @cached_property
     def note(self) -> str:
-        """How many of the images read so far were made RGB; empty if none."""
-        if not self.converted:
+        """How many of the images are not RGB and are made so, and the first ones; empty if none.
+
+        From the heads of the files, so that it is the same where their features are recalled.
+        """
+        converted = [name for name, mode in self._modes() if mode in CONVERTED_MODES]
+        if not converted:
             return ""
-        return f"{self.source}: {len(self.converted)} of {len(self.names)} images were not RGB"
+        count = f"{len(converted)} of {len(self.names)}"
+        return f"{self.source}: {count} images were not RGB: {_listed(converted)}"
 
     def batches(
         self,
@@ -88,7 +94,7 @@ class ImageFiles:
         broken: list[str] = []
         for name, data in self._bytes(chosen):
             try:
-                row = self._read(name, data, size, fit)
+                row = _read(data, size, fit)
             except (OSError, ValueError, SyntaxError):
                 broken.append(name)
                 continue
@@ -104,33 +110,26 @@ class ImageFiles:
                 rows = []
             rows.append(row)
         if broken:
-            listed = ", ".join(broken[:NAMED]) + (", …" if len(broken) > NAMED else "")
             raise UserError(
                 f"{self.source}: {len(broken)} of {len(chosen)} files cannot be read as images: "
-                f"{listed}"
+                f"{_listed(broken)}"
             )
         if rows:
             yield torch.stack(rows)
 
-    def _read(self, name: str, data: bytes, size: int | None, fit: Fit) -> Tensor:
-        from PIL import Image, ImageOps
+    def _modes(self) -> Iterator[tuple[str, str]]:
+        """Of the files that are images."""
+        from PIL import Image
 
-        try:
-            opened = Image.open(io.BytesIO(data))
-        except Image.DecompressionBombError as error:
-            raise ValueError(str(error)) from error
-        with opened:
-            opened.load()
-            if opened.mode != "RGB":
-                if opened.mode not in CONVERTED_MODES:
-                    raise ValueError(f"mode {opened.mode}")
-                self.converted.add(name)
-            image = opened.convert("RGB")
-        if fit == "squash512":
-            image = image.resize((512, 512), Image.Resampling.BICUBIC)
-        elif fit == "crop" and size is not None:
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        broken = (OSError, ValueError, SyntaxError, RuntimeError, zlib.error)
+        archive = None if self.source.is_dir() else zipfile.ZipFile(self.source)
+        with archive or nullcontext():
+            for name in self.names:
+                try:
+                    with archive.open(name) if archive else (self.source / name).open("rb") as file:
+                        yield name, Image.open(file).mode
+                except (*broken, zipfile.BadZipFile, Image.DecompressionBombError):
+                    continue  # refused by name where it is read
 
     def _bytes(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
         if self.source.is_dir():
@@ -147,3 +146,26 @@ class ImageFiles:
 
 def _size(image: Tensor) -> str:
     return f"{image.shape[2]} x {image.shape[1]}"
+
+
+def _read(data: bytes, size: int | None, fit: Fit) -> Tensor:
+    from PIL import Image, ImageOps
+
+    try:
+        opened = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    with opened:
+        opened.load()
+        if opened.mode not in ("RGB", *CONVERTED_MODES):
+            raise ValueError(f"mode {opened.mode}")
+        image = opened.convert("RGB")
+    if fit == "squash512":
+        image = image.resize((512, 512), Image.Resampling.BICUBIC)
+    elif fit == "crop" and size is not None:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

@@ -1,7 +1,7 @@
 """One call of `stepsearch evaluate`: load what is asked for, measure, print, write."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from rich.progress import Progress
 
 from stepsampler.errors import UserError
 from stepsampler.models import LatentModel, check_device, load
-from stepsampler.schedule import load as load_schedule
+from stepsampler.presets import names as preset_names
+from stepsampler.presets import open_schedule
 from stepsearch.contenders import Contender, OnFiles, OnSchedule, OnStock
 from stepsearch.evaluate import load_prompts, model_digest
 from stepsearch.evaluation import as_data, evaluate, join, profile, save, table
@@ -60,10 +61,11 @@ def run_evaluation(request: Request) -> None:
     check_device(request.device)
     if request.part not in RANGES:
         raise UserError(f"--range must be one of {', '.join(RANGES)}, got {request.part!r}")
+    presets = [p for p in request.what if not p.exists() and str(p) in preset_names()]
     for path in request.what:
-        if not path.exists():
-            raise UserError(f"{path}: no such schedule, folder or zip")
-    schedules = [p for p in request.what if p.is_file() and p.suffix == ".json"]
+        if not path.exists() and path not in presets:
+            raise UserError(f"{path}: no such schedule, folder or zip, and no preset of that name")
+    schedules = [p for p in request.what if p in presets or (p.is_file() and p.suffix == ".json")]
     files = [p for p in request.what if p not in schedules]
     if not (schedules or files or request.stock):
         raise UserError("nothing to score: give a schedule, a folder of images, or --stock STEPS")
@@ -72,9 +74,9 @@ def run_evaluation(request: Request) -> None:
     size = request.size
     if schedules or request.stock:
         model = load(request.model, request.device, request.dtype, request.size)
-        size = model.shape[1] * model.pipeline.vae_scale_factor
-    elif size is None:
-        size = next(ImageFiles.find(files[0]).batches(fit="none")).shape[-1]
+        size = model.size
+    elif size is None and request.fit == "crop":
+        size = _side(files)
     fitted = None if request.fit == "none" else size
     metrics = []
     for spec in request.extractors:
@@ -139,15 +141,54 @@ def _contenders(
     found: list[Contender] = []
     if model is not None:
         digest = model_digest(model)
-        for path in schedules:
-            found.append(OnSchedule(path.stem, load_schedule(path), model, digest))
+        for path, name in zip(schedules, _names(schedules), strict=True):
+            found.append(OnSchedule(name, open_schedule(path), model, digest))
         for steps in request.stock:
             found.append(OnStock(model, digest, steps, request.guidance_scale, request.scheduler))
     for path in files:
         # Without --size and a model, files are taken as they are, and must be of one size.
-        size = request.size if model is None else model.shape[1] * model.pipeline.vae_scale_factor
-        found.append(OnFiles(path, request.images, first, size, request.fit))
+        size = request.size if model is None else model.size
+        contender = OnFiles(path, request.images, first, size, request.fit)
+        if request.clip:
+            contender.read_captions()
+        found.append(contender)
     return found
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Names without suffix; with their folders, or whole paths, where those are equal."""
+    shorter: list[Callable[[Path], str]] = [
+        lambda path: path.name.removesuffix(".json"),
+        lambda path: f"{path.absolute().parent.name}/{path.name.removesuffix('.json')}",
+    ]
+    names = [str(path) for path in paths]
+    for form in reversed(shorter):
+        short = [form(path) for path in paths]
+        names = [s if short.count(s) == 1 else n for s, n in zip(short, names, strict=True)]
+    return names
+
+
+def _side(files: Sequence[Path]) -> int:
+    """Side of the images, to which those of the reference are cropped: they must be square.
+
+    Raises:
+        UserError: they are not, or not of one size; that of a folder is checked where it is read.
+    """
+    sizes = {}
+    for path in files:
+        height, width = next(ImageFiles.find(path).batches(fit="none")).shape[-2:]
+        if height != width:
+            raise UserError(
+                f"{path}: its images are {width} x {height}; give --size to crop them to squares"
+            )
+        sizes[width] = path
+    if len(sizes) > 1:
+        (a, one), (b, other), *_ = sizes.items()
+        raise UserError(
+            f"the images of {one} are {a} x {a}, those of {other} {b} x {b}; give --size to crop "
+            "them to"
+        )
+    return width
 
 
 def _notes(entries: Sequence[dict[str, object]], metrics: Sequence[Metric]) -> list[str]:

@@ -80,11 +80,16 @@ class Inception:
         self.device = device
         self.digest = f"{found[:16]}-clean299"
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor) -> Tensor:
         rows = [self.resize(image.permute(1, 2, 0).numpy()) for image in images.cpu()]
-        x = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
-        return self.net(x.to(self.device)).float().cpu()  # type: ignore[no-any-return]
+        return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).to(self.device)
+
+    @torch.inference_mode()
+    def features(self, prepared: Tensor) -> Tensor:
+        return self.net(prepared).float().cpu()  # type: ignore[no-any-return]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.features(self.prepare(images))
 
 
 class Transformer:
@@ -101,12 +106,18 @@ class Transformer:
         self.processor = _processor(name, source)
         self.digest = f"{_weights_digest(self.net)}-{_settings_digest(self.processor)}"
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor) -> Tensor:
         x = self.processor(images=list(images.cpu()), return_tensors="pt")["pixel_values"]
-        x = x.to(self.device, self.net.dtype)
-        output = self.net.get_image_features(x) if self.name == "clip" else self.net(x)
+        return x.to(self.device, self.net.dtype)  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def features(self, prepared: Tensor) -> Tensor:
+        clip = self.name == "clip"
+        output = self.net.get_image_features(prepared) if clip else self.net(prepared)
         return _pooled(output).float().cpu()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.features(self.prepare(images))
 
 
 class ClipScore:
@@ -123,16 +134,22 @@ class ClipScore:
         self.tokenizer = CLIPTokenizer.from_pretrained(source)
         self.digest = self.images.digest
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> NDArray[np.float32]:
-        """One score an image, (n,); prompts beyond the model's length are cut."""
-        net = self.images.net
+    def prepare(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels, tokens and their mask; prompts beyond the model's length are cut."""
         words = self.tokenizer(list(prompts), return_tensors="pt", padding=True)
-        most = net.config.text_config.max_position_embeddings
+        most = self.images.net.config.text_config.max_position_embeddings
         tokens, mask = (words[k][:, :most].to(self.device) for k in ("input_ids", "attention_mask"))
-        texts = _pooled(net.get_text_features(tokens, mask)).float().cpu()
-        cosine = torch.nn.functional.cosine_similarity(self.images(images), texts)
+        return self.images.prepare(images), tokens, mask
+
+    @torch.inference_mode()
+    def score(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> NDArray[np.float32]:
+        """One score an image, (n,)."""
+        texts = _pooled(self.images.net.get_text_features(tokens, mask)).float().cpu()
+        cosine = torch.nn.functional.cosine_similarity(self.images.features(pixels), texts)
         return (100 * cosine).clamp(min=0).numpy()
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> NDArray[np.float32]:
+        return self.score(*self.prepare(images, prompts))
 
 
 def _pooled(output: Any) -> Tensor:

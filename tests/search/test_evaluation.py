@@ -178,8 +178,11 @@ def test_a_stock_scheduler_that_cannot_run_the_model_is_refused():
 class Broken:
     name, digest, axes = "broken", "1", None
 
-    def __call__(self, images):
-        return torch.full((len(images), 2), torch.nan)
+    def prepare(self, images):
+        return images
+
+    def features(self, prepared):
+        return torch.full((len(prepared), 2), torch.nan)
 
 
 def harness(tmp_path, extractor=None, batch=4):

@@ -46,14 +46,20 @@ def test_the_squash_keeps_all_of_it(tmp_path):
     np.testing.assert_array_equal(batch[0].permute(1, 2, 0).numpy(), np.array(expected))
 
 
-def test_pictures_that_are_not_rgb_are_converted_and_counted(tmp_path):
+def test_pictures_that_are_not_rgb_are_converted_and_named(tmp_path):
     draw(tmp_path, "a.png")
     draw(tmp_path, "b.png", mode="L")
     draw(tmp_path, "c.png", mode="RGBA")
     files = ImageFiles.find(tmp_path)
     (batch,) = files.batches(8)
     assert (batch[1, 0] == batch[1, 2]).all()  # grey
-    assert files.note == f"{tmp_path}: 2 of 3 images were not RGB"
+    assert files.note == f"{tmp_path}: 2 of 3 images were not RGB: b.png, c.png"
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in "abc":
+            archive.write(tmp_path / f"{name}.png", f"{name}.png")
+    assert ImageFiles.find(tmp_path / "x.zip").note.endswith(
+        "2 of 3 images were not RGB: b.png, c.png"
+    )
 
 
 def test_broken_files_are_counted_and_named(tmp_path):

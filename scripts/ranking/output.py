@@ -1,0 +1,87 @@
+"""What `study_ranking.py` writes: every number, a table in markdown, and a plot."""
+
+import json
+from pathlib import Path
+
+from ranking.analysis import KNOWN, STATISTICS
+from stepsearch.paths import write_whole
+
+ABOUT = """\
+# How far a small subset ranks schedules: the table
+
+Made by `scripts/study_ranking.py`, model in {dtype}. Subsets are disjoint blocks of {pool:,} images
+of each schedule, as many as "draws" says; the truth is FD on other seeds, the same images for all,
+and on real images that no statistic has seen. "Common": all schedules are ranked on the same block.
+"Own": tau is over the pairs of schedules that lie on different blocks. "Among the teacher's
+guidance" are the known grids, the only ones whose distance to the teacher is fair. tau is the mean
+over the draws, ± its spread from draw to draw; regrets are in units of the true FD: how much worse
+than the best of all are the best of the five that the statistic likes most, and its favourite.
+"""
+
+
+def write(rows: list[dict], settings: dict, folder: Path) -> None:
+    """ranking.json, ranking.md and ranking.png."""
+    text = json.dumps({**settings, "rows": rows}, indent=1, allow_nan=False)
+    write_whole(folder / "ranking.json", lambda p: p.write_text(text + "\n"))
+    heads = (
+        "extractor | steps | statistic | among | schedules | seeds | n | draws | truth n | tau "
+        "| of the best ten | top-5 regret | regret | passes a schedule"
+    )
+    lines = [ABOUT.format(**settings), f"| {heads} |", "|---" * (heads.count("|") + 1) + "|"]
+    lines += [
+        f"| {r['extractor']} | {r['steps']} | {r['statistic']} | {r['among']} | {r['schedules']} "
+        f"| {r['seeds']} | {r['n']:,} | {r['draws']} | {r['truth_images']:,} | {_tau(r)} "
+        f"| {_number(r['tau_best_ten'])} | {_number(r['top5_regret'])} | {_number(r['regret'])} "
+        f"| {r['passes']:,} |"
+        for r in rows
+    ]
+    table = "\n".join(lines) + "\n"
+    write_whole(folder / "ranking.md", lambda p: p.write_text(table))
+    _plot(rows, folder / "ranking.png")
+
+
+def _tau(row: dict) -> str:
+    spread = "" if row["tau_sd"] is None else f" ± {row['tau_sd']:.2f}"
+    return _number(row["tau"]) + spread
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _plot(rows: list[dict], path: Path) -> None:
+    """Tau against n: a column for each extractor and number of steps, a line for each statistic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    columns = sorted({(r["extractor"], r["steps"]) for r in rows}, reverse=True)
+    groups = [g for g in ("all", KNOWN) if any(r["among"] == g for r in rows)]
+    size = (4.2 * len(columns), 3.8 * len(groups))
+    figure, axes = plt.subplots(
+        len(groups), len(columns), figsize=size, squeeze=False, sharey=True, sharex=True
+    )
+    for group, line in zip(groups, axes, strict=True):
+        for (extractor, steps), axis in zip(columns, line, strict=True):
+            here = [
+                r
+                for r in rows
+                if (r["extractor"], r["steps"], r["among"]) == (extractor, steps, group)
+            ]
+            for k, kind in enumerate(STATISTICS):
+                for seeds, style in (("common", "-"), ("own", ":")):
+                    mine = [r for r in here if (r["statistic"], r["seeds"]) == (kind, seeds)]
+                    points = [(r["n"], r["tau"]) for r in mine if r["tau"] is not None]
+                    if points:
+                        label = kind if seeds == "common" else None
+                        x, y = zip(*points, strict=True)
+                        axis.plot(x, y, style, color=f"C{k}", label=label, marker=".")
+            count = here[0]["schedules"] if here else 0
+            title = f"{extractor}, {steps} steps, {count} schedules"
+            axis.set(title=title, xscale="log", xlabel="images", ylim=(None, 1))
+        line[0].set_ylabel("Kendall's tau with the truth (dotted: own seeds)")
+        line[0].legend(fontsize=7)
+    figure.tight_layout()
+    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=110))
+    plt.close(figure)

@@ -1,0 +1,281 @@
+"""`stepsearch evaluate` on files of any shape and name, on every family, and beside presets."""
+
+import json
+import time
+
+import numpy as np
+import pipelines
+import pytest
+import torch
+from evaluating import command, pictures
+from PIL import Image
+
+from stepsampler import Schedule, Step, UserError
+from stepsampler.batch import run_batch
+from stepsampler.captions import Caption
+from stepsampler.generate import seeded_noise
+from stepsampler.grids import make_schedule
+from stepsampler.models import from_pipeline
+from stepsampler.models import load as load_model
+from stepsearch.contenders import OnSchedule, OnStock
+from stepsearch.evaluate import load_prompts
+from stepsearch.evaluation import evaluate
+from stepsearch.features import load_extractor
+from stepsearch.harness import Clock, Harness, Metric
+from stepsearch.reference import fit
+
+PROMPTS = load_prompts("fashion-mnist")
+
+
+def wide(folder, n=12, size=(64, 32)):
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for k in range(n):
+        pixels = draw.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k:03d}.png")
+    return folder
+
+
+def harness(cache, extractor):
+    real = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.manual_seed(0)).byte()
+    metric = Metric(extractor, fit(extractor, [real], axes=None))
+    return Harness([metric], PROMPTS, 4, cache, Clock(torch.device("cpu")))
+
+
+def fd(folder, tmp_path, monkeypatch, capsys, *options):
+    """Of a folder against itself."""
+    out = tmp_path / "out.json"
+    words = ["--reference", folder, "--images", 12, "--cache", tmp_path / "cache", "-o", out]
+    code, _, errors = command(monkeypatch, capsys, folder, *words, *options)
+    assert code == 0, errors
+    (row,) = json.loads(out.read_text())["contenders"]
+    return next(iter(row["scores"].values()))["value"]
+
+
+def test_a_folder_of_pictures_that_are_not_square_is_at_no_distance_from_itself(
+    tmp_path, monkeypatch, capsys
+):
+    folder = wide(tmp_path / "wide")
+    whole = ["--extractor", "lite0-whole"]
+    for options in (["--size", 32], ["--fit", "none"], ["--fit", "squash512"]):
+        found = fd(folder, tmp_path, monkeypatch, capsys, *whole, *options)
+        assert found == pytest.approx(0, abs=1e-3), options
+    code, _, errors = command(
+        monkeypatch, capsys, folder, "--reference", folder, "--images", 12, *whole
+    )
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "wide: its images are 64 x 32; give --size to crop them to squares" in errors
+
+
+def test_folders_of_two_sizes_are_refused_without_one(tmp_path, monkeypatch, capsys):
+    a, b = pictures(tmp_path / "a", 12), pictures(tmp_path / "b", 12, size=40)
+    common = ["--reference", a, "--images", 12, "--cache", tmp_path / "cache"]
+    code, _, errors = command(monkeypatch, capsys, a, b, *common)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "a are 32 x 32, those of " in errors
+    assert "b 40 x 40; give --size to crop them to" in errors
+    assert command(monkeypatch, capsys, a, b, *common, "--size", 32)[0] == 0
+
+
+def test_schedules_of_one_name_keep_their_own_differences(tmp_path, monkeypatch, capsys):
+    noise = load_model("tiny").noise
+    paths = []
+    for run, scale in (("one", 1.5), ("two", 2.0), ("three", 7.0)):
+        path = tmp_path / run / "best.json"
+        path.parent.mkdir()
+        make_schedule("power", 2, noise, guidance_scale=scale).save(path)
+        paths.append(path)
+    options = ["--images", 8, "--batch-size", 8, "--cache", tmp_path / "cache"]
+    code, out, errors = command(monkeypatch, capsys, *paths, *options, "-o", tmp_path / "r.json")
+    assert code == 0, errors
+    data = json.loads((tmp_path / "r.json").read_text())
+    rows = {row["name"]: row["scores"] for row in data["contenders"]}
+    assert list(rows) == ["one/best", "two/best", "three/best"]
+    metric = "fd_texture128_8"
+    for found in (d for d in data["differences"] if d["metric"] == metric):
+        expected = rows[found["contender"]][metric]["value"] - rows["one/best"][metric]["value"]
+        assert found["difference"] == pytest.approx(expected)
+        line = next(x for x in out.splitlines() if found["contender"] in x)
+        assert f"{expected:+.3g}" in line
+    # The same names in the result of another folder
+    code, out, errors = command(
+        monkeypatch, capsys, *paths[:2], *options, "--with", tmp_path / "r.json"
+    )
+    assert code == 0, errors
+    assert "two/best (r)" in out
+
+
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_every_family_is_scored(family, tmp_path):
+    """Pixel U-Nets have no VAE, and some pipelines no scale of it."""
+    size = None if family in ("ddpm", "ddim") else pipelines.SIZE
+    model = from_pipeline(pipelines.FAMILIES[family](), size)
+    scale = 1.0 if not model.conditional else 3.0
+    if model.spec.prediction_type == "flow_prediction":
+        plan = Schedule((Step(1.0, scale), Step(0.5, scale)), model=model.spec)
+    else:
+        plan = Schedule((Step(14.0, scale), Step(1.0, scale)))
+    if model.guidance != plan.guidance:
+        plan = Schedule(plan.steps, model=plan.model, guidance=model.guidance)
+    bench = harness(tmp_path, load_extractor("lite0-whole"))
+    if family == "dit":
+        bench.prompts = [type(PROMPTS[0])(str(k)) for k in range(5)]
+    bench.clock.watch(model)
+    contenders = [OnSchedule("mine", plan, model, "d")]
+    if family in ("dit", "ddpm", "ddim"):
+        with pytest.raises(UserError, match=r"--stock: a D.*Pipeline takes no latents"):
+            OnStock(model, "d", 2)
+    else:
+        contenders.append(OnStock(model, "d", 2))
+    result = evaluate(contenders, bench, 4)
+    assert len(result.entries) == len(contenders)
+    assert "denoiser" in bench.clock.spent
+    assert ("VAE" in bench.clock.spent) == (family not in ("ddpm", "ddim"))
+    for contender in contenders:
+        images = next(iter(contender.batches(range(3), list(bench.prompts[:3]), 3)))
+        assert images.shape == (3, 3, model.size, model.size)
+
+
+@pytest.mark.parametrize("family", ["dit", "ddpm"])
+def test_the_command_takes_models_without_latents(family, tmp_path, monkeypatch, capsys):
+    pipelines.FAMILIES[family]().save_pretrained(tmp_path / "model")
+    scale = 2.0 if family == "dit" else 1.0
+    Schedule((Step(14.0, scale), Step(1.0, scale))).save(tmp_path / "plan.json")
+    (tmp_path / "classes.txt").write_text("1\n2\n")
+    options = ["--model", tmp_path / "model", "--prompts", tmp_path / "classes.txt", "--images", 8]
+    options += ["--reference", pictures(tmp_path / "real", 20), "--extractor", "lite0-whole"]
+    options += ["--cache", tmp_path / "cache", "--profile"]
+    code, out, errors = command(monkeypatch, capsys, tmp_path / "plan.json", *options)
+    assert code == 0, errors
+    assert "(fd_lite0_8)" in out
+    assert "denoiser" in out
+    code, _, errors = command(monkeypatch, capsys, "--stock", 2, *options)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "takes no latents, so it cannot start from the noise of the schedules" in errors
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux-dev", "flux-schnell", "sana", "pixart-sigma"])
+def test_a_stock_pipeline_starts_from_the_noise_of_the_seeds(family):
+    """What the network is first called with is what a schedule would start from."""
+    from stepsampler.models.flux import unpack
+
+    model = from_pipeline(pipelines.FAMILIES[family](), pipelines.SIZE)
+    called = []
+    model.net.register_forward_pre_hook(
+        lambda _, inputs, named: called.append(inputs[0] if inputs else named["hidden_states"]),
+        with_kwargs=True,
+    )
+    list(OnStock(model, "d", 2).batches(range(5, 7), PROMPTS[:2], 2))
+    first = called[0][-2:]
+    if family.startswith("flux"):
+        first = unpack(first, model.shape[1] // 2, model.shape[2] // 2)
+    torch.testing.assert_close(first, seeded_noise(range(5, 7), model.shape))
+
+
+def test_a_preset_is_a_schedule(tmp_path, monkeypatch, capsys):
+    options = ["--images", 8, "--batch-size", 8, "--cache", tmp_path]
+    code, out, errors = command(monkeypatch, capsys, "seed-sd-5", *options)
+    assert code == 0, errors
+    assert "seed-sd-5" in out
+    code, _, errors = command(monkeypatch, capsys, "seed-sd-55", *options)
+    assert code == 2
+    assert "seed-sd-55: no such schedule, folder or zip, and no preset of that name" in errors
+
+
+def test_a_folder_can_be_compared_with_the_schedules_of_before(tmp_path, monkeypatch, capsys):
+    """Prompts count where they are used, and by their content."""
+    made, real = pictures(tmp_path / "made", 12), pictures(tmp_path / "real", 30, seed=1)
+    common = ["--images", 12, "--batch-size", 12, "--cache", tmp_path / "cache"]
+    common += ["--reference", real, "--extractor", "texture-whole"]
+    before = tmp_path / "before.json"
+    words = ["seed-sd-5", *common, "--prompts"]
+    for name, text in (("a", "a bag\na coat\n"), ("b", "a bag\na coat\n"), ("c", "a shirt\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    assert command(monkeypatch, capsys, *words, tmp_path / "a.txt", "-o", before)[0] == 0
+    code, out, errors = command(monkeypatch, capsys, made, *common, "--with", before)
+    assert code == 0, errors
+    assert "seed-sd-5" in out
+    common += ["--with", before]
+    words = ["seed-sd-5", *common, "--prompts"]
+    assert command(monkeypatch, capsys, *words, tmp_path / "b.txt")[0] == 0
+    code, _, errors = command(monkeypatch, capsys, *words, tmp_path / "c.txt")
+    assert code == 2
+    assert "its prompts differ, so its scores do not compare" in errors
+
+
+def test_what_is_odd_about_files_is_said_again_when_they_are_recalled(
+    tmp_path, monkeypatch, capsys
+):
+    made = pictures(tmp_path / "made", 12)
+    for name in ("003.png", "007.png"):
+        Image.open(made / name).convert("L").save(made / name)
+    options = ["--images", 12, "--reference", pictures(tmp_path / "real", 20), "--cache", tmp_path]
+    for _ in range(2):
+        out = command(monkeypatch, capsys, made, *options)[1]
+        assert "2 of 12 images were not RGB: 003.png, 007.png" in out.replace("\n", " ")
+
+
+class Words:
+    """Stands for a CLIP model: the score of an image is the number of letters of its text."""
+
+    def __init__(self, source="", device="cpu"):
+        self.digest = "words"
+
+    def prepare(self, images, texts):
+        return (texts,)
+
+    def score(self, texts):
+        return np.array([len(text) for text in texts], np.float32)
+
+
+def test_the_clip_score_of_a_folder_is_that_of_its_own_captions(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("stepsearch.judging.ClipScore", Words)
+    model = load_model("tiny")
+    plan = make_schedule("power", 1, model.noise)
+    texts = ["a bag", "a coat", "a t-shirt", "a pair of trousers"] * 2
+    list(run_batch(model, plan, [Caption(t) for t in texts], tmp_path / "made", batch_size=8))
+    options = [
+        "--images",
+        6,
+        "--batch-size",
+        3,
+        "--reference",
+        "fashion-mnist",
+        "--clip-score",
+        "x",
+    ]
+    options += ["--cache", tmp_path / "cache"]
+    code, _, errors = command(
+        monkeypatch, capsys, tmp_path / "made", *options, "-o", tmp_path / "r.json"
+    )
+    assert code == 0, errors
+    (row,) = json.loads((tmp_path / "r.json").read_text())["contenders"]
+    mean = np.mean([len(text) for text in texts[:6]])
+    assert row["scores"]["clip_score_words"]["value"] == pytest.approx(mean)
+    bare = pictures(tmp_path / "bare", 6)
+    code, _, errors = command(monkeypatch, capsys, bare, *options)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "bare: it is not known what its images show: no manifest.jsonl of" in errors
+
+
+class Slow:
+    """An extractor whose preparation takes long."""
+
+    name, digest, axes = "slow", "1", None
+
+    def prepare(self, images):
+        time.sleep(0.05)
+        return images.float().mean((2, 3))
+
+    def features(self, prepared):
+        return prepared
+
+    def __call__(self, images):
+        return self.features(self.prepare(images))
+
+
+def test_preparing_images_is_no_time_inside_networks(tmp_path):
+    model = load_model("tiny")
+    bench = harness(tmp_path, Slow())
+    evaluate([OnSchedule("mine", make_schedule("power", 1, model.noise), model, "d")], bench, 4)
+    assert bench.clock.spent["extractor"] < 0.05 < bench.clock.total
