@@ -131,7 +131,8 @@ def test_latents_agree_across_batch_sizes(tiny):
     with torch.inference_mode():
         whole = sample(denoiser(0, 3), noise, schedule)
         single = [sample(denoiser(i, i + 1), noise[[i]], schedule) for i in range(3)]
-    torch.testing.assert_close(torch.cat(single), whole, atol=1e-5, rtol=1e-5)
+    difference = (torch.cat(single) - whole).abs().max()
+    assert difference <= 1e-5 * whole.abs().max()  # float32 sums in another order
 
 
 def test_the_noise_of_a_seed_never_changes():
