@@ -87,7 +87,7 @@ def _alignment(result: Result, config: StudyConfig) -> list[str]:
     ]
     drop = teacher.measurement.alignment - result.found.measurement.alignment
     if drop > config.search.alignment_drop:
-        said.append("That is a larger drop than the study allows, and which the selection kept.")
+        said.append("That drop is larger than the study allows; on the selection seeds it was not.")
     return said
 
 

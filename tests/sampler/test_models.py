@@ -118,20 +118,25 @@ def test_churn_draws_from_a_generator_of_each_image(tiny):
     assert not torch.equal(run(churned, 3), run(plain, 3))
 
 
-def test_latents_agree_across_batch_sizes(tiny):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_latents_agree_across_batch_sizes(dtype):
+    """To 1e-5, but in float32 of the largest latent: its sums change with batch and threads."""
     from stepsampler.sample import sample
 
     schedule = make_schedule("power", 3, SD, guidance_scale=2.0)
+    model = from_pipeline(load("tiny").pipeline.to(dtype))
 
     def denoiser(start, stop):
         count = stop - start
-        return tiny.denoiser(tiny.encode(PROMPTS[start:stop]), tiny.encode([""] * count, True))
+        states = model.encode(PROMPTS[start:stop])
+        return model.denoiser(states, model.encode([""] * count, True))
 
-    noise = seeded_noise([0, 1, 2], tiny.shape)
+    noise = seeded_noise([0, 1, 2], model.shape).to(dtype)
     with torch.inference_mode():
         whole = sample(denoiser(0, 3), noise, schedule)
         single = [sample(denoiser(i, i + 1), noise[[i]], schedule) for i in range(3)]
-    torch.testing.assert_close(torch.cat(single), whole, atol=1e-5, rtol=1e-5)
+    difference = (torch.cat(single) - whole).abs().max()
+    assert difference <= (1e-5 if dtype == torch.float64 else 1e-5 * whole.abs().max())
 
 
 def test_the_noise_of_a_seed_never_changes():

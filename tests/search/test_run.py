@@ -466,10 +466,10 @@ def test_a_teacher_that_is_no_better_leaves_no_gap_to_close(tmp_path):
 
 def test_a_loss_of_alignment_on_the_test_seeds_is_said(tmp_path):
     result, config, _ = run(tmp_path)
-    assert "larger drop" not in verdict(result, config)
+    assert "drop is larger" not in verdict(result, config)
     found = result.found.measurement
     lower = replace(result.found, measurement=replace(found, aligned=found.aligned * 0.9))
-    assert "larger drop" in verdict(replace(result, test=[lower, *result.test[1:]]), config)
+    assert "drop is larger" in verdict(replace(result, test=[lower, *result.test[1:]]), config)
 
 
 @pytest.mark.parametrize("width", [80, 110])
