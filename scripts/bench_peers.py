@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -347,8 +346,8 @@ def main(argv: list[str] | None = None) -> None:
             write(found, path)
     except OutOfTimeError:
         print(f"stopped at {args.hours:g} hours; run again to go on")
-        sys.exit(0)
-    print(f"{path}.json, {path}.md")
+    else:
+        print(f"{path}.json, {path}.md")
 
 
 def replace_steps(found: dict, rows: dict) -> None:

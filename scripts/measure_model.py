@@ -25,8 +25,9 @@ from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import LatentModel, load
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
+from stepsearch.alignment import Prompt
 from stepsearch.distance import score
-from stepsearch.evaluate import SELECTION, TEST, Prompt, load_prompts
+from stepsearch.evaluate import SELECTION, TEST, load_prompts
 from stepsearch.features import Judge, load_extractor
 from stepsearch.paths import write_whole
 from stepsearch.reference import load_reference

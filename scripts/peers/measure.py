@@ -8,9 +8,10 @@ import torch
 from peers.studies import EXTRACTORS
 from stepsampler.models import load
 from stepsampler.schedule import Schedule
+from stepsearch.alignment import ClassAlignment
 from stepsearch.contenders import OnSchedule
 from stepsearch.evaluate import load_prompts, model_digest
-from stepsearch.features import Judge, load_extractor
+from stepsearch.features import load_extractor
 from stepsearch.harness import Clock, Harness, Metric
 from stepsearch.reference import load_reference
 
@@ -38,7 +39,9 @@ class Measure:
         metrics = [Metric(e, load_reference("fashion-mnist", e, 32, cache)) for e in extractors]
         prompts = load_prompts("fashion-mnist", args.held_out)
         clock = Clock(torch.device(args.device))
-        self.harness = Harness(metrics, prompts, args.batch, cache, clock, Judge(args.device))
+        self.harness = Harness(
+            metrics, prompts, args.batch, cache, clock, ClassAlignment(args.device)
+        )
 
     def contender(self, entry: Entry) -> OnSchedule:
         return OnSchedule(entry.name, entry.schedule, self.model, self.digest)

@@ -16,6 +16,7 @@ from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import resolve
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
+from stepsearch.alignment import CLIP
 from stepsearch.baselines import CLASSIFIER_FREE, shapes, wanted
 from stepsearch.config import StudyConfig, load_config
 from stepsearch.dryrun import dry_run, kind_of
@@ -72,6 +73,7 @@ def missing(config: StudyConfig) -> list[str]:
         load_prompts(config.evaluation.prompts)
     except UserError as error:
         found.append(str(error))
+    found.append(_missing_alignment(config.evaluation.alignment))
     found.append(_missing_reference(config))
     return [sentence for sentence in found if sentence]
 
@@ -127,6 +129,12 @@ def _missing_extractor(spec: str) -> str | None:
     if INCEPTION_FILE not in (place.name, *(p.name for p in place.glob("*.pt"))):
         return f"extractor {spec!r}: no {INCEPTION_FILE} in {place}"
     return None
+
+
+def _missing_alignment(spec: str) -> str | None:
+    if not spec.startswith(CLIP) or local_folder(spec.removeprefix(CLIP)):
+        return None
+    return f"alignment {spec!r}: no such folder, and not in the local Hugging Face cache"
 
 
 def _missing_reference(config: StudyConfig) -> str | None:

@@ -6,7 +6,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS
@@ -132,6 +139,8 @@ class EvaluationConfig(_Section):
     extractor: str = "texture"
     reference: str = "fashion-mnist"  # bundled statistics, or a folder of images
     prompts: str = "fashion-mnist"  # bundled prompts, or a text or caption file
+    # What says whether images show their prompts: the judge of the bundled classes, or clip:MODEL.
+    alignment: str = "classes"
     batch_size: int = Field(50, ge=1)
     images: int = Field(300, ge=8, le=SEEDS)  # per trial
     rungs: tuple[int, ...] = ()  # images after which a trial may end, such as 60, 125 and `images`
@@ -141,6 +150,13 @@ class EvaluationConfig(_Section):
     # theirs, or the worst. Empty: as it is.
     guidance_scales: tuple[float, ...] = ()
     over: Literal["mean", "worst"] = "mean"
+
+    @field_validator("alignment")
+    @classmethod
+    def _judged(cls, spec: str) -> str:
+        if spec != "classes" and (not spec.startswith("clip:") or spec == "clip:"):
+            raise ValueError(f'must be "classes" or "clip:MODEL", got {json.dumps(spec)}')
+        return spec
 
     @model_validator(mode="after")
     def _guided(self) -> "EvaluationConfig":

@@ -18,7 +18,7 @@ from stepsampler.models import LatentModel
 from stepsampler.models.base import quantised
 from stepsampler.models.flux import pack
 from stepsampler.schedule import Schedule
-from stepsearch.evaluate import Prompt
+from stepsearch.alignment import Prompt
 from stepsearch.images import Fit, ImageFiles
 
 

@@ -14,9 +14,10 @@ import torch
 from stepsampler.errors import UserError
 from stepsampler.models import quiet, resolve
 from stepsampler.pictures import save_png
+from stepsearch.alignment import CLIP
 from stepsearch.config import StudyConfig
 from stepsearch.features import EXTRACTORS
-from stepsearch.miniatures import FAMILIES
+from stepsearch.miniatures import FAMILIES, save_clip
 from stepsearch.paths import bundled
 from stepsearch.report import write, write_sheet
 from stepsearch.result import Result
@@ -88,9 +89,10 @@ def dry_run(config: StudyConfig, kind: str, folder: Path) -> Result:
 def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     """The study with a tiny model and made-up data, which is written into `folder`.
 
-    Bundled data stays, since it is there, and so is what alignment needs. Extractors with weights
-    of their own give way to EfficientNet-Lite0. Rivals that are for any model are left out, and the
-    others give way to the one that needs no trajectories. The search starts from no earlier run.
+    Bundled data stays, since it is there, and so does its judge. Extractors with weights of their
+    own give way to EfficientNet-Lite0, CLIP that judges alignment to a tiny one. Rivals that are
+    for any model are left out, and the others give way to the one that needs no trajectories. The
+    search starts from no earlier run.
     """
     data = config.model_dump()
     for section, values in SMALL.items():
@@ -101,6 +103,9 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     size = None if kind in PIXELS else SIZE
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
     evaluation = data["evaluation"]
+    if evaluation["alignment"].startswith(CLIP):
+        save_clip(folder / "clip")
+        evaluation["alignment"] = f"{CLIP}{folder / 'clip'}"
     if evaluation["extractor"].removesuffix("-whole") not in EXTRACTORS:
         evaluation["extractor"] = "lite0"
     if not bundled(f"{evaluation['prompts']}-prompts.json").exists():

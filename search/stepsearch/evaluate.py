@@ -22,8 +22,9 @@ from stepsampler.grids import is_guided, scale_guidance
 from stepsampler.models import LatentModel, check_device, load
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
+from stepsearch.alignment import Prompt, load_alignment
 from stepsearch.config import SEEDS, EvaluationConfig, StudyConfig
-from stepsearch.features import Judge, load_extractor
+from stepsearch.features import load_extractor
 from stepsearch.paths import bundled, write_whole
 from stepsearch.reference import Reference, load_reference
 
@@ -34,19 +35,11 @@ SHEET = 10  # images on a sheet: one of each class of the bundled prompts
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A prompt and, where the data has classes, the class that it asks for."""
-
-    text: str
-    label: int | None = None
-
-
-@dataclass(frozen=True)
 class Measurement:
-    """Projected features (n, axes) and, per image, whether it shows what was asked (n,).
+    """Projected features (n, axes) and, per image, how well it shows what was asked (n,), in 0..1.
 
-    Of a study over guidance scales: features (n, scales, axes), and the share of scales at which
-    an image shows it. `aligned` is NaN where the prompts have no classes.
+    Of a study over guidance scales: features (n, scales, axes), and the mean over the scales.
+    `aligned` is NaN where nothing judges it.
     """
 
     features: NDArray[np.float32]
@@ -69,7 +62,7 @@ class Measurement:
 
     @property
     def alignment(self) -> float:
-        """Share of the images that show what was asked; NaN where unknown."""
+        """Share of the images that show what was asked, or mean cosine of CLIP; NaN if unknown."""
         return float(self.aligned.mean())
 
 
@@ -95,11 +88,12 @@ class Evaluator:
             for moments in (self.reference.search, self.reference.test)
         )
         self.reference = replace(self.reference, search=search, test=test)
-        self.judge = Judge(device) if self.prompts[0].label is not None else None
+        self.judge = load_alignment(evaluation.alignment, self.prompts, device)
         if config.search.both and self.judge is None:
             raise UserError(
                 "search.objectives: alignment is unknown, because the prompts of "
-                f"{evaluation.prompts!r} have no classes that a judge could find"
+                f"{evaluation.prompts!r} have no classes that a judge could find; "
+                'evaluation.alignment = "clip:MODEL" judges any'
             )
         parts = [
             model_digest(self.model),
@@ -171,7 +165,7 @@ class Evaluator:
 def observe(
     batches: Iterable[torch.Tensor],
     extractors: Sequence[Callable[[torch.Tensor], torch.Tensor]],
-    judge: Callable[[torch.Tensor], torch.Tensor] | None,
+    judge: Callable[[torch.Tensor, Sequence[Prompt]], NDArray[np.float32]] | None,
     prompts: Sequence[Prompt],
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], torch.Tensor]:
     """Features under every extractor, alignment with `prompts`, and the first images for a sheet.
@@ -179,20 +173,19 @@ def observe(
     Alignment is NaN without a judge. Prompts are as many as there are images, at least one.
     """
     features: list[list[NDArray[np.float32]]] = [[] for _ in extractors]
-    classes = []
-    first = None
+    aligned: list[NDArray[np.float32]] = []
+    done, first = 0, None
     for images in batches:
         first = images[:SHEET] if first is None else first
         for rows, extractor in zip(features, extractors, strict=True):
             rows.append(extractor(images).numpy())
         if judge:
-            classes.append(judge(images).numpy())
+            aligned.append(judge(images, prompts[done : done + len(images)]))
+        done += len(images)
     assert first is not None
-    aligned = np.full(len(prompts), np.nan, np.float32)
-    if judge:
-        labels = np.array([prompt.label for prompt in prompts])
-        aligned = (np.concatenate(classes) == labels).astype(np.float32)
-    return [np.concatenate(rows) for rows in features], aligned, first
+    unknown = np.full(len(prompts), np.nan, np.float32)
+    values = np.concatenate(aligned) if judge else unknown
+    return [np.concatenate(rows) for rows in features], values, first
 
 
 def model_digest(model: LatentModel) -> str:

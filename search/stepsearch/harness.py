@@ -20,9 +20,10 @@ from torch import Tensor
 
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.models import LatentModel
+from stepsearch.alignment import Alignment, Prompt
 from stepsearch.contenders import Contender
-from stepsearch.evaluate import Measurement, Prompt, observe
-from stepsearch.features import Extractor, Judge
+from stepsearch.evaluate import Measurement, observe
+from stepsearch.features import Extractor
 from stepsearch.paths import write_whole
 from stepsearch.pretrained import ClipScore
 from stepsearch.reference import Reference
@@ -97,7 +98,7 @@ class Harness:
     batch_size: int
     cache: Path
     clock: Clock
-    judge: Judge | None = None
+    judge: Alignment | None = None
     clip: ClipScore | None = None
 
     @property

@@ -13,10 +13,11 @@ from stepsampler.errors import UserError
 from stepsampler.models import LatentModel, check_device, load
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import open_schedule
+from stepsearch.alignment import CLASSES, load_alignment
 from stepsearch.contenders import Contender, OnFiles, OnSchedule, OnStock
 from stepsearch.evaluate import load_prompts, model_digest
 from stepsearch.evaluation import as_data, evaluate, join, profile, save, table
-from stepsearch.features import Judge, load_extractor
+from stepsearch.features import load_extractor
 from stepsearch.harness import Clock, Harness, Metric
 from stepsearch.images import Fit, ImageFiles
 from stepsearch.pretrained import ClipScore
@@ -92,7 +93,7 @@ def run_evaluation(request: Request) -> None:
         request.batch_size,
         request.cache,
         clock,
-        Judge(request.device) if model and prompts[0].label is not None else None,
+        load_alignment(CLASSES, prompts, request.device) if model else None,
         ClipScore(request.clip, request.device) if request.clip else None,
     )
     first = RANGES[request.part] if request.first_seed is None else request.first_seed

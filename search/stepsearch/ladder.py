@@ -78,7 +78,7 @@ def climb(
         found = Measurement.join(parts)
         fd = score(found.features, evaluator.reference.search)
         last = n == rungs[-1]
-        noise = sqrt(max(floor * (1 - floor), 0.0) / n)
+        noise = float(found.aligned.std(ddof=1)) / sqrt(n)
         hopeless = not last and found.alignment + MARGIN * noise < floor
         if last or hopeless:
             break

@@ -7,6 +7,7 @@ are made once a process. `FAMILIES` names the builders. Nothing is downloaded.
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -376,6 +377,24 @@ def _clip(tokenizer: Any, width: int = 32, layers: int = 1, projection: int | No
         projection_dim=projection or 512,
     )
     return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
+
+
+def save_clip(folder: Path) -> None:
+    """A whole CLIP, of images and texts, with tokenizer and image processor."""
+    from transformers import CLIPConfig, CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tokenizer = _clip_tokenizer()
+    small = {"hidden_size": 32, "intermediate_size": 32}
+    small |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    text["max_position_embeddings"] = tokenizer.model_max_length
+    vision = {"image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config=small | text, vision_config=small | vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
 
 
 def _t5_tokenizer() -> Any:

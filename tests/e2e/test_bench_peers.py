@@ -2,8 +2,6 @@
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,29 +11,41 @@ import pytest
 from stepsampler.noise import NoiseSchedule
 from stepsearch.run import STAGES
 from stepsearch.space import SearchSpace
+from stepsearch.workers import InThisProcess
 
 ROOT = Path(__file__).parents[2]
 TINY = shlex.split(
     "--steps 2 --searching 2 --rivals dmn --scales 2 --rungs 8 10 --trials 2 --images 8 "
     "--rival-images 400 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 --test 1 "
-    "--images-test 16 --batch 16 --processes 2 --dtype bfloat16"
+    "--images-test 16 --batch 16 --processes 1 --dtype bfloat16"
 )
 
 
-def bench(folder, *options):
-    command = [sys.executable, str(ROOT / "scripts/bench_peers.py"), *TINY, *options]
-    command += ["--run", str(folder / "run"), "--docs", str(folder / "docs")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def bench(monkeypatch, tmp_path, capsys):
+    """The script in this process: starting workers would take longer than what they do here."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import bench_peers
+
+    def alone(self, config):
+        return InThisProcess(config, self.folder(config))
+
+    monkeypatch.setattr(bench_peers.Bench, "workers", alone)
+
+    def call(*options):
+        where = ["--run", str(tmp_path / "run"), "--docs", str(tmp_path / "docs")]
+        bench_peers.main([*TINY, *where, *options])
+        return capsys.readouterr().out
+
+    return call
 
 
-@pytest.mark.timeout(1800)
-def test_every_part_is_run_written_and_recalled(tmp_path):
-    assert "stopped at 0 hours; run again to go on" in bench(tmp_path, "--hours", "0")
+@pytest.mark.timeout(900)
+def test_every_part_is_run_written_and_recalled(bench, tmp_path):
+    assert "stopped at 0 hours; run again to go on" in bench("--hours", "0")
     assert not (tmp_path / "docs").exists()
 
-    said = bench(tmp_path)
+    said = bench()
     assert "passes, about" in said
     assert "peers.md" in said
     found = json.loads((tmp_path / "docs/peers.json").read_text())
@@ -80,10 +90,10 @@ def test_every_part_is_run_written_and_recalled(tmp_path):
     assert "Gaps to the teacher" in table
 
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
-    bench(tmp_path)
+    bench()
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")} == files
 
-    bench(tmp_path, "--transfer", "--second", "tiny")
+    bench("--transfer", "--second", "tiny")
     (moved,) = json.loads((tmp_path / "docs/peers-transfer.json").read_text())["steps"]
     first, prompts, weights = moved["tests"].values()
     for test in (first, weights):  # the same weights here

@@ -83,7 +83,7 @@ def test_what_is_missing_is_one_sentence_each_and_exit_code_2(tmp_path, monkeypa
     assert code == 2
     assert "Traceback" not in out + errors
     lines = [line for line in out.splitlines() if line.startswith("missing: ")]
-    assert [line.split()[1] for line in lines] == ["model", "prompts", "reference"]
+    assert [line.split()[1] for line in lines] == ["model", "prompts", "alignment", "reference"]
     total = sum(costs(load_config(study)).passes.values())
     assert f"at most {total:,} network passes of one image" in out
     assert f"about {total * 1e-5:.1f} hours of one device at 0.036 s a pass" in out

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from stepsampler import UserError
-from stepsampler.models import resolve
 from stepsearch.features import load_extractor, resized
+from stepsearch.miniatures import save_clip
 from stepsearch.pretrained import ClipScore
 
 IMAGES = torch.randint(0, 256, (3, 3, 40, 52), generator=torch.manual_seed(0)).byte()
@@ -14,32 +14,9 @@ IMAGES = torch.randint(0, 256, (3, 3, 40, 52), generator=torch.manual_seed(0)).b
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(resolve("tiny"), subfolder="tokenizer")
-    small = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    text = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
     torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config=small | text,
-        vision_config=small | {"image_size": 32, "patch_size": 8},
-        projection_dim=16,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    save_clip(folder)
     return folder
 
 

@@ -1,12 +1,13 @@
 """The study of rankings on features that are made up: what its taus and regrets are."""
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import kendalltau
 
 from stepsearch.distance import Moments
@@ -173,14 +174,28 @@ def test_the_study_resumes_and_mixes_nothing(study, tmp_path, capsys):
     run(study, tmp_path)
     assert "0 of 22 parts left: 0 passes" in capsys.readouterr().out
     assert files(tmp_path) == before
-    # Another number of schedules, another dtype or batch size: nothing old is taken for it.
-    for options, left in (
-        (["--schedules", "6", "0"], 4),  # a fourth known grid; the random points are the same
-        (["--batch", "4"], 22),
-        (["--dtype", "bfloat16"], 22),
+    # With one more schedule, a fourth known grid, the random points are the same.
+    run(study, tmp_path, "--schedules", "6", "0", "--dry-run")
+    assert " 4 of " in capsys.readouterr().out
+
+
+def test_other_weights_dtypes_or_batches_recall_nothing(study, tmp_path, monkeypatch):
+    options = {"run": tmp_path, "batch": 8, "device": "cpu", "dtype": "float32"}
+    bench = study.Bench(SimpleNamespace(**options, schedules=(5, 0)))
+    places = {bench.place(entry.schedule) for entry in bench.entries}
+    assert len(places) == 5
+    plan = bench.entries[0].schedule
+    for holder, name, value in (
+        (bench, "batch", 4),
+        (bench, "digest", "other weights"),
+        (bench.model, "dtype", torch.bfloat16),
+        (study, "SEEDS", {"pool": 1, "truth": 2}),
     ):
-        run(study, tmp_path, *options, "--dry-run")
-        assert f" {left} of " in capsys.readouterr().out
+        with monkeypatch.context() as patch:
+            patch.setattr(holder, name, value)
+            places.add(bench.place(plan))
+    assert len(places) == 5 + 4
+    assert bench.place(plan) in places
 
 
 def test_seeds_of_the_scripts_are_disjoint(monkeypatch):
@@ -197,8 +212,7 @@ def test_seeds_of_the_scripts_are_disjoint(monkeypatch):
     assert min(np.diff(firsts)) >= SEEDS
 
 
-def test_sizes_that_no_statistic_takes_are_refused(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "study_ranking.py"), "--sizes", "4", "128"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--sizes must be at least 8, got 4" in done.stderr
+def test_sizes_that_no_statistic_takes_are_refused(study, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        study.main(["--sizes", "4", "128"])
+    assert "--sizes must be at least 8, got 4" in capsys.readouterr().err
