@@ -1,0 +1,94 @@
+"""A main job on a toy whose best schedule is known and which needs no network."""
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import numpy as np
+
+from stepsampler.noise import NoiseSchedule
+from stepsearch.config import StudyConfig
+from stepsearch.distance import Moments
+from stepsearch.evaluate import Measurement
+from stepsearch.rivals import Placement
+from stepsearch.rivals.dmn import dmn
+from stepsearch.run import Run
+from stepsearch.study import work
+from stepsearch.tracking import NoTracking
+from stepsearch.workers import Subject, Workers
+
+SD = NoiseSchedule.scaled_linear()
+SPEC = SD.spec("stable-diffusion", "epsilon")
+AXES = 4
+
+
+class Reference:
+    metric = "fd_toy4"
+    search = test = Moments(np.zeros(AXES), np.eye(AXES), 1000)
+
+
+class ToyWorkers:
+    """Workers in this process. The distance grows with the distance of the last evaluated sigma
+    from `target`; the teacher has none. Alignment is `aligned(schedule)`."""
+
+    result = staticmethod(Workers.result)
+    identity = "toy"
+
+    def __init__(self, config, folder, target=0.05, aligned=lambda s: 1.0, broken=lambda s: False):
+        self.config, self.folder = config, folder
+        self.target, self.aligned, self.broken = target, aligned, broken
+        self.reference = Reference
+        self.model = SimpleNamespace(noise=SD, spec=SPEC, guidance="classifier-free")
+        self.images = 0
+
+    def describe(self):
+        return Subject(SD, SPEC, Reference, "toy", "classifier-free")
+
+    def placements(self, guidance):
+        steps = (3, 6) if self.config.baselines.rivals else ()
+        return {("dmn", n): Placement(dmn(n, SD), 70, 0.0) for n in steps}
+
+    def measure(self, jobs, seeds=None):
+        if seeds is not None:  # as an evaluator
+            return self._measure(jobs, seeds)
+        return ((i, self._measure(schedule, part)) for i, (schedule, part) in enumerate(jobs))
+
+    def _measure(self, schedule, seeds):
+        self.images += len(seeds)
+        rows = [np.random.default_rng(seed).normal(size=AXES + 1) for seed in seeds]
+        rows = np.array(rows)
+        off = abs(np.log(schedule.steps[-1].sigma / self.target))
+        features = rows[:, :AXES] + (0 if schedule.num_steps > 15 else off)
+        if self.broken(schedule):
+            features[:] = np.nan
+        lucky = (rows[:, AXES] % 1) < self.aligned(schedule)
+        return Measurement(features.astype(np.float32), lucky.astype(np.float32))
+
+    def search(self):
+        future = Future()
+        future.set_result(work(self.folder, self.config, self, 0))
+        return [future]
+
+
+def settings(**search):
+    return StudyConfig.model_validate(
+        {
+            "name": "toy",
+            "space": {"num_steps": 3, "passes": 6, "max_steps": 6},
+            "evaluation": {"images": 60, "selection_images": 100, "test_images": 400},
+            "baselines": {
+                "rungs": [20, 60],
+                "guidance_scales": [2.0],
+                "long_steps": [20],
+                "rivals": ["dmn"],
+            },
+            "teacher": {"images": 100, "test": True},
+            "search": {"trials": 40, "algorithm": "tpe", **search},
+        }
+    )
+
+
+def run(tmp_path, config=None, news=None, **toy):
+    config = config or settings()
+    workers = ToyWorkers(config, tmp_path, **toy)
+    report = (lambda *line: news.append(line)) if news is not None else (lambda *line: None)
+    return Run(config, tmp_path, workers, NoTracking(), report).run(), config, workers
