@@ -96,8 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--dry-run", action="store_true", help="print passes and hours, and end")
     args = parser.parse_args(argv)
-    if min(args.images) < 8 or args.draws < 2:
-        parser.error("--images must be at least 8, and --draws 2")
+    if min(args.images) < 12 or args.draws < 2:  # or FD-infinity has no error
+        parser.error("--images must be at least 12, and --draws 2")
     config = StudyConfig.model_validate(
         {
             "name": "coverage",

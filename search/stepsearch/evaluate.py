@@ -26,6 +26,7 @@ from stepsearch.alignment import Prompt, load_alignment
 from stepsearch.config import SEEDS, EvaluationConfig, StudyConfig
 from stepsearch.features import load_extractor
 from stepsearch.paths import bundled, write_whole
+from stepsearch.pretrained import settings_of
 from stepsearch.reference import Reference, load_reference
 
 # Disjoint ranges of seeds: what the search sees, what chooses among its best, what reports; and
@@ -189,8 +190,10 @@ def observe(
 
 
 def model_digest(model: LatentModel) -> str:
-    """A short digest of the weights: a few numbers of every tensor of every network."""
+    """A short digest: configurations, and a few numbers of every tensor of every network."""
     digest = hashlib.sha256(f"{model.dtype} {model.spec}".encode())
+    for name, part in sorted(model.pipeline.components.items()):
+        digest.update(f"{name} {settings_of(part)}".encode())
     for part in model.networks:
         for tensor in part.state_dict().values():
             flat = tensor.flatten()

@@ -1,5 +1,6 @@
 """`stepsearch evaluate`: contenders under one harness -> a table, and a file with every number."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from rich.table import Table
 
 from stepsampler.errors import UserError
 from stepsearch.contenders import Contender
-from stepsearch.distance import Score, score_infinity, score_kernel, score_mean
+from stepsearch.distance import PARTS, Score, score_infinity, score_kernel, score_mean
 from stepsearch.evaluate import seeds_of, short
 from stepsearch.harness import CLIP, Harness, Metric
-from stepsearch.manifold import score_precision_recall
+from stepsearch.manifold import LEAST, score_precision_recall
 from stepsearch.paths import write_whole
 from stepsearch.protocol import RANGES, Progress, held_out, measure_all, score_all
+from stepsearch.reference import Reference
 
 FORMAT = "stepsearch.evaluation/1"
 DISTANCES = ("fd", "fd-infinity", "kid", "prc")
@@ -52,11 +54,8 @@ def evaluate(
         UserError: images whose features are not finite, a distance that the statistics do not
             allow, or an unknown name.
     """
-    for distance in distances:
-        if distance not in DISTANCES:
-            raise UserError(f"--distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
-    if part not in RANGES:
-        raise UserError(f"--range must be one of {', '.join(RANGES)}, got {part!r}")
+    started = harness.clock.now()
+    check(distances, part, n, [metric.reference for metric in harness.metrics])
     first = RANGES[part] if first_seed is None else first_seed
     seeds, batch = seeds_of(first, n), harness.batch_size
     scores: list[dict[str, Score]] = [{} for _ in contenders]
@@ -98,7 +97,41 @@ def evaluate(
         }
         for c, found, said in zip(contenders, scores, notes, strict=True)
     ]
+    harness.clock.total += harness.clock.now() - started
     return Result(n, seeds, entries, scores)
+
+
+def check(
+    distances: Sequence[str], part: str, n: int, references: Sequence[Reference] = ()
+) -> None:
+    """Refuse before the first image what could not be measured of n of them.
+
+    Raises:
+        UserError: an unknown name, a distance that n or the statistics do not allow, or two
+            metrics of one name.
+    """
+    for distance in distances:
+        if distance not in DISTANCES:
+            raise UserError(f"--distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
+        least = {"fd-infinity": 2 * PARTS[-1], "prc": LEAST}.get(distance, 2)
+        if n < least:
+            raise UserError(f"--distance {distance} needs at least {least} images, got {n}")
+    if part not in RANGES:
+        raise UserError(f"--range must be one of {', '.join(RANGES)}, got {part!r}")
+    names = [reference.metric for reference in references]
+    for reference in references:
+        if names.count(reference.metric) > 1:
+            raise UserError(
+                f"--extractor: two of them would both be called {reference.metric}; score them one "
+                "after the other"
+            )
+        for distance in {"kid", "prc"} & set(distances):
+            if reference.sample is None:
+                raise UserError(
+                    f"{distance} needs features of real images; the statistics of "
+                    f"{reference.extractor} have only moments: take fd, or give a folder of images "
+                    "as the reference"
+                )
 
 
 def _scores(
@@ -110,7 +143,7 @@ def _scores(
 ) -> dict[str, Score]:
     reference = metric.reference
     moments = reference.test if part == "test" else reference.search
-    n = short(len(features))
+    n, sample = short(len(features)), reference.sample
     found = {}
     for distance in distances:
         if distance == "fd":
@@ -118,18 +151,14 @@ def _scores(
         elif distance == "fd-infinity":
             prefix, _, rest = reference.metric.partition("_")
             found[f"{prefix}inf_{rest}_{n}"] = score_infinity(features, moments)
-        elif reference.sample is None:
-            raise UserError(
-                f"{distance} needs features of real images; the statistics of "
-                f"{reference.extractor} have only moments: take fd, or give a folder of images as "
-                "the reference"
-            )
-        elif distance == "prc":
-            both = score_precision_recall(features, reference.sample)
-            for name, score in zip(("precision", "recall"), both, strict=True):
-                found[f"{name}_{reference.name}_{n}"] = score
         else:
-            found[f"kid_{reference.name}_{n}"] = score_kernel(features, reference.sample)
+            assert sample is not None  # `check` saw to it
+            if distance == "prc":
+                both = score_precision_recall(features, sample)
+                for name, score in zip(("precision", "recall"), both, strict=True):
+                    found[f"{name}_{reference.name}_{n}"] = score
+            else:
+                found[f"kid_{reference.name}_{n}"] = score_kernel(features, sample)
     return found
 
 
@@ -161,6 +190,7 @@ def differences(result: Result) -> list[dict[str, Any]]:
             "difference": difference,
             "standard_error": se,
             "interval_95": [difference - half, difference + half],
+            "conservative": result.scores[i][name].conservative,
         }
         for (i, name), (difference, se, half) in _paired(result).items()
     ]
@@ -178,16 +208,23 @@ def _paired(result: Result) -> dict[tuple[int, str], tuple[float, float, float]]
     return found
 
 
-def as_data(result: Result, harness: Harness, settings: dict[str, Any]) -> dict[str, Any]:
-    """The whole result as plain data, with the identity of every number."""
+def identity(harness: Harness, seeds: range, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the numbers depend on, contenders apart. `settings`: range, fit, size and names."""
     return {
         "format": FORMAT,
-        "n": result.n,
-        "seeds": [result.seeds.start, result.seeds.stop - 1],
+        "n": len(seeds),
+        "seeds": [seeds.start, seeds.stop - 1],
         "batch_size": harness.batch_size,
         **settings,
         "metrics": [_identity(metric) for metric in harness.metrics],
         "alignment": None if harness.judge is None else harness.judge.digest,
+    }
+
+
+def as_data(result: Result, harness: Harness, settings: dict[str, Any]) -> dict[str, Any]:
+    """The whole result as plain data, with the identity of every number."""
+    return {
+        **identity(harness, result.seeds, settings),
         "contenders": result.entries,
         "differences": differences(result),
         "versions": {p: version(p) for p in ("stepsearch", "torch", "diffusers", "numpy")},
@@ -202,17 +239,20 @@ def _identity(metric: Metric) -> dict[str, Any]:
         "extractor_digest": metric.extractor.digest,
         "reference_fingerprint": reference.fingerprint,
         "reference_images": reference.test.n or None,
+        "sample": None if reference.sample is None else _digest(reference.sample),
         "note": reference.note,
     }
 
 
-def join(result: Result, data: dict[str, Any], path: Path) -> Result:
-    """Add the contenders of an earlier evaluation; a name that is taken gets that of the file.
+def _digest(array: NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
-    Prompts and the judge of alignment count only where both sides have contenders that use them.
+
+def read_earlier(path: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """An earlier evaluation, which must have the `identity` of this one.
 
     Raises:
-        UserError: another n, other seeds, metrics or prompts; or no such file.
+        UserError: another n, other seeds, range, metrics or preparation; or no such file.
     """
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -221,8 +261,19 @@ def join(result: Result, data: dict[str, Any], path: Path) -> Result:
         raise UserError(f"{path}: not a result of stepsearch evaluate ({error})") from error
     if kind != FORMAT:
         raise UserError(f"{path}: the format must be {FORMAT!r}, got {kind!r}")
-    for key in ("n", "seeds", "metrics"):
-        _same(path, key, earlier.get(key), data[key])
+    for key in ("n", "seeds", "range", "metrics", "fit", "size"):
+        _same(path, key, earlier.get(key), now[key])
+    return earlier  # type: ignore[no-any-return]
+
+
+def join(result: Result, earlier: dict[str, Any], path: Path) -> Result:
+    """Add the contenders of an earlier evaluation; a name that is taken gets that of the file.
+
+    Prompts and the judge of alignment count only where both sides have contenders that use them.
+
+    Raises:
+        UserError: other prompts or another judge.
+    """
     for key in ("prompts", "alignment"):
         theirs, ours = (
             {row[key] for row in rows if row.get(key)}
@@ -301,9 +352,9 @@ def with_error(value: float, se: float) -> str:
 
 
 def profile(harness: Harness) -> str:
-    """Where the time of the measuring went, as a sentence or two."""
+    """Where the time went, distances and their errors included, as a sentence or two."""
     clock = harness.clock
-    if not clock.total:
+    if not clock.spent:
         return "profile: everything was recalled from the cache, nothing was measured"
     parts = ", ".join(
         f"{name} {seconds / clock.total:.1%}"

@@ -33,7 +33,7 @@ ALIGNED, CLIP = "aligned", "clip"
 
 @dataclass
 class Clock:
-    """Wall seconds inside each kind of network; `total` is all of the measuring."""
+    """Wall seconds inside each kind of network; `total` is all of `evaluate`, distances too."""
 
     device: torch.device
     spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -115,9 +115,7 @@ class Harness:
             wanted = self._key(quantity, contender, seeds)
             files = self._files(contender, seeds)
             if not self.recalls(contender, seeds):
-                started = self.clock.now()
                 self._measure(contender, seeds, files)
-                self.clock.total += self.clock.now() - started
             recalled = load_file(files[wanted])
             features, passes = recalled["values"], float(recalled["passes"][0])
             if contender.passes is None and not np.isnan(passes):

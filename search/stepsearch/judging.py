@@ -15,8 +15,18 @@ from stepsampler.presets import names as preset_names
 from stepsampler.presets import open_schedule
 from stepsearch.alignment import CLASSES, load_alignment
 from stepsearch.contenders import Contender, OnFiles, OnSchedule, OnStock
-from stepsearch.evaluate import load_prompts, model_digest
-from stepsearch.evaluation import as_data, evaluate, join, profile, save, table
+from stepsearch.evaluate import load_prompts, model_digest, seeds_of
+from stepsearch.evaluation import (
+    as_data,
+    check,
+    evaluate,
+    identity,
+    join,
+    profile,
+    read_earlier,
+    save,
+    table,
+)
 from stepsearch.features import load_extractor
 from stepsearch.harness import Clock, Harness, Metric
 from stepsearch.images import Fit, ImageFiles
@@ -60,8 +70,8 @@ def run_evaluation(request: Request) -> None:
         UserError: something is missing or does not fit.
     """
     check_device(request.device)
-    if request.part not in RANGES:
-        raise UserError(f"--range must be one of {', '.join(RANGES)}, got {request.part!r}")
+    check(request.distances, request.part, request.images)
+    first = _first(request)
     presets = [p for p in request.what if not p.exists() and str(p) in preset_names()]
     for path in request.what:
         if not path.exists() and path not in presets:
@@ -84,6 +94,7 @@ def run_evaluation(request: Request) -> None:
         extractor = load_extractor(spec, request.device)
         reference = load_reference(request.reference, extractor, fitted, request.cache, request.fit)
         metrics.append(Metric(extractor, reference))
+    check(request.distances, request.part, request.images, [m.reference for m in metrics])
     clock = Clock(torch.device(request.device))
     if model is not None:
         clock.watch(model)
@@ -96,7 +107,16 @@ def run_evaluation(request: Request) -> None:
         load_alignment(CLASSES, prompts, request.device) if model else None,
         ClipScore(request.clip, request.device) if request.clip else None,
     )
-    first = RANGES[request.part] if request.first_seed is None else request.first_seed
+    settings = {
+        "model": request.model if model else None,
+        "prompts": request.prompts,
+        "reference": request.reference,
+        "range": request.part,
+        "fit": request.fit,
+        "size": size,
+    }
+    now = identity(harness, seeds_of(first, request.images), settings)
+    earlier = [read_earlier(path, now) for path in request.earlier]
     contenders = _contenders(request, model, schedules, files, first)
     width = None if sys.stdout.isatty() else 160  # of a log file
     console = Console(soft_wrap=True, highlight=False, width=width)
@@ -111,15 +131,7 @@ def run_evaluation(request: Request) -> None:
             request.first_seed,
             lambda done, total: progress.update(task, completed=done, total=total),
         )
-    settings = {
-        "model": request.model if model else None,
-        "prompts": request.prompts,
-        "reference": request.reference,
-        "fit": request.fit,
-        "size": size,
-    }
-    data = as_data(result, harness, settings)
-    for path in request.earlier:
+    for path, data in zip(request.earlier, earlier, strict=True):
         result = join(result, data, path)
     data = as_data(result, harness, settings)
     console.print(table(result))
@@ -130,6 +142,20 @@ def run_evaluation(request: Request) -> None:
     if request.out:
         save(data, request.out)
         console.print(f"{request.out}: every number with its identity")
+
+
+def _first(request: Request) -> int:
+    """The first seed; the range says which real images it is compared with."""
+    start, first = RANGES[request.part], request.first_seed
+    if first is None:
+        return start
+    others = [other for other in RANGES.values() if other > start]
+    if others and not start <= first < min(others):
+        raise UserError(
+            f"--first-seed: the seeds of --range {request.part} are {start} to {min(others) - 1}, "
+            f"got {first}"
+        )
+    return first
 
 
 def _contenders(

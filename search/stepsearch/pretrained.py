@@ -8,7 +8,7 @@ read as safetensors, apart from Inception's TorchScript, which must have the kno
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from stepsampler.errors import UserError
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
+NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype")
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 
 
@@ -104,7 +105,8 @@ class Transformer:
         self.name, self.device = name, device
         self.net = _load(name, source, device)
         self.processor = _processor(name, source)
-        self.digest = f"{_weights_digest(self.net)}-{_settings_digest(self.processor)}"
+        settings = settings_of(self.net) + settings_of(self.processor)
+        self.digest = f"{_weights_digest(self.net)}-{_short(settings)}"
 
     def prepare(self, images: Tensor) -> Tensor:
         x = self.processor(images=list(images.cpu()), return_tensors="pt")["pixel_values"]
@@ -132,7 +134,12 @@ class ClipScore:
         self.device = torch.device(device)
         self.images = Transformer("clip", source, self.device)
         self.tokenizer = CLIPTokenizer.from_pretrained(source)
-        self.digest = self.images.digest
+        words, known = len(self.tokenizer), self.images.net.config.text_config.vocab_size
+        if not known // 2 <= words <= known:  # without its files there are two
+            raise UserError(
+                f"clip model {source!r}: its tokenizer has {words} words, the model {known}"
+            )
+        self.digest = f"{self.images.digest}-{_short(settings_of(self.tokenizer))}"
 
     def prepare(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels, tokens and their mask; prompts beyond the model's length are cut."""
@@ -186,8 +193,17 @@ def _weights_digest(net: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _settings_digest(processor: Any) -> str:
-    """Of size, crop, interpolation, mean and deviation."""
-    settings = {k: v for k, v in processor.to_dict().items() if not k.startswith("_")}
-    text = json.dumps(settings, sort_keys=True, default=str)
+def settings_of(part: object) -> str:
+    """What of a component changes its outputs beside weights and dtype; no path and no version."""
+    if (tokenizer := getattr(part, "backend_tokenizer", None)) is not None:
+        return str(tokenizer.to_str())
+    config = getattr(part, "config", part)
+    known = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(known, Mapping):
+        return ""
+    kept = {k: v for k, v in known.items() if not k.startswith("_") and k not in NO_SETTINGS}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]

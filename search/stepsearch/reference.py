@@ -42,6 +42,8 @@ class Reference:
     test: Moments
     sample: NDArray[np.float32] | None = None  # (m, axes) of the images behind `test`
     note: str = ""  # what was unusual about the images or the file
+    size: int | None = None  # to which the images were brought; None: as they were, or not known
+    fit: str = ""  # and how (`images.Fit`), where they were files
 
     @property
     def name(self) -> str:
@@ -95,6 +97,7 @@ class Reference:
             "digest": self.digest,
             "n": json.dumps([self.search.n, self.test.n]),
             "note": self.note,
+            "prepared": json.dumps([self.size, self.fit]),
         }
         write_whole(path, lambda p: save_file(tensors, p, info))
 
@@ -110,6 +113,7 @@ class Reference:
                 info = file.metadata()
                 t = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             n_search, n_test = json.loads(info["n"])
+            size, fit = json.loads(info.get("prepared", '[null, ""]'))
             return cls(
                 info["extractor"],
                 info["digest"],
@@ -119,6 +123,8 @@ class Reference:
                 Moments(t["test.mean"], t["test.cov"], n_test),
                 t.get("sample"),
                 info.get("note", ""),
+                size,
+                fit,
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not reference statistics ({error})") from error
@@ -142,18 +148,17 @@ def fit(
     features = _features(extractor, search)
     if len(features) < 2:
         raise UserError(f"a reference needs at least two images, got {len(features)}")
+    if not np.isfinite(features).all():
+        raise UserError("a feature is not finite: the images are broken, or the extractor is")
+    deviation = features.std(0)
+    if deviation.max() <= 1e-6:
+        raise UserError("the reference images are all the same: their covariance is zero")
     if axes is None:
         moments = Moments.of(features)
         others = features if test is None else _features(extractor, test)
         other = moments if test is None else Moments.of(others)
-        sample = others[:SAMPLE].astype(np.float32)
-        return Reference(extractor.name, extractor.digest, None, None, moments, other, sample)
-    if not np.isfinite(features).all():
-        raise UserError("a feature is not finite: the images are broken, or the extractor is")
+        return Reference(extractor.name, extractor.digest, None, None, moments, other, some(others))
     center = features.mean(0)
-    deviation = features.std(0)
-    if deviation.max() <= 1e-6:
-        raise UserError("the reference images are all the same: their covariance is zero")
     scale = np.where(deviation > 1e-6, 1 / deviation.clip(1e-6), 0.0)
     x = (features - center) * scale
     values, vectors = np.linalg.eigh(x.T @ x)
@@ -164,8 +169,16 @@ def fit(
     if test is not None:
         projected = (_features(extractor, test) - center) @ basis
         other = Moments.of(projected)
-    sample = np.ascontiguousarray(projected[:SAMPLE].astype(np.float32))
+    sample = some(projected)
     return Reference(extractor.name, extractor.digest, center, basis, moments, other, sample)
+
+
+def some(features: NDArray[np.floating]) -> NDArray[np.float32]:
+    """At most SAMPLE rows, the same every time; not the first: folders may be sorted by class."""
+    if len(features) > SAMPLE:
+        rows = np.random.default_rng(0).choice(len(features), SAMPLE, replace=False)
+        features = features[np.sort(rows)]
+    return np.ascontiguousarray(features.astype(np.float32))
 
 
 def load_reference(
@@ -198,17 +211,22 @@ def load_reference(
             path = _cached(path, extractor, size, cache, fit_to)
     reference = Reference.load(path)
     reference.check(extractor)
+    if reference.fit and (reference.size, reference.fit) != (size, fit_to):
+        raise UserError(
+            f"{path}: its images were prepared as {reference.fit} to {reference.size} pixels, "
+            f"these are as {fit_to} to {size}"
+        )
     return reference
 
 
 def _cached(source: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit) -> Path:
     files = ImageFiles.find(source)
-    what = f"{extractor.name} {extractor.digest} {extractor.axes} {size} {fit_to} {SAMPLE}"
+    what = f"{extractor.name} {extractor.digest} {extractor.axes} {size} {fit_to} {SAMPLE} drawn"
     key = hashlib.sha256(f"{what} {files.digest()}".encode()).hexdigest()[:16]
     path = cache / f"reference-{key}.safetensors"
     if not path.exists():
         reference = fit(extractor, files.batches(size, fit_to), axes=extractor.axes)
-        replace(reference, note=files.note).save(path)
+        replace(reference, note=files.note, size=size, fit=fit_to).save(path)
     return path
 
 
@@ -226,7 +244,8 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
                 f"these have {len(moments.mean)}"
             )
         note = f"{path}: taken to be of official Inception; the file does not say"
-        return Reference(extractor.name, FOREIGN, None, None, moments, moments, data.features, note)
+        sample = None if data.features is None else some(data.features)
+        return Reference(extractor.name, FOREIGN, None, None, moments, moments, sample, note)
     if data.images is None:
         raise UserError(
             f"{path}: statistics without images are taken to be of official Inception, "

@@ -19,26 +19,26 @@ def script(name):
 
 def test_coverage_is_printed_written_and_resumed(tmp_path, capsys):
     cache, docs = tmp_path / "run", tmp_path / "docs"
-    options = ["--images", "9", "12", "--draws", "3", "--steps", "2", "--dtype", "bfloat16"]
+    options = ["--images", "12", "14", "--draws", "3", "--steps", "2", "--dtype", "bfloat16"]
     options += ["--run", str(cache), "--docs", str(docs)]
     main = script("check_coverage").main
     main([*options, "--hours", "0"])
     said = capsys.readouterr().out
-    assert said.startswith("3 draws of 12 images: 144 passes, about ")
+    assert said.startswith("3 draws of 14 images: 168 passes, about ")
     assert "stopped at 0 hours, 0 draws are there; run it again" in said
     assert not docs.exists()
     main(options)
     _, *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["FD", "FD-infinity", "KID"] * 2
     assert all("% of the intervals hold the mean" in line for line in lines)
-    assert lines[0].endswith("(marked conservative)")  # 9 images, 128 axes
+    assert lines[0].endswith("(marked conservative)")  # 12 images, 128 axes
     assert last.endswith("docs: coverage.json, coverage.md")
     table = (docs / "coverage.md").read_text()
-    assert "check_coverage.py --images 9 12 --draws 3" in table
+    assert "check_coverage.py --images 12 14 --draws 3" in table
     assert "| KID | 12 | 3 |" in table
     data = json.loads((docs / "coverage.json").read_text())
     assert data["dtype"] == "bfloat16"
-    assert [(row["n"], row["draws"]) for row in data["rows"]] == [(9, 3)] * 3 + [(12, 3)] * 3
+    assert [(row["n"], row["draws"]) for row in data["rows"]] == [(12, 3)] * 3 + [(14, 3)] * 3
     made = sorted(path.stat().st_mtime_ns for path in cache.glob("*.safetensors"))
     main(options)
     assert capsys.readouterr().out.splitlines()[1:] == [*lines, last]  # nothing anew

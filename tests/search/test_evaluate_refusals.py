@@ -66,6 +66,7 @@ GOOD = ["good", "--reference", "good", "--images"]
         (["good", "--reference", "one.npz"], "a reference needs at least two images, got 1"),
         (["made", "--images", "1000"], "made: 3 images, but 1000 are wanted; lower --images"),
         ([*GOOD, "7", "--distance", "fd-infinity"], "needs at least 8 images, got 7"),
+        ([*GOOD, "7", "--distance", "prc"], "--distance prc needs at least 8 images, got 7"),
         # corrupt files
         (
             ["corrupt", "--images", "4", "--reference", "good"],
@@ -113,6 +114,15 @@ GOOD = ["good", "--reference", "good", "--images"]
         (["good", "--distance", "fid"], "--distance must be one of fd, fd-infinity, kid, prc"),
         (["good", "--range", "all"], "--range must be one of search, selection, test"),
         (["good", "--first-seed", "5"], "held-out seeds start at 20000000, got 5"),
+        (
+            ["good", "--range", "search", "--first-seed", "20000000"],
+            "--first-seed: the seeds of --range search are 0 to 9999999, got 20000000",
+        ),
+        (["good", "--with", "nowhere.json"], "nowhere.json: not a result of stepsearch evaluate"),
+        (
+            ["good", "--reference", "good", "--extractor", "lite0", "--extractor", "lite0"],
+            "two of them would both be called fd_lite0",
+        ),
         (["good", "--fit", "pad"], "--fit must be crop, squash512 or none, got 'pad'"),
         (["--stock", "2", "--scheduler", "Best"], "diffusers has no 'Best'; give a class such as"),
     ],

@@ -1,7 +1,9 @@
 """`stepsearch evaluate`: the same numbers as the search's test, identity, resuming, refusals."""
 
+import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,7 @@ def test_results_of_before_can_be_compared_if_everything_is_equal(
     evaluated, tmp_path, monkeypatch, capsys
 ):
     base, data, _ = evaluated
+    whole, data = data, copy.deepcopy(data)
     common = ["--images", 24, "--batch-size", 12, "--cache", base / "cache"]
     path = base / "result.json"
     code, out, _ = command(monkeypatch, capsys, FILE, *common, "--with", path)
@@ -130,6 +133,13 @@ def test_results_of_before_can_be_compared_if_everything_is_equal(
     code, _, errors = command(monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json")
     assert code == 2
     assert "its metrics differ, so its scores do not compare: fd_texture128 another" in errors
+    for key, value in (("range", "search"), ("fit", "none"), ("size", 64)):
+        (tmp_path / "other.json").write_text(json.dumps({**whole, key: value}))
+        code, _, errors = command(
+            monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json"
+        )
+        assert code == 2
+        assert f"its {key} differ, so its scores do not compare: {value} there" in errors
     data["n"] = 25
     (tmp_path / "other.json").write_text(json.dumps(data))
     code, _, errors = command(monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json")
@@ -165,6 +175,35 @@ def test_folders_are_scored_and_their_oddities_said(tmp_path, monkeypatch, capsy
     expected = score(extractor(images).numpy(), reference.test)
     found = data["contenders"][0]["scores"]["fd_texture_20"]["value"]
     assert found == pytest.approx(expected.value)
+
+
+def test_what_no_image_is_needed_for_is_said_before_the_first(tmp_path):
+    def measured(*_):
+        raise AssertionError("an image was asked for")
+
+    bench = harness(tmp_path)
+    bench.measure = measured
+    model = load_model("tiny")
+    (metric,) = bench.metrics
+    bare = replace(metric, reference=replace(metric.reference, sample=None))
+    for metrics, distance, message in (
+        ([bare], "kid", "kid needs features of real images; the statistics of .* only moments"),
+        ([bare], "prc", "prc needs features of real images"),
+        ([metric, metric], "fd", "two of them would both be called fd_texture"),
+    ):
+        bench.metrics = metrics
+        with pytest.raises(UserError, match=message):
+            evaluate([OnSchedule("mine", load(FILE), model, "d")], bench, 8, [distance])
+
+
+def test_settings_of_a_network_are_part_of_the_models_digest():
+    """The VAE's scaling factor changes every image and no weight."""
+    model = load_model("tiny")
+    first = model_digest(model)
+    assert model_digest(load_model("tiny")) == first
+    vae = model.pipeline.vae
+    vae.register_to_config(scaling_factor=2 * vae.config.scaling_factor)
+    assert model_digest(model) != first
 
 
 def test_a_stock_scheduler_that_cannot_run_the_model_is_refused():

@@ -1,5 +1,8 @@
 """CLIP and DINOv2 of random weights, saved and loaded as anybody's; Inception is in tests/fid."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -58,8 +61,6 @@ def test_dino_features_are_the_class_token(dino):
 
 
 def test_weights_and_preparation_are_part_of_the_identity(clip, dino, tmp_path):
-    import shutil
-
     first, again = (load_extractor(f"dinov2:{dino}") for _ in range(2))
     assert first.digest == again.digest
     other = shutil.copytree(dino, tmp_path / "other")
@@ -113,6 +114,20 @@ def test_the_clip_score_calls_each_network_once_a_batch(clip):
         part.register_forward_hook(lambda *_: calls.append(1))
     assert score(IMAGES, TEXTS).shape == (3,)
     assert len(calls) == 2
+
+
+def test_the_tokenizer_is_part_of_the_score_and_must_be_there(clip, tmp_path):
+    """Without its files transformers makes one of two words, and all prompts are the same."""
+    other = shutil.copytree(clip, tmp_path / "other")
+    path = other / "tokenizer.json"
+    rules = json.loads(path.read_text())
+    rules["model"]["merges"] = rules["model"]["merges"][:-1]
+    path.write_text(json.dumps(rules))
+    assert ClipScore(str(other)).digest != ClipScore(str(clip)).digest
+    for path in other.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"other': its tokenizer has \d+ words, the model \d+"):
+        ClipScore(str(other))
 
 
 def test_models_that_are_not_there_are_named(tmp_path, dino):

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from stepsampler import UserError
+from stepsampler.pictures import save_png
 from stepsearch.distance import Moments
 from stepsearch.features import load_extractor
 from stepsearch.reference import Reference, fit, load_reference
@@ -119,6 +120,33 @@ def test_whole_features_are_taken_as_they_are(tmp_path):
         load_reference(str(tmp_path / "r.safetensors"), Pixels(), 8, tmp_path)
 
 
+def test_the_sample_is_drawn_from_all_images():
+    """A folder may be sorted by class."""
+    dark = torch.randint(0, 50, (2500, 3, 8, 8), generator=torch.manual_seed(0)).byte()
+    bright = 200 + dark
+    reference = fit(Whole(), [dark, bright], axes=None)
+    assert reference.sample.shape == (2000, 6)
+    gap = np.abs(Whole()(bright).numpy().mean(0) - Whole()(dark).numpy().mean(0))
+    off = np.abs(reference.sample.mean(0) - reference.search.mean)
+    assert (off < 0.05 * gap).all()
+    again = fit(Whole(), [dark, bright], axes=None)
+    np.testing.assert_array_equal(again.sample, reference.sample)
+
+
+def test_statistics_of_images_of_another_size_are_refused(tmp_path):
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for k in range(12):
+        save_png(pictures(1, seed=k)[0], folder / f"{k}.png")
+    load_reference(str(folder), Whole(), 8, tmp_path)
+    (made,) = tmp_path.glob("reference-*.safetensors")
+    assert load_reference(str(made), Whole(), 8, tmp_path).size == 8
+    with pytest.raises(UserError, match="prepared as crop to 8 pixels, these are as crop to 16"):
+        load_reference(str(made), Whole(), 16, tmp_path)
+    with pytest.raises(UserError, match="crop to 8 pixels, these are as squash512 to 8"):
+        load_reference(str(made), Whole(), 8, tmp_path, "squash512")
+
+
 def test_bundled_statistics_are_of_projected_features(tmp_path):
     with pytest.raises(UserError, match="is of projected features of texture, not of all features"):
         load_reference("fashion-mnist", load_extractor("texture-whole"), 32, tmp_path)
@@ -126,8 +154,9 @@ def test_bundled_statistics_are_of_projected_features(tmp_path):
 
 def test_real_images_that_are_useless_are_refused(tmp_path):
     same = torch.full((5, 3, 8, 8), 7, dtype=torch.uint8)
-    with pytest.raises(UserError, match="images are all the same: their covariance is zero"):
-        fit(Pixels(), [same])
+    for kind in (Pixels(), Whole()):
+        with pytest.raises(UserError, match="images are all the same: their covariance is zero"):
+            fit(kind, [same], axes=kind.axes)
 
     class Broken(Pixels):
         def __call__(self, images):
