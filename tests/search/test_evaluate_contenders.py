@@ -246,6 +246,16 @@ def test_a_distilled_model_is_a_contender(tmp_path, monkeypatch, capsys):
         OnStock(load_model("tiny"), "d", 2, scheduler="IPNDMScheduler", spacing="trailing")
 
 
+def test_distilled_models_get_the_timesteps_of_the_docs():
+    pipeline = pipelines.stable_diffusion()
+    lcm = OnStock(from_pipeline(pipeline), "d", 4, scheduler="LCMScheduler").scheduler
+    pipeline.scheduler = type(lcm).from_config(lcm.config, original_inference_steps=100)
+    own = OnStock(from_pipeline(pipeline), "d", 4).scheduler
+    for scheduler, expected in ((lcm, [999, 759, 499, 259]), (own, [999, 749, 499, 249])):
+        scheduler.set_timesteps(4)
+        assert scheduler.timesteps.tolist() == expected
+
+
 def test_a_preset_is_a_schedule(tmp_path, monkeypatch, capsys):
     options = ["--images", 8, "--batch-size", 8, "--cache", tmp_path]
     code, out, errors = command(monkeypatch, capsys, "seed-sd-5", *options)
