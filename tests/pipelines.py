@@ -1,5 +1,8 @@
 """The tiny pipelines of `stepsearch.miniatures`, and how the stock pipelines make their images."""
 
+import torch
+from safetensors.torch import save_file
+
 from stepsearch.miniatures import *  # noqa: F403
 
 PROMPTS = ["a photo of a sneaker", "a shirt", "bag"]
@@ -14,3 +17,13 @@ CALL = {
     "flux-schnell": _SQUARE,
     "sana": _NO_BINS,
 }
+
+
+def save_lora(path):
+    """A LoRA of rank 2 on one projection of the tiny U-Net, in the layout of diffusers."""
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+    generator = torch.manual_seed(2)
+    down = torch.randn(2, 32, generator=generator)
+    up = torch.randn(32, 2, generator=generator)
+    save_file({f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}, path)
+    return key.removeprefix("unet."), up @ down

@@ -5,6 +5,7 @@ whatever else is in the batch; at another place or batch size latents agree to a
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -73,18 +74,24 @@ def generate(
         raise UserError("the guidance of this model is distilled: it takes no negative prompt")
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
-        try:
+        with fitting(model, len(seeds[part])):
             images = _images(model, schedule, prompts[part], seeds[part], negative_prompts[part])
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            count = len(seeds[part])
-            less = "batch size (--batch-size)" if count > 1 else "size of the images, or float16"
-            raise UserError(
-                f"a batch of {count} does not fit into the memory of {model.device}; "
-                f"try a smaller {less}"
-            ) from error
         yield Batch(tuple(seeds[part]), tuple(prompts[part]), images)
+
+
+@contextmanager
+def fitting(model: LatentModel, count: int) -> Iterator[None]:
+    """Running out of memory over a batch of `count` is a mistake that a user can mend."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        less = "batch size (--batch-size)" if count > 1 else "size of the images, or float16"
+        raise UserError(
+            f"a batch of {count} does not fit into the memory of {model.device}; "
+            f"try a smaller {less}"
+        ) from error
 
 
 def _images(

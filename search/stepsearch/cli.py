@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from stepsampler.errors import UserError, run_command_line
+from stepsampler.options import Config, Loras, ModelName, Vae, Words
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -176,9 +177,16 @@ def evaluate(
         list[int] | None,
         typer.Option(help="The model under its own scheduler with so many steps."),
     ] = None,
-    model: Annotated[str, typer.Option(help="A bundled model, a folder or a hub id.")] = "tiny",
+    model: ModelName = "tiny",
+    config: Config = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    textual_inversion: Words = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Of --stock: a class of diffusers instead of its own.")
+    ] = None,
+    timestep_spacing: Annotated[
+        str | None, typer.Option(help="Of --stock: leading, trailing or linspace.")
     ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Of --stock.")] = None,
     extractor: Annotated[
@@ -231,8 +239,15 @@ def evaluate(
         raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
     if fit not in ("crop", "squash512", "none"):
         raise UserError(f"--fit must be crop, squash512 or none, got {fit!r}")
-    if not stock and (guidance_scale is not None or scheduler is not None):
-        raise UserError("--guidance-scale and --scheduler are of --stock, which is not given")
+    if timestep_spacing not in (None, "leading", "trailing", "linspace"):
+        raise UserError(
+            f"--timestep-spacing must be leading, trailing or linspace, got {timestep_spacing!r}"
+        )
+    if not stock and (guidance_scale, scheduler, timestep_spacing) != (None, None, None):
+        raise UserError(
+            "--guidance-scale, --scheduler and --timestep-spacing are of --stock, which is not "
+            "given"
+        )
     from stepsearch.config import SEEDS
 
     _in_range("--images", images, 2, SEEDS)
@@ -258,6 +273,11 @@ def evaluate(
             size=size,
             guidance_scale=guidance_scale,
             scheduler=scheduler,
+            spacing=timestep_spacing,
+            config=config,
+            vae=vae,
+            loras=lora or (),
+            words=textual_inversion or (),
             extractors=extractor or ("texture",),
             reference=reference,
             fit=fit,  # type: ignore[arg-type]

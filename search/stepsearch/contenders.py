@@ -1,5 +1,6 @@
 """What `stepsearch evaluate` scores: a schedule, a pipeline with its own scheduler, a folder."""
 
+import copy
 import hashlib
 import inspect
 import json
@@ -12,8 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from stepsampler.batch import MANIFEST
 from stepsampler.errors import UserError
-from stepsampler.generate import generate
+from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel
 from stepsampler.models.base import quantised
 from stepsampler.models.flux import pack
@@ -81,6 +83,7 @@ class OnStock:
         steps: int,
         guidance_scale: float | None = None,
         scheduler: str | None = None,
+        spacing: str | None = None,
     ) -> None:
         if "latents" not in inspect.signature(model.pipeline.__call__).parameters:
             raise UserError(
@@ -90,13 +93,14 @@ class OnStock:
         self.model, self.guidance_scale = model, guidance_scale
         self.steps: int | None = steps
         self.passes: float | None = None
-        self.scheduler = _scheduler(model, scheduler)
+        self.scheduler = _scheduler(model, scheduler, spacing)
         most = self.scheduler.config.get("num_train_timesteps", steps)
         if steps > most:
             raise UserError(f"--stock: the model has {most} timesteps, got {steps} steps")
+        _rehearse(self.scheduler, steps, model.prediction_type == "flow_prediction")
         name = type(self.scheduler).__name__.removesuffix("Scheduler")
         scale = "" if guidance_scale is None else f", w {guidance_scale:g}"
-        self.name = f"{name}, {steps} steps{scale}"
+        self.name = f"{name}, {steps} steps{f', {spacing}' if spacing else ''}{scale}"
         settings = sorted((k, str(v)) for k, v in self.scheduler.config.items() if k[0] != "_")
         self.identity = _digest(
             f"stock {name} {settings} {steps} {guidance_scale} {digest} {model.shape}"
@@ -109,10 +113,14 @@ class OnStock:
         for start in range(0, len(seeds), batch_size):
             chunk = seeds[start : start + batch_size]
             texts = self.texts(chunk, prompts[start : start + batch_size])
-            with self._own_scheduler(), _counted(self.model.net) as rows:
-                images = pipeline(texts, **self._options(chunk)).images
+            with (
+                fitting(self.model, len(chunk)),
+                self._own_scheduler(),
+                _counted(self.model.net) as rows,
+            ):
+                images = quantised(pipeline(texts, **self._options(chunk)).images.float()).cpu()
             self.passes = rows[0] / len(chunk)
-            yield quantised(images.float()).cpu()
+            yield images
 
     def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
         return [prompt.text for prompt in prompts]
@@ -150,22 +158,24 @@ class OnStock:
 
 
 class OnFiles:
-    """Images that lie in a folder or a zip: image k is the k-th by name."""
+    """Images that lie in a folder or a zip, in the order of `ImageFiles.chosen`."""
 
     prompted = captioned = False
 
     def __init__(
         self, source: Path, n: int, first: int, size: int | None = None, fit: Fit = "crop"
     ) -> None:
-        self.files, self.first, self.size, self.fit = ImageFiles.find(source), first, size, fit
-        if len(self.files.names) < n:
+        found = ImageFiles.find(source)
+        if len(found.names) < n:
             raise UserError(
-                f"{source}: {len(self.files.names)} images, but {n} are wanted; lower --images"
+                f"{source}: {len(found.names)} images, but {n} are wanted; lower --images"
             )
+        self.files, self.first, self.size, self.fit = found.chosen(n), first, size, fit
+        self.files.check(size, fit)  # all at once: they are measured in parts
         self.name = str(source)
         self.steps: int | None = None
         self.passes: float | None = None
-        self.identity = _digest(f"files {self.files.digest()} {size} {fit} {first}")
+        self.identity = _digest(f"files {found.digest()} {size} {fit} {first} {self.files.drawn}")
 
     def read_captions(self) -> None:
         """Take what each image shows from the manifest that `stepsample batch` wrote beside them.
@@ -174,11 +184,11 @@ class OnFiles:
             UserError: there is none, or not a line for each image.
         """
         source = self.files.source
-        path = source / "manifest.jsonl"
+        path = source / MANIFEST
         if not path.is_file():
             raise UserError(
-                f"--clip-score: {source}: it is not known what its images show: no manifest.jsonl "
-                "of `stepsample batch` lies there; score it without"
+                f"--clip-score: {source}: it is not known what its images show: no {MANIFEST} of "
+                "`stepsample batch` lies there; score it without"
             )
         try:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
@@ -201,24 +211,62 @@ class OnFiles:
         return range(seeds.start - self.first, seeds.stop - self.first)
 
 
-def _scheduler(model: LatentModel, name: str | None) -> Any:
-    """The pipeline's own scheduler, or another class of diffusers with the same settings."""
+def _scheduler(model: LatentModel, name: str | None, spacing: str | None) -> Any:
+    """The pipeline's own scheduler, or another class of diffusers with the same settings.
+
+    Its grid of timesteps may be spaced otherwise: distilled models want theirs trailing.
+    """
     import diffusers
 
-    if name is None:
-        return model.pipeline.scheduler
-    cls = getattr(diffusers, name, None)
-    if cls is None or not name.endswith("Scheduler"):
+    own = model.pipeline.scheduler
+    if name is None and spacing is None:
+        return own
+    if name and not (name.endswith("Scheduler") and hasattr(diffusers, name)):
         raise UserError(
             f"--scheduler: diffusers has no {name!r}; give a class such as "
             "DPMSolverMultistepScheduler"
         )
-    made = cls.from_config(model.pipeline.scheduler.config)
+    cls = getattr(diffusers, name) if name else type(own)
+    name = cls.__name__
+    if spacing and "timestep_spacing" not in inspect.signature(cls.__init__).parameters:
+        raise UserError(f"--timestep-spacing: {name} has none, got {spacing!r}")
+    spaced = {"timestep_spacing": spacing} if spacing else {}
+    try:
+        made = cls.from_config(own.config, **spaced)
+    except Exception as error:  # whatever such a class raises, a package that it needs included
+        raise UserError(f"--scheduler: {name} cannot be made: {_reason(error)}") from error
     flow = model.spec.prediction_type == "flow_prediction"
     if flow != (name.startswith("FlowMatch") or bool(made.config.get("use_flow_sigmas"))):
         kind = "flow" if flow else "variance-preserving"
         raise UserError(f"--scheduler: {name} is not for a {kind} model with these settings")
     return made
+
+
+def _rehearse(scheduler: Any, steps: int, flow: bool) -> None:
+    """Take all steps on zeros, as a pipeline would, so that a misfit shows before any image.
+
+    Raises:
+        UserError: the scheduler has no such steps, or is called otherwise than pipelines do.
+    """
+    trial, x = copy.deepcopy(scheduler), torch.zeros(1, 4, 8, 8)
+    try:
+        shift = {"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}
+        trial.set_timesteps(steps, **shift)
+        if not flow:
+            x = x * trial.init_noise_sigma
+        for timestep in trial.timesteps:
+            scaled = x if flow else trial.scale_model_input(x, timestep)
+            trial.step(scaled, timestep, x)
+        _ = trial.order
+    except Exception as error:  # schedulers have no errors of their own
+        name = type(scheduler).__name__
+        raise UserError(
+            f"--stock: {name} cannot take {steps} steps of this pipeline: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

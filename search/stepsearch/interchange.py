@@ -5,6 +5,7 @@ clean-fid           mu, sigma; for its KID: feats (n, d)
 ADM                 arr_0, uint8 images (n, height, width, 3); mu, sigma; mu_s, sigma_s (unused)
 """
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -13,6 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepsampler.errors import UserError
+
+# What numpy raises where a file is damaged, encrypted, of another kind, or says it is huge
+BROKEN = (
+    ValueError,
+    OSError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+    zlib.error,
+    BadZipFile,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,7 @@ def read_npz(path: Path) -> Foreign:
         with np.load(path, allow_pickle=False) as file:
             t = {k: file[k] for k in ("mu", "sigma", "feats", "arr_0") if k in file.files}
             keys = ", ".join(file.files)
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, BadZipFile) as error:
+    except BROKEN as error:
         raise UserError(
             f"{path}: not an .npz of plain arrays ({str(error).split('.')[0]}); "
             "pickled objects are never read"
@@ -45,6 +59,9 @@ def read_npz(path: Path) -> Foreign:
         raise UserError(
             f"{path}: expected mu and sigma, feats, or arr_0, found {keys or 'nothing'}"
         )
+    for name, array in (("mu", mean), ("sigma", cov), ("feats", features)):
+        if array is not None and array.dtype.kind not in "fiu":
+            raise UserError(f"{path}: {name} must be real numbers, got {array.dtype}")
     if mean is not None and cov is not None:
         if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
             raise UserError(
@@ -59,6 +76,8 @@ def read_npz(path: Path) -> Foreign:
         if features.ndim != 2:
             raise UserError(f"{path}: feats must be (n, d), got {features.shape}")
         features = features.astype(np.float32)
+        if not np.isfinite(features).all():
+            raise UserError(f"{path}: feats is not finite")
     if images is not None:
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise UserError(

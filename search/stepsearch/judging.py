@@ -1,5 +1,6 @@
 """One call of `stepsearch evaluate`: load what is asked for, measure, print, write."""
 
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from rich.progress import Progress
 
 from stepsampler.errors import UserError
 from stepsampler.models import LatentModel, check_device, load
+from stepsampler.models.loading import weighted
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import open_schedule
 from stepsearch.alignment import CLASSES, load_alignment
@@ -46,6 +48,11 @@ class Request:
     size: int | None
     guidance_scale: float | None
     scheduler: str | None
+    spacing: str | None
+    config: str | None
+    vae: str | None
+    loras: Sequence[str]  # FILE or FILE:WEIGHT
+    words: Sequence[str]  # files of textual inversions
     extractors: Sequence[str]
     reference: str
     fit: Fit
@@ -84,10 +91,24 @@ def run_evaluation(request: Request) -> None:
     model = None
     size = request.size
     if schedules or request.stock:
-        model = load(request.model, request.device, request.dtype, request.size)
+        model = load(
+            request.model,
+            request.device,
+            request.dtype,
+            request.size,
+            config=request.config,
+            vae=request.vae,
+            loras=request.loras,
+            textual_inversions=request.words,
+        )
         size = model.size
+    elif request.config or request.vae or request.loras or request.words:
+        raise UserError(
+            "--config, --vae, --lora and --textual-inversion are of the model, but nothing that "
+            "it makes is scored: give a schedule or --stock"
+        )
     elif size is None and request.fit == "crop":
-        size = _side(files)
+        size = _side(files, request.images)
     fitted = None if request.fit == "none" else size
     metrics = []
     for spec in request.extractors:
@@ -109,6 +130,9 @@ def run_evaluation(request: Request) -> None:
     )
     settings = {
         "model": request.model if model else None,
+        "vae": request.vae,
+        "lora": list(request.loras),
+        "textual_inversion": list(request.words),
         "prompts": request.prompts,
         "reference": request.reference,
         "range": request.part,
@@ -167,11 +191,20 @@ def _contenders(
 ) -> list[Contender]:
     found: list[Contender] = []
     if model is not None:
-        digest = model_digest(model)
+        digest = model_digest(model) + _additions(request.loras, request.words)
         for path, name in zip(schedules, _names(schedules), strict=True):
             found.append(OnSchedule(name, open_schedule(path), model, digest))
         for steps in request.stock:
-            found.append(OnStock(model, digest, steps, request.guidance_scale, request.scheduler))
+            found.append(
+                OnStock(
+                    model,
+                    digest,
+                    steps,
+                    request.guidance_scale,
+                    request.scheduler,
+                    request.spacing,
+                )
+            )
     for path in files:
         # Without --size and a model, files are taken as they are, and must be of one size.
         size = request.size if model is None else model.size
@@ -195,15 +228,28 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _side(files: Sequence[Path]) -> int:
-    """Side of the images, to which those of the reference are cropped: they must be square.
+def _additions(loras: Sequence[str], words: Sequence[str]) -> str:
+    """What `model_digest` cannot tell: the weights of LoRAs, and words among so many others."""
+    files = [weighted(text) for text in loras] + [(file, Path(file).stem) for file in words]
+    if not files:
+        return ""
+    key = hashlib.sha256()
+    for file, used_as in files:
+        key.update(f"{used_as} {hashlib.sha256(Path(file).read_bytes()).hexdigest()} ".encode())
+    return f" {key.hexdigest()[:16]}"
+
+
+def _side(files: Sequence[Path], n: int) -> int:
+    """Side of the n chosen images, to which those of the reference are cropped.
 
     Raises:
-        UserError: they are not, or not of one size; that of a folder is checked where it is read.
+        UserError: they are not square, or not of one size, or no images.
     """
     sizes = {}
     for path in files:
-        height, width = next(ImageFiles.find(path).batches(fit="none")).shape[-2:]
+        found = ImageFiles.find(path).chosen(n)
+        found.check()
+        width, height = found.heads[0].size
         if height != width:
             raise UserError(
                 f"{path}: its images are {width} x {height}; give --size to crop them to squares"

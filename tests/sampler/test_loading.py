@@ -177,26 +177,16 @@ def test_a_textual_inversion_that_does_not_fit_is_refused(folder, tmp_path):
         load(str(folder), textual_inversions=[str(tmp_path / "x.txt")])
 
 
-def lora(path):
-    """A LoRA of rank 2 on one projection of the tiny U-Net, in the layout of diffusers."""
-    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
-    generator = torch.manual_seed(2)
-    down = torch.randn(2, 32, generator=generator)
-    up = torch.randn(32, 2, generator=generator)
-    save_file({f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}, path)
-    return key.removeprefix("unet."), up @ down
-
-
 @pytest.mark.skipif(PEFT, reason="peft is installed")
 def test_without_peft_a_lora_is_refused_in_one_sentence(folder, tmp_path):
-    lora(tmp_path / "x.safetensors")
+    pipelines.save_lora(tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="needs the package peft, which is not installed: pip in"):
         load(str(folder), loras=[str(tmp_path / "x.safetensors")])
 
 
 @pytest.mark.skipif(not PEFT, reason="peft is not installed")
 def test_a_lora_is_added_with_its_weight(folder, tmp_path):
-    key, product = lora(tmp_path / "x.safetensors")
+    key, product = pipelines.save_lora(tmp_path / "x.safetensors")
     file = str(tmp_path / "x.safetensors")
     ours = images(load(str(folder), loras=[f"{file}:0.5"]))
     both = images(load(str(folder), loras=[f"{file}:0.2", f"{file}:0.3"]))

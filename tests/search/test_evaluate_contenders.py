@@ -172,6 +172,90 @@ def test_a_stock_pipeline_starts_from_the_noise_of_the_seeds(family):
     torch.testing.assert_close(first, seeded_noise(range(5, 7), model.shape))
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("LCMScheduler", "cannot take 60 steps of this pipeline: The combination of"),
+        ("RePaintScheduler", "cannot take 60 .* missing 2 required positional arguments: 'orig"),
+        ("KarrasVeScheduler", "cannot take 60 .* missing 1 required positional argument: 'sample"),
+        ("ScoreSdeVeScheduler", "cannot take 60 .* has no attribute 'step'"),
+        ("AmusedScheduler", "cannot be made: .* missing 1 required positional argument: 'mask"),
+        ("UnCLIPScheduler", "cannot be made: UnCLIPScheduler only supports `beta_schedule`"),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_is_refused_before_any_image(scheduler, message):
+    with pytest.raises(UserError, match=f"{scheduler} {message}"):
+        OnStock(load_model("tiny"), "d", 60, scheduler=scheduler)
+
+
+def test_a_stock_pipeline_that_runs_out_of_memory_is_refused_like_a_schedule(monkeypatch):
+    model = load_model("tiny")
+
+    def full(*inputs, **named):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    contender = OnStock(model, "d", 2)
+    monkeypatch.setattr(model.net, "forward", full)
+    with pytest.raises(UserError, match=r"a batch of 3 does not fit .*; try a smaller batch size"):
+        list(contender.batches(range(3), PROMPTS[:3], 3))
+
+
+def test_a_distilled_model_is_a_contender(tmp_path, monkeypatch, capsys):
+    """A LoRA of a weight, another scheduler, and the trailing timesteps that it was trained on."""
+    pytest.importorskip("peft")
+    pipeline = pipelines.stable_diffusion()
+    pipeline.register_modules(
+        scheduler=type(pipeline.scheduler).from_config(
+            pipeline.scheduler.config, timestep_spacing="leading"
+        )
+    )
+    pipeline.save_pretrained(tmp_path / "model")
+    pipelines.autoencoder().save_pretrained(tmp_path / "vae")
+    pipelines.save_lora(tmp_path / "x.safetensors")
+    called = []
+    original = OnStock.batches
+
+    def watched(self, *inputs):
+        with self.model.net.register_forward_pre_hook(lambda _, x: called.append(int(x[1]))):
+            yield from original(self, *inputs)
+
+    monkeypatch.setattr(OnStock, "batches", watched)
+    common = ["--model", tmp_path / "model", "--stock", 2, "--guidance-scale", 1, "--images", 8]
+    common += ["--scheduler", "EulerDiscreteScheduler", "--reference", pictures(tmp_path / "r", 20)]
+    common += ["--cache", tmp_path / "cache", "-o", tmp_path / "o.json"]
+
+    def scored(*options):
+        code, _, errors = command(monkeypatch, capsys, *common, *options)
+        assert code == 0, errors
+        (row,) = json.loads((tmp_path / "o.json").read_text())["contenders"]
+        return row["name"], next(iter(row["scores"].values()))["value"]
+
+    lora = tmp_path / "x.safetensors"
+    plain = scored()
+    assert plain[0] == "EulerDiscrete, 2 steps, w 1"
+    assert called == [501, 1]
+    name, trailing = scored("--timestep-spacing", "trailing")
+    assert name == "EulerDiscrete, 2 steps, trailing, w 1"
+    assert called[2:] == [999, 499]
+    words = ["--timestep-spacing", "trailing", "--lora"]
+    half, whole = (scored(*words, f"{lora}:{weight}")[1] for weight in ("0.5", "1"))
+    other = scored(*words, lora, "--vae", tmp_path / "vae")[1]
+    assert len({plain[1], trailing, half, whole, other}) == 5
+    assert len(called) == 10  # nothing of these is recalled for another
+    with pytest.raises(UserError, match="--timestep-spacing: IPNDMScheduler has none, got 'trail"):
+        OnStock(load_model("tiny"), "d", 2, scheduler="IPNDMScheduler", spacing="trailing")
+
+
+def test_distilled_models_get_the_timesteps_of_the_docs():
+    pipeline = pipelines.stable_diffusion()
+    lcm = OnStock(from_pipeline(pipeline), "d", 4, scheduler="LCMScheduler").scheduler
+    pipeline.scheduler = type(lcm).from_config(lcm.config, original_inference_steps=100)
+    own = OnStock(from_pipeline(pipeline), "d", 4).scheduler
+    for scheduler, expected in ((lcm, [999, 759, 499, 259]), (own, [999, 749, 499, 249])):
+        scheduler.set_timesteps(4)
+        assert scheduler.timesteps.tolist() == expected
+
+
 def test_a_preset_is_a_schedule(tmp_path, monkeypatch, capsys):
     options = ["--images", 8, "--batch-size", 8, "--cache", tmp_path]
     code, out, errors = command(monkeypatch, capsys, "seed-sd-5", *options)
@@ -279,3 +363,27 @@ def test_preparing_images_is_no_time_inside_networks(tmp_path):
     bench = harness(tmp_path, Slow())
     evaluate([OnSchedule("mine", make_schedule("power", 1, model.noise), model, "d")], bench, 4)
     assert bench.clock.spent["extractor"] < 0.05 < bench.clock.total
+
+
+def test_a_folder_that_is_sorted_by_class_has_the_error_of_a_mixed_one(
+    tmp_path, monkeypatch, capsys
+):
+    """Blocks of consecutive files would each show one class alone."""
+    generator = np.random.default_rng(0)
+    for k in range(80):
+        bright = k >= 40
+        pixels = generator.integers(0, 90, (32, 32, 3)) + (160 if bright else 0)
+        image = Image.fromarray(pixels.astype(np.uint8))
+        for folder, name in (("sorted", k), ("mixed", k % 40 * 2 + bright)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            image.save(tmp_path / folder / f"{name:03d}.png")
+    options = ["--images", 80, "--reference", tmp_path / "mixed", "--extractor", "texture-whole"]
+    options += ["--distance", "kid", "--cache", tmp_path / "cache", "-o", tmp_path / "r.json"]
+    code, _, errors = command(
+        monkeypatch, capsys, tmp_path / "mixed", tmp_path / "sorted", *options
+    )
+    assert code == 0, errors
+    rows = json.loads((tmp_path / "r.json").read_text())["contenders"]
+    mixed, by_class = (row["scores"]["kid_texture_80"] for row in rows)
+    assert by_class["value"] == pytest.approx(mixed["value"], abs=1e-4)
+    assert by_class["standard_error"] < 3 * mixed["standard_error"]

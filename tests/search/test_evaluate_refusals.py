@@ -27,6 +27,11 @@ def bad(tmp_path_factory):
     pictures(base / "same", 12, constant=True)
     pictures(base / "mixed", 2)
     pictures(base / "mixed" / "more", 2, size=33)
+    pictures(base / "late", 100)
+    pictures(base / "late" / "more", 20, size=48)
+    gaps = pictures(base / "gaps", 130)
+    for name in ("060.png", "120.png"):
+        (gaps / name).write_bytes((gaps / name).read_bytes()[:200])
     (base / "empty").mkdir()
     corrupt = pictures(base / "corrupt", 4)
     (corrupt / "001.png").write_bytes((corrupt / "001.png").read_bytes()[:100])
@@ -74,7 +79,7 @@ GOOD = ["good", "--reference", "good", "--images"]
         ),
         (["good", "--reference", "corrupt"], "corrupt: 2 of 4 files cannot be read as images"),
         (
-            ["damaged.zip", "--reference", "good"],
+            ["damaged.zip", "--images", "12", "--reference", "good"],
             "damaged.zip: 1 of 12 files cannot be read as images: 000.png",
         ),
         (["good", "--reference", "damaged.zip"], "damaged.zip: 1 of 12 files cannot be read"),
@@ -89,6 +94,15 @@ GOOD = ["good", "--reference", "good", "--images"]
             "images must be of one size, but 000.p",
         ),
         (["mixed", "--images", "4", "--reference", "good"], "33 x 33; give a size to crop them to"),
+        # beyond the first part of 100 images
+        (
+            ["late", "--images", "120", "--reference", "good"],
+            "late: images must be of one size, but 000.png is 32 x 32 and more/000.png is 48 x 48",
+        ),
+        (
+            ["gaps", "--images", "130", "--reference", "good"],
+            "gaps: 2 of 130 files cannot be read as images: 060.png, 120.png",
+        ),
         # nothing there
         (["empty", "--reference", "good"], "empty: no images in it (.png, .jpg"),
         (["good", "--reference", "empty"], "empty: no images in it (.png, .jpg"),
@@ -125,6 +139,12 @@ GOOD = ["good", "--reference", "good", "--images"]
         ),
         (["good", "--fit", "pad"], "--fit must be crop, squash512 or none, got 'pad'"),
         (["--stock", "2", "--scheduler", "Best"], "diffusers has no 'Best'; give a class such as"),
+        (
+            ["--stock", "60", "--scheduler", "LCMScheduler"],
+            "--stock: LCMScheduler cannot take 60 steps of this pipeline: The combination of",
+        ),
+        # of a model that nothing needs
+        (["good", "--lora", "x.safetensors"], "but nothing that it makes is scored: give a sched"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_in_one_sentence(
@@ -161,7 +181,12 @@ def test_grey_files_are_counted_and_equal_ones_are_said(bad, tmp_path, monkeypat
         (["--stock", "3", "--guidance-scale=-1"], "--guidance-scale must be at least 0, got -1.0"),
         (["--stock", "3", "--guidance-scale", "nan"], "must be at least 0, got nan"),
         (["--stock", "3", "--guidance-scale", "inf"], "must be at least 0, got inf"),
-        (["--guidance-scale", "2"], "--guidance-scale and --scheduler are of --stock, which is"),
+        (["--guidance-scale", "2"], "--timestep-spacing are of --stock, which is not given"),
+        (["--timestep-spacing", "trailing"], "--timestep-spacing are of --stock, which is not"),
+        (
+            ["--stock", "3", "--timestep-spacing", "even"],
+            "--timestep-spacing must be leading, trailing or linspace, got 'even'",
+        ),
     ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_loaded(

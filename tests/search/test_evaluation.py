@@ -25,6 +25,7 @@ from stepsearch.evaluate import TEST, Evaluator, load_prompts, model_digest
 from stepsearch.evaluation import cell, evaluate, with_error
 from stepsearch.features import Judge, load_extractor
 from stepsearch.harness import Clock, Harness, Metric
+from stepsearch.images import ImageFiles
 from stepsearch.protocol import held_out
 from stepsearch.reference import fit, load_reference
 
@@ -160,14 +161,16 @@ def test_folders_are_scored_and_their_oddities_said(tmp_path, monkeypatch, capsy
         monkeypatch, capsys, made, same, *options, "-o", tmp_path / "r.json"
     )
     assert code == 0, errors
-    assert "1 of 30 images were not RGB" in out
+    assert "20 of 30 images, drawn" in out
+    assert "1 of 20 images were not RGB" in out  # of those that are measured
     assert "all images are the same: their covariance is zero" in out
     assert "(fd_texture_20)" in out
     data = json.loads((tmp_path / "r.json").read_text())
+    chosen = ImageFiles.find(made).chosen(20).names
     images = torch.cat(
         [
-            torch.from_numpy(np.array(Image.open(made / f"{k:03d}.png").convert("RGB")))[None]
-            for k in range(20)
+            torch.from_numpy(np.array(Image.open(made / name).convert("RGB")))[None]
+            for name in chosen
         ]
     ).permute(0, 3, 1, 2)
     extractor = load_extractor("texture-whole")

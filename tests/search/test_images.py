@@ -84,6 +84,59 @@ def test_mixed_sizes_need_a_size(tmp_path):
     assert [len(b) for b in files.batches(6)] == [2]
 
 
+def test_sizes_are_compared_and_broken_files_counted_beyond_the_range_that_is_read(tmp_path):
+    """The files are measured in parts, and a part cannot see the others."""
+    for k in range(6):
+        draw(tmp_path / "mixed", f"{k}.png", (8, 8) if k < 3 else (9, 8))
+        draw(tmp_path / "broken", f"{k}.png", (40, 40))
+    with pytest.raises(UserError, match=r"one size, but 0\.png is 8 x 8 and 3\.png is 9 x 8"):
+        next(ImageFiles.find(tmp_path / "mixed").batches(names=range(3)))
+    for k in (1, 5):  # heads are whole
+        path = tmp_path / "broken" / f"{k}.png"
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"2 of 6 files cannot be read as images: 1\.png, 5\.png$"):
+        list(ImageFiles.find(tmp_path / "broken").batches(names=range(3)))
+    assert [len(b) for b in ImageFiles.find(tmp_path / "broken").chosen(1).batches()] == [1]
+
+
+def test_images_are_drawn_unless_they_are_a_batch_of_ours(tmp_path):
+    for folder in ("one", "two", "batch"):
+        for k in range(8):
+            draw(tmp_path / folder, f"{folder}-{k}.png", (8, 8))
+    (tmp_path / "batch" / "manifest.jsonl").touch()
+    one, two, batch = (ImageFiles.find(tmp_path / name) for name in ("one", "two", "batch"))
+    drawn = one.chosen(5)
+    assert drawn.names != sorted(drawn.names)
+    assert [n[-5] for n in two.chosen(5).names] == [n[-5] for n in drawn.names]  # they pair
+    assert drawn.names == one.chosen(8).names[:5]
+    assert drawn.note.endswith("one: 5 of 8 images, drawn")
+    assert batch.chosen(5).names == batch.names[:5]
+    assert batch.chosen(5).note.endswith("batch: 5 of 8 images, the first")
+    assert one.chosen(8).note == ""
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    draw(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "absent.png")
+    with pytest.raises(UserError, match=r"1 of 2 files cannot be read as images: b\.png$"):
+        list(ImageFiles.find(tmp_path).batches())
+
+
+def test_every_kind_of_picture_is_read_or_named(tmp_path):
+    for name in ("a.png", "b.tif", "c.TIFF", "d.ppm", "e.gif"):
+        draw(tmp_path, name)
+    draw(tmp_path, "f.pgm", mode="L")
+    (tmp_path / "g.npy").write_bytes(b"")
+    files = ImageFiles.find(tmp_path)
+    assert files.names == ["a.png", "b.tif", "c.TIFF", "d.ppm", "f.pgm"]
+    (batch,) = files.batches()
+    assert (batch[:4] == batch[0]).all()
+    assert files.note == (
+        f"{tmp_path}: 1 of 5 images were not RGB: f.pgm; "
+        "without 2 files of kinds that are not read: e.gif, g.npy"
+    )
+
+
 def test_nothing_to_read_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: no images in it \(\.png, "):

@@ -48,6 +48,10 @@ def test_pickles_are_never_read(tmp_path, monkeypatch):
         ({"mu": MU}, "expected mu and sigma, feats, or arr_0, found mu"),
         ({"mu": MU, "sigma": np.eye(4)}, r"sigma \(d, d\), got \(3,\) and \(4, 4\)"),
         ({"mu": MU * np.nan, "sigma": SIGMA}, "mu or sigma is not finite"),
+        ({"mu": np.array(["a", "b", "c"]), "sigma": SIGMA}, "mu must be real numbers, got <U1"),
+        ({"mu": MU, "sigma": SIGMA * 1j}, "sigma must be real numbers, got complex128"),
+        ({"feats": np.full((2, 2), "x")}, "feats must be real numbers, got <U1"),
+        ({"feats": np.full((2, 2), np.nan)}, "feats is not finite"),
         ({"feats": MU}, r"feats must be \(n, d\), got \(3,\)"),
         ({"arr_0": IMAGES / 2}, r"arr_0 must be uint8 .*, got float64 \(2, 4, 5, 3\)"),
     ],
@@ -61,6 +65,12 @@ def test_other_contents_are_refused(tmp_path, arrays, message):
 def test_a_file_that_is_no_npz_is_refused(tmp_path):
     (tmp_path / "s.npz").write_bytes(b"PK nothing")
     with pytest.raises(UserError, match=r"s\.npz: not an \.npz of plain arrays"):
+        read_npz(tmp_path / "s.npz")
+    np.savez_compressed(tmp_path / "s.npz", mu=np.random.default_rng(0).normal(size=500))
+    data = bytearray((tmp_path / "s.npz").read_bytes())
+    data[100:200] = b"\xff" * 100  # the numbers, deflated
+    (tmp_path / "s.npz").write_bytes(data)
+    with pytest.raises(UserError, match=r"s\.npz: not an \.npz of plain arrays \(Error -3"):
         read_npz(tmp_path / "s.npz")
     np.save(tmp_path / "s.npy", MU)
     with pytest.raises(UserError, match=r"s\.npy: not an \.npz of plain arrays"):

@@ -138,7 +138,7 @@ def add_loras(pipeline: Any, files: Sequence[str]) -> None:
         raise UserError("a LoRA needs the package peft, which is not installed: pip install peft")
     weights: dict[str, float] = {}
     for text in files:
-        file, weight = _weighted(text)
+        file, weight = weighted(text)
         _check_file("LoRA", file)
         name = f"lora{len(weights)}"
         try:
@@ -156,7 +156,12 @@ def add_loras(pipeline: Any, files: Sequence[str]) -> None:
     pipeline.set_adapters(list(weights), list(weights.values()))
 
 
-def _weighted(text: str) -> tuple[str, float]:
+def weighted(text: str) -> tuple[str, float]:
+    """FILE or FILE:WEIGHT as a file and its weight.
+
+    Raises:
+        UserError: the weight is no number.
+    """
     file, colon, weight = text.rpartition(":")
     if not colon or Path(text).is_file():
         return text, 1.0
