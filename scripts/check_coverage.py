@@ -29,14 +29,19 @@ FIRST = 90_000_000  # of no study, front or other script
 ABOUT = """\
 # Does the standard error cover?
 
-Made by `{command}`: draws of one schedule ({schedule}) of the bundled model in {dtype}, on disjoint
-seeds. "Spread" is the standard deviation of the values over the draws, "mean error" what the block
-jackknife of each draw says of it, "covered" the share of 95 % intervals that hold the mean of the
-draws. With no more images than features (FD-infinity: four times as many) an error is marked
-conservative: it may be too large.
+Made by `{command}`:
+draws of one schedule ({schedule}) of the bundled model in {dtype}, on
+disjoint seeds. "Spread" is the standard deviation of the values over the draws, "mean error" what
+the block jackknife of each draw says of it, "covered" the share of 95 % intervals that hold the
+mean of the draws. With no more images than features (FD-infinity: four times as many) an error is
+marked conservative: it may be too large.
 
-| distance | n | draws | mean | spread | mean error | covered | |
-|---|---|---|---|---|---|---|---|
+Prompts are "in turn" where a draw has each as often as the others, as in every evaluation here,
+while a block has only some: the error is then too large. "At random" deals the same images into
+draws anew, so that sets differ as their blocks do.
+
+| distance | n | prompts | draws | mean | spread | mean error | covered | |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -73,8 +78,8 @@ def write(rows: list[dict], about: dict, folder: Path) -> None:
     text = json.dumps({**about, "rows": rows}, indent=1)
     write_whole(folder / "coverage.json", lambda p: p.write_text(text + "\n"))
     lines = [
-        f"| {r['distance']} | {r['n']:,} | {r['draws']} | {r['mean']:.4g} | {r['spread']:.3g} "
-        f"| {r['mean_error']:.3g} | {r['covered']:.0%} "
+        f"| {r['distance']} | {r['n']:,} | {r['prompts']} | {r['draws']} "
+        f"| {r['mean']:.4g} | {r['spread']:.3g} | {r['mean_error']:.3g} | {r['covered']:.0%} "
         f"| {'conservative' if r['conservative'] else ''} |"
         for r in rows
     ]
@@ -137,15 +142,18 @@ def main(argv: list[str] | None = None) -> None:
         print(f"stopped at {args.hours:g} hours, {len(draws)} draws are there; run it again")
     if len(draws) < 2:
         return
+    every = np.concatenate(draws)
+    mixed = np.split(every[np.random.default_rng(0).permutation(len(every))], len(draws))
     rows = [
-        row
+        {"prompts": prompts, **row}
         for n in sorted(set(args.images))
-        for row in coverage([x[:n] for x in draws], evaluator.reference)
+        for prompts, sets in (("in turn", draws), ("at random", mixed))
+        for row in coverage([x[:n] for x in sets], evaluator.reference)
     ]
     for row in rows:
         print(
-            f"{row['distance']:<12} n {row['n']}: mean {row['mean']:.4g}, spread "
-            f"{row['spread']:.3g}, mean error {row['mean_error']:.3g}, {row['covered']:.0%} of the "
+            f"{row['distance']:<12} n {row['n']}, prompts {row['prompts']}: "
+            f"mean {row['mean']:.4g}, spread {row['spread']:.3g}, mean error {row['mean_error']:.3g}, {row['covered']:.0%} of the "
             "intervals hold the mean" + (" (marked conservative)" if row["conservative"] else "")
         )
     words = " ".join(sys.argv[1:] if argv is None else argv)

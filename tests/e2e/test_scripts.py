@@ -29,16 +29,17 @@ def test_coverage_is_printed_written_and_resumed(tmp_path, capsys):
     assert not docs.exists()
     main(options)
     _, *lines, last = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["FD", "FD-infinity", "KID"] * 2
+    assert [line.split()[0] for line in lines] == ["FD", "FD-infinity", "KID"] * 4
     assert all("% of the intervals hold the mean" in line for line in lines)
     assert lines[0].endswith("(marked conservative)")  # 12 images, 128 axes
     assert last.endswith("docs: coverage.json, coverage.md")
     table = (docs / "coverage.md").read_text()
     assert "check_coverage.py --images 12 14 --draws 3" in table
-    assert "| KID | 12 | 3 |" in table
+    assert "| KID | 12 | in turn | 3 |" in table
+    assert "| KID | 14 | at random | 3 |" in table
     data = json.loads((docs / "coverage.json").read_text())
     assert data["dtype"] == "bfloat16"
-    assert [(row["n"], row["draws"]) for row in data["rows"]] == [(12, 3)] * 3 + [(14, 3)] * 3
+    assert [(row["n"], row["draws"]) for row in data["rows"]] == [(12, 3)] * 6 + [(14, 3)] * 6
     made = sorted(path.stat().st_mtime_ns for path in cache.glob("*.safetensors"))
     main(options)
     assert capsys.readouterr().out.splitlines()[1:] == [*lines, last]  # nothing anew
