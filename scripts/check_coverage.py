@@ -153,7 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     for row in rows:
         print(
             f"{row['distance']:<12} n {row['n']}, prompts {row['prompts']}: "
-            f"mean {row['mean']:.4g}, spread {row['spread']:.3g}, mean error {row['mean_error']:.3g}, {row['covered']:.0%} of the "
+            f"mean {row['mean']:.4g}, spread {row['spread']:.3g}, mean error "
+            f"{row['mean_error']:.3g}, {row['covered']:.0%} of the "
             "intervals hold the mean" + (" (marked conservative)" if row["conservative"] else "")
         )
     words = " ".join(sys.argv[1:] if argv is None else argv)
