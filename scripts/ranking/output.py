@@ -9,14 +9,15 @@ from stepsearch.paths import write_whole
 ABOUT = """\
 # How far a small subset ranks schedules: the table
 
-Made by `scripts/study_ranking.py`, model in {dtype}. Subsets are disjoint blocks of {pool:,} images
-of each schedule, as many as "draws" says; the truth is FD on other seeds, the same images for all,
-and on real images that no statistic has seen. "Common": all schedules are ranked on the same block.
-"Own": tau is over the pairs of schedules that lie on different blocks. "Among the teacher's
-guidance" are the known grids, the only ones whose distance to the teacher is fair; the teacher's
-100 passes an image, which all schedules share, are not among the passes. tau is the mean over the
-draws, ± its spread from draw to draw; regrets are in units of the true FD: how much worse than the
-best of all are the best of the five that the statistic likes most, and its favourite.
+Made by `scripts/study_ranking.py`, model in {dtype}. Subsets are disjoint blocks of n images of
+each schedule, as many as "draws" says; the truth is FD on other seeds, the same images for all,
+and on real images that no statistic has seen. "Common": all schedules are ranked on the same
+block. "Own": tau is over the pairs of schedules that lie on different blocks. "Among the
+teacher's guidance" are the known grids, the only ones whose distance to the teacher is fair; the
+teacher's 100 passes an image, which all schedules share, are not among the passes. tau is the
+mean over the draws, ± its spread from draw to draw; regrets are in units of the true FD: how much
+worse than the best of all are the best of the five that the statistic likes most, and its
+favourite.
 """
 
 
@@ -58,6 +59,8 @@ def _plot(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     columns = sorted({(r["extractor"], r["steps"]) for r in rows}, reverse=True)
+    sizes = sorted({r["n"] for r in rows})
+    lowest = min(r["tau"] for r in rows if r["tau"] is not None)
     groups = [g for g in ("all", KNOWN) if any(r["among"] == g for r in rows)]
     size = (4.2 * len(columns), 3.8 * len(groups))
     figure, axes = plt.subplots(
@@ -80,7 +83,9 @@ def _plot(rows: list[dict], path: Path) -> None:
                         axis.plot(x, y, style, color=f"C{k}", label=label, marker=".")
             count = here[0]["schedules"] if here else 0
             title = f"{extractor}, {steps} steps, {count} schedules"
-            axis.set(title=title, xscale="log", xlabel="images", ylim=(None, 1))
+            axis.set(title=title, xscale="log", xlabel="images", ylim=(lowest - 0.03, 1))
+            axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
+            axis.minorticks_off()
         line[0].set_ylabel("Kendall's tau with the truth (dotted: own seeds)")
         line[0].legend(fontsize=7)
     figure.tight_layout()
