@@ -69,8 +69,11 @@ def frechet_distance(features: NDArray[np.floating], reference: Moments) -> floa
         )
     mean = x.mean(0)
     y = (x - mean) / np.sqrt(len(x) - 1)
-    projected = y @ reference.root
-    gram = projected @ projected.T if len(x) <= x.shape[1] else projected.T @ projected
+    if len(x) <= x.shape[1]:
+        projected = y @ reference.root
+        gram = projected @ projected.T
+    else:  # the covariance first: half of a product, and then none has n rows
+        gram = reference.root @ (y.T @ y) @ reference.root
     spread = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()
     shift = ((mean - reference.mean) ** 2).sum()
     return float(shift + (y**2).sum() + np.trace(reference.cov) - 2 * spread)
