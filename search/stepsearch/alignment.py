@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from stepsampler.errors import UserError
+from stepsearch.config import CLIP
 from stepsearch.features import Judge
 from stepsearch.pretrained import ClipScore
-
-CLASSES, CLIP = "classes", "clip:"
 
 
 @dataclass(frozen=True)

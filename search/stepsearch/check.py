@@ -16,9 +16,8 @@ from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import resolve
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
-from stepsearch.alignment import CLIP
 from stepsearch.baselines import CLASSIFIER_FREE, shapes, wanted
-from stepsearch.config import StudyConfig, load_config
+from stepsearch.config import CLIP, StudyConfig, load_config
 from stepsearch.dryrun import dry_run, kind_of
 from stepsearch.evaluate import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
 from stepsearch.features import PRETRAINED, load_extractor

@@ -22,6 +22,7 @@ from stepsampler.schedule import SOLVERS
 Rival = Literal["dmn", "gits", "oss", "hso", "ld3"]  # methods that compute a placement
 RIVALS: tuple[str, ...] = get_args(Rival)
 SEEDS = 10_000_000  # of a range of `evaluate`: more images would have those of the next one
+CLASSES, CLIP = "classes", "clip:"  # what may judge alignment; CLIP is followed by its model
 MOST_STEPS = 999  # of a long schedule: most models have 1,000 noise levels
 
 
@@ -140,7 +141,7 @@ class EvaluationConfig(_Section):
     reference: str = "fashion-mnist"  # bundled statistics, or a folder of images
     prompts: str = "fashion-mnist"  # bundled prompts, or a text or caption file
     # What says whether images show their prompts: the judge of the bundled classes, or clip:MODEL.
-    alignment: str = "classes"
+    alignment: str = CLASSES
     batch_size: int = Field(50, ge=1)
     images: int = Field(300, ge=8, le=SEEDS)  # per trial
     rungs: tuple[int, ...] = ()  # images after which a trial may end, such as 60, 125 and `images`
@@ -154,7 +155,7 @@ class EvaluationConfig(_Section):
     @field_validator("alignment")
     @classmethod
     def _judged(cls, spec: str) -> str:
-        if spec != "classes" and (not spec.startswith("clip:") or spec == "clip:"):
+        if spec != CLASSES and (not spec.startswith(CLIP) or spec == CLIP):
             raise ValueError(f'must be "classes" or "clip:MODEL", got {json.dumps(spec)}')
         return spec
 

@@ -14,8 +14,7 @@ import torch
 from stepsampler.errors import UserError
 from stepsampler.models import quiet, resolve
 from stepsampler.pictures import save_png
-from stepsearch.alignment import CLIP
-from stepsearch.config import StudyConfig
+from stepsearch.config import CLIP, StudyConfig
 from stepsearch.features import EXTRACTORS
 from stepsearch.miniatures import FAMILIES, save_clip
 from stepsearch.paths import bundled

@@ -15,7 +15,8 @@ from stepsampler.models import LatentModel, check_device, load
 from stepsampler.models.loading import weighted
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import open_schedule
-from stepsearch.alignment import CLASSES, load_alignment
+from stepsearch.alignment import load_alignment
+from stepsearch.config import CLASSES
 from stepsearch.contenders import Contender, OnFiles, OnSchedule, OnStock
 from stepsearch.evaluate import load_prompts, model_digest, seeds_of
 from stepsearch.evaluation import (
@@ -115,7 +116,6 @@ def run_evaluation(request: Request) -> None:
         extractor = load_extractor(spec, request.device)
         reference = load_reference(request.reference, extractor, fitted, request.cache, request.fit)
         metrics.append(Metric(extractor, reference))
-    check(request.distances, request.part, request.images, [m.reference for m in metrics])
     clock = Clock(torch.device(request.device))
     if model is not None:
         clock.watch(model)
