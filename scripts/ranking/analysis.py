@@ -11,10 +11,17 @@ The truth is the same for all: FD on other seeds, and on real images that no sta
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from stepsearch.distance import Moments, frechet_distance, frechet_infinity, score_kernel
+from stepsearch.distance import (
+    Moments,
+    frechet_distance,
+    frechet_infinity,
+    kernel_among,
+    score_kernel,
+)
 from stepsearch.reference import Reference
 
 KNOWN = "the teacher's guidance"
@@ -35,6 +42,11 @@ class Real:
         """The sample lies among the test images of the reference: the truth does without it."""
         assert reference.sample is not None
         return cls(reference.search, reference.sample, without(reference.test, reference.sample))
+
+    @cached_property
+    def among(self) -> float:
+        """The part of KID that no schedule changes."""
+        return kernel_among(self.sample)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +114,7 @@ def value(kind: str, x: np.ndarray, real: Real) -> float:
         return frechet_distance(x, real.moments)
     if kind == "FD-infinity":
         return frechet_infinity(x, real.moments)
-    return score_kernel(x, real.sample, blocks=0).value  # without its error
+    return score_kernel(x, real.sample, 0, real.among).value  # without its error
 
 
 def rank(values: np.ndarray, true: np.ndarray, own: bool, seed: int) -> dict:

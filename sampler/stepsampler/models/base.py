@@ -116,9 +116,13 @@ class LatentModel(ABC):
         names = ["unet", "transformer", "vae", *(n for n in parts if n.startswith("text_encoder"))]
         return [parts[name] for name in names if parts.get(name) is not None]
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
-        """Where the networks run, which need not be where their weights lie."""
+        """Where the networks run, which need not be where their weights lie.
+
+        Kept, because diffusers walks through all modules to find it: a pipeline that is moved
+        afterwards wants a new LatentModel.
+        """
         return self.pipeline._execution_device  # type: ignore[no-any-return]
 
     @cached_property
