@@ -38,6 +38,7 @@ from peers.studies import (
     estimate,
     ours,
     rival,
+    screening,
     so_far,
 )
 from peers.targets import best_rival, metrics
@@ -86,11 +87,20 @@ class Bench(Measure):
             print(f"  {stage}: {news}", flush=True)
 
     def folder(self, config: StudyConfig) -> Path:
-        """Of a study: other settings, another model or other data have another one."""
+        """Of a study: other settings, another model or other data have another one.
+
+        Images are shared by all studies of one number of steps; each counts what it used.
+        """
         texts = [prompt.text for prompt in self.harness.prompts]
         parts = [config.model_dump_json(), self.digest, self.harness.metrics[0].identity, *texts]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
-        return self.args.run / f"{config.name}-{digest}"
+        folder = self.args.run / f"{config.name}-{digest}"
+        images = self.args.run / f"images-{config.space.num_steps}"
+        if not (folder / "cache").is_symlink():
+            folder.mkdir(parents=True, exist_ok=True)
+            images.mkdir(exist_ok=True)
+            (folder / "cache").symlink_to(images.resolve(), target_is_directory=True)
+        return folder
 
     def search(self, name: str, config: StudyConfig, kind: str, run: type[Run] = Run) -> Entry:
         """Run a search to its end, or recall what it came to."""
@@ -114,7 +124,8 @@ class Bench(Measure):
         parts = {float(k): Schedule.from_json(plan) for k, plan in found["so_far"].items()}
         shown = name if found["found"] else f"{name} (a baseline: no trial was chosen)"
         plan = Schedule.from_json(found["schedule"])
-        return Entry(shown, plan, kind, found["passes"], seconds / 60, parts)
+        minutes = 0.0 if kind == "axis" else seconds / 60  # one row used the images of the others
+        return Entry(shown, plan, kind, found["passes"], minutes, parts)
 
     @staticmethod
     def _chosen(result: Result, kind: str) -> tuple[Candidate, dict[str, int]]:
@@ -165,12 +176,12 @@ class Bench(Measure):
         entries = [found]
         for seed in range(1, self.args.seeds):
             other = self.search(f"ours, search seed {seed}", ours(self.args, n, seed), "ours")
-            entries.append(replace(other, kind="part"))
+            entries.append(replace(other, kind="part", minutes=0.0))  # used images of the first
         for share, schedule in found.so_far.items():
             name = f"ours, best trial after {share:.0%} of the passes"
             passes = {"part": round(share * sum(found.passes.values()))}
             entries.append(Entry(name, schedule, "part", passes))
-        rows = self.screen(config)
+        rows = self.screen(screening(self.args, n))
         picked = rows[: self.args.test]
         for guided in (True, False):  # the best of either kind is always there
             picked += [r for r in rows if r["guided"] == guided and r not in picked][:1]
@@ -181,8 +192,8 @@ class Bench(Measure):
                 study = rival(self.args, name, n, spent)
                 entries.append(self.search(name, study, "search", Cold))
         entries += self.long_rows()
-        screening = [{k: v for k, v in row.items() if k != "schedule"} for row in rows]
-        known = {"steps": n, "passes": 2 * n, "screening": screening, "costs": self.costs(config)}
+        screened = [{k: v for k, v in row.items() if k != "schedule"} for row in rows]
+        known = {"steps": n, "passes": 2 * n, "screening": screened, "costs": self.costs(config)}
         return {**known, **self.test(entries)}
 
     def costs(self, config: StudyConfig) -> dict[str, dict]:
@@ -292,6 +303,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--rungs", type=int, nargs=2, default=[100, 500], help="images of the screening")
     add("--trials", type=int, default=100, help="of our search")
     add("--images", type=int, default=300, help="of a trial of ours")
+    add("--ladder", type=int, nargs="*", default=[], help="its rungs before that")
     add("--rival-images", type=int, default=1000, help="of a trial of a rival's, at most")
     add("--finalists", type=int, default=8)
     add("--selection", type=int, default=600, help="images that choose among the finalists")
@@ -335,6 +347,7 @@ def main(argv: list[str] | None = None) -> None:
         jobs += [lambda n=n, s=s: bench.ablation(n, s) for n in args.ablation_steps for s in seeds]
     elif args.transfer:
         chosen = json.loads((args.docs / "peers.json").read_text())["steps"]
+        chosen = [rows for rows in chosen if rows["steps"] in args.steps]
         jobs += [lambda rows=rows: bench.transfer(rows) for rows in chosen]
     else:
         jobs += [lambda n=n: bench.steps(n, False) for n in args.steps[:3]]

@@ -1,12 +1,13 @@
-"""What `bench_peers.py` writes: every number, tables in markdown, and a plot."""
+"""What `bench_peers.py` writes: every number, and tables in markdown."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 
+from peers.plots import draw
 from peers.studies import UNGUIDED
-from peers.targets import best_rival, losses, metrics, minus, races, targets
+from peers.targets import losses, metrics, minus, races, targets
 from stepsearch.paths import write_whole
 
 
@@ -56,8 +57,7 @@ def write(found: dict, path: Path) -> None:
     lines += _over_seeds(parts)
     table = "\n".join(lines) + "\n"
     write_whole(path.with_suffix(".md"), lambda p: p.write_text(table))
-    if any("screening" in rows for rows in parts):
-        _plot(parts, path.with_suffix(".png"))
+    draw(parts, path.with_suffix(".png"))
 
 
 def _pair(value: list[float] | None, form: str = "+.2f") -> str:
@@ -186,7 +186,8 @@ def _test(rows: dict) -> list[str]:
         above = row
         cells.append(f"{row['scores']['alignment']['value']:.1%}")
         spent = row["search_passes"]
-        cells += [f"{spent:,}", f"{row['minutes']:.0f}"] if spent else ["", ""]
+        cells.append(f"{spent:,}" if spent else "")
+        cells.append(f"{row['minutes']:.0f}" if row["minutes"] else "")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -203,37 +204,3 @@ def _screening(rows: list[dict]) -> list[str]:
             cells += [found[0]["name"], f"{found[0]['fd']:.2f}"] if found else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def _plot(parts: list[dict], path: Path) -> None:
-    """FD against passes, a panel an extractor: the first row, and the best of the others."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = metrics(parts[0])
-    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False)
-    for axis, metric in zip(axes[0], names, strict=True):
-        lines: dict[str, list[tuple[int, float, float]]] = {}
-        for rows in parts:
-            every = rows["contenders"]
-            points = {"ours": every[0]}
-            points["best placement"] = best_rival(every, metric, ("placement",)) or every[0]
-            points |= {row["name"]: row for row in every if row["kind"] == "search"}
-            for name, row in points.items():
-                score = row["scores"][metric]
-                error = score["standard_error"] or 0.0
-                lines.setdefault(name, []).append((rows["passes"], score["value"], error))
-        for name, line in lines.items():
-            x, y, error = zip(*line, strict=True)
-            axis.errorbar(x, y, error, marker="o", capsize=3, label=name)
-        for row in parts[0]["contenders"]:
-            if row["kind"] == "long":
-                axis.axhline(row["scores"][metric]["value"], ls=":", color="grey")
-                axis.annotate(row["name"], (x[0], row["scores"][metric]["value"]), fontsize=7)
-        axis.set(xlabel="network passes an image", ylabel=metric)
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    write_whole(path, lambda p: figure.savefig(p, format="png", dpi=110))
-    plt.close(figure)

@@ -1,6 +1,7 @@
 """The searches that the benchmark compares, as studies, and what all of it costs."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from peers.screening import OF_EACH, OTHER_SOLVERS, SHORTLIST
@@ -10,13 +11,13 @@ from stepsampler.schedule import Schedule
 from stepsearch.check import costs
 from stepsearch.config import StudyConfig
 from stepsearch.ladder import infeasible, passes_spent
-from stepsearch.run import Run
+from stepsearch.run import STAGES, Run
 from stepsearch.study import finished, open_study, schedule_of
 
 EXTRACTORS = ("texture", "lite0")  # the search sees the first
 EXACTLY_0 = (0.02, 0.021)  # a box of final sigmas that are all below the model's smallest
 TIMES = 3  # as many passes as our whole search has, for a searching rival's trials
-SO_FAR = (0.5, 0.75)  # shares of our passes after which the best trial is tested too
+SO_FAR = (2 / 3,)  # shares of our passes after which the best trial is tested too
 OURS = {"guidance": "per-step", "guidance_scale": (0.6, 5.0)}
 UNGUIDED = ", unguided"  # the same search of twice the steps; its guidance is an idle axis
 # What a searching rival searches, with which algorithm, and how many images a trial has.
@@ -68,6 +69,7 @@ def study(
         "evaluation": {
             "extractor": EXTRACTORS[0],
             "images": images,
+            "rungs": [*args.ladder, images] if args.ladder else [],
             "selection_images": args.selection,
             "test_images": 8,  # the test is ours
             "batch_size": args.batch,
@@ -77,7 +79,7 @@ def study(
             "rungs": args.rungs,
             "guidance_scales": args.scales,
             "orders": [2],
-            "solvers": ["dpmpp-midpoint", "unipc-bh2"],
+            "solvers": ["dpmpp-midpoint"],
             "test": 1,
         },
         "teacher": {"images": args.images, "steps": args.teacher_steps},
@@ -101,6 +103,14 @@ def ours(args: Namespace, n: int, seed: int = 0) -> StudyConfig:
     found = study(args, "ours", n, space, args.images)
     found["search"]["seed"] = seed
     found["baselines"]["presets"] = fitting(2 * n)
+    return StudyConfig.model_validate(found)
+
+
+def screening(args: Namespace, n: int) -> StudyConfig:
+    """The baselines of our search, under a second solver too."""
+    found = ours(args, n).model_dump()
+    found["name"] = f"screening-{n}"
+    found["baselines"]["solvers"] = ["dpmpp-midpoint", "unipc-bh2"]
     return StudyConfig.model_validate(found)
 
 
@@ -131,8 +141,8 @@ def rival(args: Namespace, name: str, n: int, passes: int) -> StudyConfig:
         space = {**space, "num_steps": 2 * n}
     found = study(args, name, n, space, images, algorithm)
     found["search"]["trials"] = max(1, TIMES * passes // (images * 2 * n))
-    few = {"rivals": [], "rungs": [8], "solvers": ["dpmpp-midpoint"]}
-    found["baselines"] |= {**few, "guidance_scales": args.scales[:1]}
+    found["baselines"] |= {"rivals": [], "rungs": [8], "guidance_scales": args.scales[:1]}
+    found["evaluation"]["rungs"] = []  # no paper has the ladder
     return StudyConfig.model_validate(found)
 
 
@@ -142,49 +152,53 @@ def ablation(args: Namespace, n: int, seed: int = 0) -> dict[str, StudyConfig]:
     for k, (name, axes) in enumerate(ABLATION.items()):
         space = {**space, **axes}
         found = study(args, f"ablation-{k}", n, space, args.images)
-        found["baselines"] |= {"rivals": [], "solvers": ["dpmpp-midpoint"]}
+        found["baselines"]["rivals"] = []
         found["search"]["seed"] = seed
         studies[name] = StudyConfig.model_validate(found)
     return studies
 
 
-def bound(config: StudyConfig) -> int:
-    """Network passes of a study at most, without its own test."""
-    parts = costs(config).passes
-    return sum(parts.values()) - parts["test"]
+def bound(config: StudyConfig, stages: Sequence[str] = STAGES) -> int:
+    """Network passes of a study's stages at most; without its own test."""
+    return sum(costs(config).passes[stage] for stage in stages)
 
 
 def estimate(args: Namespace) -> int:
-    """Network passes of the whole, were nothing in the cache; no less than what it will be."""
+    """Network passes of the whole, were nothing in the cache; no less than what it will be.
+
+    The studies of one number of steps share the images of their baselines and their teacher.
+    """
     total = 0
+    own = ("trials", "selection")  # of what a study has to make alone
     if args.ablation:
         for n in args.ablation_steps:
-            studies = ablation(args, n).values()
-            total += sum(bound(config) + 2 * n * args.images_test for config in studies)
-        return args.seeds * total
+            studies = list(ablation(args, n).values())
+            total += bound(studies[0], STAGES[:-2])
+            for config in studies:
+                total += args.seeds * (bound(config, own) + 2 * n * args.images_test)
+        return total
+    long = 2 * sum(args.long) * args.images_test
     if args.transfer:
-        places = 1 + len(args.elsewhere)
-        rows = sum(3 * 2 * n + 2 * sum(args.long) for n in args.steps)
-        return places * rows * args.images_test
+        rows = sum(3 * 2 * n for n in args.steps)
+        return len(args.elsewhere) * (rows * args.images_test + long)
     first, last = args.rungs
     for n in args.steps:
-        config = ours(args, n)
+        config = screening(args, n)
         places = len(GRIDS) + len(args.rivals) + len(config.baselines.presets)
-        kinds = len(config.baselines.solvers) * (len(args.scales) + 1)
+        kinds = (len(config.baselines.solvers) - 1) * (len(args.scales) + 1)  # one is in ours
         images = places * (kinds * first + 3 * (last - first))
         images += 3 * 3 * len(OTHER_SOLVERS) * last
         images += (SHORTLIST + 2 * OF_EACH) * args.selection
         rows = args.seeds + len(SO_FAR) + args.test + 2
-        search = bound(config)
+        search = bound(ours(args, n))
         if n in args.searching:
             rows += len(args.rival_searches)
             for name in args.rival_searches:
                 total += bound(rival(args, name, n, search))
-        total += args.seeds * search + 2 * n * (images + rows * args.images_test)
-    for steps in args.long:
-        tried = (len(args.scales) + 1) * choosing_images(args, steps)
-        total += 2 * steps * (tried + args.images_test)
-    return total
+        total += search + (args.seeds - 1) * bound(ours(args, n), own)
+        total += 2 * n * (images + rows * args.images_test)
+    tried = sum(2 * n * (len(args.scales) + 1) * choosing_images(args, n) for n in args.long)
+    return total + tried + long
 
 
 def choosing_images(args: Namespace, steps: int) -> int:

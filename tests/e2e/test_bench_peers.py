@@ -15,9 +15,9 @@ from stepsearch.workers import InThisProcess
 
 ROOT = Path(__file__).parents[2]
 TINY = shlex.split(
-    "--steps 2 --searching 2 --rivals dmn --scales 2 --rungs 8 10 --trials 2 --images 8 "
+    "--steps 2 --searching 2 --rivals dmn --scales 2 --rungs 8 10 --trials 2 --images 12 "
     "--rival-images 400 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 --test 1 "
-    "--images-test 16 --batch 16 --processes 1 --dtype bfloat16"
+    "--ladder 8 --images-test 16 --batch 16 --processes 1 --dtype bfloat16"
 )
 
 
@@ -100,6 +100,7 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
         assert test["contenders"][0]["scores"] == ours["scores"]
     assert prompts["contenders"][0]["scores"] != first["contenders"][0]["scores"]
     assert {row["test"] for row in moved["losses"]} == set(moved["tests"])
+    assert (tmp_path / "docs/peers-transfer.png").stat().st_size > 1000
 
 
 def test_other_settings_recall_nothing(monkeypatch, tmp_path):
@@ -112,7 +113,7 @@ def test_other_settings_recall_nothing(monkeypatch, tmp_path):
     args = SimpleNamespace(model="tiny", device="cpu", dtype="float32", batch=10, held_out=False)
     args.run, args.hours, args.trials, args.finalists, args.selection = tmp_path, 1, 2, 2, 10
     args.images, args.rivals, args.rungs, args.scales = 20, ["dmn"], [10, 20], [2.0]
-    args.teacher_steps, folders = 5, set()
+    args.teacher_steps, args.ladder, folders = 5, [], set()
     changes = [{}, {"trials": 3}, {"images": 30}, {"dtype": "bfloat16"}, {"held_out": True}]
     for change in changes:
         some = SimpleNamespace(**{**vars(args), **change})
@@ -161,6 +162,7 @@ def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
         trials=9, finalists=2, selection=10, images=20, dtype="bfloat16", batch=10, rivals=["dmn"]
     )
     args.rungs, args.scales, args.teacher_steps, args.model = [10, 20], [2.0], 5, "tiny"
+    args.ladder = [10]
     rows = ablation(args, 5)
     assert next(iter(rows)) == "placement"
     assert list(rows)[-1] == "+ Free-U"
