@@ -5,25 +5,28 @@
     python scripts/bench_peers.py --dtype bfloat16 --ablation --seeds 3
     python scripts/bench_peers.py --dtype bfloat16 --transfer        # of what docs/peers.json has
 
-For each number of steps n, at 2 n passes: our search; every placement under DPM++(2M) and UniPC, at
-each guidance scale and unguided with 2 n steps, thinned out by successive halving within each
-placement; other solvers on the three best placements; presets as they were published. The best of
-all that, chosen on selection seeds as ours is, ours, the searching rivals and rows of many steps
-are tested on the same fresh seeds under both extractors; differences are paired. The search sees
-the first extractor only.
+For each number of steps n, at 2 n passes: our search; every placement and every preset under DPM++(2M)
+and UniPC, at each guidance scale and unguided with 2 n steps, thinned out by successive halving;
+other solvers on the three best placements. The best of all that, chosen on selection seeds as ours
+is, ours, the searching rivals and rows of many steps are tested on the same fresh seeds under both
+extractors; differences are paired. The search sees the first extractor only.
 """
 
 import argparse
 import hashlib
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from peers.measure import Entry, Measure, measure_in_pool, start
@@ -34,7 +37,6 @@ from peers.studies import (
     UNGUIDED,
     Cold,
     ablation,
-    choosing_images,
     estimate,
     ours,
     rival,
@@ -42,19 +44,17 @@ from peers.studies import (
     so_far,
 )
 from peers.targets import best_rival, metrics
+from stepsampler.errors import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.schedule import Schedule
 from stepsearch.baselines import Candidate
 from stepsearch.config import RIVALS, StudyConfig
 from stepsearch.contenders import OnSchedule
-from stepsearch.evaluate import (
-    SEARCH,
-    Measurement,
-    seeds_of,
-)
+from stepsearch.distance import frechet_infinity
+from stepsearch.evaluate import SELECTION, Measurement, seeds_of
 from stepsearch.evaluation import as_data, evaluate
 from stepsearch.paths import write_whole
-from stepsearch.protocol import measure_all, score_all
+from stepsearch.protocol import measure_all
 from stepsearch.result import Result
 from stepsearch.run import Run
 from stepsearch.tracking import NoTracking
@@ -89,17 +89,16 @@ class Bench(Measure):
     def folder(self, config: StudyConfig) -> Path:
         """Of a study: other settings, another model or other data have another one.
 
-        Images are shared by all studies of one number of steps; each counts what it used.
+        Images are shared by all studies; each counts the passes of all that it used.
         """
         texts = [prompt.text for prompt in self.harness.prompts]
         parts = [config.model_dump_json(), self.digest, self.harness.metrics[0].identity, *texts]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
         folder = self.args.run / f"{config.name}-{digest}"
-        images = self.args.run / f"images-{config.space.num_steps}"
         if not (folder / "cache").is_symlink():
             folder.mkdir(parents=True, exist_ok=True)
-            images.mkdir(exist_ok=True)
-            (folder / "cache").symlink_to(images.resolve(), target_is_directory=True)
+            (folder / "cache").symlink_to(Path("..") / "images", target_is_directory=True)
+        (self.args.run / "images").mkdir(exist_ok=True)
         return folder
 
     def search(self, name: str, config: StudyConfig, kind: str, run: type[Run] = Run) -> Entry:
@@ -139,7 +138,10 @@ class Bench(Measure):
         own = [row.candidate for row in result.selection if row.candidate.kind == "found"]
         passes = result.passes
         if kind == "search":
-            passes = {stage: passes[stage] for stage in ("trials", "selection")}
+            images = sum(
+                len(r.measurement.features) for r in result.selection if r.candidate in own
+            )
+            passes = {"trials": passes["trials"], "selection": images * own[0].schedule.passes}
         return (own or [result.winner])[0], passes
 
     def workers(self, config: StudyConfig) -> Workers:
@@ -184,8 +186,9 @@ class Bench(Measure):
         rows = self.screen(screening(self.args, n))
         picked = rows[: self.args.test]
         for guided in (True, False):  # the best of either kind is always there
-            picked += [r for r in rows if r["guided"] == guided and r not in picked][:1]
-        entries += [Entry(row["name"], row["schedule"], "placement") for row in picked]
+            if not any(row["guided"] == guided for row in picked):
+                picked += [row for row in rows if row["guided"] == guided][:1]
+        entries += [self.placed(row) for row in picked]
         if searching:
             spent = sum(found.passes.values())
             for name in self.args.rival_searches:
@@ -193,20 +196,15 @@ class Bench(Measure):
                 entries.append(self.search(name, study, "search", Cold))
         entries += self.long_rows()
         screened = [{k: v for k, v in row.items() if k != "schedule"} for row in rows]
-        known = {"steps": n, "passes": 2 * n, "screening": screened, "costs": self.costs(config)}
+        known = {"steps": n, "passes": 2 * n, "searching": searching, "screening": screened}
         return {**known, **self.test(entries)}
 
-    def costs(self, config: StudyConfig) -> dict[str, dict]:
-        """Network passes and seconds of each placement that was computed, guided and unguided."""
-        found = {}
-        for path in sorted((self.folder(config) / "cache").glob("placement-*.json")):
-            _, name, steps, scale, _ = path.stem.split("-")
-            cost = json.loads(path.read_text())
-            found[f"{name}, {steps} steps, w {scale}"] = {
-                "passes": cost["passes"],
-                "seconds": cost["seconds"],
-            }
-        return found
+    @staticmethod
+    def placed(row: dict) -> Entry:
+        """What was screened; LD3 learns: it is no schedule that needs no search."""
+        kind = "learned" if row["placement"] == "ld3" else "placement"
+        passes = {"placement": row["passes"]}
+        return Entry(row["name"], row["schedule"], kind, passes, row["seconds"] / 60)
 
     def ablation(self, n: int, seed: int) -> dict:
         studies = ablation(self.args, n, seed)
@@ -236,26 +234,32 @@ class Bench(Measure):
         return make_schedule("linspace", steps, self.model.noise, order=2, guidance_scale=w)
 
     def long_rows(self) -> list[Entry]:
-        """Many steps of DPM++(2M), each number at its best guidance on search seeds."""
-        entries = []
-        for steps in self.args.long:
-            name = f"DPM++(2M), {steps} steps"
-            scales = [(f"w {w:g}", w) for w in self.args.scales] + [("unguided", 1.0)]
-            every = [Entry(f"{name}, {how}", self.long(steps, w), "long") for how, w in scales]
-            seeds = seeds_of(SEARCH, choosing_images(self.args, steps))
-            contenders = [self.contender(entry) for entry in every]
-            moments = self.harness.metrics[0].reference.search
-            rows = score_all(contenders, seeds, self.args.batch, moments, self.measure)
-            best = min(rows, key=lambda row: row.score.value).candidate.name
-            entries += [entry for entry in every if entry.name == best]
-        return entries
+        """Many steps of DPM++(2M), at the guidance that is best for the fewest of them.
+
+        By FD-infinity of many selection seeds: the more steps, the less they change with more, and
+        the dearer is a choice.
+        """
+        if not self.args.long:
+            return []
+        scales = [*self.args.scales, 1.0]
+        name, fewest = "DPM++(2M), {} steps, {}", min(self.args.long)
+        rows = [Entry(f"{name} {w}", self.long(fewest, w), "long") for w in scales]
+        seeds = seeds_of(SELECTION, self.args.long_images)
+        contenders = [self.contender(row) for row in rows]
+        found = measure_all(contenders, seeds, self.args.batch, self.measure)
+        moments = self.harness.metrics[0].reference.search
+        values = [frechet_infinity(part.features, moments) for part in found]
+        w = scales[int(np.argmin(values))]
+        how = "unguided" if w == 1 else f"w {w:g}"
+        return [Entry(name.format(n, how), self.long(n, w), "long") for n in self.args.long]
 
     def measure(
         self, jobs: Sequence[tuple[OnSchedule, range]]
     ) -> Iterator[tuple[int, Measurement]]:
         """As the harness does, in several processes."""
         missing = [job for job in jobs if not self.harness.recalls(*job)]
-        if len(missing) > 4 * self.args.processes > 4:  # or starting them would take longer
+        passes = sum(contender.schedule.passes * len(seeds) for contender, seeds in missing)
+        if self.args.processes > 1 and passes > 20_000:  # or starting them would take longer
             context = multiprocessing.get_context("spawn")
             count = self.args.processes
             pool = ProcessPoolExecutor(count, context, initializer=start, initargs=(self.args,))
@@ -306,16 +310,18 @@ def main(argv: list[str] | None = None) -> None:
     add("--ladder", type=int, nargs="*", default=[], help="its rungs before that")
     add("--rival-images", type=int, default=1000, help="of a trial of a rival's, at most")
     add("--finalists", type=int, default=8)
-    add("--selection", type=int, default=600, help="images that choose among the finalists")
+    add("--selection", type=int, default=1000, help="images that choose among the finalists")
     add("--teacher-steps", type=int, default=50, help="of the searches' teacher")
-    add("--test", type=int, default=6, help="screened schedules that are tested")
+    add("--test", type=int, default=5, help="screened schedules that are tested")
     add("--images-test", type=int, default=5000)
-    add("--long", type=int, nargs="+", default=[20, 100], help="steps of rows that cost more")
+    add("--long", type=int, nargs="*", default=[20, 100], help="steps of rows that cost more")
+    add("--long-images", type=int, default=2000, help="that choose the guidance of these")
     add("--batch", type=int, default=BATCH)
     add("--model", default="tiny")
     add("--second", default="tiny-second", help="the other weights of --transfer")
     add("--device", default="cpu", help="cpu, cuda:0, …")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
+    add("--compile", action="store_true", help="the network, by torch")
     add("--processes", type=int, default=2)
     add("--hours", type=float, default=float("inf"), help="stop after so many")
     add("--run", type=Path, default=Path("runs/peers"))
@@ -340,27 +346,50 @@ def main(argv: list[str] | None = None) -> None:
         return
     part = "-ablation" if args.ablation else "-transfer" if args.transfer else ""
     path = args.docs / f"peers{part}"
-    found: dict = {"settings": {k: str(v) for k, v in vars(args).items()}, "steps": []}
-    jobs: list[Callable[[], dict]] = []
+    found = earlier(path.with_suffix(".json"), {k: str(v) for k, v in vars(args).items()})
+    jobs: list[tuple[str, Callable[[], dict]]] = []
     if args.ablation:
-        seeds = range(args.seeds)
-        jobs += [lambda n=n, s=s: bench.ablation(n, s) for n in args.ablation_steps for s in seeds]
+        for n, seed in product(args.ablation_steps, range(args.seeds)):
+            jobs.append((f"{n} steps, search seed {seed}", partial(bench.ablation, n, seed)))
     elif args.transfer:
-        chosen = json.loads((args.docs / "peers.json").read_text())["steps"]
-        chosen = [rows for rows in chosen if rows["steps"] in args.steps]
-        jobs += [lambda rows=rows: bench.transfer(rows) for rows in chosen]
+        for rows in json.loads((args.docs / "peers.json").read_text())["steps"]:
+            if rows["steps"] in args.steps:
+                jobs.append((f"{rows['steps']} steps", partial(bench.transfer, rows)))
     else:
-        jobs += [lambda n=n: bench.steps(n, False) for n in args.steps[:3]]
-        every = [n for n in args.steps[:3] if n in args.searching] + args.steps[3:]
-        jobs += [lambda n=n: bench.steps(n, n in args.searching) for n in every]
+        there = {rows["steps"] for rows in found["steps"]}
+        first = [n for n in args.steps[:3] if n in args.searching and n not in there]
+        for n, searching in [*((n, False) for n in first), *((n, True) for n in args.steps)]:
+            job = partial(bench.steps, n, searching and n in args.searching)
+            jobs.append((f"{n} steps", job))
+    failed = 0
     try:
-        for job in jobs:
-            replace_steps(found, job())
+        for name, job in jobs:
+            try:
+                replace_steps(found, job())
+            except UserError as error:  # the others may be well
+                failed += 1
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
+                continue
             write(found, path)
     except OutOfTimeError:
         print(f"stopped at {args.hours:g} hours; run again to go on")
     else:
         print(f"{path}.json, {path}.md")
+    sys.exit(1) if failed else None
+
+
+def earlier(path: Path, settings: dict[str, str]) -> dict:
+    """What the file has of the same settings, so that a part of the steps keeps the others."""
+    free = ("steps", "searching", "ablation_steps", "hours", "processes", "device", "docs", "run")
+    if path.exists():
+        found = json.loads(path.read_text())
+        theirs, ours = (
+            {k: v for k, v in some.items() if k not in free}
+            for some in (found["settings"], settings)
+        )
+        if theirs == ours:
+            return {**found, "settings": settings}
+    return {"settings": settings, "steps": []}
 
 
 def replace_steps(found: dict, rows: dict) -> None:

@@ -1,7 +1,7 @@
 """How far can a small subset of images be believed when it ranks schedules?
 
-    python scripts/study_ranking.py --dry-run                      # passes and hours
-    python scripts/study_ranking.py --dtype bfloat16 --hours 2     # resumes; writes docs
+    python scripts/study_ranking.py --dry-run        # passes and hours
+    python scripts/study_ranking.py --dtype bfloat16 --compile --hours 2   # resumes; writes docs
     python scripts/study_ranking.py --device cuda --workers 1 --schedules 60 12 --truth 20000
 
 Varied schedules on the bundled model (40 at 5 steps, 12 at 8: known grids at the teacher's
@@ -90,7 +90,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.folder, self.batch = args.run, args.batch
-        self.model = load("tiny", args.device, args.dtype)
+        self.model = load("tiny", args.device, args.dtype, compile=args.compile)
         self.digest = model_digest(self.model)
         self.prompts = load_prompts("fashion-mnist")
         self.extractors = [load_extractor(name, args.device) for name in EXTRACTORS]
@@ -265,6 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--teacher", type=int, default=1024, help="its images, of 50 steps")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--compile", action="store_true", help="the network, by torch")
     parser.add_argument("--hours", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
@@ -302,6 +303,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {
         "model": bench.digest,
         "dtype": args.dtype,
+        "compiled": args.compile,
         "batch_size": args.batch,
         "seeds": SEEDS,
         "pool": args.pool,

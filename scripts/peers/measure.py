@@ -32,7 +32,7 @@ class Measure:
     """The harness of the test, and what an entry is to it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.model = load(args.model, args.device, args.dtype)
+        self.model = load(args.model, args.device, args.dtype, compile=args.compile)
         self.digest = model_digest(self.model)
         cache = args.run / "test"
         extractors = [load_extractor(name, args.device) for name in EXTRACTORS]

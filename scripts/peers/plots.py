@@ -36,7 +36,7 @@ def _against_passes(axis: Any, parts: list[dict], metric: str) -> None:
     for rows in parts:
         every = rows["contenders"]
         points = {"ours": every[0]}
-        points["best placement"] = best_rival(every, metric, ("placement",)) or every[0]
+        points["best placement"] = best_rival(every, metric, ("placement", "learned")) or every[0]
         points |= {row["name"]: row for row in every if row["kind"] == "search"}
         for name, row in points.items():
             lines.setdefault(name, []).append((rows["passes"], *_value(row, metric)))

@@ -1,112 +1,175 @@
-"""Every placement at its best, guided and unguided, and every preset as it was published."""
+"""Every placement at its best, guided and unguided, and every preset, at its own guidance too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stepsampler.grids import from_sigmas, is_guided
-from stepsearch.baselines import Candidate, baselines, published
+from stepsampler.grids import from_sigmas, guide, is_guided
+from stepsampler.presets import MODELS, Preset, names, preset
+from stepsearch.baselines import Candidate, baselines
 from stepsearch.config import RIVALS, StudyConfig
-from stepsearch.distance import frechet_distance
+from stepsearch.distance import frechet_distance, frechet_infinity
 from stepsearch.evaluate import SEARCH, SELECTION, seeds_of
 from stepsearch.workers import Workers
 
 OTHER_SOLVERS = {"ddim": 1, "dpmpp-midpoint": 3, "deis": 3, "ipndm": 4}
-SHORTLIST, OF_EACH = 12, 3  # the best of all, and at least so many guided and unguided ones
+SHORTLIST, OF_EACH = 8, 3  # the best of all, and at least so many guided and unguided ones
+FAR = 1.25  # times the FD of the best of its kind: no second look at a form
+LABELS = {"ays-sd15": "AYS (SD1.5 values)", "ays-sdxl": "AYS (SDXL values)"}
+LABELS |= {rival: rival.upper() for rival in RIVALS} | {"ld3": "LD3-like"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A placement under one solver, with one guidance scale or with guidance of its own."""
+
+    place: str  # of `GRIDS` or RIVALS, or "preset " and its name
+    scale: str  # "" where guidance is the preset's own
+    candidate: Candidate
+
+    @property
+    def guided(self) -> bool:
+        return any(map(is_guided, self.candidate.schedule.steps))
+
+    @property
+    def label(self) -> str:
+        """What a row is: published numbers of another model, or a method like the paper's."""
+        _, _, rest = self.candidate.name.partition(", ")
+        return f"{LABELS.get(self.place, self.place)}{', ' if rest else ''}{rest}"
 
 
 def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) -> list[dict]:
     """Each placement's best guided and unguided forms; the shortlisted ones come first, best first.
 
-    Successive halving within each placement by FD on the search seeds; other solvers on the three
-    best. Scales, solvers and orders of the shortlisted are then chosen on the selection seeds, as
-    the finalists of our search are. `tick` is called after each measurement.
+    Of the solvers the better one goes on, by FD on the first search seeds; forms that are far worse
+    than the best of their kind do not. Guidance scales are chosen by FD-infinity, because the bias
+    of FD at small n depends on how varied the images are, which guidance changes: on all search
+    seeds, and of the shortlisted on the selection seeds. Other solvers are tried on the three best
+    placements of either kind. `tick` is called after each measurement.
     """
     subject = workers.describe()
     first, last = config.baselines.rungs
+    reference = subject.reference.search
     features: dict[tuple[str, bool], list[np.ndarray]] = {}
 
-    def scores(candidates: Sequence[Candidate], seeds: range) -> dict[str, float]:
+    def made(found: Sequence[Form], seeds: range) -> dict[str, np.ndarray]:
+        """Features on those seeds and the ones before."""
         again = seeds.start >= SELECTION
-        jobs = [(c.schedule, seeds) for c in candidates]
-        for place, found in workers.measure(jobs):
+        jobs = [(form.candidate.schedule, seeds) for form in found]
+        for place, measured in workers.measure(jobs):
             tick()
-            features.setdefault((candidates[place].name, again), []).append(found.features)
-        whole = {c.name: np.concatenate(features[c.name, again]) for c in candidates}
-        reference = subject.reference.search
+            name = found[place].candidate.name
+            features.setdefault((name, again), []).append(measured.features)
         return {
-            name: frechet_distance(x, reference) if np.isfinite(x).all() else np.inf
-            for name, x in whole.items()
+            form.candidate.name: np.concatenate(features[form.candidate.name, again])
+            for form in found
         }
 
-    placements = {key: found.sigmas for key, found in workers.placements().items()}
-    presets = published(config, subject.spec)
-    known = [*baselines(config, subject.noise, subject.spec, placements), *presets]
-    score = scores(known, range(SEARCH, SEARCH + first))
-    groups: dict[tuple[str, bool], list[Candidate]] = {}
-    for c in sorted(known, key=lambda c: score[c.name]):
-        groups.setdefault((c.name.split(",")[0], guided(c)), []).append(c)
-    alive = [c for (_, two), group in groups.items() for c in group[: 1 + two]]
+    def score(form: Form, whole: dict[str, np.ndarray], infinity: bool = True) -> float:
+        x = whole[form.candidate.name]
+        distance = frechet_infinity if infinity else frechet_distance
+        return distance(x, reference) if np.isfinite(x).all() else np.inf
+
+    placed = workers.placements()
+    placements = {key: found.sigmas for key, found in placed.items()}
+    known = baselines(config, subject.noise, subject.spec, placements)
+    forms = [*map(_form, known), *_presets(config)]
+    whole = made(forms, range(SEARCH, SEARCH + first))
+    better: dict[tuple[str, str], Form] = {}
+    for form in sorted(forms, key=lambda f: score(f, whole, False)):
+        better.setdefault((form.place, form.scale), form)
+    alive: list[Form] = []
+    for kind in (True, False):
+        mine = [f for f in better.values() if f.guided == kind]
+        bound = FAR * score(mine[0], whole, False)
+        alive += [f for f in mine if score(f, whole, False) <= bound]
     seeds = range(SEARCH + first, SEARCH + last)
-    score = scores(alive, seeds)
-    alive.sort(key=lambda c: score[c.name])
-    best = dict.fromkeys(c.name.split(",")[0] for c in alive if c not in presets)
+    whole = made(alive, seeds)
+    alive.sort(key=lambda f: score(f, whole))
+    best: dict[tuple[bool, str], Form] = {}
+    for form in alive:
+        if not form.place.startswith("preset "):
+            best.setdefault((form.guided, form.place), form)
     others = [
-        other_solver(c, solver, order)
+        other_solver(form, solver, order)
         for kind in (True, False)
-        for place in list(best)[:3]
-        for c in [c for c in alive if c.name.split(",")[0] == place]
-        if guided(c) == kind
+        for form in [f for (guided, _), f in best.items() if guided == kind][:3]
         for solver, order in OTHER_SOLVERS.items()
     ]
-    others = list({c.name: c for c in others}.values())
-    scores(others, range(SEARCH, SEARCH + first))
-    score |= scores(others, seeds)
-    ranked = sorted([*alive, *others], key=lambda c: score[c.name])
-    ranked = [c for c in ranked if np.isfinite(score[c.name])]
+    made(others, range(SEARCH, SEARCH + first))
+    whole |= made(others, seeds)
+    ranked = sorted([*alive, *others], key=lambda f: score(f, whole))
+    ranked = [f for f in ranked if np.isfinite(score(f, whole))]
     short = ranked[:SHORTLIST]
     for kind in (True, False):
-        more = [c for c in ranked if guided(c) == kind][:OF_EACH]
-        short += [c for c in more if c not in short]
-    selected = scores(short, seeds_of(SELECTION, config.evaluation.selection_images))
-    ranked = sorted(short, key=lambda c: selected[c.name]) + [c for c in ranked if c not in short]
-    chosen: dict[tuple[str, bool], Candidate] = {}
-    for c in ranked:
-        chosen.setdefault((c.name.split(",")[0], guided(c)), c)
-    return [
-        {
-            "placement": place,
-            "guided": kind,
-            "name": label(c),
-            "preset": c in presets,
-            "fd": score[c.name],
-            "n": last,
-            "fd_selection": selected.get(c.name),
-            "schedule": c.schedule.to_json(),
-        }
-        for (place, kind), c in chosen.items()
+        more = [f for f in ranked if f.guided == kind][:OF_EACH]
+        short += [f for f in more if f not in short]
+    again = made(short, seeds_of(SELECTION, config.evaluation.selection_images))
+    selected = {f.candidate.name: score(f, again) for f in short}
+    ranked = sorted(short, key=lambda f: selected[f.candidate.name]) + [
+        f for f in ranked if f not in short
     ]
+    chosen: dict[tuple[str, bool], Form] = {}
+    for form in ranked:
+        chosen.setdefault((form.place, form.guided), form)
+    rows = []
+    for (place, kind), form in chosen.items():
+        plan = form.candidate.schedule
+        cost = placed.get((place, plan.num_steps))
+        rows.append(
+            {
+                "placement": place,
+                "guided": kind,
+                "name": form.label,
+                "fd_infinity": score(form, whole),
+                "n": last,
+                "fd_infinity_selection": selected.get(form.candidate.name),
+                "passes": cost.passes if cost else 0,  # of computing the placement
+                "seconds": cost.seconds if cost else 0.0,
+                "schedule": plan.to_json(),
+            }
+        )
+    return rows
 
 
-def guided(candidate: Candidate) -> bool:
-    return any(is_guided(step) for step in candidate.schedule.steps)
-
-
-def other_solver(candidate: Candidate, solver: str, order: int) -> Candidate:
+def other_solver(form: Form, solver: str, order: int) -> Form:
     """The same sigmas and guidance under another solver."""
-    plan = candidate.schedule
+    plan = form.candidate.schedule
     *sigmas, final = plan.sigmas
     scales = [step.guidance_scale for step in plan.steps]
     other = from_sigmas(sigmas, final, scales, order, solver, plan.model)
-    place, shape = candidate.name.split(",")[0], candidate.name.split(", ")[-1]
-    return Candidate(f"{place}, {solver}, order {order}, {shape}", other, "baseline")
+    shape = form.candidate.name.split(", ")[-1]
+    name = f"{form.place}, {solver}, order {order}, {shape}"
+    return replace(form, candidate=Candidate(name, other, "baseline"))
 
 
-def label(candidate: Candidate) -> str:
-    """What a row is: published numbers of another model, or a method like the paper's."""
-    place, comma, rest = candidate.name.partition(",")
-    names = {"ays-sd15": "AYS (SD1.5 values)", "ays-sdxl": "AYS (SDXL values)"}
-    names |= {rival: rival.upper() for rival in RIVALS} | {"ld3": "LD3-like"}
-    if not comma or rest == " approximate":
-        return f"{place}, preset for SD1.5{comma}{rest}"
-    return f"{names.get(place, place)},{rest}"
+def _form(baseline: Candidate) -> Form:
+    return Form(baseline.name.split(",")[0], baseline.name.split(", ")[-1], baseline)
+
+
+def _presets(config: StudyConfig) -> Iterator[Form]:
+    """As they were published, at the scales of the study, and without guidance.
+
+    With golden noise, and where some steps are guided and some are not, they stay as they are.
+    """
+    passes = config.space.passes
+    for found in presets_of_its_kind():
+        plan = found.schedule
+        place = f"preset {found.name}{' (approximate)' if found.approximate else ''}"
+        same = len({step.guidance_scale for step in plan.steps if step.analytic is None}) == 1
+        plain = same and not plan.golden_noise
+        if plan.passes == passes:
+            yield Form(place, "", Candidate(f"{place}, as published", plan, "baseline"))
+            for w in config.baselines.guidance_scales if plain else ():
+                at = f"w {w:g}"
+                yield Form(place, at, Candidate(f"{place}, {at}", guide(plan, w), "baseline"))
+        elif plain and plan.passes == 2 * passes:
+            at = f"{plan.num_steps} unguided steps"
+            yield Form(place, at, Candidate(f"{place}, {at}", guide(plan, 1.0), "baseline"))
+
+
+def presets_of_its_kind() -> list[Preset]:
+    """Those for the kind of model that the bundled one is."""
+    models = [(found, found.schedule.model) for found in map(preset, names())]
+    return [found for found, model in models if model and not model.mismatch(MODELS["sd15"])]

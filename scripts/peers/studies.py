@@ -4,41 +4,46 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from peers.screening import OF_EACH, OTHER_SOLVERS, SHORTLIST
-from stepsampler.grids import GRIDS
-from stepsampler.presets import MODELS, names, preset
+from peers.screening import OF_EACH, OTHER_SOLVERS, SHORTLIST, presets_of_its_kind
+from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.schedule import Schedule
+from stepsearch.baselines import Candidate
 from stepsearch.check import costs
 from stepsearch.config import StudyConfig
 from stepsearch.ladder import infeasible, passes_spent
 from stepsearch.run import STAGES, Run
+from stepsearch.space import Params, SearchSpace
 from stepsearch.study import finished, open_study, schedule_of
 
 EXTRACTORS = ("texture", "lite0")  # the search sees the first
-EXACTLY_0 = (0.02, 0.021)  # a box of final sigmas that are all below the model's smallest
+LANDING = (0.0285, 0.03)  # around the model's smallest sigma: there, or below it, which is 0
 TIMES = 3  # as many passes as our whole search has, for a searching rival's trials
 SO_FAR = (2 / 3,)  # shares of our passes after which the best trial is tested too
-OURS = {"guidance": "per-step", "guidance_scale": (0.6, 5.0)}
+OURS = {
+    "guidance": "per-step",
+    "guidance_scale": (0.2, 5.0),  # below 1 means off
+    "solvers": ("dpmpp-midpoint", "unipc-bh2"),
+}
 UNGUIDED = ", unguided"  # the same search of twice the steps; its guidance is an idle axis
 # What a searching rival searches, with which algorithm, and how many images a trial has.
 RIVAL_SEARCHES: dict[str, tuple[dict, str, int]] = {
     "OYS-like": (  # Gaussian process over timesteps; its scalar guidance scale is searched too
         {"baseline": "linspace", "log_gap": (-2.0, 2.0), "guidance": "constant", "max_order": 2}
-        | {"final_sigma": EXACTLY_0, "guidance_scale": (1.01, 5.0)},
+        | {"final_sigma": LANDING, "guidance_scale": (1.01, 5.0)},
         "gp",
         300,
     ),
     "USF-like": (  # evolution of placement, order, solver, corrector and analytic first step
         {"baseline": "linspace", "log_gap": (-2.0, 2.0), "guidance": "constant"}
-        | {"final_sigma": EXACTLY_0, "guidance_scale": (1.01, 5.0), "order": "per-step"}
+        | {"final_sigma": LANDING, "guidance_scale": (1.01, 5.0), "order": "per-step"}
         | {"solvers": ("dpmpp-midpoint", "unipc-bh2", "deis"), "corrector": True}
-        | {"analytic": (0.8, 1.0)},
+        | {"analytic": (0.8, 1.0), "prediction": True},
         "nsga2",
         1000,
     ),
 }
 ABLATION: dict[str, dict] = {  # each row has the axes of those above it
-    "placement": {"guidance": "constant", "max_order": 2, "final_sigma": EXACTLY_0},
+    "placement": {"guidance": "constant", "max_order": 2, "final_sigma": LANDING},
     "+ guidance per step": {"guidance": "per-step"},
     "+ solver and order per step": {
         "max_order": 3,
@@ -51,10 +56,12 @@ ABLATION: dict[str, dict] = {  # each row has the axes of those above it
 
 
 class Cold(Run):
-    """A search that starts from nothing but its algorithm, as the rivals' do."""
+    """A search that is shown nothing but the centre of its box, at the teacher's guidance."""
 
-    def first_points(self, *_: object) -> list:
-        return []
+    def first_points(self, space: SearchSpace, best: list[Candidate]) -> list[tuple[Params, str]]:
+        n, w = space.config.num_steps, self.config.teacher.guidance_scale
+        plan = make_schedule(space.grid, n, space.noise, guidance_scale=w, model=space.model)
+        return [(space.params(plan)[0], space.grid)]
 
 
 def study(
@@ -64,7 +71,7 @@ def study(
     search: dict = {"trials": args.trials, "finalists": args.finalists}
     return {
         "name": f"{name}-{n}".lower().replace(", ", "-"),
-        "model": {"id": args.model, "dtype": args.dtype},
+        "model": {"id": args.model, "dtype": args.dtype, "compile": args.compile},
         "space": {"num_steps": n, "passes": 2 * n, **space},
         "evaluation": {
             "extractor": EXTRACTORS[0],
@@ -89,12 +96,7 @@ def study(
 
 def fitting(passes: int) -> list[str]:
     """Presets for the bundled model's kind that have so many passes."""
-    plans = {name: preset(name).schedule for name in names()}
-    return [
-        name
-        for name, plan in plans.items()
-        if plan.model and not plan.model.mismatch(MODELS["sd15"]) and plan.passes == passes
-    ]
+    return [found.name for found in presets_of_its_kind() if found.schedule.passes == passes]
 
 
 def ours(args: Namespace, n: int, seed: int = 0) -> StudyConfig:
@@ -142,7 +144,8 @@ def rival(args: Namespace, name: str, n: int, passes: int) -> StudyConfig:
     found = study(args, name, n, space, images, algorithm)
     found["search"]["trials"] = max(1, TIMES * passes // (images * 2 * n))
     found["baselines"] |= {"rivals": [], "rungs": [8], "guidance_scales": args.scales[:1]}
-    found["evaluation"]["rungs"] = []  # no paper has the ladder
+    found["evaluation"]["rungs"] = []  # no paper has the ladder,
+    found["search"]["alignment_drop"] = 1.0  # nor a floor
     return StudyConfig.model_validate(found)
 
 
@@ -166,10 +169,10 @@ def bound(config: StudyConfig, stages: Sequence[str] = STAGES) -> int:
 def estimate(args: Namespace) -> int:
     """Network passes of the whole, were nothing in the cache; no less than what it will be.
 
-    The studies of one number of steps share the images of their baselines and their teacher.
+    The studies share the images of their baselines, and all of them those of the teacher.
     """
-    total = 0
     own = ("trials", "selection")  # of what a study has to make alone
+    total = 0
     if args.ablation:
         for n in args.ablation_steps:
             studies = list(ablation(args, n).values())
@@ -181,26 +184,27 @@ def estimate(args: Namespace) -> int:
     if args.transfer:
         rows = sum(3 * 2 * n for n in args.steps)
         return len(args.elsewhere) * (rows * args.images_test + long)
-    first, last = args.rungs
     for n in args.steps:
-        config = screening(args, n)
-        places = len(GRIDS) + len(args.rivals) + len(config.baselines.presets)
-        kinds = (len(config.baselines.solvers) - 1) * (len(args.scales) + 1)  # one is in ours
-        images = places * (kinds * first + 3 * (last - first))
-        images += 3 * 3 * len(OTHER_SOLVERS) * last
-        images += (SHORTLIST + 2 * OF_EACH) * args.selection
-        rows = args.seeds + len(SO_FAR) + args.test + 2
         search = bound(ours(args, n))
+        total += search + (args.seeds - 1) * bound(ours(args, n), own)
+        rows = args.seeds + len(SO_FAR) + args.test + 2
         if n in args.searching:
             rows += len(args.rival_searches)
             for name in args.rival_searches:
                 total += bound(rival(args, name, n, search))
-        total += search + (args.seeds - 1) * bound(ours(args, n), own)
-        total += 2 * n * (images + rows * args.images_test)
-    tried = sum(2 * n * (len(args.scales) + 1) * choosing_images(args, n) for n in args.long)
-    return total + tried + long
+        total += 2 * n * (screened(args, n) + rows * args.images_test)
+    shortest = 2 * min(args.long, default=0)
+    return total + shortest * (len(args.scales) + 1) * args.long_images + long
 
 
-def choosing_images(args: Namespace, steps: int) -> int:
-    """On which the guidance of a row of many steps is chosen: fewer, where each costs more."""
-    return max(8, args.rungs[1] * 20 // (20 + steps))
+def screened(args: Namespace, n: int) -> int:
+    """Images of the screening at most, without those that our search made of its baselines."""
+    first, last = args.rungs
+    config = screening(args, n)
+    scales = len(args.scales) + 1
+    places = len(GRIDS) + len(args.rivals)
+    others = 2 * 3 * len(OTHER_SOLVERS)  # on three placements of either kind
+    presets = scales * len(config.baselines.presets) + len(fitting(4 * n))
+    images = first * (places * scales * (len(config.baselines.solvers) - 1) + presets + others)
+    images += (last - first) * (places * scales + presets + others)
+    return images + (SHORTLIST + 2 * OF_EACH) * args.selection

@@ -22,7 +22,7 @@ def minus(a: dict, b: dict, metric: str) -> tuple[float, float]:
 
 
 def best_rival(
-    rows: list[dict], metric: str, kinds: tuple[str, ...] = ("placement", "search")
+    rows: list[dict], metric: str, kinds: tuple[str, ...] = ("placement", "learned", "search")
 ) -> dict | None:
     found = [row for row in rows if row["kind"] in kinds]
     return min(found, key=lambda row: row["scores"][metric]["value"], default=None)

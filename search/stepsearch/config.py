@@ -34,6 +34,7 @@ class ModelConfig(_Section):
     id: str = "tiny"  # or "tiny-second", a local folder, a hub id
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     size: int | None = Field(None, ge=1)  # side of the images in pixels
+    compile: bool = False  # by torch, which needs a compiler; pays off after some 10,000 passes
     # Of `miniatures.FAMILIES`: what `stepsearch check` can dry-run without the weights
     kind: str | None = None
 

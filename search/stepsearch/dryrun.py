@@ -101,6 +101,7 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     data["baselines"]["rivals"] = ["dmn"] if set(config.baselines.rivals) - set(ANY_MODEL) else []
     size = None if kind in PIXELS else SIZE
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
+    data["model"]["compile"] = False  # takes longer than all of a dry run
     evaluation = data["evaluation"]
     if evaluation["alignment"].startswith(CLIP):
         save_clip(folder / "clip")

@@ -80,7 +80,8 @@ class Evaluator:
         self.extractor = load_extractor(evaluation.extractor, device)
         self.batch_size, self.cache = evaluation.batch_size, cache
         self.prompts = load_prompts(evaluation.prompts)
-        self.model = load(config.model.id, device, config.model.dtype, config.model.size)
+        model = config.model
+        self.model = load(model.id, device, model.dtype, model.size, compile=model.compile)
         size = self.model.size
         self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
         self.scales = evaluation.guidance_scales
@@ -191,7 +192,8 @@ def observe(
 
 def model_digest(model: LatentModel) -> str:
     """A short digest: configurations, and a few numbers of every tensor of every network."""
-    digest = hashlib.sha256(f"{model.dtype} {model.spec}".encode())
+    compiled = " compiled" if model.compiled else ""
+    digest = hashlib.sha256(f"{model.dtype}{compiled} {model.spec}".encode())
     for name, part in sorted(model.pipeline.components.items()):
         digest.update(f"{name} {settings_of(part)}".encode())
     for part in model.networks:

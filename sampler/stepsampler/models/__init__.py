@@ -48,6 +48,7 @@ def load(
     vae: str | None = None,
     loras: Sequence[str] = (),
     textual_inversions: Sequence[str] = (),
+    compile: bool = False,
 ) -> LatentModel:
     """Load a bundled model, a local folder, a hub id or a single .safetensors checkpoint.
 
@@ -55,6 +56,7 @@ def load(
     `size` is the side of the images in pixels; by default the one the model was trained on.
     `config` is the folder or hub id of a pipeline like that in the single file; without it the
     configs come from the hub. `vae` is a folder or hub id, each of `loras` FILE or FILE:WEIGHT.
+    `compile` has torch compile the network at its first call.
 
     Raises:
         UserError: nothing there, another kind of pipeline, a size the model cannot make,
@@ -78,7 +80,10 @@ def load(
             f"model {name!r} does not fit into the memory of {device}; try float16, or offload it "
             "with diffusers and hand the pipeline to from_pipeline"
         ) from error
-    return from_pipeline(pipeline, size)
+    model = from_pipeline(pipeline, size)
+    if compile:
+        model.compile()
+    return model
 
 
 def from_pipeline(pipeline: Any, size: int | None = None) -> LatentModel:
