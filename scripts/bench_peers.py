@@ -5,11 +5,11 @@
     python scripts/bench_peers.py --dtype bfloat16 --ablation --seeds 3
     python scripts/bench_peers.py --dtype bfloat16 --transfer        # of what docs/peers.json has
 
-For each number of steps n, at 2 n passes: our search; every placement and every preset under DPM++(2M)
-and UniPC, at each guidance scale and unguided with 2 n steps, thinned out by successive halving;
-other solvers on the three best placements. The best of all that, chosen on selection seeds as ours
-is, ours, the searching rivals and rows of many steps are tested on the same fresh seeds under both
-extractors; differences are paired. The search sees the first extractor only.
+For each number of steps n, at 2 n passes: our search; every placement and every preset under
+DPM++(2M) and UniPC, at each guidance scale and unguided with 2 n steps, thinned out by successive
+halving; other solvers on the three best placements. The best of all that, chosen on selection
+seeds as ours is, ours, the searching rivals and rows of many steps are tested on the same fresh
+seeds under both extractors; differences are paired. The search sees the first extractor only.
 """
 
 import argparse

@@ -188,7 +188,7 @@ def _test(rows: dict) -> list[str]:
 
 
 def _screening(rows: list[dict]) -> list[str]:
-    """The form of each placement that was chosen, guided and not, and FD-infinity of search seeds."""
+    """The chosen form of each placement, guided and not, and its FD-infinity on search seeds."""
     places = dict.fromkeys(row["placement"] for row in rows)
     lines = [f"Screening, FD-infinity from n = {rows[0]['n']}:", ""]
     lines += ["| guided | FD-infinity | unguided | FD-infinity |", "|---|---|---|---|"]

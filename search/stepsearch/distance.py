@@ -2,7 +2,7 @@
 
 FD = |m - m_ref|^2 + tr(S) + tr(S_ref) - 2 tr((S S_ref)^(1/2))     (Heusel et al. 2017, eq. 6)
 
-The last trace is the sum of the square roots of the eigenvalues of R S R with R = S_ref^(1/2): real
+The last trace is the sum of the square roots of the eigenvalues of L' S L with L L' = S_ref: real
 and symmetric, so no `sqrtm` and no epsilon. With fewer images than dimensions the same eigenvalues
 come from the n x n Gram matrix. FD of n images is biased upwards by about 1 / n: values of
 different n are never comparable. FD-infinity extrapolates that bias away (Chong and Forsyth 2020).
@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg.blas import dtrmm
 
 from stepsampler.errors import UserError
 
@@ -51,10 +52,17 @@ class Moments:
         return cls(x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1), len(x))
 
     @cached_property
-    def root(self) -> Array:
-        """Symmetric square root of the covariance."""
+    def factor(self) -> Array:
+        """Lower triangular L with L L' = the covariance, which may be singular."""
         values, vectors = np.linalg.eigh(self.cov)
-        return (vectors * np.sqrt(values.clip(0))) @ vectors.T  # type: ignore[no-any-return]
+        _, upper = np.linalg.qr((vectors * np.sqrt(values.clip(0))).T)
+        return np.ascontiguousarray(upper.T)
+
+    def onto(self, x: Array) -> Array:
+        """x L (n, d); of many dimensions in half of the operations, since L is a triangle."""
+        if len(self.mean) < 1000:  # SciPy's threads beside NumPy's would cost more than that saves
+            return x @ self.factor
+        return dtrmm(1.0, self.factor.T, x.T).T  # type: ignore[no-any-return]
 
 
 def frechet_distance(features: NDArray[np.floating], reference: Moments) -> float:
@@ -70,10 +78,10 @@ def frechet_distance(features: NDArray[np.floating], reference: Moments) -> floa
     mean = x.mean(0)
     y = (x - mean) / np.sqrt(len(x) - 1)
     if len(x) <= x.shape[1]:
-        projected = y @ reference.root
+        projected = reference.onto(y)
         gram = projected @ projected.T
     else:  # the covariance first: half of a product, and then none has n rows
-        gram = reference.root @ (y.T @ y) @ reference.root
+        gram = reference.onto(reference.onto(y.T @ y).T)
     spread = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()
     shift = ((mean - reference.mean) ** 2).sum()
     return float(shift + (y**2).sum() + np.trace(reference.cov) - 2 * spread)
@@ -243,7 +251,7 @@ def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:
     """FD without each block, from sums of the blocks instead of from the images again."""
     shift = x.mean(0) - reference.mean
     centred = x - x.mean(0)
-    projected = centred @ reference.root
+    projected = reference.onto(centred)
     few = len(x) <= x.shape[1]
     gram = projected @ projected.T if few else projected.T @ projected
     total, squares = projected.sum(0), (centred**2).sum(1)
