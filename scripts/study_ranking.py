@@ -20,7 +20,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -196,17 +196,28 @@ def _squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (flat**2).mean(1)
 
 
-def report(bench: Bench, args: argparse.Namespace) -> Iterator[dict]:
+def report(bench: Bench, args: argparse.Namespace) -> list[dict]:
     """Every statistic against the truth, as far as it was measured."""
-    for name, reference in zip(EXTRACTORS, bench.references, strict=True):
-        for steps in sorted({entry.steps for entry in bench.entries}):
-            images = measured(bench, args, name, steps)
-            if images is None:
-                print(f"analysis: {name}, {steps} steps: not enough images yet", flush=True)
-                continue
-            print(f"analysis: {name}, {steps} steps", flush=True)
-            for row in analyse(images, Real.of(reference), args.sizes):
-                yield {"extractor": name, "steps": steps, **row, "passes": row["n"] * 2 * steps}
+    parts = [
+        (k, n) for k in range(len(EXTRACTORS)) for n in sorted({e.steps for e in bench.entries})
+    ]
+    if args.workers == 1:
+        return [row for part in parts for row in _analysed(bench, args, *part)]
+    with ProcessPoolExecutor(args.workers, get_context("spawn"), _start, (args, 1)) as pool:
+        found = [pool.submit(_analyse, args, *part) for part in parts]
+        return [row for future in found for row in future.result()]
+
+
+def _analysed(bench: Bench, args: argparse.Namespace, extractor: int, steps: int) -> list[dict]:
+    name = EXTRACTORS[extractor]
+    images = measured(bench, args, name, steps)
+    if images is None:
+        print(f"analysis: {name}, {steps} steps: not enough images yet", flush=True)
+        return []
+    print(f"analysis: {name}, {steps} steps", flush=True)
+    rows = analyse(images, Real.of(bench.references[extractor]), args.sizes)
+    known = {"extractor": name, "steps": steps}
+    return [{**known, **row, "passes": row["n"] * 2 * steps} for row in rows]
 
 
 _bench: Bench
@@ -216,6 +227,10 @@ def _start(args: argparse.Namespace, threads: int) -> None:
     global _bench
     torch.set_num_threads(threads)
     _bench = Bench(args)
+
+
+def _analyse(args: argparse.Namespace, extractor: int, steps: int) -> list[dict]:
+    return _analysed(_bench, args, extractor, steps)
 
 
 def _make(job: Job, deadline: float) -> bool:
@@ -296,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     made = make_all(left, args, bench)
     if made < len(left):
         print(f"stopped at {args.hours:g} hours, {len(left) - made} parts to do; run it again")
-    rows = list(report(bench, args))
+    rows = report(bench, args)
     if not rows:
         print("nothing to report yet")
         return
