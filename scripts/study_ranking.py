@@ -319,6 +319,8 @@ def main(argv: list[str] | None = None) -> None:
         "model": bench.digest,
         "dtype": args.dtype,
         "compiled": args.compile,
+        "extractors": {e.name: e.digest for e in bench.extractors},
+        "references": {r.metric: r.fingerprint for r in bench.references},
         "batch_size": args.batch,
         "seeds": SEEDS,
         "pool": args.pool,

@@ -3,10 +3,12 @@
 The subsets of n are disjoint blocks of one pool of seeds, and their number is the number of draws.
 Under "common" seeds all schedules are ranked on the same block. Under "own" seeds the schedules are
 dealt over the blocks, each goes once through all of them, and tau counts the pairs of schedules
-that lie on different blocks: it takes no further images, and the two differ in the seeds alone.
-The regrets of "own" are of that deal, in which schedules share a block where blocks are few.
+that lie on different blocks: it takes no further images. Blocks that are no whole turns of the
+prompts have other prompts too, as a fresh draw of seeds would have. The regrets of "own" are of
+that deal, in which schedules share a block where blocks are few.
 
 The truth is the same for all: FD on other seeds, and on real images that no statistic has seen.
+How well one half of it ranks as the other half does says what any statistic could reach.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,7 @@ from stepsearch.distance import (
 from stepsearch.reference import Reference
 
 KNOWN = "the teacher's guidance"
+HALVES = "FD, one half of the truth"
 PIXELS, FEATURES = "teacher, pixels", "teacher, features"
 STATISTICS = ("FD", "FD-infinity", "KID", PIXELS, FEATURES)
 
@@ -41,7 +44,8 @@ class Real:
     def of(cls, reference: Reference) -> "Real":
         """The sample lies among the test images of the reference: the truth does without it."""
         assert reference.sample is not None
-        return cls(reference.search, reference.sample, without(reference.test, reference.sample))
+        truth = reference.test.minus(Moments.of(reference.sample))
+        return cls(reference.search, reference.sample, truth)
 
     @cached_property
     def among(self) -> float:
@@ -59,19 +63,25 @@ class Images:
     gaps: dict[str, np.ndarray]  # statistic -> (known, images): distances to the teacher
 
 
-def without(moments: Moments, part: np.ndarray) -> Moments:
-    """Moments of a set without some of its rows (m, d)."""
-    x = part.astype(np.float64)
-    n, m = moments.n, len(x)
-    mean = (n * moments.mean - x.sum(0)) / (n - m)
-    squares = (n - 1) * moments.cov + n * np.outer(moments.mean, moments.mean) - x.T @ x
-    return Moments(mean, (squares - (n - m) * np.outer(mean, mean)) / (n - m - 1), n - m)
-
-
 def analyse(images: Images, real: Real, sizes: Sequence[int]) -> Iterator[dict]:
     """A row for each statistic, set of schedules, n, and common or own seeds."""
     true = np.array([frechet_distance(x, real.truth) for x in images.truth])
     everyone = list(range(len(true)))
+    half = len(images.truth[0]) // 2
+    if half >= 2:
+        one, other = (
+            np.array([frechet_distance(x[part], real.truth) for x in images.truth])
+            for part in (slice(half), slice(half, 2 * half))
+        )
+        yield {
+            "statistic": HALVES,
+            "among": "all",
+            "schedules": len(true),
+            "seeds": "common",
+            "n": half,
+            "truth_images": half,
+            **rank(one[None], other, False, half),
+        }
     for kind in STATISTICS:
         for n in sizes:
             values = table(kind, images, real, n)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ranking.analysis import KNOWN, STATISTICS
+from ranking.analysis import HALVES, KNOWN, STATISTICS
 from stepsearch.paths import write_whole
 
 ABOUT = """\
@@ -17,7 +17,9 @@ teacher's guidance" are the known grids, the only ones whose distance to the tea
 teacher's 100 passes an image, which all schedules share, are not among the passes. tau is the
 mean over the draws, ± its spread from draw to draw; regrets are in units of the true FD: how much
 worse than the best of all are the best of the five that the statistic likes most, and its
-favourite.
+favourite. "One half of the truth" ranks by FD of one half of the truth's images what the other
+half says is true: no statistic of other images can be expected to do better (grey in the plot).
+Blocks of n that are no whole turns of the 270 prompts differ in the prompts, too.
 """
 
 
@@ -59,7 +61,7 @@ def _plot(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     columns = sorted({(r["extractor"], r["steps"]) for r in rows}, reverse=True)
-    sizes = sorted({r["n"] for r in rows})
+    sizes = sorted({r["n"] for r in rows if r["statistic"] != HALVES})
     lowest = min(r["tau"] for r in rows if r["tau"] is not None)
     groups = [g for g in ("all", KNOWN) if any(r["among"] == g for r in rows)]
     size = (4.2 * len(columns), 3.8 * len(groups))
@@ -73,6 +75,9 @@ def _plot(rows: list[dict], path: Path) -> None:
                 for r in rows
                 if (r["extractor"], r["steps"], r["among"]) == (extractor, steps, group)
             ]
+            for row in here:
+                if row["statistic"] == HALVES:
+                    axis.axhline(row["tau"], color="grey", lw=0.8, ls="--")
             for k, kind in enumerate(STATISTICS):
                 for seeds, style in (("common", "-"), ("own", ":")):
                     mine = [r for r in here if (r["statistic"], r["seeds"]) == (kind, seeds)]

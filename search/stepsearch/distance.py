@@ -22,6 +22,7 @@ from stepsampler.errors import UserError
 
 Array = NDArray[np.float64]
 BLOCKS = 20
+ROWS = 4096  # whose features are in double precision at once
 PARTS = (1, 2, 3, 4)  # FD-infinity: FD at n, n / 2, n / 3 and n / 4 images
 
 
@@ -48,8 +49,30 @@ class Moments:
         Raises:
             UserError: fewer than two rows, or a value that is not finite.
         """
-        x = checked(features)
-        return cls(x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1), len(x))
+        whole = None
+        for rows in np.array_split(np.arange(len(features)), -(-len(features) // ROWS) or 1):
+            x = checked(features[rows[0] : rows[-1] + 1] if len(rows) else features)
+            part = cls(x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1), len(x))
+            whole = part if whole is None else whole.plus(part)
+        assert whole is not None
+        return whole
+
+    def plus(self, other: "Moments") -> "Moments":
+        """Moments of both sets of images (Chan, Golub and LeVeque 1983)."""
+        n = self.n + other.n
+        shift = other.mean - self.mean
+        scatter = (self.n - 1) * self.cov + (other.n - 1) * other.cov
+        scatter += np.outer(shift, shift) * (self.n * other.n / n)
+        return Moments(self.mean + shift * (other.n / n), scatter / (n - 1), n, self.over)
+
+    def minus(self, part: "Moments") -> "Moments":
+        """Moments of this set without a part of it, of which at least two images stay."""
+        n = self.n - part.n
+        mean = (self.n * self.mean - part.n * part.mean) / n
+        shift = part.mean - mean
+        scatter = (self.n - 1) * self.cov - (part.n - 1) * part.cov
+        scatter -= np.outer(shift, shift) * (n * part.n / self.n)
+        return Moments(mean, scatter / (n - 1), n, self.over)
 
     @cached_property
     def factor(self) -> Array:
@@ -114,6 +137,7 @@ class Score:
     value: float
     left_out: Array  # (blocks,)
     conservative: bool = False  # the error is too large rather than too small
+    n: int | None = None  # images, where known
 
     @property
     def se(self) -> float:
@@ -124,8 +148,10 @@ class Score:
         """Difference and its standard error; both scores are of the same seeds, in order.
 
         Raises:
-            UserError: other numbers of blocks, so other numbers of images.
+            UserError: other numbers of images or of blocks.
         """
+        if self.n is not None and other.n is not None and self.n != other.n:
+            raise UserError(f"scores of different n do not compare: {self.n} and {other.n} images")
         if len(self.left_out) != len(other.left_out):
             raise UserError(
                 "scores of different n do not compare: "
@@ -153,11 +179,12 @@ def score(features: NDArray[np.floating], reference: Moments, blocks: int = BLOC
             float(reference.join([part.value for part in parts])),
             reference.join([part.left_out for part in parts]),
             parts[0].conservative,
+            len(features),
         )
     x = checked(features)
     value = frechet_distance(x, reference)
     left_out = _frechet_left_out(x, reference, count_blocks(len(x), blocks))
-    return Score(value, left_out, conservative=len(x) <= x.shape[1])
+    return Score(value, left_out, len(x) <= x.shape[1], len(x))
 
 
 def score_infinity(
@@ -174,7 +201,7 @@ def score_infinity(
     if parts and len(x) - len(parts[0]) < 2 * PARTS[-1]:
         parts = []
     left_out = [frechet_infinity(np.delete(x, part, axis=0), reference) for part in parts]
-    return Score(value, np.array(left_out), len(x) <= x.shape[1] * PARTS[-1])
+    return Score(value, np.array(left_out), len(x) <= x.shape[1] * PARTS[-1], len(x))
 
 
 def score_kernel(
@@ -215,7 +242,7 @@ def score_kernel(
 
     every = np.arange(len(parts))
     left_out = [of(np.delete(every, b)) for b in every] if len(parts) > 1 else []
-    return Score(of(every), np.array(left_out))
+    return Score(of(every), np.array(left_out), n=len(x))
 
 
 def kernel_among(real: NDArray[np.floating]) -> float:
@@ -234,7 +261,8 @@ def score_mean(values: NDArray[np.floating], blocks: int = BLOCKS) -> Score:
     """A mean over images, such as an alignment, (n,)."""
     x = np.asarray(values, np.float64)
     parts = parts_of(len(x), min(blocks, len(x)) if len(x) > 1 else 0)
-    return Score(float(x.mean()), np.array([np.delete(x, part).mean() for part in parts]))
+    left_out = [np.delete(x, part).mean() for part in parts]
+    return Score(float(x.mean()), np.array(left_out), n=len(x))
 
 
 def count_blocks(n: int, blocks: int) -> int:

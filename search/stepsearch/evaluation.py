@@ -132,6 +132,11 @@ def check(
                     f"{reference.extractor} have only moments: take fd, or give a folder of images "
                     "as the reference"
                 )
+            if distance == "prc" and len(reference.sample) < LEAST:
+                raise UserError(
+                    f"--distance prc needs at least {LEAST} real images, the reference has "
+                    f"{len(reference.sample)}"
+                )
 
 
 def _scores(
@@ -261,8 +266,17 @@ def read_earlier(path: Path, now: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path}: not a result of stepsearch evaluate ({error})") from error
     if kind != FORMAT:
         raise UserError(f"{path}: the format must be {FORMAT!r}, got {kind!r}")
-    for key in ("n", "seeds", "range", "metrics", "fit", "size"):
+    for key in ("n", "seeds", "range", "fit", "size"):
         _same(path, key, earlier.get(key), now[key])
+    try:
+        names = [[metric["name"] for metric in data["metrics"]] for data in (earlier, now)]
+        _same(path, "metrics", *map(", ".join, names))
+        for theirs, ours in zip(earlier["metrics"], now["metrics"], strict=True):
+            for key in ours.keys() - {"note"}:  # which has the place of the real images
+                _same(path, f"{ours['name']}: {key}", theirs.get(key), ours[key])
+        _scores_of(earlier)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a whole result of stepsearch evaluate ({error!r})") from error
     return earlier  # type: ignore[no-any-return]
 
 
@@ -281,33 +295,30 @@ def join(result: Result, earlier: dict[str, Any], path: Path) -> Result:
         )
         if theirs and ours:
             _same(path, key, ", ".join(sorted(theirs)), ", ".join(sorted(ours)))
-    scores = [
-        {
-            name: Score(s["value"], np.array(s["left_out"]), s["conservative"])
-            for name, s in entry["scores"].items()
-        }
-        for entry in earlier["contenders"]
-    ]
     entries, taken = [], {entry["name"] for entry in result.entries}
     for entry in earlier["contenders"]:
         name = entry["name"]
         names = (name, f"{name} ({path.stem})", f"{name} ({path})")
         entries.append({**entry, "name": next((n for n in names if n not in taken), names[-1])})
-    return Result(result.n, result.seeds, result.entries + entries, result.scores + scores)
+    scores = result.scores + _scores_of(earlier)
+    return Result(result.n, result.seeds, result.entries + entries, scores)
+
+
+def _scores_of(earlier: dict[str, Any]) -> list[dict[str, Score]]:
+    return [
+        {
+            name: Score(float(s["value"]), np.array(s["left_out"], float), bool(s["conservative"]))
+            for name, s in entry["scores"].items()
+        }
+        for entry in earlier["contenders"]
+    ]
 
 
 def _same(path: Path, key: str, theirs: Any, ours: Any) -> None:
     if theirs != ours:
         raise UserError(
-            f"{path}: its {key} differ, so its scores do not compare: "
-            f"{_brief(theirs)} there, {_brief(ours)} here"
+            f"{path}: its {key} differ, so its scores do not compare: {theirs} there, {ours} here"
         )
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return ", ".join(f"{m['name']} {m['extractor_digest']}" for m in value)
-    return str(value)
 
 
 def save(data: dict[str, Any], path: Path) -> None:
@@ -348,7 +359,7 @@ def with_error(value: float, se: float) -> str:
         return f"{value:.4g}"
     exponent = floor(log10(se))
     digits = max(0, -exponent + (1 if se / 10**exponent < 1.95 else 0))
-    return f"{value:.{digits}f} ± {se:.{digits}f}"
+    return f"{round(value, digits) + 0.0:.{digits}f} ± {se:.{digits}f}"  # + 0.0: no "-0"
 
 
 def profile(harness: Harness) -> str:

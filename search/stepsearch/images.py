@@ -62,8 +62,11 @@ class ImageFiles:
             paths = (p for p in source.rglob("*") if p.is_file() or not p.exists())
             names = [p.relative_to(source).as_posix() for p in paths]
         elif zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as archive:
-                names = [n for n in archive.namelist() if not n.startswith("__MACOSX/")]
+            try:
+                with zipfile.ZipFile(source) as archive:
+                    names = [n for n in archive.namelist() if not n.startswith("__MACOSX/")]
+            except BROKEN as error:
+                raise UserError(f"{source}: a damaged zip ({error})") from error
         else:
             raise UserError(f"{source}: neither a folder of images nor a zip of them")
         names.sort()
@@ -71,7 +74,8 @@ class ImageFiles:
             [n for n in names if n.lower().endswith(suffixes)] for suffixes in (SUFFIXES, LEFT_OUT)
         )
         if not read:
-            raise UserError(f"{source}: no images in it ({', '.join(SUFFIXES)})")
+            others = f"; not read are {_listed(left_out)}" if left_out else ""
+            raise UserError(f"{source}: no images in it ({', '.join(SUFFIXES)}){others}")
         return cls(source, read, left_out)
 
     def chosen(self, n: int) -> "ImageFiles":

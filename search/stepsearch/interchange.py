@@ -29,6 +29,9 @@ BROKEN = (
 )
 
 
+ROUNDING = 1e-3  # of single precision, over the largest entry
+
+
 @dataclass(frozen=True)
 class Foreign:
     """What a file holds; the parts that it lacks are None."""
@@ -70,6 +73,7 @@ def read_npz(path: Path) -> Foreign:
         mean, cov = mean.astype(np.float64), cov.astype(np.float64)
         if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
             raise UserError(f"{path}: mu or sigma is not finite")
+        _check_covariance(path, cov)
     else:
         mean = cov = None
     if features is not None:
@@ -86,3 +90,12 @@ def read_npz(path: Path) -> Foreign:
             )
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return Foreign(mean, cov, features, images)
+
+
+def _check_covariance(path: Path, cov: NDArray[np.float64]) -> None:
+    scale = ROUNDING * np.abs(cov).max(initial=0.0)
+    if np.abs(cov - cov.T).max(initial=0.0) > scale:
+        raise UserError(f"{path}: sigma is not symmetric, so it is no covariance")
+    least = np.linalg.eigvalsh(cov)[0] if len(cov) else 0.0
+    if least < -scale:
+        raise UserError(f"{path}: sigma has an eigenvalue of {least:.3g}, so it is no covariance")

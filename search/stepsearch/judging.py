@@ -110,6 +110,7 @@ def run_evaluation(request: Request) -> None:
         )
     elif size is None and request.fit == "crop":
         size = _side(files, request.images)
+    contenders = _contenders(request, model, schedules, files, first)
     fitted = None if request.fit == "none" else size
     metrics = []
     for spec in request.extractors:
@@ -141,7 +142,6 @@ def run_evaluation(request: Request) -> None:
     }
     now = identity(harness, seeds_of(first, request.images), settings)
     earlier = [read_earlier(path, now) for path in request.earlier]
-    contenders = _contenders(request, model, schedules, files, first)
     width = None if sys.stdout.isatty() else 160  # of a log file
     console = Console(soft_wrap=True, highlight=False, width=width)
     with Progress(console=console, transient=True) as progress:
@@ -174,10 +174,11 @@ def _first(request: Request) -> int:
     if first is None:
         return start
     others = [other for other in RANGES.values() if other > start]
-    if others and not start <= first < min(others):
+    last = first + request.images - 1
+    if others and not start <= first <= last < min(others):
         raise UserError(
             f"--first-seed: the seeds of --range {request.part} are {start} to {min(others) - 1}, "
-            f"got {first}"
+            f"got {first} to {last}"
         )
     return first
 

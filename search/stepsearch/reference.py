@@ -27,6 +27,7 @@ from stepsearch.paths import bundled, write_whole
 
 SAMPLE = 2000  # features that are kept for distances that moments are not enough for
 INCEPTION_FEATURES = 2048
+BUNDLED_SIZE = 32  # pixels
 FOREIGN = "unknown"  # digest of statistics that do not say how they were made
 
 
@@ -47,10 +48,15 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Of the features: texture128, lite0 for all of them, clean for official Inception."""
+        """Of the features: texture128, lite0 for all of them, clean for official Inception.
+
+        foreign are statistics whose file does not say how images were resized.
+        """
         if self.basis is not None:
             return f"{self.extractor}{self.basis.shape[1]}"
-        return "clean" if self.extractor == "inception" else self.extractor
+        if self.extractor != "inception":
+            return self.extractor
+        return "foreign" if self.digest == FOREIGN else "clean"
 
     @property
     def metric(self) -> str:
@@ -114,13 +120,21 @@ class Reference:
                 t = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             n_search, n_test = json.loads(info["n"])
             size, fit = json.loads(info.get("prepared", '[null, ""]'))
+            for name, array in t.items():
+                if not np.isfinite(array).all():
+                    raise ValueError(f"{name} is not finite")
+            search = Moments(t["search.mean"], t["search.cov"], n_search)
+            test = Moments(t["test.mean"], t["test.cov"], n_test)
+            d = len(search.mean)
+            if any(m.mean.shape != (d,) or m.cov.shape != (d, d) for m in (search, test)):
+                raise ValueError("means and covariances of different sizes")
             return cls(
                 info["extractor"],
                 info["digest"],
                 t.get("center"),
                 t.get("basis"),
-                Moments(t["search.mean"], t["search.cov"], n_search),
-                Moments(t["test.mean"], t["test.cov"], n_test),
+                search,
+                test,
                 t.get("sample"),
                 info.get("note", ""),
                 size,
@@ -197,7 +211,7 @@ def load_reference(
     Raises:
         UserError: none of these, files that are no images, or statistics of another extractor.
     """
-    path = bundled(f"{source}-{extractor.name}.safetensors")
+    path = ours = bundled(f"{source}-{extractor.name}.safetensors")
     if not path.exists():
         path = Path(source)
         if not path.exists():
@@ -206,15 +220,17 @@ def load_reference(
                 f"for {extractor.name}"
             )
         if path.suffix == ".npz":
-            return _from_npz(path, extractor, size)
+            return _from_npz(path, extractor, size, cache, fit_to)
         if path.suffix != ".safetensors":
             path = _cached(path, extractor, size, cache, fit_to)
     reference = Reference.load(path)
     reference.check(extractor)
+    if path == ours and size:  # files that are scored as they are may have any size
+        reference = replace(reference, size=BUNDLED_SIZE, fit="crop")
     if reference.fit and (reference.size, reference.fit) != (size, fit_to):
         raise UserError(
-            f"{path}: its images were prepared as {reference.fit} to {reference.size} pixels, "
-            f"these are as {fit_to} to {size}"
+            f"reference {source}: its images were prepared as {reference.fit} to {reference.size} "
+            f"pixels, these are as {fit_to} to {size}"
         )
     return reference
 
@@ -230,7 +246,9 @@ def _cached(source: Path, extractor: Extractor, size: int | None, cache: Path, f
     return path
 
 
-def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
+def _from_npz(
+    path: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit
+) -> Reference:
     data = read_npz(path)
     if extractor.name == "inception" and (data.mean is not None or data.features is not None):
         if data.mean is not None and data.cov is not None:
@@ -252,12 +270,21 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
             f"but the extractor is {extractor.name}"
         )
     images = torch.from_numpy(data.images)
+    if len(images) < 2:
+        raise UserError(f"{path}: a reference needs at least two images, got {len(images)}")
+    if fit_to == "squash512":
+        raise UserError(f"{path}: its images are taken as they are: give --fit crop or none")
     if size is not None and images.shape[-2:] != (size, size):
         raise UserError(
             f"{path}: its images are {images.shape[-1]} x {images.shape[-2]}, wanted is "
             f"{size} x {size}"
         )
-    return fit(extractor, torch.split(images, 50), axes=extractor.axes)
+    key = hashlib.sha256(f"{extractor.name} {extractor.digest} {extractor.axes} npz".encode())
+    key.update(data.images.tobytes())
+    kept = cache / f"reference-{key.hexdigest()[:16]}.safetensors"
+    if not kept.exists():
+        fit(extractor, torch.split(images, 50), axes=extractor.axes).save(kept)
+    return Reference.load(kept)
 
 
 def _features(extractor: Extractor, batches: Iterable[Tensor]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from stepsampler import UserError
 from stepsearch.distance import (
     Moments,
+    Score,
     frechet_distance,
     frechet_infinity,
     score,
@@ -44,6 +45,39 @@ def test_torchmetrics_finds_the_same_distance(n):
     features = Identity()(images).double().numpy()
     ours = frechet_distance(features[:n], Moments.of(features[n:]))
     assert ours == pytest.approx(float(metric.compute()), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [40, 1100])
+def test_torchmetrics_finds_the_same_distance_in_many_dimensions(n):
+    """As wide as official features are, where another product is taken."""
+    from torchmetrics.image.fid import _compute_fid
+
+    fall = 1 / np.sqrt(1 + np.arange(1000))
+    draw = np.random.default_rng(0)
+    x, real = 1.1 * draw.normal(size=(n, 1000)) * fall, draw.normal(size=(1500, 1000)) * fall + 0.01
+    reference, moments = Moments.of(real), Moments.of(x)
+    arrays = (reference.mean, reference.cov, moments.mean, moments.cov)
+    expected = float(_compute_fid(*map(torch.from_numpy, arrays)))
+    assert frechet_distance(x, reference) == pytest.approx(expected, rel=1e-6)
+
+
+@given(st.integers(2, 30), st.integers(2, 30), st.integers(0, 1000))
+def test_moments_of_parts_make_those_of_the_whole(a, b, seed):
+    x = cloud(a + b, 4, seed, shift=5.0)
+    parts = Moments.of(x[:a]), Moments.of(x[a:])
+    whole = Moments(x.mean(0), np.cov(x.T), a + b)
+    for found, expected in ((parts[0].plus(parts[1]), whole), (whole.minus(parts[0]), parts[1])):
+        assert found.n == expected.n
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9)
+        np.testing.assert_allclose(found.cov, expected.cov, rtol=1e-9, atol=1e-9)
+
+
+def test_moments_of_many_images_are_taken_in_parts():
+    x = cloud(9001, 3, shift=100.0).astype(np.float32)
+    found = Moments.of(x)
+    assert found.n == 9001
+    np.testing.assert_allclose(found.mean, x.astype(float).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.cov, np.cov(x.astype(float).T), rtol=1e-9)
 
 
 def test_gaussians_with_known_distance():
@@ -204,8 +238,11 @@ def test_two_images_have_a_distance_but_no_error():
 
 def test_scores_of_different_n_are_not_compared():
     reference = Moments.of(cloud(50, 3))
+    with pytest.raises(UserError, match="different n do not compare: 100 and 200 images"):
+        score(cloud(100, 3), reference).minus(score(cloud(200, 3), reference))
+    one, other = Score(1.0, np.ones(20)), Score(1.0, np.ones(5))  # read from files
     with pytest.raises(UserError, match="different n do not compare: 20 and 5 blocks"):
-        score(cloud(100, 3), reference).minus(score(cloud(10, 3), reference))
+        one.minus(other)
     with pytest.raises(UserError, match="features have 2 dimensions, the reference has 3"):
         score_kernel(cloud(10, 2), cloud(10, 3))
 

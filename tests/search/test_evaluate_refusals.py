@@ -46,6 +46,11 @@ def bad(tmp_path_factory):
     content = bytearray((base / "damaged.zip").read_bytes())
     content[60:90] = bytes(30)  # in the first file
     (base / "damaged.zip").write_bytes(content)
+    content[content.index(b"PK\1\2")] = 0  # in the list of files
+    (base / "broken.zip").write_bytes(content)
+    (base / "moving").mkdir()
+    (base / "moving" / "a.gif").write_bytes(b"GIF89a")
+    pictures(base / "five", 5)
     images = np.zeros((1, 32, 32, 3), np.uint8)
     np.savez(base / "one.npz", arr_0=images)
     np.savez(base / "nan.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
@@ -72,6 +77,10 @@ GOOD = ["good", "--reference", "good", "--images"]
         (["made", "--images", "1000"], "made: 3 images, but 1000 are wanted; lower --images"),
         ([*GOOD, "7", "--distance", "fd-infinity"], "needs at least 8 images, got 7"),
         ([*GOOD, "7", "--distance", "prc"], "--distance prc needs at least 8 images, got 7"),
+        (
+            ["good", "--reference", "five", "--distance", "prc", "--images", "12"],
+            "--distance prc needs at least 8 real images, the reference has 5",
+        ),
         # corrupt files
         (
             ["corrupt", "--images", "4", "--reference", "good"],
@@ -88,6 +97,8 @@ GOOD = ["good", "--reference", "good", "--images"]
             "deep: 1 of 3 files cannot be read as images: grey16.png",
         ),
         (["good", "--reference", "bomb"], "bomb: 1 of 3 files cannot be read as images: x.bmp"),
+        (["good", "--reference", "broken.zip"], "broken.zip: a damaged zip (Bad magic number"),
+        (["broken.zip", "--reference", "good"], "broken.zip: a damaged zip (Bad magic number"),
         # mixed sizes
         (
             ["mixed", "--images", "4", "--reference", "good"],
@@ -106,6 +117,7 @@ GOOD = ["good", "--reference", "good", "--images"]
         # nothing there
         (["empty", "--reference", "good"], "empty: no images in it (.png, .jpg"),
         (["good", "--reference", "empty"], "empty: no images in it (.png, .jpg"),
+        (["moving", "--reference", "good"], ".pgm); not read are a.gif"),
         (["nowhere"], "nowhere: no such schedule, folder or zip"),
         (["good", "--reference", "nowhere"], "'nowhere': no folder, zip, .npz or .safetensors"),
         ([], "nothing to score: give a schedule, a folder of images, or --stock STEPS"),
@@ -130,7 +142,11 @@ GOOD = ["good", "--reference", "good", "--images"]
         (["good", "--first-seed", "5"], "held-out seeds start at 20000000, got 5"),
         (
             ["good", "--range", "search", "--first-seed", "20000000"],
-            "--first-seed: the seeds of --range search are 0 to 9999999, got 20000000",
+            "--first-seed: the seeds of --range search are 0 to 9999999, got 20000000 to",
+        ),
+        (
+            ["good", "--range", "search", "--first-seed", "9999999"],
+            "--first-seed: the seeds of --range search are 0 to 9999999, got 9999999 to 10000000",
         ),
         (["good", "--with", "nowhere.json"], "nowhere.json: not a result of stepsearch evaluate"),
         (

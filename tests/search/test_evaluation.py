@@ -133,7 +133,8 @@ def test_results_of_before_can_be_compared_if_everything_is_equal(
     (tmp_path / "other.json").write_text(json.dumps(data))
     code, _, errors = command(monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json")
     assert code == 2
-    assert "its metrics differ, so its scores do not compare: fd_texture128 another" in errors
+    said = "its fd_texture128: extractor_digest differ, so its scores do not compare: another there"
+    assert said in errors
     for key, value in (("range", "search"), ("fit", "none"), ("size", 64)):
         (tmp_path / "other.json").write_text(json.dumps({**whole, key: value}))
         code, _, errors = command(
@@ -145,6 +146,18 @@ def test_results_of_before_can_be_compared_if_everything_is_equal(
     (tmp_path / "other.json").write_text(json.dumps(data))
     code, _, errors = command(monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json")
     assert "its n differ, so its scores do not compare: 25 there, 24 here" in errors
+    moved = copy.deepcopy(whole)
+    moved["metrics"][0]["note"] = "the same real images were elsewhere then"
+    (tmp_path / "other.json").write_text(json.dumps(moved))
+    code, _, _ = command(monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json")
+    assert code == 0
+    for damaged in ({"contenders": None}, {"contenders": [{"name": "x"}]}, {"metrics": [{}]}):
+        (tmp_path / "other.json").write_text(json.dumps({**whole, **damaged}))
+        code, _, errors = command(
+            monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json"
+        )
+        assert code == 2
+        assert "other.json: not a whole result of stepsearch evaluate" in errors
     (tmp_path / "other.json").write_text("{}")
     code, _, errors = command(monkeypatch, capsys, FILE, *common, "--with", tmp_path / "other.json")
     assert "the format must be 'stepsearch.evaluation/1', got None" in errors

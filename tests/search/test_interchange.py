@@ -48,6 +48,8 @@ def test_pickles_are_never_read(tmp_path, monkeypatch):
         ({"mu": MU}, "expected mu and sigma, feats, or arr_0, found mu"),
         ({"mu": MU, "sigma": np.eye(4)}, r"sigma \(d, d\), got \(3,\) and \(4, 4\)"),
         ({"mu": MU * np.nan, "sigma": SIGMA}, "mu or sigma is not finite"),
+        ({"mu": MU, "sigma": np.triu(np.ones((3, 3)))}, "sigma is not symmetric, so it is no cov"),
+        ({"mu": MU, "sigma": -SIGMA}, "sigma has an eigenvalue of -1, so it is no covariance"),
         ({"mu": np.array(["a", "b", "c"]), "sigma": SIGMA}, "mu must be real numbers, got <U1"),
         ({"mu": MU, "sigma": SIGMA * 1j}, "sigma must be real numbers, got complex128"),
         ({"feats": np.full((2, 2), "x")}, "feats must be real numbers, got <U1"),

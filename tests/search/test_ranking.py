@@ -62,6 +62,7 @@ def test_common_seeds_rank_better_than_own_seeds_from_the_same_images(analysis):
     """With all noise shared, a block ranks as the truth does; on other blocks the noise differs."""
     images, real = made_up(analysis)
     rows = [r for r in analysis.analyse(images, real, [16, 64]) if r["among"] == "all"]
+    assert rows.pop(0)["statistic"] == analysis.HALVES
     assert {r["statistic"] for r in rows} == {"FD", "FD-infinity", "KID"}
     found = {(r["statistic"], r["n"], r["seeds"]): r for r in rows}
     for n in (16, 64):
@@ -85,7 +86,9 @@ def test_all_statistics_are_compared_on_the_schedules_of_the_teachers(analysis):
     fair = [r for r in rows if r["among"] == analysis.KNOWN]
     assert {r["statistic"] for r in fair} == set(analysis.STATISTICS)
     assert {r["schedules"] for r in fair} == {6}
-    assert {r["truth_images"] for r in rows} == {2000}
+    halves, *others = rows
+    assert (halves["statistic"], halves["truth_images"]) == (analysis.HALVES, 1000)
+    assert {r["truth_images"] for r in others} == {2000}
     # Each n has as many draws as disjoint blocks, and no own seeds where there is one block.
     assert {(r["n"], r["draws"]) for r in fair if r["statistic"] == "KID"} == {(64, 4), (256, 1)}
     assert {r["seeds"] for r in fair if r["n"] == 256} == {"common"}
@@ -98,9 +101,17 @@ def test_the_truth_is_one_ranking_of_all_draws(analysis, monkeypatch):
     images, real = made_up(analysis, schedules=5)
     counted = []
     whole = analysis.frechet_distance
-    monkeypatch.setattr(analysis, "frechet_distance", lambda x, m: counted.append(m) or whole(x, m))
-    list(analysis.analyse(images, real, [32]))
-    assert sum(m is real.truth for m in counted) == 5
+
+    def note(x, moments):
+        counted.extend([len(x)] if moments is real.truth else [])
+        return whole(x, moments)
+
+    monkeypatch.setattr(analysis, "frechet_distance", note)
+    rows = list(analysis.analyse(images, real, [32]))
+    n = len(images.truth[0])
+    assert sorted(counted) == sorted([n, n // 2, n // 2] * 5)
+    halves = [row for row in rows if row["statistic"] == analysis.HALVES]
+    assert [(row["n"], row["draws"]) for row in halves] == [(n // 2, 1)]
 
 
 def test_tau_is_kendalls_and_counts_pairs_apart_alone(analysis):
@@ -120,7 +131,7 @@ def test_regrets_are_of_the_favourite_and_of_the_best_five(analysis):
 
 
 def test_own_seeds_take_each_schedule_once_through_all_blocks(analysis, monkeypatch):
-    """So that common and own differ in the seeds alone."""
+    """So that common and own differ in the images alone, not in how often each counts."""
     values, seen = np.arange(12.0).reshape(3, 4), []
     monkeypatch.setattr(analysis, "tau", lambda drawn, *others: seen.append(drawn) or 0.0)
     analysis.rank(values, np.arange(4.0), True, 0)
@@ -131,7 +142,7 @@ def test_own_seeds_take_each_schedule_once_through_all_blocks(analysis, monkeypa
 
 def test_moments_without_a_part_are_those_of_the_rest(analysis):
     x = np.random.default_rng(0).normal(3, 2, (50, 4))
-    found, rest = analysis.without(Moments.of(x), x[:20]), Moments.of(x[20:])
+    found, rest = Moments.of(x).minus(Moments.of(x[:20])), Moments.of(x[20:])
     assert found.n == 30
     np.testing.assert_allclose(found.mean, rest.mean)
     np.testing.assert_allclose(found.cov, rest.cov)
@@ -180,7 +191,7 @@ def test_the_study_resumes_and_mixes_nothing(study, tmp_path, capsys):
 
 
 def test_other_weights_dtypes_or_batches_recall_nothing(study, tmp_path, monkeypatch):
-    options = {"run": tmp_path, "batch": 8, "device": "cpu", "dtype": "float32"}
+    options = {"run": tmp_path, "batch": 8, "device": "cpu", "dtype": "float32", "compile": False}
     bench = study.Bench(SimpleNamespace(**options, schedules=(5, 0)))
     places = {bench.place(entry.schedule) for entry in bench.entries}
     assert len(places) == 5

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -147,6 +149,14 @@ def test_statistics_of_images_of_another_size_are_refused(tmp_path):
         load_reference(str(made), Whole(), 8, tmp_path, "squash512")
 
 
+def test_bundled_statistics_are_of_images_of_their_size(tmp_path):
+    """Photographs of another size are at no distance from them that means anything."""
+    lite0 = load_extractor("lite0")
+    with pytest.raises(UserError, match="fashion-mnist: .*to 32 pixels, these are as crop to 64"):
+        load_reference("fashion-mnist", lite0, 64, tmp_path)
+    assert load_reference("fashion-mnist", lite0, None, tmp_path, "none").size is None
+
+
 def test_bundled_statistics_are_of_projected_features(tmp_path):
     with pytest.raises(UserError, match="is of projected features of texture, not of all features"):
         load_reference("fashion-mnist", load_extractor("texture-whole"), 32, tmp_path)
@@ -165,6 +175,16 @@ def test_real_images_that_are_useless_are_refused(tmp_path):
     for axes in (4, None):
         with pytest.raises(UserError, match="a feature is not finite"):
             fit(Broken(), [pictures(5)], axes=axes)
+    whole = fit(Whole(), [pictures(20)], axes=None)
+    moments = whole.search
+    for cov, said in (
+        (moments.cov * np.nan, "search.cov is not finite"),
+        (np.eye(3), "means and covariances of different sizes"),
+    ):
+        bad = Moments(moments.mean, cov, moments.n)
+        replace(whole, search=bad).save(tmp_path / "r.safetensors")
+        with pytest.raises(UserError, match=said):
+            load_reference(str(tmp_path / "r.safetensors"), Whole(), 8, tmp_path)
     (tmp_path / "r.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"r\.safetensors: not reference statistics"):
         load_reference(str(tmp_path / "r.safetensors"), Pixels(), 8, tmp_path)
@@ -181,7 +201,7 @@ def test_statistics_of_others_are_of_official_inception_alone(tmp_path):
     mu, sigma = np.zeros(2048), np.eye(2048)
     np.savez(tmp_path / "edm.npz", mu=mu, sigma=sigma)
     reference = load_reference(str(tmp_path / "edm.npz"), Official(), None, tmp_path)
-    assert reference.metric == "fid_clean"
+    assert reference.metric == "fid_foreign"  # who knows how its images were resized
     assert reference.note.endswith("taken to be of official Inception; the file does not say")
     assert reference.sample is None
     with pytest.raises(UserError, match="taken to be of official Inception, but .* is pixels"):
@@ -198,5 +218,11 @@ def test_images_in_an_adm_file_serve_any_extractor(tmp_path):
     reference = load_reference(str(tmp_path / "adm.npz"), Whole(), 8, tmp_path)
     expected = Moments.of(Whole()(images).numpy())
     np.testing.assert_allclose(reference.test.cov, expected.cov)
+    assert len(list(tmp_path.glob("reference-*.safetensors"))) == 1
+    again = load_reference(str(tmp_path / "adm.npz"), Whole(), 8, tmp_path)
+    assert again.fingerprint == reference.fingerprint
+    assert len(list(tmp_path.glob("reference-*.safetensors"))) == 1
+    with pytest.raises(UserError, match="its images are taken as they are: give --fit crop or"):
+        load_reference(str(tmp_path / "adm.npz"), Whole(), 8, tmp_path, "squash512")
     with pytest.raises(UserError, match="its images are 8 x 8, wanted is 16 x 16"):
         load_reference(str(tmp_path / "adm.npz"), Whole(), 16, tmp_path)
