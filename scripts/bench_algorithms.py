@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from optuna.trial import TrialState
 
 from stepsampler.errors import UserError
 from stepsearch.config import StudyConfig
@@ -112,10 +113,11 @@ def one_search(
         some = config.search.model_copy(update={"trials": budget})
         part = config.model_copy(update={"search": some})
         run_trials(study, folder, part, space, evaluator, floor, deadline=end)
-        trials = [t for t in finished(study) + pruned(study) if t.number < budget]
+        ended = sorted(finished(study) + pruned(study), key=lambda t: t.number)
+        trials = ended[:budget]  # numbers have gaps where one failed or was killed
         if len(trials) < budget:
             break
-        whole = [t for t in finished(study) if t.number < budget]
+        whole = [t for t in trials if t.state == TrialState.COMPLETE]
         best = min(whole, key=lambda t: (infeasible(t), t.value))
         seeds = seeds_of(SELECTION, config.evaluation.selection_images)
         found = score(

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # here and in the workers: a core for each
 
 import numpy as np
 import torch
@@ -137,12 +140,14 @@ class Bench(Measure):
             return result.winner, result.passes
         own = [row.candidate for row in result.selection if row.candidate.kind == "found"]
         passes = result.passes
+        if not own:
+            return result.winner, passes
         if kind == "search":
             images = sum(
                 len(r.measurement.features) for r in result.selection if r.candidate in own
             )
             passes = {"trials": passes["trials"], "selection": images * own[0].schedule.passes}
-        return (own or [result.winner])[0], passes
+        return own[0], passes
 
     def workers(self, config: StudyConfig) -> Workers:
         devices = [self.args.device] * self.args.processes
@@ -213,11 +218,10 @@ class Bench(Measure):
 
     def transfer(self, rows: dict) -> dict:
         """What was chosen for n steps, on prompts and with weights that no search saw."""
-        metric = metrics(rows)[0]
         kept = [row for row in rows["contenders"] if row["kind"] in ("ours", "long")]
-        for kinds in (("placement",), ("search",)):
-            best = best_rival(rows["contenders"], metric, kinds)
-            kept += [best] if best else []
+        for metric, kind in product(metrics(rows), ("placement", "learned", "search")):
+            best = best_rival(rows["contenders"], metric, (kind,))
+            kept += [best] if best and best not in kept else []
         entries = [
             Entry(row["name"], Schedule.from_json(json.dumps(row["schedule"])), row["kind"])
             for row in kept
@@ -241,7 +245,8 @@ class Bench(Measure):
         """
         if not self.args.long:
             return []
-        scales = [*self.args.scales, 1.0]
+        few = sorted(self.args.scales)
+        scales = [*few, *((a + b) / 2 for a, b in pairwise(few)), 1.0]
         name, fewest = "DPM++(2M), {} steps, {}", min(self.args.long)
         rows = [Entry(f"{name} {w}", self.long(fewest, w), "long") for w in scales]
         seeds = seeds_of(SELECTION, self.args.long_images)

@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
-from stepsampler.grids import from_sigmas, guide, is_guided
+from stepsampler.grids import GRIDS, from_sigmas, guide, is_guided
+from stepsampler.noise import Noise
 from stepsampler.presets import MODELS, Preset, names, preset
 from stepsearch.baselines import Candidate, baselines
 from stepsearch.config import RIVALS, StudyConfig
 from stepsearch.distance import frechet_distance, frechet_infinity
 from stepsearch.evaluate import SEARCH, SELECTION, seeds_of
+from stepsearch.protocol import measure_all
+from stepsearch.starts import partly_guided
 from stepsearch.workers import Workers
 
-OTHER_SOLVERS = {"ddim": 1, "dpmpp-midpoint": 3, "deis": 3, "ipndm": 4}
+OTHER_SOLVERS = {"ddim": 1, "dpmpp-midpoint": 3, "unipc-bh2": 3, "deis": 3, "ipndm": 4}
+BEST = 3  # placements of either kind that get these, scales in between, and guidance intervals
 SHORTLIST, OF_EACH = 8, 3  # the best of all, and at least so many guided and unguided ones
 FAR = 1.25  # times the FD of the best of its kind: no second look at a form
 LABELS = {"ays-sd15": "AYS (SD1.5 values)", "ays-sdxl": "AYS (SDXL values)"}
@@ -24,7 +29,7 @@ LABELS |= {rival: rival.upper() for rival in RIVALS} | {"ld3": "LD3-like"}
 class Form:
     """A placement under one solver, with one guidance scale or with guidance of its own."""
 
-    place: str  # of `GRIDS` or RIVALS, or "preset " and its name
+    place: str  # of `GRIDS` or RIVALS, with " interval" or not, or "preset " and its name
     scale: str  # "" where guidance is the preset's own
     candidate: Candidate
 
@@ -45,8 +50,9 @@ def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) ->
     Of the solvers the better one goes on, by FD on the first search seeds; forms that are far worse
     than the best of their kind do not. Guidance scales are chosen by FD-infinity, because the bias
     of FD at small n depends on how varied the images are, which guidance changes: on all search
-    seeds, and of the shortlisted on the selection seeds. Other solvers are tried on the three best
-    placements of either kind. `tick` is called after each measurement.
+    seeds, and of the shortlisted on the selection seeds. The best placements of either kind are
+    tried under other solvers, the guided ones at scales in between and with the same passes on more
+    steps, of which some are guided. `tick` is called after each measurement.
     """
     subject = workers.describe()
     first, last = config.baselines.rungs
@@ -56,11 +62,15 @@ def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) ->
     def made(found: Sequence[Form], seeds: range) -> dict[str, np.ndarray]:
         """Features on those seeds and the ones before."""
         again = seeds.start >= SELECTION
-        jobs = [(form.candidate.schedule, seeds) for form in found]
-        for place, measured in workers.measure(jobs):
+        schedules = [form.candidate.schedule for form in found]
+        size = config.evaluation.batch_size
+
+        def ticking(*progress: int) -> None:
             tick()
-            name = found[place].candidate.name
-            features.setdefault((name, again), []).append(measured.features)
+
+        whole = measure_all(schedules, seeds, size, workers.measure, ticking)
+        for form, measured in zip(found, whole, strict=True):
+            features.setdefault((form.candidate.name, again), []).append(measured.features)
         return {
             form.candidate.name: np.concatenate(features[form.candidate.name, again])
             for form in found
@@ -91,12 +101,16 @@ def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) ->
     for form in alive:
         if not form.place.startswith("preset "):
             best.setdefault((form.guided, form.place), form)
+    guided, unguided = (
+        [form for (kind, _), form in best.items() if kind == wanted] for wanted in (True, False)
+    )
     others = [
         other_solver(form, solver, order)
-        for kind in (True, False)
-        for form in [f for (guided, _), f in best.items() if guided == kind][:3]
+        for form in guided[:BEST] + unguided[:BEST]
         for solver, order in OTHER_SOLVERS.items()
     ]
+    others += _between(guided[:BEST], config.baselines.guidance_scales)
+    others += [new for form in guided[:BEST] for new in _intervals(form, config, subject.noise)]
     made(others, range(SEARCH, SEARCH + first))
     whole |= made(others, seeds)
     ranked = sorted([*alive, *others], key=lambda f: score(f, whole))
@@ -142,6 +156,34 @@ def other_solver(form: Form, solver: str, order: int) -> Form:
     shape = form.candidate.name.split(", ")[-1]
     name = f"{form.place}, {solver}, order {order}, {shape}"
     return replace(form, candidate=Candidate(name, other, "baseline"))
+
+
+def _between(forms: Sequence[Form], scales: Sequence[float]) -> Iterator[Form]:
+    """At the means of neighbouring scales."""
+    ordered = sorted(scales)
+    for form in forms:
+        start, _, _ = form.candidate.name.rpartition(", ")
+        for a, b in pairwise(ordered):
+            at, w = f"w {(a + b) / 2:g}", (a + b) / 2
+            plan = guide(form.candidate.schedule, w)
+            yield Form(form.place, at, Candidate(f"{start}, {at}", plan, "baseline"))
+
+
+def _intervals(form: Form, config: StudyConfig, noise: Noise) -> Iterator[Form]:
+    """As many passes on more steps, the first or last of them guided (Kynkaanniemi et al. 2024).
+
+    Of placements with a formula for any number of steps.
+    """
+    plan, passes, place = form.candidate.schedule, config.space.passes, form.place
+    if place not in GRIDS:
+        return
+    w, order = plan.steps[0].guidance_scale, max(step.order for step in plan.steps)
+    for n in range(plan.num_steps + 1, config.space.most_steps + 1):
+        *sigmas, final = GRIDS[place](n, noise)
+        for which, scales in partly_guided(n, passes - n, w).items():
+            other = from_sigmas(sigmas, final, scales, order, plan.solver, plan.model)
+            name = f"{place} interval, {n} steps, the {which} {passes - n} guided, w {w:g}"
+            yield Form(f"{place} interval", f"w {w:g}", Candidate(name, other, "baseline"))
 
 
 def _form(baseline: Candidate) -> Form:

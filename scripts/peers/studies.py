@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from peers.screening import OF_EACH, OTHER_SOLVERS, SHORTLIST, presets_of_its_kind
+from peers.screening import BEST, OF_EACH, OTHER_SOLVERS, SHORTLIST, presets_of_its_kind
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.schedule import Schedule
 from stepsearch.baselines import Candidate
@@ -31,7 +31,7 @@ RIVAL_SEARCHES: dict[str, tuple[dict, str, int]] = {
         {"baseline": "linspace", "log_gap": (-2.0, 2.0), "guidance": "constant", "max_order": 2}
         | {"final_sigma": LANDING, "guidance_scale": (1.01, 5.0)},
         "gp",
-        300,
+        500,
     ),
     "USF-like": (  # evolution of placement, order, solver, corrector and analytic first step
         {"baseline": "linspace", "log_gap": (-2.0, 2.0), "guidance": "constant"}
@@ -78,7 +78,7 @@ def study(
             "images": images,
             "rungs": [*args.ladder, images] if args.ladder else [],
             "selection_images": args.selection,
-            "test_images": 8,  # the test is ours
+            "test_images": args.batch,  # the test is ours; a batch has a size that is compiled
             "batch_size": args.batch,
         },
         "baselines": {
@@ -143,7 +143,7 @@ def rival(args: Namespace, name: str, n: int, passes: int) -> StudyConfig:
         space = {**space, "num_steps": 2 * n}
     found = study(args, name, n, space, images, algorithm)
     found["search"]["trials"] = max(1, TIMES * passes // (images * 2 * n))
-    found["baselines"] |= {"rivals": [], "rungs": [8], "guidance_scales": args.scales[:1]}
+    found["baselines"] |= {"rivals": [], "rungs": args.rungs[:1]}  # not its own: for its floor
     found["evaluation"]["rungs"] = []  # no paper has the ladder,
     found["search"]["alignment_drop"] = 1.0  # nor a floor
     return StudyConfig.model_validate(found)
@@ -153,6 +153,8 @@ def ablation(args: Namespace, n: int, seed: int = 0) -> dict[str, StudyConfig]:
     """A study for each row, all of the same budget."""
     studies, space = {}, {"guidance_scale": OURS["guidance_scale"]}
     for k, (name, axes) in enumerate(ABLATION.items()):
+        if k:  # what a step saves that is not guided pays for another one, as in ours
+            axes = {**axes, "max_steps": min(2 * n, n + 2)}
         space = {**space, **axes}
         found = study(args, f"ablation-{k}", n, space, args.images)
         found["baselines"]["rivals"] = []
@@ -194,7 +196,7 @@ def estimate(args: Namespace) -> int:
                 total += bound(rival(args, name, n, search))
         total += 2 * n * (screened(args, n) + rows * args.images_test)
     shortest = 2 * min(args.long, default=0)
-    return total + shortest * (len(args.scales) + 1) * args.long_images + long
+    return total + shortest * 2 * len(args.scales) * args.long_images + long
 
 
 def screened(args: Namespace, n: int) -> int:
@@ -203,7 +205,8 @@ def screened(args: Namespace, n: int) -> int:
     config = screening(args, n)
     scales = len(args.scales) + 1
     places = len(GRIDS) + len(args.rivals)
-    others = 2 * 3 * len(OTHER_SOLVERS)  # on three placements of either kind
+    others = 2 * BEST * len(OTHER_SOLVERS) + BEST * (len(args.scales) - 1)
+    others += BEST * 2 * (config.space.most_steps - n)
     presets = scales * len(config.baselines.presets) + len(fitting(4 * n))
     images = first * (places * scales * (len(config.baselines.solvers) - 1) + presets + others)
     images += (last - first) * (places * scales + presets + others)

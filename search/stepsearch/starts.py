@@ -32,11 +32,20 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     for n in range(config.num_steps + 1, config.most_steps + 1):
         guided = config.passes - n
         *sigmas, final = space.centre(n)
-        for place, first in (("first", 0), ("last", n - guided)):
-            if 0 < guided < n and scale > 1:
-                scales = [scale if 0 <= i - first < guided else 1.0 for i in range(n)]
-                order, solver = min(2, config.max_order), config.solvers[0]
-                plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
-                name = f"{space.grid}, {n} steps, the {place} {guided} guided"
-                found.append(Candidate(name, plan, "found"))
+        for place, scales in partly_guided(n, guided, scale).items():
+            order, solver = min(2, config.max_order), config.solvers[0]
+            plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
+            name = f"{space.grid}, {n} steps, the {place} {guided} guided"
+            found.append(Candidate(name, plan, "found"))
     return found
+
+
+def partly_guided(n: int, guided: int, scale: float) -> dict[str, list[float]]:
+    """Guidance scales of n steps, of which the "first" or the "last" ones are guided.
+
+    Nothing where all or none would be.
+    """
+    if not 0 < guided < n or scale <= 1:
+        return {}
+    on, off = [scale] * guided, [1.0] * (n - guided)
+    return {"first": on + off, "last": off + on}

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -209,8 +209,17 @@ class LatentModel(ABC):
         Free-U changes attributes that a compiled network has as constants, and gradients through
         one are not to be trusted (some were lost): both take the network as it was.
         """
+        if hasattr(self.net, "enable_freeu"):  # leaves attributes that it would have to ask for
+            self.net.enable_freeu(1.0, 1.0, 1.0, 1.0)
+            self.net.disable_freeu()
         self.net.compile(options={"freezing": True})  # weights as constants, packed once
         self.compiled = True
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Inside, a compiled network runs as it was."""
+        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+            yield
 
     def network(self, x: Tensor, time: float, condition: Condition) -> Tensor:
         """One call of `net`, in its dtype; the result in float32, of the shape of `x`.
@@ -222,7 +231,7 @@ class LatentModel(ABC):
         """
         x = x.to(self.dtype).contiguous(memory_format=self._layout)
         at = torch.full((len(x),), time, device=x.device)
-        with _as_it_is() if self.compiled and torch.is_grad_enabled() else nullcontext():
+        with self.uncompiled() if torch.is_grad_enabled() else nullcontext():
             try:
                 output = self._call(x, at, condition)
             except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -250,7 +259,7 @@ class LatentModel(ABC):
         before = [getattr(block, name, None) for name in names]
         self.net.enable_freeu(*(getattr(values, name) for name in names))
         try:
-            with _as_it_is() if self.compiled else nullcontext():
+            with self.uncompiled():
                 yield
         finally:
             if None in before:
@@ -273,11 +282,6 @@ class LatentModel(ABC):
         images = to_pixels(vae.decode(scaled, return_dict=False)[0])
         self.pipeline.maybe_free_model_hooks()  # back to the CPU, where the pipeline is offloaded
         return images
-
-
-def _as_it_is() -> AbstractContextManager[None]:
-    """Inside, compiled networks run uncompiled."""
-    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def to_pixels(images: Tensor) -> Tensor:

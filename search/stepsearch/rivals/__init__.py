@@ -114,7 +114,10 @@ def recall_or_place(
     if not path.exists():
         prompts = [prompt.text for prompt in evaluator.prompts]
         size = evaluator.batch_size
-        found = place(evaluator.model, prompts, name, num_steps, guidance_scale, size)
+        # Finite differences and gradients: of one and the same network, and sizes that only
+        # come here are not worth compiling.
+        with evaluator.model.uncompiled():
+            found = place(evaluator.model, prompts, name, num_steps, guidance_scale, size)
         write_whole(path, lambda p: p.write_text(json.dumps(asdict(found))))
     return Placement(**json.loads(path.read_text()))
 
