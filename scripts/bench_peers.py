@@ -1,9 +1,10 @@
 """Every rival against our search at equal network passes, on the bundled model.
 
-    python scripts/bench_peers.py --dry-run                          # passes and hours
-    python scripts/bench_peers.py --dtype bfloat16 --hours 5         # resumes; writes docs/peers.*
-    python scripts/bench_peers.py --dtype bfloat16 --ablation --seeds 3
-    python scripts/bench_peers.py --dtype bfloat16 --transfer        # of what docs/peers.json has
+    python scripts/bench_peers.py --dry-run               # passes and hours
+    export SPEED="--dtype bfloat16 --compile"
+    python scripts/bench_peers.py $SPEED --hours 5        # resumes; writes docs/benchmarks.*
+    python scripts/bench_peers.py $SPEED --ablation --seeds 3
+    python scripts/bench_peers.py $SPEED --transfer       # of what docs/benchmarks.json has
 
 For each number of steps n, at 2 n passes: our search; every placement and every preset under
 DPM++(2M) and UniPC, at each guidance scale and unguided with 2 n steps, thinned out by successive
@@ -350,14 +351,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         return
     part = "-ablation" if args.ablation else "-transfer" if args.transfer else ""
-    path = args.docs / f"peers{part}"
+    path = args.docs / f"benchmarks{part}"
     found = earlier(path.with_suffix(".json"), {k: str(v) for k, v in vars(args).items()})
     jobs: list[tuple[str, Callable[[], dict]]] = []
     if args.ablation:
         for n, seed in product(args.ablation_steps, range(args.seeds)):
             jobs.append((f"{n} steps, search seed {seed}", partial(bench.ablation, n, seed)))
     elif args.transfer:
-        for rows in json.loads((args.docs / "peers.json").read_text())["steps"]:
+        for rows in json.loads((args.docs / "benchmarks.json").read_text())["steps"]:
             if rows["steps"] in args.steps:
                 jobs.append((f"{rows['steps']} steps", partial(bench.transfer, rows)))
     else:

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from ranking.analysis import FEATURES, PIXELS, Images, Real, analyse
+from ranking.analysis import FEATURES, PIXELS, Images, Real, analyse, paired
 from ranking.output import write
 from stepsampler.generate import generate
 from stepsampler.grids import GRIDS, make_schedule
@@ -44,6 +44,7 @@ from stepsearch.reference import load_reference
 from stepsearch.space import SearchSpace
 
 EXTRACTORS = ("texture", "lite0")
+Rows = tuple[list[dict], list[dict]]
 # First seeds, of no study, front or other script. The teacher has those of the pool.
 SEEDS = {"pool": 70_000_000, "truth": 80_000_000}
 GUIDANCE = 2.0  # the teacher's
@@ -196,28 +197,34 @@ def _squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (flat**2).mean(1)
 
 
-def report(bench: Bench, args: argparse.Namespace) -> list[dict]:
+def report(bench: Bench, args: argparse.Namespace) -> Rows:
     """Every statistic against the truth, as far as it was measured."""
     parts = [
         (k, n) for k in range(len(EXTRACTORS)) for n in sorted({e.steps for e in bench.entries})
     ]
     if args.workers == 1:
-        return [row for part in parts for row in _analysed(bench, args, *part)]
-    with ProcessPoolExecutor(args.workers, get_context("spawn"), _start, (args, 1)) as pool:
-        found = [pool.submit(_analyse, args, *part) for part in parts]
-        return [row for future in found for row in future.result()]
+        found = [_analysed(bench, args, *part) for part in parts]
+    else:
+        with ProcessPoolExecutor(args.workers, get_context("spawn"), _start, (args, 1)) as pool:
+            futures = [pool.submit(_analyse, args, *part) for part in parts]
+            found = [future.result() for future in futures]
+    ranks, errors = ([row for rows in kind for row in rows] for kind in zip(*found, strict=True))
+    return ranks, errors
 
 
-def _analysed(bench: Bench, args: argparse.Namespace, extractor: int, steps: int) -> list[dict]:
+def _analysed(bench: Bench, args: argparse.Namespace, extractor: int, steps: int) -> Rows:
+    """How well each statistic ranks, and how well the errors of paired differences cover."""
     name = EXTRACTORS[extractor]
     images = measured(bench, args, name, steps)
     if images is None:
         print(f"analysis: {name}, {steps} steps: not enough images yet", flush=True)
-        return []
+        return [], []
     print(f"analysis: {name}, {steps} steps", flush=True)
-    rows = analyse(images, Real.of(bench.references[extractor]), args.sizes)
-    known = {"extractor": name, "steps": steps}
-    return [{**known, **row, "passes": row["n"] * 2 * steps} for row in rows]
+    real, known = Real.of(bench.references[extractor]), {"extractor": name, "steps": steps}
+    rows = analyse(images, real, args.sizes)
+    ranks = [{**known, **row, "passes": row["n"] * 2 * steps} for row in rows]
+    errors = [paired(images, real, n) for n in args.sizes]
+    return ranks, [{**known, **row} for row in errors if row]
 
 
 _bench: Bench
@@ -229,7 +236,7 @@ def _start(args: argparse.Namespace, threads: int) -> None:
     _bench = Bench(args)
 
 
-def _analyse(args: argparse.Namespace, extractor: int, steps: int) -> list[dict]:
+def _analyse(args: argparse.Namespace, extractor: int, steps: int) -> Rows:
     return _analysed(_bench, args, extractor, steps)
 
 
@@ -311,7 +318,7 @@ def main(argv: list[str] | None = None) -> None:
     made = make_all(left, args, bench)
     if made < len(left):
         print(f"stopped at {args.hours:g} hours, {len(left) - made} parts to do; run it again")
-    rows = report(bench, args)
+    rows, errors = report(bench, args)
     if not rows:
         print("nothing to report yet")
         return
@@ -326,7 +333,7 @@ def main(argv: list[str] | None = None) -> None:
         "pool": args.pool,
         "schedules": [f"{entry.name}, {entry.steps} steps" for entry in bench.entries],
     }
-    write(rows, settings, args.docs)
+    write(rows, errors, settings, args.docs)
     print(f"{args.docs}: ranking.json, ranking.md, ranking.png")
 
 

@@ -22,6 +22,7 @@ from stepsearch.distance import (
     frechet_distance,
     frechet_infinity,
     kernel_among,
+    score,
     score_kernel,
 )
 from stepsearch.reference import Reference
@@ -106,6 +107,36 @@ def analyse(images: Images, real: Real, sizes: Sequence[int]) -> Iterator[dict]:
                             "truth_images": len(images.truth[0]),
                             **found,
                         }
+
+
+def paired(images: Images, real: Real, n: int) -> dict | None:
+    """Do the errors of paired differences cover? On blocks of n of the truth's images.
+
+    The differences are those of each schedule to the truly best one; "covered" is the share of
+    their 95 % intervals that hold the mean difference of all blocks.
+    """
+    blocks = len(images.truth[0]) // n
+    if blocks < 2 or len(images.truth) < 2:
+        return None
+    best = int(np.argmin([frechet_distance(x, real.truth) for x in images.truth]))
+    rows = [[score(x[k * n : k * n + n], real.truth) for k in range(blocks)] for x in images.truth]
+    found = np.array(
+        [
+            [mine.minus(other) for mine, other in zip(row, rows[best], strict=True)]
+            for place, row in enumerate(rows)
+            if place != best
+        ]
+    )
+    differences, errors = found[..., 0], found[..., 1]
+    off = np.abs(differences - differences.mean(1, keepdims=True))
+    return {
+        "n": n,
+        "draws": blocks,
+        "pairs": len(found),
+        "conservative": rows[best][0].conservative,
+        "covered": float((off <= rows[best][0].quantile * errors).mean()),
+        "error_over_spread": float(np.sqrt((errors**2).mean() / differences.var(1, ddof=1).mean())),
+    }
 
 
 def table(kind: str, images: Images, real: Real, n: int) -> np.ndarray:

@@ -23,9 +23,23 @@ Blocks of n that are no whole turns of the 270 prompts differ in the prompts, to
 """
 
 
-def write(rows: list[dict], settings: dict, folder: Path) -> None:
+PAIRED = """
+## Errors of paired differences
+
+Differences in FD of each schedule to the best one, on disjoint blocks of n images of the truth:
+the share of their 95 % intervals that hold the mean of all blocks, and the error by the block
+jackknife over the spread from block to block. With no more images than features the error is
+marked conservative.
+
+| extractor | steps | n | blocks | pairs | covered | error / spread | |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def write(rows: list[dict], errors: list[dict], settings: dict, folder: Path) -> None:
     """ranking.json, ranking.md and ranking.png."""
-    text = json.dumps({**settings, "rows": rows}, indent=1, allow_nan=False)
+    data = {**settings, "rows": rows, "paired": errors}
+    text = json.dumps(data, indent=1, allow_nan=False)
     write_whole(folder / "ranking.json", lambda p: p.write_text(text + "\n"))
     heads = (
         "extractor | steps | statistic | among | schedules | seeds | n | draws | truth n | tau "
@@ -39,7 +53,13 @@ def write(rows: list[dict], settings: dict, folder: Path) -> None:
         f"| {r['passes']:,} |"
         for r in rows
     ]
-    table = "\n".join(lines) + "\n"
+    table = "\n".join(lines) + "\n" + PAIRED
+    for r in errors:
+        mark = "conservative" if r["conservative"] else ""
+        table += (
+            f"| {r['extractor']} | {r['steps']} | {r['n']:,} | {r['draws']} | {r['pairs']} "
+            f"| {r['covered']:.0%} | {r['error_over_spread']:.2f} | {mark} |\n"
+        )
     write_whole(folder / "ranking.md", lambda p: p.write_text(table))
     _plot(rows, folder / "ranking.png")
 

@@ -47,8 +47,8 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
 
     said = bench()
     assert "passes, about" in said
-    assert "peers.md" in said
-    found = json.loads((tmp_path / "docs/peers.json").read_text())
+    assert "benchmarks.md" in said
+    found = json.loads((tmp_path / "docs/benchmarks.json").read_text())
     (rows,) = found["steps"]
     names = [row["name"] for row in rows["contenders"]]  # a search may end with a baseline
     assert names[0].startswith("ours")
@@ -83,8 +83,8 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
         assert target["gap"][0] == pytest.approx(best["value"] - teacher["value"])
         races = {(race["ours"], race["rival"]) for race in rows["races"][metric]}
         assert {(names[0], oys["name"]), (names[0], usf["name"])} <= races
-    assert (tmp_path / "docs/peers.png").stat().st_size > 1000
-    table = (tmp_path / "docs/peers.md").read_text()
+    assert (tmp_path / "docs/benchmarks.png").stat().st_size > 1000
+    table = (tmp_path / "docs/benchmarks.md").read_text()
     assert f"| {names[0]} | " in table
     assert "AYS (SD1.5 values)" in table
     assert "Gaps to the teacher" in table
@@ -94,13 +94,13 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")} == files
 
     bench("--transfer", "--second", "tiny")
-    (moved,) = json.loads((tmp_path / "docs/peers-transfer.json").read_text())["steps"]
+    (moved,) = json.loads((tmp_path / "docs/benchmarks-transfer.json").read_text())["steps"]
     first, prompts, weights = moved["tests"].values()
     for test in (first, weights):  # the same weights here
         assert test["contenders"][0]["scores"] == ours["scores"]
     assert prompts["contenders"][0]["scores"] != first["contenders"][0]["scores"]
     assert {row["test"] for row in moved["losses"]} == set(moved["tests"])
-    assert (tmp_path / "docs/peers-transfer.png").stat().st_size > 1000
+    assert (tmp_path / "docs/benchmarks-transfer.png").stat().st_size > 1000
 
 
 def test_other_settings_recall_nothing(monkeypatch, tmp_path):

@@ -227,3 +227,13 @@ def test_sizes_that_no_statistic_takes_are_refused(study, capsys):
     with pytest.raises(SystemExit, match="2"):
         study.main(["--sizes", "4", "128"])
     assert "--sizes must be at least 8, got 4" in capsys.readouterr().err
+
+
+def test_errors_of_paired_differences_cover(analysis):
+    """On rows that are drawn anew for every block, so that the jackknife is right."""
+    images, real = made_up(analysis, schedules=6, n=512)
+    found = analysis.paired(images, real, 100)
+    assert (found["n"], found["pairs"], found["draws"]) == (100, 5, len(images.truth[0]) // 100)
+    assert found["covered"] > 0.85
+    assert 0.7 < found["error_over_spread"] < 1.5
+    assert analysis.paired(images, real, len(images.truth[0])) is None
