@@ -8,7 +8,7 @@ prompts have other prompts too, as a fresh draw of seeds would have. The regrets
 that deal, in which schedules share a block where blocks are few.
 
 The truth is the same for all: FD on other seeds, and on real images that no statistic has seen.
-How well one half of it ranks as the other half does says what any statistic could reach.
+How well one half of it ranks as the other half does says how far it can be believed itself.
 """
 
 from collections.abc import Iterator, Sequence

@@ -18,7 +18,7 @@ teacher's 100 passes an image, which all schedules share, are not among the pass
 mean over the draws, ± its spread from draw to draw; regrets are in units of the true FD: how much
 worse than the best of all are the best of the five that the statistic likes most, and its
 favourite. "One half of the truth" ranks by FD of one half of the truth's images what the other
-half says is true: no statistic of other images can be expected to do better (grey in the plot).
+half says is true: so far does the truth agree with itself (grey in the plot).
 Blocks of n that are no whole turns of the 270 prompts differ in the prompts, too.
 """
 
