@@ -16,7 +16,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg.blas import dtrmm
+from scipy.linalg import eigvalsh
+from scipy.linalg.blas import dsyrk, dtrmm
+from scipy.linalg.lapack import dsygst
 
 from stepsampler.errors import UserError
 
@@ -79,13 +81,7 @@ class Moments:
         """Lower triangular L with L L' = the covariance, which may be singular."""
         values, vectors = np.linalg.eigh(self.cov)
         _, upper = np.linalg.qr((vectors * np.sqrt(values.clip(0))).T)
-        return np.ascontiguousarray(upper.T)
-
-    def onto(self, x: Array) -> Array:
-        """x L (n, d); of many dimensions in half of the operations, since L is a triangle."""
-        if len(self.mean) < 1000:  # SciPy's threads beside NumPy's would cost more than that saves
-            return x @ self.factor
-        return dtrmm(1.0, self.factor.T, x.T).T  # type: ignore[no-any-return]
+        return np.asfortranarray(upper.T)
 
 
 def frechet_distance(features: NDArray[np.floating], reference: Moments) -> float:
@@ -98,16 +94,21 @@ def frechet_distance(features: NDArray[np.floating], reference: Moments) -> floa
         raise UserError(
             f"features have {x.shape[1]} dimensions, the reference has {len(reference.mean)}"
         )
-    mean = x.mean(0)
-    y = (x - mean) / np.sqrt(len(x) - 1)
+    mean, scale = x.mean(0), 1 / (len(x) - 1)
+    y = x - mean
+    # Half of each product, since it is symmetric or one side a triangle; and all by SciPy: the
+    # threads of NumPy's own BLAS and of SciPy's keep each other waiting.
     if len(x) <= x.shape[1]:
-        projected = reference.onto(y)
-        gram = projected @ projected.T
-    else:  # the covariance first: half of a product, and then none has n rows
-        gram = reference.onto(reference.onto(y.T @ y).T)
-    spread = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()
+        projected = dtrmm(1.0, reference.factor, y.T, trans_a=1, lower=1)
+        gram = dsyrk(scale, projected, trans=1, lower=1)
+        trace = scale * np.einsum("ij,ij->", y, y)
+    else:  # the covariance first: then no product has n rows
+        cov = dsyrk(scale, y.T, lower=1)
+        trace = np.trace(cov)
+        gram, _ = dsygst(cov, reference.factor, itype=2, lower=1, overwrite_a=1)  # L' S L
+    values = eigvalsh(gram, lower=True, overwrite_a=True, check_finite=False)
     shift = ((mean - reference.mean) ** 2).sum()
-    return float(shift + (y**2).sum() + np.trace(reference.cov) - 2 * spread)
+    return float(shift + trace + np.trace(reference.cov) - 2 * np.sqrt(values.clip(0)).sum())
 
 
 def frechet_infinity(features: NDArray[np.floating], reference: Moments) -> float:
@@ -279,7 +280,7 @@ def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:
     """FD without each block, from sums of the blocks instead of from the images again."""
     shift = x.mean(0) - reference.mean
     centred = x - x.mean(0)
-    projected = reference.onto(centred)
+    projected = centred @ reference.factor
     few = len(x) <= x.shape[1]
     gram = projected @ projected.T if few else projected.T @ projected
     total, squares = projected.sum(0), (centred**2).sum(1)
