@@ -242,6 +242,7 @@ def _identity(metric: Metric) -> dict[str, Any]:
         "name": reference.metric,
         "extractor": metric.extractor.name,
         "extractor_digest": metric.extractor.digest,
+        "resizing": metric.extractor.resizing,
         "reference_fingerprint": reference.fingerprint,
         "reference_images": reference.test.n or None,
         "sample": None if reference.sample is None else _digest(reference.sample),

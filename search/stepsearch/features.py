@@ -24,6 +24,7 @@ class Extractor(Protocol):
 
     name: str
     digest: str  # of the weights and everything else that changes the numbers
+    resizing: str  # and what follows it, in words
     axes: int | None  # principal axes of the reference that a distance uses; None: all features
 
     def prepare(self, images: Tensor) -> Tensor: ...
@@ -35,12 +36,10 @@ class Extractor(Protocol):
 
 
 class Lite0(Extractor):
-    """EfficientNet-Lite0, trained on ImageNet (Apache-2.0): 1,280 pooled features at 64 pixels.
-
-    Resizing is torch's antialiased bicubic, clamped and not quantised.
-    """
+    """EfficientNet-Lite0, trained on ImageNet (Apache-2.0): 1,280 pooled features at 64 pixels."""
 
     name = "lite0"
+    resizing = "antialiased bicubic to 64 pixels, clamped, not quantised"
     axes: int | None = AXES
     size = 64
 
@@ -68,6 +67,7 @@ class Texture(Extractor):
     """A small classifier of the bundled model's own data, pooled at four depths: 416 features."""
 
     name = "texture"
+    resizing = "none, images are 32 x 32"
     axes: int | None = AXES
 
     def __init__(self, device: torch.device) -> None:

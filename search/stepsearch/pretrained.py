@@ -38,12 +38,10 @@ def load_pretrained(name: str, source: str, device: torch.device) -> "Inception 
 
 
 class Inception:
-    """The official Inception of FID, 2,048 features, with clean-fid's network and resizing.
-
-    Each channel is resized by PIL's bicubic as floats and clipped, not rounded.
-    """
+    """The official Inception of FID, 2,048 features, with clean-fid's network and resizing."""
 
     name = "inception"
+    resizing = "clean-fid's: each channel by PIL's bicubic to 299 pixels, clipped, not quantised"
     axes: int | None = None
 
     def __init__(self, source: str, device: torch.device) -> None:
@@ -100,6 +98,7 @@ class Transformer:
     """
 
     axes: int | None = None
+    resizing = "the model's own processor"
 
     def __init__(self, name: str, source: str, device: torch.device) -> None:
         self.name, self.device = name, device

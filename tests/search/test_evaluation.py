@@ -75,6 +75,7 @@ def test_every_number_carries_its_identity_and_its_error(evaluated):
     (metric,) = data["metrics"]
     assert metric["extractor_digest"] == load_extractor("texture").digest
     assert metric["reference_images"] == 10_000
+    assert metric["resizing"] == "none, images are 32 x 32"
     first, stock = data["contenders"]
     assert set(first["scores"]) == {
         "fd_texture128_24",
