@@ -43,6 +43,11 @@ from stepsearch.study import (
 )
 from stepsearch.transfer import start_points
 
+ABOUT = """\
+Made by `scripts/bench_algorithms.py` from the first points of the study {study}. Held-out FD of the
+best trial so far, on {n} selection seeds: mean over {seeds} search seeds, and the range.
+
+"""
 ALGORITHMS = ("random", "tpe", "cmaes", "nsga2", "gp-cmaes", "gp")
 
 
@@ -289,7 +294,8 @@ def main() -> None:
         text += "\n\n" + ladder_table(rows, budgets[-1])
     if args.transfer:
         text += "\n\n" + transfer_table(rows, order[-1], budgets)
-    args.out.with_suffix(".md").write_text(text + "\n")
+    head = ABOUT.format(seeds=args.seeds, study=base.name, n=evaluation.selection_images)
+    args.out.with_suffix(".md").write_text(head + text + "\n")
     plot(rows, args.out.with_suffix(".png"))
     print(text)
 
