@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from peers.measure import Entry, Measure, measure_in_pool, start
-from peers.output import write
+from peers.output import earlier, replace_steps, write
 from peers.screening import screen
 from peers.studies import (
     RIVAL_SEARCHES,
@@ -382,26 +382,6 @@ def main(argv: list[str] | None = None) -> None:
     else:
         print(f"{path}.json, {path}.md")
     sys.exit(1) if failed else None
-
-
-def earlier(path: Path, settings: dict[str, str]) -> dict:
-    """What the file has of the same settings, so that a part of the steps keeps the others."""
-    free = ("steps", "searching", "ablation_steps", "hours", "processes", "device", "docs", "run")
-    if path.exists():
-        found = json.loads(path.read_text())
-        theirs, ours = (
-            {k: v for k, v in some.items() if k not in free}
-            for some in (found["settings"], settings)
-        )
-        if theirs == ours:
-            return {**found, "settings": settings}
-    return {"settings": settings, "steps": []}
-
-
-def replace_steps(found: dict, rows: dict) -> None:
-    key = ("steps", "search_seed")
-    others = [r for r in found["steps"] if any(r.get(k) != rows.get(k) for k in key)]
-    found["steps"] = [*others, rows]
 
 
 def speed(bench: Bench) -> float:

@@ -55,6 +55,26 @@ def write(found: dict, path: Path) -> None:
     draw(parts, path.with_suffix(".png"))
 
 
+def earlier(path: Path, settings: dict[str, str]) -> dict:
+    """What the file has of the same settings, so that a part of the steps keeps the others."""
+    free = ("steps", "searching", "ablation_steps", "hours", "processes", "device", "docs", "run")
+    if path.exists():
+        found = json.loads(path.read_text())
+        theirs, ours = (
+            {k: v for k, v in some.items() if k not in free}
+            for some in (found["settings"], settings)
+        )
+        if theirs == ours:
+            return {**found, "settings": settings}
+    return {"settings": settings, "steps": []}
+
+
+def replace_steps(found: dict, rows: dict) -> None:
+    key = ("steps", "search_seed")
+    others = [r for r in found["steps"] if any(r.get(k) != rows.get(k) for k in key)]
+    found["steps"] = [*others, rows]
+
+
 def _pair(value: list[float] | None, form: str = "+.2f") -> str:
     return "" if value is None else f"{value[0]:{form}} ± {value[1]:{form.lstrip('+')}}"
 

@@ -11,7 +11,7 @@ KID is the unbiased squared MMD of a cubic kernel (Binkowski et al. 2018).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Literal
 
 import numpy as np
@@ -51,13 +51,12 @@ class Moments:
         Raises:
             UserError: fewer than two rows, or a value that is not finite.
         """
-        whole = None
-        for rows in np.array_split(np.arange(len(features)), -(-len(features) // ROWS) or 1):
-            x = checked(features[rows[0] : rows[-1] + 1] if len(rows) else features)
-            part = cls(x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1), len(x))
-            whole = part if whole is None else whole.plus(part)
-        assert whole is not None
-        return whole
+
+        def of(rows: NDArray[np.floating]) -> Moments:
+            x = checked(rows)
+            return cls(x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], -1), len(x))
+
+        return reduce(cls.plus, map(of, np.array_split(features, len(features) // ROWS + 1)))
 
     def plus(self, other: "Moments") -> "Moments":
         """Moments of both sets of images (Chan, Golub and LeVeque 1983)."""

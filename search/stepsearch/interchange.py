@@ -27,8 +27,6 @@ BROKEN = (
     zlib.error,
     BadZipFile,
 )
-
-
 ROUNDING = 1e-3  # of single precision, over the largest entry
 
 
