@@ -31,9 +31,8 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # here and in the workers: a core for each
 
 import numpy as np
-import torch
 
-from peers.measure import Entry, Measure, measure_in_pool, start
+from peers.measure import Entry, Measure, measure_in_pool, speed, start
 from peers.output import earlier, replace_steps, write
 from peers.screening import screen
 from peers.studies import (
@@ -340,7 +339,7 @@ def main(argv: list[str] | None = None) -> None:
         f"the weights of {args.second}": {"model": args.second},
     }
     bench = Bench(args)
-    rate = speed(bench)
+    rate = speed(bench, bench.long(5, 2.0))
     passes = estimate(args)
     print(
         f"{passes:,} passes, about {passes / rate / args.processes / 3600:.1f} hours at "
@@ -382,21 +381,6 @@ def main(argv: list[str] | None = None) -> None:
     else:
         print(f"{path}.json, {path}.md")
     sys.exit(1) if failed else None
-
-
-def speed(bench: Bench) -> float:
-    """Passes a second of one process, with features, on a batch."""
-    torch.set_num_threads(1)
-    entry = Entry("speed", bench.long(5, 2.0), "long")
-    prompts = bench.harness.prompts[: bench.args.batch]
-    contender = bench.contender(entry)
-    for _ in range(2):
-        started = time.monotonic()
-        seeds = range(len(prompts))
-        for images in contender.batches(seeds, list(prompts), bench.args.batch):
-            for metric in bench.harness.metrics:
-                metric.extractor(images)
-    return 10 * len(prompts) / (time.monotonic() - started)
 
 
 if __name__ == "__main__":

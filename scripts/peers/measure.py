@@ -1,6 +1,7 @@
 """The harness of the test, in this process and in those of a pool."""
 
 import argparse
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -60,3 +61,17 @@ def measure_in_pool(name: str, schedule: str, seeds: range) -> None:
     harness = _process.harness
     contender = _process.contender(Entry(name, Schedule.from_json(schedule), "part"))
     list(harness.measure(harness.metrics[0], [(contender, seeds)]))
+
+
+def speed(measure: Measure, schedule: Schedule) -> float:
+    """Passes a second of one process, with features, on a batch."""
+    torch.set_num_threads(1)
+    harness = measure.harness
+    prompts = harness.prompts[: harness.batch_size]
+    contender = measure.contender(Entry("speed", schedule, "long"))
+    for _ in range(2):  # the first one compiles
+        started = time.monotonic()
+        for images in contender.batches(range(len(prompts)), list(prompts), harness.batch_size):
+            for metric in harness.metrics:
+                metric.extractor(images)
+    return schedule.passes * len(prompts) / (time.monotonic() - started)

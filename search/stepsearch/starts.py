@@ -1,6 +1,9 @@
 """The points with which a search begins."""
 
+from dataclasses import replace
+
 from stepsampler.grids import from_sigmas, is_guided
+from stepsampler.schedule import SOLVERS
 from stepsearch.baselines import CLASSIFIER_FREE, Candidate
 from stepsearch.space import Params, SearchSpace
 
@@ -18,25 +21,34 @@ def first_points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params
 
 
 def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
-    """The same passes on more steps, of which the first or the last ones are guided.
+    """The centre of the box under its other solvers, and the same passes on more steps.
 
-    In their own part of the box, which an algorithm can be long in finding. Where guidance costs
-    nothing, there are none.
+    Of more steps the first or the last ones are guided; where guidance costs nothing, there are
+    none of these. Each is in its own part of the box, which an algorithm can be long in finding.
     """
-    if space.guidance != CLASSIFIER_FREE:
-        return []
     config = space.config
-    firsts = [c.schedule.steps[0] for c in best if any(map(is_guided, c.schedule.steps))]
-    scale = firsts[0].guidance_scale if firsts else 1.0
+    guided = [c for c in best if any(map(is_guided, c.schedule.steps))]
+    guided.sort(key=lambda c: c.grid != space.grid)  # the best of the centre's own in front
+    scale = max(s.guidance_scale for s in guided[0].schedule.steps) if guided else 1.0
     found = []
-    for n in range(config.num_steps + 1, config.most_steps + 1):
-        guided = config.passes - n
-        *sigmas, final = space.centre(n)
-        for place, scales in partly_guided(n, guided, scale).items():
-            order, solver = min(2, config.max_order), config.solvers[0]
-            plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
-            name = f"{space.grid}, {n} steps, the {place} {guided} guided"
-            found.append(Candidate(name, plan, "found"))
+
+    def add(solver: str, shape: str, scales: list[float]) -> None:
+        usual = solver == config.solvers[0]
+        order = min(2 if usual else SOLVERS[solver], config.max_order)
+        name = ", ".join([space.grid, *([] if usual else [f"{solver}, order {order}"]), shape])
+        *sigmas, final = space.centre(len(scales))
+        plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
+        found.append(Candidate(name, replace(plan, guidance=space.guidance), "found"))
+
+    for solver in config.solvers:
+        if solver != config.solvers[0]:
+            add(solver, f"w {scale:g}", [scale] * config.num_steps)
+        if space.guidance != CLASSIFIER_FREE:
+            continue
+        for n in range(config.num_steps + 1, config.most_steps + 1):
+            on = config.passes - n
+            for place, scales in partly_guided(n, on, scale).items():
+                add(solver, f"{n} steps, the {place} {on} guided", scales)
     return found
 
 

@@ -1,0 +1,52 @@
+from stepsampler.grids import make_schedule
+from stepsampler.noise import NoiseSchedule
+from stepsearch.baselines import Candidate
+from stepsearch.config import SpaceConfig
+from stepsearch.space import SearchSpace
+from stepsearch.starts import first_points
+
+SD = NoiseSchedule.scaled_linear()
+SPEC = SD.spec("stable-diffusion", "epsilon")
+
+
+def space(guidance="classifier-free", **options):
+    config = SpaceConfig(num_steps=3, passes=6, guidance="per-step", **options)
+    return SearchSpace(config, SD, SPEC, "beta", guidance)
+
+
+def baseline(grid, n, w):
+    plan = make_schedule(grid, n, SD, guidance_scale=w, model=SPEC)
+    return Candidate(f"{grid}, w {w:g}", plan, "baseline", grid)
+
+
+def starts(box, best):
+    return {name: box.schedule(point) for point, name in first_points(box, best)}
+
+
+def test_baselines_come_first_and_then_the_other_solvers_of_the_box_and_more_steps():
+    box = space(solvers=("dpmpp-midpoint", "unipc-bh2"), max_steps=4, max_order=3)
+    found = starts(box, [baseline("karras", 3, 3.0), baseline("beta", 3, 2.0)])
+    names = [name.removeprefix("near ") for name in found]
+    assert names == [
+        "karras, w 3",
+        "beta, w 2",
+        "beta, 4 steps, the first 2 guided",
+        "beta, 4 steps, the last 2 guided",
+        "beta, unipc-bh2, order 3, w 2",  # the scale is that of the centre's own baseline
+        "beta, unipc-bh2, order 3, 4 steps, the first 2 guided",
+        "beta, unipc-bh2, order 3, 4 steps, the last 2 guided",
+    ]
+    assert {plan.passes for plan in found.values()} == {6}
+    other = found["beta, unipc-bh2, order 3, w 2"]
+    assert (other.solver, [s.order for s in other.steps]) == ("unipc-bh2", [1, 2, 1])  # onto 0
+    assert [s.guidance_scale for s in other.steps] == [2.0] * 3
+
+
+def test_without_a_guided_baseline_nothing_is_guided_in_parts():
+    assert list(starts(space(max_steps=4), [baseline("beta", 6, 1.0)])) == ["near beta, w 1"]
+
+
+def test_where_guidance_is_free_only_solvers_differ():
+    box = space("distilled", solvers=("dpmpp-midpoint", "unipc-bh2"), max_steps=4, max_order=2)
+    names = [n.removeprefix("near ") for n in starts(box, [baseline("beta", 3, 2.0)])]
+    assert names == ["beta, w 2", "beta, unipc-bh2, order 2, w 2"]
