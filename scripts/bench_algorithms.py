@@ -48,7 +48,7 @@ Made by `scripts/bench_algorithms.py` from the first points of the study {study}
 best trial so far, on {n} selection seeds: mean over {seeds} search seeds, and the range.
 
 """
-ALGORITHMS = ("random", "tpe", "cmaes", "nsga2", "gp-cmaes", "gp")
+ALGORITHMS = ("random", "tpe", "cmaes", "nsga2", "gp-cmaes", "gp-local", "gp")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from peers.measure import Entry, Measure, measure_in_pool, speed, start
 from peers.output import earlier, replace_steps, write
 from peers.screening import screen
 from peers.studies import (
+    EXTRACTORS,
     RIVAL_SEARCHES,
     UNGUIDED,
     Cold,
@@ -324,6 +325,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--batch", type=int, default=BATCH)
     add("--model", default="tiny")
     add("--second", default="tiny-second", help="the other weights of --transfer")
+    add("--extractors", nargs=2, default=EXTRACTORS, help="the searches see the first alone")
     add("--device", default="cpu", help="cpu, cuda:0, …")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--compile", action="store_true", help="the network, by torch")
@@ -350,14 +352,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         return
     part = "-ablation" if args.ablation else "-transfer" if args.transfer else ""
-    path = args.docs / f"benchmarks{part}"
+    by = "" if args.extractors[0] == EXTRACTORS[0] else f"-by-{args.extractors[0]}"
+    path = args.docs / f"benchmarks{part}{by}"
     found = earlier(path.with_suffix(".json"), {k: str(v) for k, v in vars(args).items()})
     jobs: list[tuple[str, Callable[[], dict]]] = []
     if args.ablation:
         for n, seed in product(args.ablation_steps, range(args.seeds)):
             jobs.append((f"{n} steps, search seed {seed}", partial(bench.ablation, n, seed)))
     elif args.transfer:
-        for rows in json.loads((args.docs / "benchmarks.json").read_text())["steps"]:
+        for rows in json.loads((args.docs / f"benchmarks{by}.json").read_text())["steps"]:
             if rows["steps"] in args.steps:
                 jobs.append((f"{rows['steps']} steps", partial(bench.transfer, rows)))
     else:

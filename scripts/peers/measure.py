@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from peers.studies import EXTRACTORS
 from stepsampler.models import load
 from stepsampler.schedule import Schedule
 from stepsearch.alignment import ClassAlignment
@@ -36,7 +35,7 @@ class Measure:
         self.model = load(args.model, args.device, args.dtype, compile=args.compile)
         self.digest = model_digest(self.model)
         cache = args.run / "test"
-        extractors = [load_extractor(name, args.device) for name in EXTRACTORS]
+        extractors = [load_extractor(name, args.device) for name in args.extractors]
         metrics = [Metric(e, load_reference("fashion-mnist", e, 32, cache)) for e in extractors]
         prompts = load_prompts("fashion-mnist", args.held_out)
         clock = Clock(torch.device(args.device))

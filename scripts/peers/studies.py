@@ -15,7 +15,7 @@ from stepsearch.run import STAGES, Run
 from stepsearch.space import Params, SearchSpace
 from stepsearch.study import finished, open_study, schedule_of
 
-EXTRACTORS = ("texture", "lite0")  # the search sees the first
+EXTRACTORS = ["texture", "lite0"]  # the search sees the first
 LANDING = (0.0285, 0.03)  # around the model's smallest sigma: there, or below it, which is 0
 TIMES = 3  # as many passes as our whole search has, for a searching rival's trials
 SO_FAR = (2 / 3,)  # shares of our passes after which the best trial is tested too
@@ -74,7 +74,7 @@ def study(
         "model": {"id": args.model, "dtype": args.dtype, "compile": args.compile},
         "space": {"num_steps": n, "passes": 2 * n, **space},
         "evaluation": {
-            "extractor": EXTRACTORS[0],
+            "extractor": args.extractors[0],
             "images": images,
             "rungs": [*args.ladder, images] if args.ladder else [],
             "selection_images": args.selection,

@@ -2,13 +2,13 @@
 
 import copy
 import warnings
-from collections.abc import Container, Sequence
-from math import log
+from collections.abc import Callable, Container, Sequence
+from math import inf, log
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
@@ -22,6 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 POPULATION = 20  # of a generation of nsga2; searches have a hundred trials or a few
 HANDOVER = 0.6  # of the trials of gp-cmaes are the GP's
 NEAR = 0.05  # of a side of the box: how far CMA-ES looks around them at first
+WHOLE = 0.2  # of the trials of gp-local, at first, and every FOURTH after them, see the whole box
+FOURTH = 4
+SIDE = 0.25  # of a side of the box: how far the others lie apart, around the best trial
 SMALLEST = 1e-9  # a distance below it has no useful logarithm
 
 
@@ -35,6 +38,10 @@ def make_algorithm(name: str, *entropy: int, trials: int = 0) -> BaseSampler:
     if name == "gp-cmaes":
         gp = GPSampler(seed=seed, deterministic_objective=False)
         return Informed(Handover(gp, seed, int(HANDOVER * trials)))
+    if name == "gp-local":
+        whole = GPSampler(seed=seed, deterministic_objective=False)
+        near = GPSampler(seed=seed + 1, deterministic_objective=False, n_startup_trials=1)
+        return Informed(Local(whole, near, int(WHOLE * trials)))
     if name == "cmaes":
         return Informed(CmaEsSampler(seed=seed))
     if name == "nsga2":  # with one objective an ordinary genetic algorithm
@@ -55,20 +62,20 @@ class Informed(BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self.inner.infer_relative_search_space(_Shown(study), trial)
+        return self.inner.infer_relative_search_space(_Seen(study, shown), trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.inner.sample_relative(_Shown(study), trial, search_space)
+        return self.inner.sample_relative(_Seen(study, shown), trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
     ) -> Any:
-        return self.inner.sample_independent(_Shown(study), trial, name, distribution)
+        return self.inner.sample_independent(_Seen(study, shown), trial, name, distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self.inner.before_trial(_Shown(study), trial)
+        self.inner.before_trial(_Seen(study, shown), trial)
 
     def after_trial(
         self,
@@ -77,7 +84,7 @@ class Informed(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        self.inner.after_trial(_Shown(study), trial, state, values)
+        self.inner.after_trial(_Seen(study, shown), trial, state, values)
 
     def reseed_rng(self) -> None:
         self.inner.reseed_rng()
@@ -105,7 +112,7 @@ class Handover(BaseSampler):
         if len(ended) < max(1, self.trials):
             return self.gp.sample_relative(study, trial, search_space)
         feasible = [t for t in ended if not any(v > 0 for v in t.constraints.values())]
-        best = min(feasible or ended, key=lambda t: t.value)  # type: ignore[arg-type,return-value]
+        best = min(feasible or ended, key=_value)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Optuna 6 will have no x0 and no sigma0
             local = CmaEsSampler(x0=best.params, sigma0=NEAR, seed=self.seed)
@@ -117,11 +124,76 @@ class Handover(BaseSampler):
         return self.gp.sample_independent(study, trial, name, distribution)
 
 
-class _Shown(optuna.Study):
+class Local(BaseSampler):
+    """A GP of the whole box, and one of the neighbourhood of the best trial (cf. TuRBO, Eriksson
+    et al. 2019).
+
+    A box of twenty numbers has more corners than a search has trials: one GP goes on looking into
+    them. The other one knows the better half of the trials, in the scale of the neighbourhood.
+    Nothing is kept here, as in `Handover`.
+    """
+
+    def __init__(self, whole: BaseSampler, near: BaseSampler, first: int) -> None:
+        self.whole, self.near, self.first = whole, near, first
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self.whole.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        feasible = [t for t in ended if not any(v > 0 for v in t.constraints.values())]
+        if len(ended) < self.first or not feasible or trial.number % FOURTH == 0:
+            return self.whole.sample_relative(study, trial, search_space)
+        best = min(feasible, key=_value)
+        part: dict[str, BaseDistribution] = {
+            name: _around(best.params[name], side) for name, side in search_space.items()
+        }
+        return self.near.sample_relative(_Seen(study, better_half), trial, part)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> Any:
+        return self.whole.sample_independent(study, trial, name, distribution)
+
+
+def _around(value: float, side: BaseDistribution) -> FloatDistribution:
+    """The part of a side of the box that is SIDE of it wide, less where it would leave the box."""
+    assert isinstance(side, FloatDistribution)
+    if side.log:
+        reach = (side.high / side.low) ** (SIDE / 2)
+        low, high = value / reach, value * reach
+    else:
+        reach = (side.high - side.low) * SIDE / 2
+        low, high = value - reach, value + reach
+    return FloatDistribution(max(low, side.low), min(high, side.high), log=side.log)
+
+
+def better_half(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Without the complete trials that are worse than their median."""
+    values = [_value(t) for t in trials if t.state == TrialState.COMPLETE]
+    bound = float(np.median(values)) if values else inf
+    return [t for t in trials if t.state != TrialState.COMPLETE or _value(t) <= bound]
+
+
+def _value(trial: FrozenTrial) -> float:
+    """Of a complete trial of one objective."""
+    return trial.value  # type: ignore[return-value]
+
+
+class _Seen(optuna.Study):
     """The study as an algorithm sees it; what it writes goes to the same storage."""
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(
+        self,
+        study: optuna.Study,
+        change: Callable[[Sequence[FrozenTrial]], list[FrozenTrial]],
+    ) -> None:
         super().__init__(study.study_name, study._storage, study.sampler, study.pruner)
+        self.study, self.change = study, change
 
     def _get_trials(
         self,
@@ -129,7 +201,7 @@ class _Shown(optuna.Study):
         states: Container[TrialState] | None = None,
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
-        trials = shown(super()._get_trials(deepcopy=False, use_cache=use_cache))
+        trials = self.change(self.study._get_trials(deepcopy=False, use_cache=use_cache))
         return [trial for trial in trials if states is None or trial.state in states]
 
 

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from math import log
 
 import numpy as np
 import pytest
@@ -117,7 +118,34 @@ def test_cma_es_goes_on_around_the_best_point_of_the_gp(tmp_path):
     assert min(t.value for t in done[18:]) < best.value
 
 
-@pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "cmaes", "gp-cmaes"])
+def test_three_of_four_later_trials_of_gp_local_are_near_the_best_one(tmp_path):
+    """Within an eighth of a side, also after the search was resumed; 6 of 30 see the whole box."""
+    for trials in (22, 30):
+        config, space = setting("gp-local", trials=30)
+        study = open_study(tmp_path, config)
+        part = config.model_copy(
+            update={"search": config.search.model_copy(update={"trials": trials})}
+        )
+        run_trials(study, tmp_path, part, space, Toy(), 0.5)
+    done = finished(study)
+    assert len(done) == 30
+    box = space.distributions
+
+    def far(trial, best):
+        sides = {k: (log(d.low), log(d.high)) if d.log else (d.low, d.high) for k, d in box.items()}
+        at = {k: log if d.log else float for k, d in box.items()}
+        return max(
+            abs(at[k](trial.params[k]) - at[k](best.params[k])) / (high - low)
+            for k, (low, high) in sides.items()
+        )
+
+    for k in range(6, 30):
+        best = min(done[:k], key=lambda t: t.value)
+        assert k % 4 == 0 or far(done[k], best) < 0.1251
+    assert max(far(t, done[0]) for t in done[:6]) > 0.4
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "gp-local", "cmaes", "gp-cmaes"])
 def test_every_algorithm_fills_the_budget_and_no_more(tmp_path, algorithm):
     config, space = setting(algorithm, trials=14)
     study = open_study(tmp_path, config)
