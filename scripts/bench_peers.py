@@ -354,7 +354,9 @@ def main(argv: list[str] | None = None) -> None:
     part = "-ablation" if args.ablation else "-transfer" if args.transfer else ""
     by = "" if args.extractors[0] == EXTRACTORS[0] else f"-by-{args.extractors[0]}"
     path = args.docs / f"benchmarks{part}{by}"
-    found = earlier(path.with_suffix(".json"), {k: str(v) for k, v in vars(args).items()})
+    settings = {k: str(v) for k, v in vars(args).items()}
+    settings["algorithm"] = ours(args, args.steps[0]).search.algorithm
+    found = earlier(path.with_suffix(".json"), settings)
     jobs: list[tuple[str, Callable[[], dict]]] = []
     if args.ablation:
         for n, seed in product(args.ablation_steps, range(args.seeds)):

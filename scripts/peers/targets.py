@@ -9,6 +9,8 @@ import numpy as np
 from stepsearch.distance import Score
 
 RULE = 4  # standard errors that a gap must have before a share of it says anything
+DROP = 0.01  # of alignment that a schedule may lose to the teacher's, as in our search
+RIVAL_KINDS = ("placement", "learned", "search")
 
 
 def score(row: dict, metric: str) -> Score:
@@ -21,10 +23,15 @@ def minus(a: dict, b: dict, metric: str) -> tuple[float, float]:
     return score(a, metric).minus(score(b, metric))
 
 
+def alignment(row: dict) -> float:
+    return float(row["scores"]["alignment"]["value"])
+
+
 def best_rival(
-    rows: list[dict], metric: str, kinds: tuple[str, ...] = ("placement", "learned", "search")
+    rows: list[dict], metric: str, kinds: tuple[str, ...] = RIVAL_KINDS, floor: float = 0.0
 ) -> dict | None:
-    found = [row for row in rows if row["kind"] in kinds]
+    """The one of lowest FD, of those whose alignment is not below the floor."""
+    found = [row for row in rows if row["kind"] in kinds and alignment(row) >= floor]
     return min(found, key=lambda row: row["scores"][metric]["value"], default=None)
 
 
@@ -56,6 +63,7 @@ def targets(rows: list[dict], metric: str) -> dict | None:
     ours, teacher = rows[0], long[-1]
     gap, gap_se = minus(rival, teacher, metric)
     shares = [closed(ours, other, teacher, metric) for other in (rival, plain)]
+    aligned = best_rival(rows, metric, floor=alignment(teacher) - DROP)
     difference, se = minus(ours, rival, metric)
     applies = gap > RULE * gap_se
     enough = shares[0].value >= 0.3 and shares[1].value >= 0.5
@@ -67,6 +75,8 @@ def targets(rows: list[dict], metric: str) -> dict | None:
         "without_search": plain["name"],
         "closed_without_search": [shares[1].value, shares[1].se],
         "minus_rival": [difference, se],
+        "aligned": aligned and aligned["name"],
+        "minus_aligned": aligned and list(minus(ours, aligned, metric)),
         "minus_shorter": list(minus(ours, long[0], metric)) if len(long) > 1 else None,
         "shorter": long[0]["name"],
         "over_teacher": [excess(ours, teacher, metric).value, excess(ours, teacher, metric).se],

@@ -130,7 +130,8 @@ class Local(BaseSampler):
 
     A box of twenty numbers has more corners than a search has trials: one GP goes on looking into
     them. The other one knows the better half of the trials, in the scale of the neighbourhood.
-    Nothing is kept here, as in `Handover`.
+    Nothing is kept here, as in `Handover`. A front of two objectives has no best trial: there the
+    first one is alone.
     """
 
     def __init__(self, whole: BaseSampler, near: BaseSampler, first: int) -> None:
@@ -144,6 +145,8 @@ class Local(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        if len(study.directions) > 1:
+            return self.whole.sample_relative(study, trial, search_space)
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         feasible = [t for t in ended if not any(v > 0 for v in t.constraints.values())]
         if len(ended) < self.first or not feasible or trial.number % FOURTH == 0:

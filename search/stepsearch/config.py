@@ -224,7 +224,7 @@ class BaselinesConfig(_Section):
 
 
 class SearchConfig(_Section):
-    algorithm: Literal["gp", "gp-local", "tpe", "cmaes", "gp-cmaes", "nsga2", "random"] = "gp"
+    algorithm: Literal["gp-local", "gp", "tpe", "cmaes", "gp-cmaes", "nsga2", "random"] = "gp-local"
     trials: int = Field(60, ge=1)
     minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
     seed: int = Field(0, ge=0)
@@ -247,10 +247,10 @@ class SearchConfig(_Section):
                 'objectives must be ["fd"] or ["fd", "alignment"], '
                 f"got {json.dumps(self.objectives)}"
             )
-        if self.both and self.algorithm in ("gp-local", "cmaes", "gp-cmaes"):
+        if self.both and self.algorithm.endswith("cmaes"):
             raise ValueError(
-                f"algorithm: {self.algorithm} has one objective; gp, tpe, nsga2 and random take "
-                "both"
+                f"algorithm: {self.algorithm} has one objective; gp-local, gp, tpe, nsga2 and "
+                "random take both"
             )
         if self.both and self.patience is not None:
             raise ValueError("patience is for one objective, not for a front")

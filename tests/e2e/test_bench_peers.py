@@ -81,6 +81,9 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
         assert target["teacher"].startswith("DPM++(2M), 5 steps")
         best, teacher = (by_name[target[key]]["scores"][metric] for key in ("rival", "teacher"))
         assert target["gap"][0] == pytest.approx(best["value"] - teacher["value"])
+        floor = by_name[target["teacher"]]["scores"]["alignment"]["value"] - 0.01
+        if target["aligned"]:
+            assert by_name[target["aligned"]]["scores"]["alignment"]["value"] >= floor
         races = {(race["ours"], race["rival"]) for race in rows["races"][metric]}
         assert {(names[0], oys["name"]), (names[0], usf["name"])} <= races
     assert (tmp_path / "docs/benchmarks.png").stat().st_size > 1000
@@ -88,6 +91,7 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     assert f"| {names[0]} | " in table
     assert "AYS (SD1.5 values)" in table
     assert "Gaps to the teacher" in table
+    assert str(tmp_path) not in (tmp_path / "docs/benchmarks.json").read_text()
 
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
     bench()
@@ -113,7 +117,7 @@ def test_other_settings_recall_nothing(monkeypatch, tmp_path):
     args = SimpleNamespace(model="tiny", device="cpu", dtype="float32", batch=10, held_out=False)
     args.run, args.hours, args.trials, args.finalists, args.selection = tmp_path, 1, 2, 2, 10
     args.images, args.rivals, args.rungs, args.scales = 20, ["dmn"], [10, 20], [2.0]
-    args.compile = False
+    args.compile, args.extractors = False, ["texture", "lite0"]
     args.teacher_steps, args.ladder, folders = 5, [], set()
     changes = [{}, {"trials": 3}, {"images": 30}, {"dtype": "bfloat16"}, {"held_out": True}]
     for change in changes:
@@ -131,11 +135,12 @@ def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     from peers.targets import closed, targets
 
-    def row(name, kind, values, steps=5):
+    def row(name, kind, values, steps=5, alignment=0.96):
         values = np.array(values, float)
         score = {"value": values.mean(), "conservative": False}
         score["left_out"] = [np.delete(values, i).mean() for i in range(len(values))]
-        return {"name": name, "kind": kind, "steps": steps, "scores": {"fd": score}}
+        scores = {"fd": score, "alignment": {"value": alignment}}
+        return {"name": name, "kind": kind, "steps": steps, "scores": scores}
 
     ours = row("ours", "ours", [5, 6, 7, 6])
     rival = row("rival", "placement", [9, 10, 11, 10])
@@ -149,10 +154,14 @@ def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
     assert found["minus_rival"] == pytest.approx([-4, 0])
     assert found["applies"]
     assert found["met"]
-    close = row("close", "placement", [2.1, 1.9, 2.3, 1.8])
+    assert (found["aligned"], found["minus_aligned"]) == (found["rival"], found["minus_rival"])
+    close = row("close", "placement", [2.1, 1.9, 2.3, 1.8], alignment=0.9)
     missed = targets([ours, close, *long], "fd")
     assert not missed["applies"]
     assert not missed["met"]
+    assert missed["aligned"] is None
+    mixed = targets([ours, close, rival, *long], "fd")
+    assert (mixed["rival"], mixed["aligned"]) == ("close", "rival")
 
 
 def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
@@ -162,7 +171,7 @@ def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
     args = SimpleNamespace(
         trials=9, finalists=2, selection=10, images=20, dtype="bfloat16", batch=10, rivals=["dmn"]
     )
-    args.compile = False
+    args.compile, args.extractors = False, ["texture", "lite0"]
     args.rungs, args.scales, args.teacher_steps, args.model = [10, 20], [2.0], 5, "tiny"
     args.ladder = [10]
     rows = ablation(args, 5)

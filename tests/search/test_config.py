@@ -19,7 +19,7 @@ def written(tmp_path, text):
 
 def test_a_minimal_study_has_defaults_and_the_name_of_its_file(tmp_path):
     config = load_config(written(tmp_path, MINIMAL))
-    assert (config.name, config.model.id, config.search.algorithm) == ("x", "tiny", "gp")
+    assert (config.name, config.model.id, config.search.algorithm) == ("x", "tiny", "gp-local")
 
 
 def test_overrides_replace_single_values(tmp_path):
@@ -66,7 +66,7 @@ def test_overrides_replace_single_values(tmp_path):
         ("[space]\nnum_stps = 3\n", "unknown key 'space.num_stps'; did you mean 'num_steps'"),
         (
             MINIMAL + "[search]\nalgorithm = 'cmaes'\nobjectives = ['fd', 'alignment']\n",
-            "cmaes has one objective; gp, tpe, nsga2 and random take both",
+            "cmaes has one objective; gp-local, gp, tpe, nsga2 and random take both",
         ),
         (MINIMAL + "max_steps = 0\n", "space.max_steps: .* got 0"),
         (MINIMAL + "log_gap = [-inf, inf]\n", "space.log_gap.0: .* finite number, got -inf"),

@@ -132,7 +132,7 @@ def test_each_rung_reports_fd_of_all_images_so_far(tmp_path):
         assert t.value == pytest.approx(frechet_distance(x, reference), rel=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "cmaes"])
+@pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "gp-local", "cmaes"])
 def test_pruned_trials_count_in_every_algorithms_budget(tmp_path, algorithm):
     study, _ = searched(tmp_path, algorithm=algorithm)
     ended = pruned(study)

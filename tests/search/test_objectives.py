@@ -24,7 +24,7 @@ def test_what_another_one_beats_nowhere_is_not_dominated():
     assert dominated(points) == [False, False, False, True, False, True]
 
 
-@pytest.mark.parametrize("algorithm", ["random", "tpe", "gp"])
+@pytest.mark.parametrize("algorithm", ["random", "tpe", "gp", "gp-local"])
 def test_two_objectives_end_with_a_front(tmp_path, algorithm):
     config = settings(trials=25, algorithm=algorithm, objectives=["fd", "alignment"])
     result, config, _ = run(tmp_path, config, aligned=trade_off)
