@@ -41,7 +41,7 @@ from stepsearch.study import (
     run_trials,
     schedule_of,
 )
-from stepsearch.transfer import start_points
+from stepsearch.transfer import earlier_best, start_points
 
 ABOUT = """\
 Made by `scripts/bench_algorithms.py` from the first points of the study {study}. Held-out FD of the
@@ -257,7 +257,12 @@ def main() -> None:
         if args.transfer
         else [quarter, args.trials // 2, args.trials]
     )
-    base = claimed(args.run)
+    try:
+        base = claimed(args.run)
+        if args.transfer:
+            earlier_best(args.transfer, 1)  # refuses before the first image
+    except UserError as error:
+        parser.error(str(error))
     planned = searches(base, args)
     evaluation = planned[0].config.evaluation
     images = len(planned) * (

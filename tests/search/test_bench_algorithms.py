@@ -115,6 +115,13 @@ def test_other_weights_than_those_of_the_run_are_refused(bench, source, monkeypa
         bench.one_search(source, source / "0", search, [5], 1, time.time() + 60)
 
 
+def test_a_run_that_has_not_ended_helps_no_other(bench, source, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench", str(source), "--transfer", str(source)])
+    with pytest.raises(SystemExit, match="2"):
+        bench.main()
+    assert "source holds no finished run" in capsys.readouterr().err
+
+
 def test_transfer_reports_the_passes_until_the_cold_start_is_reached(bench, source):
     (source / "result.json").write_text(json.dumps({"selection": [{"trial": 2}, {"trial": None}]}))
     rows = rows_of(bench, source, options(transfer=source, seeds=1), [4, 8])
