@@ -37,11 +37,11 @@ def make_algorithm(name: str, *entropy: int, trials: int = 0) -> BaseSampler:
         return Informed(TPESampler(seed=seed))
     if name == "gp-cmaes":
         gp = GPSampler(seed=seed, deterministic_objective=False)
-        return Informed(Handover(gp, seed, int(HANDOVER * trials)))
+        return Informed(Handover(gp, int(HANDOVER * trials), seed))
     if name == "gp-local":
         whole = GPSampler(seed=seed, deterministic_objective=False)
         near = GPSampler(seed=seed + 1, deterministic_objective=False, n_startup_trials=1)
-        return Informed(Local(whole, near, int(WHOLE * trials)))
+        return Informed(Local(whole, int(WHOLE * trials), near))
     if name == "cmaes":
         return Informed(CmaEsSampler(seed=seed))
     if name == "nsga2":  # with one objective an ordinary genetic algorithm
@@ -90,66 +90,66 @@ class Informed(BaseSampler):
         self.inner.reseed_rng()
 
 
-class Handover(BaseSampler):
-    """A GP for the first `trials` ended trials, then CMA-ES around the best of them.
+class _Wide(BaseSampler):
+    """A GP of the whole box; who inherits says what else is asked, and when.
 
-    Nothing is kept here: which algorithm asks, and where CMA-ES starts, follow from the study, so
-    that a resumed search and every worker agree. Its own state Optuna keeps in the trials.
+    Nothing is kept: which algorithm asks, and around what, follow from the study, so that a resumed
+    search and every worker agree.
     """
 
-    def __init__(self, gp: BaseSampler, seed: int, trials: int) -> None:
-        self.gp, self.seed, self.trials = gp, seed, trials
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return self.gp.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))[: self.trials]
-        if len(ended) < max(1, self.trials):
-            return self.gp.sample_relative(study, trial, search_space)
-        feasible = [t for t in ended if not any(v > 0 for v in t.constraints.values())]
-        best = min(feasible or ended, key=_value)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # Optuna 6 will have no x0 and no sigma0
-            local = CmaEsSampler(x0=best.params, sigma0=NEAR, seed=self.seed)
-        return local.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
-    ) -> Any:
-        return self.gp.sample_independent(study, trial, name, distribution)
-
-
-class Local(BaseSampler):
-    """A GP of the whole box, and one of the neighbourhood of the best trial (cf. TuRBO, Eriksson
-    et al. 2019).
-
-    A box of twenty numbers has more corners than a search has trials: one GP goes on looking into
-    them. The other one knows the better half of the trials, in the scale of the neighbourhood.
-    Nothing is kept here, as in `Handover`. A front of two objectives has no best trial: there the
-    first one is alone.
-    """
-
-    def __init__(self, whole: BaseSampler, near: BaseSampler, first: int) -> None:
-        self.whole, self.near, self.first = whole, near, first
+    def __init__(self, whole: BaseSampler, trials: int) -> None:
+        self.whole, self.trials = whole, trials  # so many ended trials are its own at least
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         return self.whole.infer_relative_search_space(study, trial)
 
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> Any:
+        return self.whole.sample_independent(study, trial, name, distribution)
+
+
+class Handover(_Wide):
+    """A GP, then CMA-ES around its best trial; Optuna keeps CMA-ES's state in the trials."""
+
+    def __init__(self, whole: BaseSampler, trials: int, seed: int) -> None:
+        super().__init__(whole, trials)
+        self.seed = seed
+
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if len(study.directions) > 1:
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))[: self.trials]
+        if len(ended) < max(1, self.trials):
             return self.whole.sample_relative(study, trial, search_space)
+        best = min(_feasible(ended) or ended, key=_value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # Optuna 6 will have no x0 and no sigma0
+            local = CmaEsSampler(x0=best.params, sigma0=NEAR, seed=self.seed)
+        return local.sample_relative(study, trial, search_space)
+
+
+class Local(_Wide):
+    """A GP of the whole box, and one around the best trial (cf. TuRBO, Eriksson et al. 2019).
+
+    A box of twenty numbers has more corners than a search has trials: one GP goes on looking into
+    them. The other one knows the better half of the trials, in the scale of the neighbourhood. A
+    front of two objectives has no best trial: there the first one is alone.
+    """
+
+    def __init__(self, whole: BaseSampler, trials: int, near: BaseSampler) -> None:
+        super().__init__(whole, trials)
+        self.near = near
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        feasible = [t for t in ended if not any(v > 0 for v in t.constraints.values())]
-        if len(ended) < self.first or not feasible or trial.number % FOURTH == 0:
+        feasible = _feasible(ended)
+        early = len(ended) < self.trials or not feasible
+        if early or trial.number % FOURTH == 0 or len(study.directions) > 1:
             return self.whole.sample_relative(study, trial, search_space)
         best = min(feasible, key=_value)
         part: dict[str, BaseDistribution] = {
@@ -157,10 +157,9 @@ class Local(BaseSampler):
         }
         return self.near.sample_relative(_Seen(study, better_half), trial, part)
 
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
-    ) -> Any:
-        return self.whole.sample_independent(study, trial, name, distribution)
+
+def _feasible(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [t for t in trials if not any(value > 0 for value in t.constraints.values())]
 
 
 def _around(value: float, side: BaseDistribution) -> FloatDistribution:

@@ -97,18 +97,23 @@ def test_status_says_nothing_of_an_alignment_that_is_unknown(tmp_path):
     assert "alignment" not in said
 
 
-def test_cma_es_goes_on_around_the_best_point_of_the_gp(tmp_path):
-    """Also after the search was resumed; 18 of 30 trials are the GP's."""
+def resumed(folder, algorithm):
+    """30 trials in two calls, and their box."""
     for trials in (22, 30):
-        config, space = setting("gp-cmaes", trials=30)
-        study = open_study(tmp_path, config)
+        config, space = setting(algorithm, trials=30)
+        study = open_study(folder, config)
         part = config.model_copy(
             update={"search": config.search.model_copy(update={"trials": trials})}
         )
-        run_trials(study, tmp_path, part, space, Toy(), 0.5)
+        run_trials(study, folder, part, space, Toy(), 0.5)
     done = finished(study)
     assert len(done) == 30
-    box = space.distributions
+    return done, space.distributions
+
+
+def test_cma_es_goes_on_around_the_best_point_of_the_gp(tmp_path):
+    """Also after the search was resumed; 18 of 30 trials are the GP's."""
+    done, box = resumed(tmp_path, "gp-cmaes")
     best = min(done[:18], key=lambda t: t.value)
 
     def far(trial):
@@ -120,16 +125,7 @@ def test_cma_es_goes_on_around_the_best_point_of_the_gp(tmp_path):
 
 def test_three_of_four_later_trials_of_gp_local_are_near_the_best_one(tmp_path):
     """Within an eighth of a side, also after the search was resumed; 6 of 30 see the whole box."""
-    for trials in (22, 30):
-        config, space = setting("gp-local", trials=30)
-        study = open_study(tmp_path, config)
-        part = config.model_copy(
-            update={"search": config.search.model_copy(update={"trials": trials})}
-        )
-        run_trials(study, tmp_path, part, space, Toy(), 0.5)
-    done = finished(study)
-    assert len(done) == 30
-    box = space.distributions
+    done, box = resumed(tmp_path, "gp-local")
 
     def far(trial, best):
         sides = {k: (log(d.low), log(d.high)) if d.log else (d.low, d.high) for k, d in box.items()}
