@@ -10,6 +10,9 @@ from peers.studies import UNGUIDED
 from peers.targets import DROP, losses, metrics, minus, races, targets
 from stepsearch.paths import write_whole
 
+# Settings in which one number of steps may differ from the others; each heading says its own.
+OF_STEPS = ("algorithm", "trials", "seeds", "test", "dtype", "compile")
+
 
 def write(found: dict, path: Path) -> None:
     """path.json, path.md and path.png of what is there so far."""
@@ -28,9 +31,8 @@ def write(found: dict, path: Path) -> None:
         f"Made by `scripts/bench_peers.py` on the model {found['settings']['model']}. Rows of the "
         "tests are on fresh seeds; differences are paired. Intervals (95 %) and standard errors "
         "are those of the test's images alone: another search seed would find another schedule. "
-        f"Ours searches with {found['settings']['algorithm']}, and sees the first of the two "
-        "extractors only; scales, solvers and orders of the rivals were chosen on selection "
-        "seeds, as ours was.",
+        "Ours sees the first of the two extractors only; scales, solvers and orders of the rivals "
+        "were chosen on selection seeds, as ours was.",
     ]
     every = [row for rows in parts for row in rows.get("contenders", ())]
     searching = dict.fromkeys(row["name"] for row in every if row["kind"] == "search")
@@ -47,7 +49,9 @@ def write(found: dict, path: Path) -> None:
         title = f"{rows['steps']} guided steps, {rows['passes']} passes, n = {rows['n']:,}"
         if "search_seed" in rows:
             title += f", search seed {rows['search_seed']}"
-        lines += ["", f"## {title}", "", *_test(rows)]
+        known = rows["settings"]
+        how = f"Ours: {known['algorithm']}, {known['trials']} trials, in {known['dtype']}."
+        lines += ["", f"## {title}", "", how, "", *_test(rows)]
         if "screening" in rows:
             lines += ["", *_screening(rows["screening"])]
     lines += _over_seeds(parts)
@@ -58,7 +62,7 @@ def write(found: dict, path: Path) -> None:
 
 def earlier(path: Path, settings: dict[str, str]) -> dict:
     """What the file has of the same settings, so that a part of the steps keeps the others."""
-    free = ("steps", "searching", "ablation_steps", "processes", "device")
+    free = ("steps", "searching", "ablation_steps", "processes", "device", *OF_STEPS)
     places = ("run", "docs", "hours", "dry_run")  # of a call, not of what it measures
     settings = {k: v for k, v in settings.items() if k not in places}
     if path.exists():
@@ -73,6 +77,8 @@ def earlier(path: Path, settings: dict[str, str]) -> dict:
 
 
 def replace_steps(found: dict, rows: dict) -> None:
+    """Put the rows in the place of those of as many steps, with the settings they were made by."""
+    rows = {**rows, "settings": {k: found["settings"][k] for k in OF_STEPS}}
     key = ("steps", "search_seed")
     others = [r for r in found["steps"] if any(r.get(k) != rows.get(k) for k in key)]
     found["steps"] = [*others, rows]

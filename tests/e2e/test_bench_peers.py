@@ -91,6 +91,7 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     assert f"| {names[0]} | " in table
     assert "AYS (SD1.5 values)" in table
     assert "Gaps to the teacher" in table
+    assert "Ours: gp-local, 2 trials, in bfloat16." in table
     assert str(tmp_path) not in (tmp_path / "docs/benchmarks.json").read_text()
 
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
@@ -128,6 +129,27 @@ def test_other_settings_recall_nothing(monkeypatch, tmp_path):
     bench.digest = "other weights"
     folders.add(bench.folder(ours(args, 5)))
     assert len(folders) == len(changes) + 1
+
+
+def test_numbers_of_steps_may_come_of_several_runs(monkeypatch, tmp_path):
+    """With another search, or on a machine that is faster in another dtype; not of other tests."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from peers.output import earlier, replace_steps
+
+    own = {"algorithm": "gp", "trials": "300", "seeds": "1", "test": "4", "compile": "True"}
+    first = {"model": "tiny", "images_test": "5000", "dtype": "bfloat16", "steps": "[3]", **own}
+    later = first | {"algorithm": "gp-local", "dtype": "float32", "steps": "[8]", "run": "there"}
+    path = tmp_path / "benchmarks.json"
+    found = earlier(path, first)
+    replace_steps(found, {"steps": 3})
+    path.write_text(json.dumps(found))
+    found = earlier(path, later)
+    replace_steps(found, {"steps": 8})
+    how = [r["settings"] for r in found["steps"]]
+    kept = [(known["algorithm"], known["dtype"]) for known in how]
+    assert kept == [("gp", "bfloat16"), ("gp-local", "float32")]
+    assert "run" not in found["settings"]
+    assert earlier(path, later | {"images_test": "500"})["steps"] == []
 
 
 def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
