@@ -13,7 +13,7 @@ from rich.console import Console
 
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, make_schedule
-from stepsampler.models import resolve
+from stepsampler.models import quiet, resolve
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
 from stepsearch.baselines import CLASSIFIER_FREE, shapes, wanted
@@ -51,6 +51,7 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
     for line in costs(config).lines(seconds_per_pass):
         console.print(line)
     if dry:
+        quiet()
         kind = kind_of(config)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

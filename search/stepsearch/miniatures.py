@@ -302,7 +302,7 @@ def _ddim(**options: Any) -> Any:
     """The grid of trailing timesteps, which starts at the noisiest one."""
     from diffusers import DDIMScheduler
 
-    options = {"timestep_spacing": "trailing", **options}
+    options = {"timestep_spacing": "trailing", "steps_offset": 1, **options}
     return DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, **options)
 
 
@@ -373,6 +373,7 @@ def _clip(tokenizer: Any, width: int = 32, layers: int = 1, projection: int | No
         num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         projection_dim=projection or 512,
     )
@@ -388,6 +389,7 @@ def save_clip(folder: Path) -> None:
     small = {"hidden_size": 32, "intermediate_size": 32}
     small |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    text["bos_token_id"] = tokenizer.bos_token_id
     text["max_position_embeddings"] = tokenizer.model_max_length
     vision = {"image_size": 32, "patch_size": 8}
     config = CLIPConfig(text_config=small | text, vision_config=small | vision, projection_dim=16)

@@ -17,6 +17,7 @@ from stepsearch.config import RIVALS, StudyConfig, load_config
 from stepsearch.dryrun import dry_run, kind_of, shrunk
 from stepsearch.rivals import most_passes
 
+OURS = ("at most", "measured on", "hours", "about", "dry run on", "nothing is missing")  # lines
 STUDIES = Path(__file__).parents[2] / "studies"
 # A ready study: the published schedules that it must have among its baselines.
 READY = {
@@ -99,8 +100,10 @@ def test_a_study_that_lacks_nothing_can_be_measured_and_dry_run(tmp_path, monkey
         "[space]\nnum_steps = 2\npasses = 4\n[evaluation]\nbatch_size = 2\n"
     )
     assert kind_of(load_config(study)) == "stable-diffusion"
-    code, out, _ = command(monkeypatch, capsys, study, "--measure", "cpu")
+    code, out, err = command(monkeypatch, capsys, study, "--measure", "cpu")
     assert code == 0
+    assert err == ""  # no advice of the libraries about the miniature
+    assert all(line.startswith(OURS) for line in out.splitlines())
     assert "measured on cpu:" in out
     assert "s a pass" in out
     assert "dry run on a tiny random stable-diffusion model: 24 baselines, 3 trials" in out
