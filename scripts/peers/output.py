@@ -76,6 +76,19 @@ def earlier(path: Path, settings: dict[str, str]) -> dict:
     return {"settings": settings, "steps": []}
 
 
+def long_rows(path: Path, now: dict) -> dict[str, dict]:
+    """Rows of many steps by identity, since they cost as much as all others together.
+
+    `now` has the identity of a test; those of others do not count.
+    """
+    if not path.exists():
+        return {}
+    tests = json.loads(path.read_text())["steps"]
+    same = [test for test in tests if all(test[k] == now[k] for k in ("n", "seeds", "metrics"))]
+    rows = [row for test in same for row in test["contenders"]]
+    return {row["identity"]: row for row in rows if row["kind"] == "long"}
+
+
 def replace_steps(found: dict, rows: dict) -> None:
     """Put the rows in the place of those of as many steps, with the settings they were made by."""
     rows = {**rows, "settings": {k: found["settings"][k] for k in OF_STEPS}}
