@@ -50,6 +50,7 @@ from peers.targets import best_rival, metrics
 from stepsampler.errors import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.schedule import Schedule
+from stepsearch import report
 from stepsearch.baselines import Candidate
 from stepsearch.config import RIVALS, StudyConfig
 from stepsearch.contenders import OnSchedule
@@ -113,6 +114,7 @@ class Bench(Measure):
             print(f"{name}, {config.space.num_steps} steps", flush=True)
             with self.clocked(folder), self.workers(config) as workers:
                 result = run(config, folder, workers, NoTracking(), self.report).run()
+            report.write(result, config, folder)  # a finished run, for front and --start-from
             chosen, passes = self._chosen(result, kind)
             parts = so_far(folder, config, result.passes) if kind == "ours" else {}
             entry = {
@@ -185,6 +187,10 @@ class Bench(Measure):
         for seed in range(1, self.args.seeds):
             other = self.search(f"ours, search seed {seed}", ours(self.args, n, seed), "ours")
             entries.append(replace(other, kind="part", minutes=0.0))  # used images of the first
+        for name in self.args.also:
+            args = argparse.Namespace(**{**vars(self.args), "extractors": [name]})
+            other = self.search(f"ours, searched with {name}", ours(args, n), "ours")
+            entries.append(replace(other, kind="part"))
         for share, schedule in found.so_far.items():
             name = f"ours, best trial after {share:.0%} of the passes"
             passes = {"part": round(share * sum(found.passes.values()))}
@@ -334,6 +340,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--model", default="tiny")
     add("--second", default="tiny-second", help="the other weights of --transfer")
     add("--extractors", nargs=2, default=EXTRACTORS, help="the searches see the first alone")
+    add("--also", nargs="*", default=[], help="extractors that further searches of ours see")
     add("--device", default="cpu", help="cpu, cuda:0, …")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--compile", action="store_true", help="the network, by torch")

@@ -11,7 +11,7 @@ from peers.targets import DROP, losses, metrics, minus, races, targets
 from stepsearch.paths import write_whole
 
 # Settings in which one number of steps may differ from the others; each heading says its own.
-OF_STEPS = ("algorithm", "trials", "seeds", "test", "dtype", "compile")
+OF_STEPS = ("algorithm", "trials", "seeds", "also", "test", "dtype", "compile")
 
 
 def write(found: dict, path: Path) -> None:

@@ -188,8 +188,8 @@ def estimate(args: Namespace) -> int:
         return len(args.elsewhere) * (rows * args.images_test + long)
     for n in args.steps:
         search = bound(ours(args, n))
-        total += search + (args.seeds - 1) * bound(ours(args, n), own)
-        rows = args.seeds + len(SO_FAR) + args.test + 2
+        total += (1 + len(args.also)) * search + (args.seeds - 1) * bound(ours(args, n), own)
+        rows = args.seeds + len(args.also) + len(SO_FAR) + args.test + 2
         if n in args.searching:
             rows += len(args.rival_searches)
             for name in args.rival_searches:

@@ -87,7 +87,7 @@ def targets(rows: list[dict], metric: str) -> dict | None:
 
 def races(rows: list[dict], metric: str) -> list[dict]:
     """Ours, whole and after a share of its passes, against each searching rival."""
-    mine = [r for r in rows if r["kind"] in ("ours", "part") and "search seed" not in r["name"]]
+    mine = [r for r in rows if r["kind"] == "ours" or "of the passes" in r["name"]]
     return [
         {
             "ours": row["name"],

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 TINY = shlex.split(
     "--steps 2 --searching 2 --rivals dmn --scales 2 --rungs 8 10 --trials 2 --images 12 "
     "--rival-images 400 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 --test 1 "
-    "--ladder 8 --images-test 16 --batch 16 --processes 1 --dtype bfloat16"
+    "--ladder 8 --also lite0 --images-test 16 --batch 16 --processes 1 --dtype bfloat16"
 )
 
 
@@ -53,6 +53,7 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     (rows,) = found["steps"]
     names = [row["name"] for row in rows["contenders"]]  # a search may end with a baseline
     assert names[0].startswith("ours")
+    assert names[1].startswith("ours, searched with lite0")
     kinds = [row["kind"] for row in rows["contenders"]]
     assert kinds[-4:] == ["search", "search", "long", "long"]
     ours, oys, usf = rows["contenders"][0], *rows["contenders"][-4:-2]
@@ -98,6 +99,9 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
     bench()
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")} == files
+
+    (own,) = (tmp_path / "run").glob("ours-2-*")
+    assert {"result.json", "best.json"} <= {p.name for p in own.iterdir()}  # a finished run
 
     tested = tmp_path / "run/test"
     before = len(list(tested.glob("*.safetensors")))
@@ -146,7 +150,14 @@ def test_numbers_of_steps_may_come_of_several_runs(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     from peers.output import earlier, replace_steps
 
-    own = {"algorithm": "gp", "trials": "300", "seeds": "1", "test": "4", "compile": "True"}
+    own = {
+        "algorithm": "gp",
+        "trials": "300",
+        "seeds": "1",
+        "also": "[]",
+        "test": "4",
+        "compile": "True",
+    }
     first = {"model": "tiny", "images_test": "5000", "dtype": "bfloat16", "steps": "[3]", **own}
     later = first | {"algorithm": "gp-local", "dtype": "float32", "steps": "[8]", "run": "there"}
     path = tmp_path / "benchmarks.json"
