@@ -15,7 +15,8 @@ from stepsampler.models import resolve
 from stepsampler.pictures import save_png
 from stepsearch.config import CLIP, StudyConfig
 from stepsearch.features import EXTRACTORS
-from stepsearch.miniatures import FAMILIES, save_clip
+from stepsearch.miniature_texts import save_clip
+from stepsearch.miniatures import FAMILIES
 from stepsearch.paths import bundled
 from stepsearch.report import write, write_sheet
 from stepsearch.result import Result

@@ -7,10 +7,16 @@ are made once a process. `FAMILIES` names the builders. Nothing is downloaded.
 import copy
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from stepsearch.miniature_texts import (
+    clip_encoder,
+    clip_tokenizer,
+    t5_encoder,
+    t5_tokenizer,
+)
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -41,10 +47,10 @@ def fresh(build: Callable[..., Any]) -> Callable[..., Any]:
 def stable_diffusion(prediction_type: str = "epsilon") -> Any:
     from diffusers import StableDiffusionPipeline
 
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     return StableDiffusionPipeline(
         vae=autoencoder(),
-        text_encoder=_clip(tokenizer),
+        text_encoder=clip_encoder(tokenizer),
         tokenizer=tokenizer,
         unet=_unet(cross_attention_dim=32),
         scheduler=_ddim(prediction_type=prediction_type),
@@ -59,11 +65,11 @@ def sdxl(force_zeros_for_empty_prompt: bool = True) -> Any:
     """Two text encoders, 32 + 48 wide; time ids and the pooled embedding enter the U-Net."""
     from diffusers import StableDiffusionXLPipeline
 
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     return StableDiffusionXLPipeline(
         vae=autoencoder(),
-        text_encoder=_clip(tokenizer, layers=2),
-        text_encoder_2=_clip(tokenizer, width=48, layers=2, projection=24),
+        text_encoder=clip_encoder(tokenizer, layers=2),
+        text_encoder_2=clip_encoder(tokenizer, width=48, layers=2, projection=24),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=_unet(
@@ -100,7 +106,7 @@ def pixart_sigma() -> Any:
 def _pixart(cls: Any, additional_conditions: Any) -> Any:
     from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
-    tokenizer = _t5_tokenizer()
+    tokenizer = t5_tokenizer()
     transformer = PixArtTransformer2DModel(
         sample_size=128 if additional_conditions else 16,
         num_layers=2,
@@ -113,7 +119,7 @@ def _pixart(cls: Any, additional_conditions: Any) -> Any:
     _spread(transformer)
     return cls(
         tokenizer=tokenizer,
-        text_encoder=_t5(tokenizer),
+        text_encoder=t5_encoder(tokenizer),
         vae=autoencoder(),
         transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
@@ -150,7 +156,7 @@ def sd3(t5: bool = True) -> Any:
         StableDiffusion3Pipeline,
     )
 
-    clip, tokenizer = _clip_tokenizer(), _t5_tokenizer() if t5 else None
+    clip, tokenizer = clip_tokenizer(), t5_tokenizer() if t5 else None
     transformer = SD3Transformer2DModel(
         sample_size=16,
         in_channels=4,
@@ -168,9 +174,9 @@ def sd3(t5: bool = True) -> Any:
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=autoencoder(scaling_factor=1.5305, shift_factor=0.0609),
-        text_encoder=_clip(clip, layers=2, projection=24),
-        text_encoder_2=_clip(clip, layers=2, projection=24),
-        text_encoder_3=_t5(tokenizer, width=64) if t5 else None,
+        text_encoder=clip_encoder(clip, layers=2, projection=24),
+        text_encoder_2=clip_encoder(clip, layers=2, projection=24),
+        text_encoder_3=t5_encoder(tokenizer, width=64) if t5 else None,
         tokenizer=clip,
         tokenizer_2=clip,
         tokenizer_3=tokenizer,
@@ -182,7 +188,7 @@ def flux(guidance_embeds: bool = True) -> Any:
     """FLUX.1 as dev (guidance is an input, the shift depends on the size) or as schnell."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-    clip, tokenizer = _clip_tokenizer(), _t5_tokenizer()
+    clip, tokenizer = clip_tokenizer(), t5_tokenizer()
     transformer = FluxTransformer2DModel(
         in_channels=16,
         num_layers=1,
@@ -201,8 +207,8 @@ def flux(guidance_embeds: bool = True) -> Any:
             shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds
         ),
         vae=autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
-        text_encoder=_clip(clip),
-        text_encoder_2=_t5(tokenizer),
+        text_encoder=clip_encoder(clip),
+        text_encoder_2=t5_encoder(tokenizer),
         tokenizer=clip,
         tokenizer_2=tokenizer,
     )
@@ -353,64 +359,3 @@ def _spread(transformer: Any) -> None:
     for parameter in transformer.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
-
-
-def _clip_tokenizer() -> Any:
-    from transformers import CLIPTokenizer
-
-    from stepsampler.models import resolve
-
-    return CLIPTokenizer.from_pretrained(resolve("tiny"), subfolder="tokenizer")
-
-
-def _clip(tokenizer: Any, width: int = 32, layers: int = 1, projection: int | None = None) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        projection_dim=projection or 512,
-    )
-    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
-
-
-def save_clip(folder: Path) -> None:
-    """A whole CLIP, of images and texts, with tokenizer and image processor."""
-    from transformers import CLIPConfig, CLIPModel
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    tokenizer = _clip_tokenizer()
-    small = {"hidden_size": 32, "intermediate_size": 32}
-    small |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    text["bos_token_id"] = tokenizer.bos_token_id
-    text["max_position_embeddings"] = tokenizer.model_max_length
-    vision = {"image_size": 32, "patch_size": 8}
-    config = CLIPConfig(text_config=small | text, vision_config=small | vision, projection_dim=16)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
-
-
-def _t5_tokenizer() -> Any:
-    from transformers import T5Tokenizer
-
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    letters = [(chr(c), -3.0) for c in range(33, 127)]
-    return T5Tokenizer(vocab=special + letters, extra_ids=0)
-
-
-def _t5(tokenizer: Any, width: int = 32) -> Any:
-    from transformers import T5Config, T5EncoderModel
-
-    config = T5Config(
-        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2
-    )
-    return T5EncoderModel(config)

@@ -10,7 +10,7 @@ from stepsearch.check import missing
 from stepsearch.config import EvaluationConfig, StudyConfig
 from stepsearch.dryrun import dry_run
 from stepsearch.evaluate import observe
-from stepsearch.miniatures import save_clip
+from stepsearch.miniature_texts import save_clip
 from stepsearch.pretrained import ClipScore
 
 IMAGES = torch.randint(0, 256, (5, 3, 40, 40), generator=torch.manual_seed(0)).byte()

@@ -9,7 +9,7 @@ import torch
 
 from stepsampler import UserError
 from stepsearch.features import load_extractor, resized
-from stepsearch.miniatures import save_clip
+from stepsearch.miniature_texts import save_clip
 from stepsearch.pretrained import ClipScore
 
 IMAGES = torch.randint(0, 256, (3, 3, 40, 52), generator=torch.manual_seed(0)).byte()

@@ -1,0 +1,67 @@
+"""Tiny text encoders with random weights, and their tokenizers, for `miniatures`."""
+
+from pathlib import Path
+from typing import Any
+
+
+def clip_tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    from stepsampler.models import resolve
+
+    return CLIPTokenizer.from_pretrained(resolve("tiny"), subfolder="tokenizer")
+
+
+def clip_encoder(
+    tokenizer: Any, width: int = 32, layers: int = 1, projection: int | None = None
+) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        projection_dim=projection or 512,
+    )
+    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
+
+
+def save_clip(folder: Path) -> None:
+    """A whole CLIP, of images and texts, with tokenizer and image processor."""
+    from transformers import CLIPConfig, CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tokenizer = clip_tokenizer()
+    small = {"hidden_size": 32, "intermediate_size": 32}
+    small |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    text["bos_token_id"] = tokenizer.bos_token_id
+    text["max_position_embeddings"] = tokenizer.model_max_length
+    vision = {"image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config=small | text, vision_config=small | vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+
+
+def t5_tokenizer() -> Any:
+    from transformers import T5Tokenizer
+
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    letters = [(chr(c), -3.0) for c in range(33, 127)]
+    return T5Tokenizer(vocab=special + letters, extra_ids=0)
+
+
+def t5_encoder(tokenizer: Any, width: int = 32) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    return T5EncoderModel(config)
