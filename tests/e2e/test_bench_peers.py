@@ -100,8 +100,10 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     bench()
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")} == files
 
-    (own,) = (tmp_path / "run").glob("ours-2-*")
-    assert {"result.json", "best.json"} <= {p.name for p in own.iterdir()}  # a finished run
+    searches = list((tmp_path / "run").glob("ours-2-*"))  # one for each extractor
+    assert len(searches) == 2
+    for folder in searches:  # a finished run
+        assert {"result.json", "best.json"} <= {path.name for path in folder.iterdir()}
 
     tested = tmp_path / "run/test"
     before = len(list(tested.glob("*.safetensors")))
