@@ -41,6 +41,8 @@ def write(found: dict, path: Path) -> None:
             "",
             f"{', '.join(searching)}: guided steps only, not twice as many unguided ones.",
         ]
+    if len({rows["settings"]["dtype"] for rows in parts}) > 1:
+        lines += ["", "Values of different dtypes do not compare; each number of steps has one."]
     lines += _targets(parts)
     for rows in parts:
         if "tests" in rows:
