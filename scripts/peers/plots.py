@@ -31,25 +31,38 @@ def draw(parts: list[dict], path: Path) -> None:
 
 
 def _against_passes(axis: Any, parts: list[dict], metric: str) -> None:
-    """The first row, the best placement, the searching rivals, and rows of many steps."""
-    lines: dict[str, list[tuple[int, float, float]]] = {}
-    for rows in parts:
-        every = rows["contenders"]
-        points = {"ours": every[0]}
-        points["best placement"] = best_rival(every, metric, ("placement", "learned")) or every[0]
-        points |= {row["name"]: row for row in every if row["kind"] == "search"}
-        for name, row in points.items():
-            lines.setdefault(name, []).append((rows["passes"], *_value(row, metric)))
-    for name, line in lines.items():
-        x, y, error = zip(*line, strict=True)
-        axis.errorbar(x, y, error, marker="o", capsize=3, label=name)
-    for row in parts[0]["contenders"]:
-        if row["kind"] == "long":
-            value, _ = _value(row, metric)
-            axis.axhline(value, ls=":", color="grey")
-            axis.annotate(row["name"], (parts[0]["passes"], value), fontsize=7)
+    """The first row, the best placement, the searching rivals, and rows of many steps.
+
+    Values of different dtypes do not compare: each has lines of its own.
+    """
+    dtypes = list(dict.fromkeys(rows["settings"]["dtype"] for rows in parts))
+    colours: dict[str, str] = {}
+    for k, dtype in enumerate(dtypes):
+        mine = [rows for rows in parts if rows["settings"]["dtype"] == dtype]
+        lines: dict[str, list[tuple[int, float, float]]] = {}
+        for rows in mine:
+            every = rows["contenders"]
+            points = {"ours": every[0]}
+            points["best placement"] = (
+                best_rival(every, metric, ("placement", "learned")) or every[0]
+            )
+            points |= {row["name"]: row for row in every if row["kind"] == "search"}
+            for name, row in points.items():
+                lines.setdefault(name, []).append((rows["passes"], *_value(row, metric)))
+        for name, line in lines.items():
+            colour = colours.setdefault(name, f"C{len(colours)}")
+            label = name if len(dtypes) == 1 else f"{name}, {dtype}"
+            x, y, error = zip(*line, strict=True)
+            axis.errorbar(x, y, error, marker="os^"[k], color=colour, capsize=3, label=label)
+        first, last = mine[0]["passes"], mine[-1]["passes"]
+        for row in mine[0]["contenders"]:
+            if row["kind"] == "long":
+                value, _ = _value(row, metric)
+                axis.hlines(value, first - 0.5, last + 0.5, ls=":", color="grey")
+                axis.annotate(f"{row['steps']} steps", (first - 0.5, value), fontsize=7)
     axis.set(xlabel="network passes an image", ylabel=metric)
-    axis.legend(fontsize=8)
+    axis.margins(0.1)
+    axis.legend(fontsize=7)
 
 
 def _rows(parts: list[dict], metric: str) -> Iterator[tuple[str, float, float]]:
