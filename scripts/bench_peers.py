@@ -40,6 +40,7 @@ from peers.studies import (
     UNGUIDED,
     Cold,
     ablation,
+    chosen,
     estimate,
     ours,
     rival,
@@ -51,7 +52,6 @@ from stepsampler.errors import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.schedule import Schedule
 from stepsearch import report
-from stepsearch.baselines import Candidate
 from stepsearch.config import RIVALS, StudyConfig
 from stepsearch.contenders import OnSchedule
 from stepsearch.distance import frechet_infinity
@@ -59,7 +59,6 @@ from stepsearch.evaluate import SELECTION, Measurement, seeds_of
 from stepsearch.evaluation import as_data, evaluate, identity, join
 from stepsearch.paths import write_whole
 from stepsearch.protocol import measure_all
-from stepsearch.result import Result
 from stepsearch.run import Run
 from stepsearch.tracking import NoTracking
 from stepsearch.workers import Workers
@@ -115,12 +114,12 @@ class Bench(Measure):
             with self.clocked(folder), self.workers(config) as workers:
                 result = run(config, folder, workers, NoTracking(), self.report).run()
             report.write(result, config, folder)  # a finished run, for front and --start-from
-            chosen, passes = self._chosen(result, kind)
+            winner, passes = chosen(result, kind)
             parts = so_far(folder, config, result.passes) if kind == "ours" else {}
             entry = {
                 "passes": passes,
-                "found": chosen.kind == "found",
-                "schedule": chosen.schedule.to_json(),
+                "found": winner.kind == "found",
+                "schedule": winner.schedule.to_json(),
                 "so_far": {share: schedule.to_json() for share, schedule in parts.items()},
             }
             write_whole(path, lambda p: p.write_text(json.dumps(entry)))
@@ -131,26 +130,6 @@ class Bench(Measure):
         plan = Schedule.from_json(found["schedule"])
         minutes = 0.0 if kind == "axis" else seconds / 60  # one row used the images of the others
         return Entry(shown, plan, kind, found["passes"], minutes, parts)
-
-    @staticmethod
-    def _chosen(result: Result, kind: str) -> tuple[Candidate, dict[str, int]]:
-        """What the search chose, and its passes.
-
-        Ours as it is exported. A rival, or a row of the ablation, is what the search itself found:
-        baselines do not help it; and a rival pays for its trials and their selection alone.
-        """
-        if kind == "ours":
-            return result.winner, result.passes
-        own = [row.candidate for row in result.selection if row.candidate.kind == "found"]
-        passes = result.passes
-        if not own:
-            return result.winner, passes
-        if kind == "search":
-            images = sum(
-                len(r.measurement.features) for r in result.selection if r.candidate in own
-            )
-            passes = {"trials": passes["trials"], "selection": images * own[0].schedule.passes}
-        return own[0], passes
 
     def workers(self, config: StudyConfig) -> Workers:
         devices = [self.args.device] * self.args.processes
@@ -257,14 +236,14 @@ class Bench(Measure):
         name, fewest = "DPM++(2M), {} steps, {}", min(self.args.long)
         rows = [Entry(f"{name} {w}", self.long(fewest, w), "long") for w in scales]
         contenders = [self.contender(row) for row in rows]
-        chosen = [c.identity in self.tested for c in contenders]  # by an earlier call
-        if not any(chosen):
+        picked = [c.identity in self.tested for c in contenders]  # by an earlier call
+        if not any(picked):
             seeds = seeds_of(SELECTION, self.args.long_images)
             found = measure_all(contenders, seeds, self.args.batch, self.measure)
             moments = self.harness.metrics[0].reference.search
             values = [frechet_infinity(part.features, moments) for part in found]
-            chosen = [value == min(values) for value in values]
-        w = scales[chosen.index(True)]
+            picked = [value == min(values) for value in values]
+        w = scales[picked.index(True)]
         how = "unguided" if w == 1 else f"w {w:g}"
         return [Entry(name.format(n, how), self.long(n, w), "long") for n in self.args.long]
 

@@ -31,8 +31,8 @@ def write(found: dict, path: Path) -> None:
         f"Made by `scripts/bench_peers.py` on the model {found['settings']['model']}. Rows of the "
         "tests are on fresh seeds; differences are paired. Intervals (95 %) and standard errors "
         "are those of the test's images alone: another search seed would find another schedule. "
-        "Ours sees the first of the two extractors only; scales, solvers and orders of the rivals "
-        "were chosen on selection seeds, as ours was.",
+        "Ours sees the first of the two extractors only, unless its row names another one; scales, "
+        "solvers and orders of the rivals were chosen on selection seeds, as ours was.",
     ]
     every = [row for rows in parts for row in rows.get("contenders", ())]
     searching = dict.fromkeys(row["name"] for row in every if row["kind"] == "search")

@@ -11,6 +11,7 @@ from stepsearch.baselines import Candidate
 from stepsearch.check import costs
 from stepsearch.config import StudyConfig
 from stepsearch.ladder import infeasible, passes_spent
+from stepsearch.result import Result
 from stepsearch.run import STAGES, Run
 from stepsearch.space import Params, SearchSpace
 from stepsearch.study import finished, open_study, schedule_of
@@ -114,6 +115,24 @@ def screening(args: Namespace, n: int) -> StudyConfig:
     found["name"] = f"screening-{n}"
     found["baselines"]["solvers"] = ["dpmpp-midpoint", "unipc-bh2"]
     return StudyConfig.model_validate(found)
+
+
+def chosen(result: Result, kind: str) -> tuple[Candidate, dict[str, int]]:
+    """What the search chose, and its passes.
+
+    Ours as it is exported. A rival, or a row of the ablation, is what the search itself found:
+    baselines do not help it; and a rival pays for its trials and their selection alone.
+    """
+    if kind == "ours":
+        return result.winner, result.passes
+    own = [row.candidate for row in result.selection if row.candidate.kind == "found"]
+    passes = result.passes
+    if not own:
+        return result.winner, passes
+    if kind == "search":
+        images = sum(len(r.measurement.features) for r in result.selection if r.candidate in own)
+        passes = {"trials": passes["trials"], "selection": images * own[0].schedule.passes}
+    return own[0], passes
 
 
 def so_far(folder: Path, config: StudyConfig, passes: dict[str, int]) -> dict[float, Schedule]:
