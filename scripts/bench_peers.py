@@ -8,9 +8,10 @@
 
 For each number of steps n, at 2 n passes: our search; every placement and every preset under
 DPM++(2M) and UniPC, at each guidance scale and unguided with 2 n steps, thinned out by successive
-halving; other solvers on the three best placements. The best of all that, chosen on selection
-seeds as ours is, ours, the searching rivals and rows of many steps are tested on the same fresh
-seeds under both extractors; differences are paired. The search sees the first extractor only.
+halving; on the three best placements other solvers, scales in between and guidance intervals. The
+best of all that, chosen on selection seeds as ours is, ours, the searching rivals and rows of many
+steps are tested on the same fresh seeds under both extractors; differences are paired. The search
+sees the first extractor only. With `--also`, ours and all rivals are chosen under others as well.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # here and in the workers: a core for each
@@ -166,27 +167,32 @@ class Bench(Measure):
         for seed in range(1, self.args.seeds):
             other = self.search(f"ours, search seed {seed}", ours(self.args, n, seed), "ours")
             entries.append(replace(other, kind="part", minutes=0.0))  # used images of the first
+        screened = {self.args.extractors[0]: self.screen(screening(self.args, n))}
         for name in self.args.also:
             args = argparse.Namespace(**{**vars(self.args), "extractors": [name]})
             other = self.search(f"ours, searched with {name}", ours(args, n), "ours")
             entries.append(replace(other, kind="part"))
+            screened[name] = self.screen(screening(args, n))
         for share, schedule in found.so_far.items():
             name = f"ours, best trial after {share:.0%} of the passes"
             passes = {"part": round(share * sum(found.passes.values()))}
             entries.append(Entry(name, schedule, "part", passes))
-        rows = self.screen(screening(self.args, n))
-        picked = rows[: self.args.test]
-        for guided in (True, False):  # the best of either kind is always there
-            if not any(row["guided"] == guided for row in picked):
-                picked += [row for row in rows if row["guided"] == guided][:1]
-        entries += [self.placed(row) for row in picked]
+        picked: dict[str, dict] = {}
+        for rows in screened.values():
+            best = rows[: self.args.test]
+            for guided in (True, False):  # the best of either kind is always there
+                if not any(row["guided"] == guided for row in best):
+                    best += [row for row in rows if row["guided"] == guided][:1]
+            picked |= {row["name"]: row for row in best}
+        entries += map(self.placed, picked.values())
         if searching:
             spent = sum(found.passes.values())
             for name in self.args.rival_searches:
                 study = rival(self.args, name, n, spent)
                 entries.append(self.search(name, study, "search", Cold))
         entries += self.long_rows()
-        screened = [{k: v for k, v in row.items() if k != "schedule"} for row in rows]
+        for row in chain(*screened.values()):
+            row.pop("schedule")
         known = {"steps": n, "passes": 2 * n, "searching": searching, "screening": screened}
         return {**known, **self.test(entries)}
 
@@ -334,6 +340,15 @@ def main(argv: list[str] | None = None) -> None:
         "held-out prompts": {"held_out": True},
         f"the weights of {args.second}": {"model": args.second},
     }
+    part = "-ablation" if args.ablation else "-transfer" if args.transfer else ""
+    by = "" if args.extractors[0] == EXTRACTORS[0] else f"-by-{args.extractors[0]}"
+    path = args.docs / f"benchmarks{part}{by}"
+    settings = {k: str(v) for k, v in vars(args).items()}
+    settings["algorithm"] = ours(args, args.steps[0]).search.algorithm
+    try:
+        found = earlier(path.with_suffix(".json"), settings)
+    except UserError as error:
+        parser.error(str(error))
     bench = Bench(args)
     rate = speed(bench, bench.long(5, 2.0))
     passes = estimate(args)
@@ -345,14 +360,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if args.dry_run:
         return
-    part = "-ablation" if args.ablation else "-transfer" if args.transfer else ""
-    by = "" if args.extractors[0] == EXTRACTORS[0] else f"-by-{args.extractors[0]}"
-    path = args.docs / f"benchmarks{part}{by}"
     now = identity(bench.harness, seeds_of(FRESH, args.images_test), {})
     bench.tested = long_rows(args.docs / f"benchmarks{by}.json", now)
-    settings = {k: str(v) for k, v in vars(args).items()}
-    settings["algorithm"] = ours(args, args.steps[0]).search.algorithm
-    found = earlier(path.with_suffix(".json"), settings)
     jobs: list[tuple[str, Callable[[], dict]]] = []
     if args.ablation:
         for n, seed in product(args.ablation_steps, range(args.seeds)):

@@ -8,6 +8,7 @@ import numpy as np
 from peers.plots import draw
 from peers.studies import UNGUIDED
 from peers.targets import DROP, losses, metrics, minus, races, targets
+from stepsampler.errors import UserError
 from stepsearch.paths import write_whole
 
 # Settings in which one number of steps may differ from the others; each heading says its own.
@@ -39,7 +40,8 @@ def write(found: dict, path: Path) -> None:
     if searching and not any(UNGUIDED in name for name in searching):
         lines += [
             "",
-            f"{', '.join(searching)}: guided steps only, not twice as many unguided ones.",
+            f"{', '.join(searching)}: guided steps only, not twice as many unguided ones; solver, "
+            "form and corrector are the same in all steps of a schedule.",
         ]
     if len({rows["settings"]["dtype"] for rows in parts}) > 1:
         lines += ["", "Values of different dtypes do not compare; each number of steps has one."]
@@ -54,8 +56,8 @@ def write(found: dict, path: Path) -> None:
         known = rows["settings"]
         how = f"Ours: {known['algorithm']}, {known['trials']} trials, in {known['dtype']}."
         lines += ["", f"## {title}", "", how, "", *_test(rows)]
-        if "screening" in rows:
-            lines += ["", *_screening(rows["screening"])]
+        for extractor, screened in rows.get("screening", {}).items():
+            lines += ["", *_screening(extractor, screened)]
     lines += _over_seeds(parts)
     table = "\n".join(lines) + "\n"
     write_whole(path.with_suffix(".md"), lambda p: p.write_text(table))
@@ -63,7 +65,11 @@ def write(found: dict, path: Path) -> None:
 
 
 def earlier(path: Path, settings: dict[str, str]) -> dict:
-    """What the file has of the same settings, so that a part of the steps keeps the others."""
+    """What the file has, so that a part of the steps keeps the others.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
     free = ("steps", "searching", "ablation_steps", "processes", "device", *OF_STEPS)
     places = ("run", "docs", "hours", "dry_run")  # of a call, not of what it measures
     settings = {k: v for k, v in settings.items() if k not in places}
@@ -73,8 +79,13 @@ def earlier(path: Path, settings: dict[str, str]) -> dict:
             {k: v for k, v in some.items() if k not in free}
             for some in (found["settings"], settings)
         )
-        if theirs == ours:
-            return {**found, "settings": settings}
+        for name in theirs | ours:
+            if theirs.get(name) != ours.get(name):
+                raise UserError(
+                    f"{path} was made with --{name.replace('_', '-')} {theirs.get(name)}, not "
+                    f"{ours.get(name)}, and would be lost; --docs says where else to write"
+                )
+        return {**found, "settings": settings}
     return {"settings": settings, "steps": []}
 
 
@@ -168,7 +179,8 @@ def _transfer(rows: dict) -> list[str]:
     lines.append("|---" * 6 + "|")
     for row in rows["losses"]:
         cells = [row["test"], row["metric"], row["rival"], _pair(row["difference"])]
-        cells += [_pair(row["closed"], ".0%"), f"{row['kept']:.0%}"]
+        kept = row["kept"]
+        cells += [_pair(row["closed"], ".0%"), "" if kept is None else f"{kept:.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
     for name, test in rows["tests"].items():
         lines += ["", f"### {name}, n = {test['n']:,}", "", *_test(test)]
@@ -237,15 +249,23 @@ def _test(rows: dict) -> list[str]:
     return lines
 
 
-def _screening(rows: list[dict]) -> list[str]:
+def _screening(extractor: str, rows: list[dict]) -> list[str]:
     """The chosen form of each placement, guided and not, and its FD-infinity on search seeds."""
     places = dict.fromkeys(row["placement"] for row in rows)
-    lines = [f"Screening, FD-infinity from n = {rows[0]['n']}:", ""]
+    first = min(row["n"] for row in rows)
+    lines = [f"Screening under {extractor}, FD-infinity from n = {rows[0]['n']}:", ""]
+    if first < rows[0]["n"]:
+        lines = [f"{lines[0][:-1]}; in brackets FD at n = {first} where that was too high:", ""]
     lines += ["| guided | FD-infinity | unguided | FD-infinity |", "|---|---|---|---|"]
     for place in places:
         cells = []
         for guided in (True, False):
-            found = [r for r in rows if (r["placement"], r["guided"]) == (place, guided)]
-            cells += [found[0]["name"], f"{found[0]['fd_infinity']:.2f}"] if found else ["", ""]
+            row = next((r for r in rows if (r["placement"], r["guided"]) == (place, guided)), None)
+            cells += [row["name"], _screened(row)] if row else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _screened(row: dict) -> str:
+    value = row["fd_infinity"]
+    return f"({row['fd']:.1f})" if value is None else f"{value:.2f}"

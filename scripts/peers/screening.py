@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from stepsearch.config import RIVALS, StudyConfig
 from stepsearch.distance import frechet_distance, frechet_infinity
 from stepsearch.evaluate import SEARCH, SELECTION, seeds_of
 from stepsearch.protocol import measure_all
-from stepsearch.starts import partly_guided
 from stepsearch.workers import Workers
 
 OTHER_SOLVERS = {"ddim": 1, "dpmpp-midpoint": 3, "unipc-bh2": 3, "deis": 3, "ipndm": 4}
@@ -52,7 +51,8 @@ def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) ->
     of FD at small n depends on how varied the images are, which guidance changes: on all search
     seeds, and of the shortlisted on the selection seeds. The best placements of either kind are
     tried under other solvers, the guided ones at scales in between and with the same passes on more
-    steps, of which some are guided. `tick` is called after each measurement.
+    steps, of which some are guided. Placements that did not go on come last, without an
+    FD-infinity. `tick` is called after each measurement.
     """
     subject = workers.describe()
     first, last = config.baselines.rungs
@@ -85,16 +85,17 @@ def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) ->
     placements = {key: found.sigmas for key, found in placed.items()}
     known = baselines(config, subject.noise, subject.spec, placements)
     forms = [*map(_form, known), *_presets(config)]
-    whole = made(forms, range(SEARCH, SEARCH + first))
+    opening, seeds = range(SEARCH, SEARCH + first), range(SEARCH + first, SEARCH + last)
+    whole = made(forms, opening)
+    early = {form.candidate.name: score(form, whole, False) for form in forms}
+    bounds = {
+        kind: FAR * min(early[f.candidate.name] for f in forms if f.guided == kind)
+        for kind in (True, False)
+    }
     better: dict[tuple[str, str], Form] = {}
-    for form in sorted(forms, key=lambda f: score(f, whole, False)):
+    for form in sorted(forms, key=lambda f: early[f.candidate.name]):
         better.setdefault((form.place, form.scale), form)
-    alive: list[Form] = []
-    for kind in (True, False):
-        mine = [f for f in better.values() if f.guided == kind]
-        bound = FAR * score(mine[0], whole, False)
-        alive += [f for f in mine if score(f, whole, False) <= bound]
-    seeds = range(SEARCH + first, SEARCH + last)
+    alive = [f for f in better.values() if early[f.candidate.name] <= bounds[f.guided]]
     whole = made(alive, seeds)
     alive.sort(key=lambda f: score(f, whole))
     best: dict[tuple[bool, str], Form] = {}
@@ -111,7 +112,8 @@ def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) ->
     ]
     others += _between(guided[:BEST], config.baselines.guidance_scales)
     others += [new for form in guided[:BEST] for new in _intervals(form, config, subject.noise)]
-    made(others, range(SEARCH, SEARCH + first))
+    new = made(others, opening)
+    others = [f for f in others if score(f, new, False) <= bounds[f.guided]]
     whole |= made(others, seeds)
     ranked = sorted([*alive, *others], key=lambda f: score(f, whole))
     ranked = [f for f in ranked if np.isfinite(score(f, whole))]
@@ -125,20 +127,21 @@ def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) ->
         f for f in ranked if f not in short
     ]
     chosen: dict[tuple[str, bool], Form] = {}
-    for form in ranked:
+    for form in [*ranked, *better.values()]:  # those that did not go on come last
         chosen.setdefault((form.place, form.guided), form)
     rows = []
     for (place, kind), form in chosen.items():
-        plan = form.candidate.schedule
+        plan, name = form.candidate.schedule, form.candidate.name
         cost = placed.get((place, plan.num_steps))
         rows.append(
             {
                 "placement": place,
                 "guided": kind,
                 "name": form.label,
-                "fd_infinity": score(form, whole),
-                "n": last,
-                "fd_infinity_selection": selected.get(form.candidate.name),
+                "fd_infinity": score(form, whole) if form in ranked else None,
+                "n": last if form in ranked else first,
+                "fd": early.get(name),
+                "fd_infinity_selection": selected.get(name),
                 "passes": cost.passes if cost else 0,  # of computing the placement
                 "seconds": cost.seconds if cost else 0.0,
                 "schedule": plan.to_json(),
@@ -170,19 +173,21 @@ def _between(forms: Sequence[Form], scales: Sequence[float]) -> Iterator[Form]:
 
 
 def _intervals(form: Form, config: StudyConfig, noise: Noise) -> Iterator[Form]:
-    """As many passes on more steps, the first or last of them guided (Kynkaanniemi et al. 2024).
+    """As many passes on more steps, an interval of them guided (Kynkaanniemi et al. 2024).
 
-    Of placements with a formula for any number of steps.
+    Every interval at every scale, of placements with a formula for any number of steps.
     """
     plan, passes, place = form.candidate.schedule, config.space.passes, form.place
     if place not in GRIDS:
         return
-    w, order = plan.steps[0].guidance_scale, max(step.order for step in plan.steps)
+    order = max(step.order for step in plan.steps)
     for n in range(plan.num_steps + 1, config.space.most_steps + 1):
         *sigmas, final = GRIDS[place](n, noise)
-        for which, scales in partly_guided(n, passes - n, w).items():
+        on = passes - n
+        for start, w in product(range(n - on + 1), config.baselines.guidance_scales):
+            scales = [w if start <= i < start + on else 1.0 for i in range(n)]
             other = from_sigmas(sigmas, final, scales, order, plan.solver, plan.model)
-            name = f"{place} interval, {n} steps, the {which} {passes - n} guided, w {w:g}"
+            name = f"{place} interval, {n} steps, {start + 1}-{start + on} guided, w {w:g}"
             yield Form(f"{place} interval", f"w {w:g}", Candidate(name, other, "baseline"))
 
 

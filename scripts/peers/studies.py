@@ -43,9 +43,11 @@ RIVAL_SEARCHES: dict[str, tuple[dict, str, int]] = {
         1000,
     ),
 }
+MORE = "+ more steps, of which fewer are guided"
 ABLATION: dict[str, dict] = {  # each row has the axes of those above it
     "placement": {"guidance": "constant", "max_order": 2, "final_sigma": LANDING},
     "+ guidance per step": {"guidance": "per-step"},
+    MORE: {},  # what a step saves that is not guided pays for another one, as in ours
     "+ solver and order per step": {
         "max_order": 3,
         "order": "per-step",
@@ -172,8 +174,8 @@ def ablation(args: Namespace, n: int, seed: int = 0) -> dict[str, StudyConfig]:
     """A study for each row, all of the same budget."""
     studies, space = {}, {"guidance_scale": OURS["guidance_scale"]}
     for k, (name, axes) in enumerate(ABLATION.items()):
-        if k:  # what a step saves that is not guided pays for another one, as in ours
-            axes = {**axes, "max_steps": min(2 * n, n + 2)}
+        if name == MORE:
+            axes = {"max_steps": min(2 * n, n + 2)}
         space = {**space, **axes}
         found = study(args, f"ablation-{k}", n, space, args.images)
         found["baselines"]["rivals"] = []
@@ -207,13 +209,14 @@ def estimate(args: Namespace) -> int:
         return len(args.elsewhere) * (rows * args.images_test + long)
     for n in args.steps:
         search = bound(ours(args, n))
-        total += (1 + len(args.also)) * search + (args.seeds - 1) * bound(ours(args, n), own)
-        rows = args.seeds + len(args.also) + len(SO_FAR) + args.test + 2
+        kinds = 1 + len(args.also)  # of extractors under which rivals are chosen
+        total += kinds * search + (args.seeds - 1) * bound(ours(args, n), own)
+        rows = args.seeds + len(args.also) + len(SO_FAR) + kinds * (args.test + 1)
         if n in args.searching:
             rows += len(args.rival_searches)
             for name in args.rival_searches:
                 total += bound(rival(args, name, n, search))
-        total += 2 * n * (screened(args, n) + rows * args.images_test)
+        total += 2 * n * (kinds * screened(args, n) + rows * args.images_test)
     shortest = 2 * min(args.long, default=0)
     return total + shortest * 2 * len(args.scales) * args.long_images + long
 
@@ -225,7 +228,8 @@ def screened(args: Namespace, n: int) -> int:
     scales = len(args.scales) + 1
     places = len(GRIDS) + len(args.rivals)
     others = 2 * BEST * len(OTHER_SOLVERS) + BEST * (len(args.scales) - 1)
-    others += BEST * 2 * (config.space.most_steps - n)
+    more = range(1, config.space.most_steps - n + 1)
+    others += BEST * len(args.scales) * sum(2 * m + 1 for m in more)  # intervals
     presets = scales * len(config.baselines.presets) + len(fitting(4 * n))
     images = first * (places * scales * (len(config.baselines.solvers) - 1) + presets + others)
     images += (last - first) * (places * scales + presets + others)

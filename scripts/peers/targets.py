@@ -102,9 +102,12 @@ def races(rows: list[dict], metric: str) -> list[dict]:
 
 
 def losses(tests: dict[str, dict]) -> list[dict]:
-    """Ours against the best rival in each test, and how much of the first advantage is left."""
+    """Ours against the best rival in each test, and how much of the first advantage is left.
+
+    None where the first test showed none beyond two standard errors.
+    """
     found: list[dict] = []
-    first: dict[str, float] = {}
+    first: dict[str, tuple[float, float]] = {}
     for place, test in tests.items():
         for metric in metrics(test):
             rows = test["contenders"]
@@ -114,8 +117,8 @@ def losses(tests: dict[str, dict]) -> list[dict]:
             difference, se = minus(rows[0], rival, metric)
             long = max((r for r in rows if r["kind"] == "long"), key=lambda r: r["steps"])
             share = closed(rows[0], rival, long, metric)
-            first.setdefault(metric, difference)
-            kept = difference / first[metric] if first[metric] else float("nan")
+            before = first.setdefault(metric, (difference, se))
+            ahead = before[0] < -2 * before[1]  # or there is no advantage to lose
             found.append(
                 {
                     "test": place,
@@ -123,7 +126,7 @@ def losses(tests: dict[str, dict]) -> list[dict]:
                     "rival": rival["name"],
                     "difference": [difference, se],
                     "closed": [share.value, share.se],
-                    "kept": kept,
+                    "kept": difference / before[0] if ahead else None,
                 }
             )
     return found

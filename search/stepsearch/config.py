@@ -55,7 +55,7 @@ class SpaceConfig(_Section):
     solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # several: the search chooses
     # Placement: the gaps of a baseline stretched along a curve, or a family of two numbers.
     placement: Literal["curve", "power", "karras"] = "curve"
-    # A grid, a rival, or "best": the grid that wins among the baselines at this budget.
+    # Of a curve: a grid, a rival, or "best", the grid that wins among the baselines at this budget.
     baseline: str = "best"
     log_gap: Range = (-1.0, 1.0)
     rho: Range = (0.5, 3.0)  # of power, in timesteps, or of karras, in sigma
@@ -79,6 +79,16 @@ class SpaceConfig(_Section):
     free_u_sets: int = Field(1, ge=1, le=2)
     free_u_b: Range = (1.0, 1.6)
     free_u_s: Range = (0.2, 1.0)
+
+    @field_validator("placement", mode="before")
+    @classmethod
+    def _family(cls, value: object) -> object:
+        if value in (*GRIDS, *RIVALS) and value not in ("power", "karras"):
+            raise ValueError(
+                f'must be "curve", "power" or "karras"; the curve around {value} is '
+                f'baseline = "{value}"'
+            )
+        return value
 
     @property
     def most_steps(self) -> int:

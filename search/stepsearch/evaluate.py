@@ -80,7 +80,8 @@ class Evaluator:
         self.extractor = load_extractor(evaluation.extractor, device)
         self.batch_size, self.cache = evaluation.batch_size, cache
         self.prompts = load_prompts(evaluation.prompts)
-        model = config.model
+        model = self._settings = config.model
+        self._device = device
         self.model = load(model.id, device, model.dtype, model.size, compile=model.compile)
         size = self.model.size
         self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
@@ -137,6 +138,12 @@ class Evaluator:
             write_whole(path, lambda p: save_file(tensors, p))
         found = load_file(path)
         return Measurement(found["features"], found["aligned"], path.with_suffix(".png"))
+
+    def in_float32(self) -> LatentModel:
+        """The model, loaded once more where it computes in 16 bits: those blur gradients."""
+        if self.model.dtype == torch.float32:
+            return self.model
+        return load(self._settings.id, self._device, "float32", self._settings.size)
 
     def images(self, schedule: Schedule, seeds: range) -> torch.Tensor:
         """The images themselves, uint8 (n, 3, height, width), for sheets."""

@@ -22,7 +22,8 @@ from stepsearch.pareto import dominated
 from stepsearch.protocol import Job, held_out
 from stepsearch.study import claimed, identity_of
 
-ELSEWHERE = ("images", "selection_images")  # settings of a run that its test does not depend on
+# Settings of a run that its test does not depend on
+ELSEWHERE = ("images", "rungs", "selection_images")
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,19 @@ class SearchSpace:
                     raise UserError(f"space.{name} is not for a flow model")
 
     def centre(self, n: int) -> list[float]:
-        """The n + 1 falling sigmas of the grid."""
-        return self.placements[n] if n in self.placements else GRIDS[self.grid](n, self.noise)
+        """The n + 1 falling sigmas of the grid.
+
+        Where it has neither formula nor placement for n, as the nearest number of steps has them.
+        """
+        if n in self.placements:
+            return self.placements[n]
+        if self.grid in GRIDS:
+            return GRIDS[self.grid](n, self.noise)
+        nearest = self.placements[min(self.placements, key=lambda known: abs(known - n))]
+        known = np.linspace(0, 1, len(nearest))
+        times = [self.noise.timestep(sigma) for sigma in nearest]
+        *between, _ = np.interp(np.linspace(0, 1, n + 1), known, times)
+        return [*map(self.noise.sigma, between), nearest[-1]]
 
     @property
     def distributions(self) -> dict[str, FloatDistribution]:

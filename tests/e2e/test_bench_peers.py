@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from stepsampler.errors import UserError
 from stepsampler.noise import NoiseSchedule
 from stepsearch.run import STAGES
 from stepsearch.space import SearchSpace
@@ -66,10 +67,14 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     metrics = [m["name"] for m in rows["metrics"]]
     assert metrics == ["fd_texture128", "fd_lite0128"]
     assert len(rows["differences"]) >= 2 * (len(names) - 1)
-    places = {row["placement"] for row in rows["screening"]}
-    assert {"dmn", "karras", "ays-sd15", "preset gits-comfyui-1.20-2"} <= places
-    assert sum(row["fd_infinity_selection"] is not None for row in rows["screening"]) >= 2
-    assert {row["guided"] for row in rows["screening"]} == {True, False}
+    assert list(rows["screening"]) == ["texture", "lite0"]  # whoever sees one is screened by it
+    for screened in rows["screening"].values():
+        places = {row["placement"] for row in screened}
+        assert {"dmn", "karras", "ays-sd15", "preset gits-comfyui-1.20-2"} <= places
+        selected = [row for row in screened if row["fd_infinity_selection"] is not None]
+        assert len(selected) >= 2
+        assert {row["guided"] for row in screened} == {True, False}
+        assert screened[0]["name"] in names
     by_name = {row["name"]: row for row in rows["contenders"]}
     spent = ours["search_passes"]
     assert tuple(ours["stages"]) == STAGES
@@ -172,7 +177,8 @@ def test_numbers_of_steps_may_come_of_several_runs(monkeypatch, tmp_path):
     kept = [(known["algorithm"], known["dtype"]) for known in how]
     assert kept == [("gp", "bfloat16"), ("gp-local", "float32")]
     assert "run" not in found["settings"]
-    assert earlier(path, later | {"images_test": "500"})["steps"] == []
+    with pytest.raises(UserError, match="--images-test 5000, not 500, and would be lost"):
+        earlier(path, later | {"images_test": "500"})
 
 
 def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
@@ -235,4 +241,6 @@ def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
     assert boxes[0].schedule(low).final_sigma == 0
     assert {c.space.passes for c in rows.values()} == {10}
     assert len({c.search.model_dump_json() for c in rows.values()}) == 1
-    assert len({c.name for c in rows.values()}) == 5
+    assert len({c.name for c in rows.values()}) == len(rows) == 6
+    only = {k: set(b) - set(a) for k, a, b in zip(list(rows)[1:], axes, axes[1:], strict=False)}
+    assert only["+ more steps, of which fewer are guided"] == {"num_steps"}

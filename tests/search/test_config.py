@@ -55,6 +55,10 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "churn = [0.0, 1.0]\n", "churn: high must be below 1, got 1.0"),
         (MINIMAL + "analytic_at = [0.2, 0.8]\n", "there is no analytic first step without analyt"),
         (MINIMAL + "free_u_sets = 3\n", "free_u_sets: .* got 3"),
+        (
+            MINIMAL + "placement = 'gits'\n",
+            "must be .curve., .power. or .karras.; the curve around gits is baseline = .gits.",
+        ),
         (MINIMAL + "baseline = 'gist'\n", "baseline must be one of best, .*gits.* got 'gist'"),
         (MINIMAL + "[baselines]\nrungs = [20, 10]\n", r"rungs must rise from .* got \[20, 10\]"),
         (

@@ -131,7 +131,9 @@ def test_scores_that_do_not_compare_are_refused(tmp_path, monkeypatch, capsys, c
 
 def test_settings_of_the_search_alone_may_differ(tmp_path, monkeypatch, capsys):
     one = finished(tmp_path / "one", 3, 8.0)
-    two = finished(tmp_path / "two", 4, 7.0, evaluation={"images": 50}, search={"seed": 3})
+    two = finished(
+        tmp_path / "two", 4, 7.0, evaluation={"images": 50, "rungs": [20, 50]}, search={"seed": 3}
+    )
     assert command(monkeypatch, capsys, one, two, "-o", tmp_path / "out")[0] == 0
 
 

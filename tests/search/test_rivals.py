@@ -1,3 +1,4 @@
+import sys
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from stepsampler.schedule import ModelSpec, Step
 from stepsearch import rivals
 from stepsearch.baselines import baselines, wanted
 from stepsearch.config import StudyConfig
+from stepsearch.evaluate import Evaluator
 from stepsearch.rivals.dmn import dmn, error_bound
 from stepsearch.rivals.gits import cheapest_path, gits
 from stepsearch.rivals.hso import hso, midpoint_error
@@ -224,7 +226,7 @@ class TinyModel:
     """What a placement needs of a model, around a denoiser without a network."""
 
     shape, device, guidance = (8,), "cpu", "classifier-free"
-    spec = ModelSpec("toy", "epsilon", (1.0,))
+    spec, dtype = ModelSpec("toy", "epsilon", (1.0,)), torch.float32
 
     def __init__(self, noise=SD):
         self.noise = noise
@@ -284,6 +286,22 @@ def test_every_placement_of_the_baselines_is_wanted_and_no_other(guidance, steps
     placements = {key: GRIDS["linspace"](key[1], SD) for key in asked}
     spec = SD.spec("stable-diffusion", "epsilon")
     assert baselines(config, SD, spec, placements, guidance)
+
+
+def test_ld3_learns_from_the_float32_network_whatever_the_study_computes_in(tmp_path, monkeypatch):
+    """Sixteen bits round what it takes differences of: that gradient is mostly noise."""
+    monkeypatch.setitem(rivals.IMAGES, "ld3", 4)
+    monkeypatch.setattr(sys.modules["stepsearch.rivals.ld3"], "TEACHER_STEPS", 4)
+    models, found = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        data = {"name": "a", "space": {"num_steps": 2, "passes": 4}, "model": {"dtype": dtype}}
+        data["evaluation"] = {"batch_size": 2}
+        evaluator = Evaluator(StudyConfig.model_validate(data), tmp_path)
+        found[dtype] = rivals.recall_or_place(evaluator, "ld3", 2, 1.0).sigmas
+        models[dtype] = evaluator.model
+    assert found["bfloat16"] == found["float32"]
+    with pytest.raises(UserError, match="dtype must be float32, got bfloat16"):
+        rivals.place(models["bfloat16"], ["a"], "ld3", 2, 1.0, 8)
 
 
 def test_an_unknown_method_is_refused():

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 from math import inf
 
 import optuna
@@ -106,6 +107,21 @@ def test_a_schedule_outside_of_the_box_gives_the_nearest_point_and_says_so():
     assert not same
     for name, d in box.distributions.items():
         assert d.low <= point[name] <= d.high
+
+
+def test_a_centre_without_a_formula_takes_in_schedules_of_other_numbers_of_steps():
+    """An earlier run's, or unguided ones with all the passes; its own steps it has as placed."""
+    placed = {n: GRIDS["power"](n, SD) for n in (5, 6)}
+    box = replace(space(5, 10, "gits", max_steps=6), placements=placed)
+    assert [box.centre(n) for n in (5, 6)] == [placed[n] for n in (5, 6)]
+    for n in (2, 4, 10):
+        sigmas = box.centre(n)
+        assert len(sigmas) == n + 1
+        assert all(a > b for a, b in pairwise(sigmas))
+        point, same = box.params(make_schedule("power", n, SD, guidance_scale=1.5))
+        assert not same
+        assert box.schedule(point).num_steps in (5, 6)
+    assert box.params(make_schedule("power", 6, SD))[1]
 
 
 EVERYTHING = {

@@ -49,7 +49,7 @@ def place(
     """Compute a rival's placement on a model; image k shows prompt k, the prompts repeat.
 
     Raises:
-        UserError: an unknown method, or one that does not know this kind of model.
+        UserError: an unknown method, or one that does not know this kind of model or its dtype.
     """
     if name not in RIVALS:
         raise UserError(f"the method must be one of {', '.join(RIVALS)}, got {name!r}")
@@ -57,6 +57,9 @@ def place(
     vp = isinstance(noise, NoiseSchedule)
     if not vp and name not in ANY_MODEL:
         raise UserError(f"{name} is for variance-preserving models only; take oss or ld3")
+    if name == "ld3" and model.dtype != torch.float32:  # the gradient is mostly rounding otherwise
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise UserError(f"ld3 learns by gradients: the model's dtype must be float32, got {dtype}")
     parts: list[_Counting] = []
     if name in IMAGES:
         seeds = list(seeds_of(SEARCH, IMAGES[name]))
@@ -114,10 +117,11 @@ def recall_or_place(
     if not path.exists():
         prompts = [prompt.text for prompt in evaluator.prompts]
         size = evaluator.batch_size
+        model = evaluator.in_float32() if name == "ld3" else evaluator.model
         # Finite differences and gradients: of one and the same network, and sizes that only
         # come here are not worth compiling.
-        with evaluator.model.uncompiled():
-            found = place(evaluator.model, prompts, name, num_steps, guidance_scale, size)
+        with model.uncompiled():
+            found = place(model, prompts, name, num_steps, guidance_scale, size)
         write_whole(path, lambda p: p.write_text(json.dumps(asdict(found))))
     return Placement(**json.loads(path.read_text()))
 

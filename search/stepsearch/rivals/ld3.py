@@ -25,7 +25,7 @@ TEACHER_STEPS = 50
 SOLVER, ORDER = "dpmpp-midpoint", 2  # of teacher and student
 ITERATIONS, RATE = 40, 0.05  # of Adam
 CHECK = 10  # iterations between looks at the held-out part
-NUDGE = 0.003  # of a sigma, to see how a prediction depends on it; 16 bits still show that
+NUDGE = 0.003  # of a sigma, to see how a float32 prediction depends on it
 
 Part = tuple[Denoiser, Tensor]  # and the noise on which it knows what to show
 
