@@ -86,6 +86,7 @@ def study(
         },
         "baselines": {
             "rivals": args.rivals,
+            "presets": [],
             "rungs": args.rungs,
             "guidance_scales": args.scales,
             "orders": [2],

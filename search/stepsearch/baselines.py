@@ -10,7 +10,7 @@ from stepsampler.grids import AYS, GRIDS, from_sigmas, is_guided, make_schedule
 from stepsampler.noise import Noise, NoiseSchedule
 from stepsampler.presets import Preset, names, preset
 from stepsampler.schedule import SOLVERS, ModelSpec, Schedule
-from stepsearch.config import RIVALS, StudyConfig
+from stepsearch.config import ALL, RIVALS, StudyConfig
 
 CLASSIFIER_FREE = "classifier-free"
 
@@ -107,7 +107,7 @@ def published(
     """The presets that the study names, each as it was published.
 
     A pattern takes those that fit the model and have exactly the study's passes, but none of which
-    the file holds an approximation only.
+    the file holds an approximation only; "*" may take none.
 
     Raises:
         UserError: an unknown name, one that does not fit, or a pattern that nothing fits.
@@ -130,7 +130,7 @@ def published(
             fitting += 1
             title = f"{name}, approximate" if known.approximate else name
             found[name] = Candidate(title, known.schedule, "baseline")
-        if not fitting:
+        if not fitting and wanted != ALL:
             raise UserError(
                 f"baselines.presets: none of {wanted} is for {model.family} "
                 f"({model.prediction_type}) with {config.space.passes} passes"

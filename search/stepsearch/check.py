@@ -5,6 +5,7 @@ import importlib.util
 import json
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -173,14 +174,23 @@ class Costs:
         return found
 
 
+def _presets(config: StudyConfig) -> int:
+    """How many the study names that have its passes; where its kind is unknown, of one family."""
+    patterns, kind = config.baselines.presets, config.model.kind
+    named = {name for wanted in patterns for name in fnmatch.filter(names(), wanted)}
+    schedules = [preset(name).schedule for name in named]
+    families = Counter(
+        plan.model.family for plan in schedules if plan.model and plan.passes == config.space.passes
+    )
+    return max((n for name, n in families.items() if (kind or name).startswith(name)), default=0)
+
+
 def costs(config: StudyConfig) -> Costs:
     """Count images and passes of every stage as the run makes them."""
     space, options, images = config.space, config.baselines, config.evaluation
     rules = sum(order <= SOLVERS[s] for s in options.solvers for order in options.orders)
     kinds = len(shapes(config, CLASSIFIER_FREE)) * rules
-    named = {name for wanted in options.presets for name in fnmatch.filter(names(), wanted)}
-    presets = [name for name in named if preset(name).schedule.passes == space.passes]
-    first = kinds * (len(GRIDS) + len(options.rivals)) + len(presets)
+    first = kinds * (len(GRIDS) + len(options.rivals)) + _presets(config)
     count, before, screened, pictures = first, 0, 0, 0
     for n in options.rungs:
         if before:

@@ -23,6 +23,7 @@ Rival = Literal["dmn", "gits", "oss", "hso", "ld3"]  # methods that compute a pl
 RIVALS: tuple[str, ...] = get_args(Rival)
 SEEDS = 10_000_000  # of a range of `evaluate`: more images would have those of the next one
 CLASSES, CLIP = "classes", "clip:"  # what may judge alignment; CLIP is followed by its model
+ALL = "*"  # presets: the pattern of every name
 MOST_STEPS = 999  # of a long schedule: most models have 1,000 noise levels
 
 
@@ -61,6 +62,7 @@ class SpaceConfig(_Section):
     rho: Range = (0.5, 3.0)  # of power, in timesteps, or of karras, in sigma
     first_sigma: Range | None = None  # None: where the baseline starts
     final_sigma: Range = (0.02, 0.6)  # below the model's sigma_min means exactly 0
+    sigma_min: Range | None = None  # of karras, the last before a final 0; None: the model's
     # Guidance
     guidance_scale: Range = (0.6, 4.0)  # below 1 means off: w = 1, one pass instead of two
     guidance: Literal["per-step", "linear", "interval", "constant"] = "linear"
@@ -122,6 +124,13 @@ class SpaceConfig(_Section):
         if self.first_sigma and self.first_sigma[0] <= self.final_sigma[1]:
             raise ValueError(
                 f"first_sigma: low must be above the highest final_sigma, {self.final_sigma[1]}, "
+                f"got {self.first_sigma[0]}"
+            )
+        if self.sigma_min and self.placement != "karras":
+            raise ValueError(f"sigma_min is of karras, placement is {self.placement}")
+        if self.sigma_min and self.first_sigma and self.first_sigma[0] <= self.sigma_min[1]:
+            raise ValueError(
+                f"first_sigma: low must be above the highest sigma_min, {self.sigma_min[1]}, "
                 f"got {self.first_sigma[0]}"
             )
         if self.placement == "power" and self.first_sigma:
@@ -194,7 +203,7 @@ class BaselinesConfig(_Section):
     orders: tuple[int, ...] = (1, 2)
     solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # each at every order, up to its highest
     rivals: tuple[Rival, ...] = ()  # placements computed for the model
-    presets: tuple[str, ...] = ()  # names, or patterns such as seed-sd-*: all that fit
+    presets: tuple[str, ...] = (ALL,)  # names, or patterns such as seed-sd-*: all that fit
     rungs: tuple[int, ...] = (40, 120, 400)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
     test: int = Field(3, ge=1)  # the best so many enter the test

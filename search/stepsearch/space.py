@@ -82,6 +82,8 @@ class SearchSpace:
         if c.first_sigma:
             box["first_sigma"] = FloatDistribution(*c.first_sigma, log=True)
         box["final_sigma"] = FloatDistribution(*c.final_sigma, log=True)
+        if c.sigma_min:
+            box["sigma_min"] = FloatDistribution(*c.sigma_min, log=True)
         if c.guidance == "per-step":
             box |= {n: FloatDistribution(*c.guidance_scale) for n in self._names("guidance_scale")}
         else:
@@ -168,6 +170,7 @@ class SearchSpace:
             steps, sigmas = steps[1:], [sigmas[0], *sigmas[2:]]
         n = len(steps)
         point |= {"first_sigma": sigmas[0], "final_sigma": sigmas[-1], "num_steps": float(n)}
+        point["sigma_min"] = sigmas[-1] or sigmas[-2]
         if c.placement == "curve":
             ratios = np.log(self._gaps(sigmas) / self._gaps(self.centre(n)))
             low, high = c.log_gap  # only differences count: what fits into the box is moved there
@@ -212,7 +215,7 @@ class SearchSpace:
         baseline = self.centre(n)
         first_sigma = min(params.get("first_sigma", baseline[0]), self.noise.sigma_max)
         if c.placement == "karras":
-            lowest = final_sigma or self.noise.sigma_min
+            lowest = final_sigma or max(params.get("sigma_min", 0.0), self.noise.sigma_min)
             exponent = 1 / params["rho"]
             count = n + 1 if final_sigma else n
             ramp = np.linspace(first_sigma**exponent, lowest**exponent, count) ** params["rho"]

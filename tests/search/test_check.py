@@ -106,7 +106,7 @@ def test_a_study_that_lacks_nothing_can_be_measured_and_dry_run(tmp_path, monkey
     assert all(line.startswith(OURS) for line in out.splitlines())
     assert "measured on cpu:" in out
     assert "s a pass" in out
-    assert "dry run on a tiny random stable-diffusion model: 24 baselines, 3 trials" in out
+    assert "dry run on a tiny random stable-diffusion model: 25 baselines, 3 trials" in out
     assert f"nothing is missing: stepsearch run {study}" in out
 
 
@@ -212,7 +212,11 @@ def test_a_pattern_takes_what_fits_and_a_name_what_is_approximate_too():
         "seed-v3-sd-5, approximate",
     ]
     assert {c.schedule.passes for c in found} == {10}
-    assert not published(settings(), MODELS["sd15"])
+    everything = {c.name for c in published(settings(), MODELS["sd15"])}  # by default
+    assert {"seed-sd-5", "seed-unipc-sd-5", "dmn-sd-5"} & everything
+    assert not any("approximate" in name for name in everything)
+    assert not published(settings(baselines={"presets": []}), MODELS["sd15"])
+    assert not published(settings(space={"num_steps": 31, "passes": 62}), MODELS["sd15"])
     wanted = settings(baselines={"presets": ["seed-v3-*"]})
     with pytest.raises(UserError, match="none of seed-v3-"):
         published(wanted, MODELS["sd15"])

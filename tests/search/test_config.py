@@ -55,6 +55,11 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "churn = [0.0, 1.0]\n", "churn: high must be below 1, got 1.0"),
         (MINIMAL + "analytic_at = [0.2, 0.8]\n", "there is no analytic first step without analyt"),
         (MINIMAL + "free_u_sets = 3\n", "free_u_sets: .* got 3"),
+        (MINIMAL + "sigma_min = [0.03, 0.5]\n", "sigma_min is of karras, placement is curve"),
+        (
+            MINIMAL + "placement = 'karras'\nfirst_sigma = [0.7, 9]\nsigma_min = [0.03, 0.8]\n",
+            "first_sigma: low must be above the highest sigma_min, 0.8, got 0.7",
+        ),
         (
             MINIMAL + "placement = 'gits'\n",
             "must be .curve., .power. or .karras.; the curve around gits is baseline = .gits.",

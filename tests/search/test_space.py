@@ -2,6 +2,7 @@ from dataclasses import replace
 from itertools import pairwise
 from math import inf
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given
@@ -296,6 +297,15 @@ def test_karras_with_its_exponent_is_a_point_of_the_box():
     point, same = box.params(make_schedule("karras", 5, SD, order=1))
     assert same
     assert point["rho"] == pytest.approx(7.0, abs=1e-3)
+
+
+def test_karras_may_end_above_the_model_s_lowest_sigma():
+    box = space(5, 10, placement="karras", rho=(1.0, 12.0), sigma_min=(0.02, 0.5))
+    ramp = np.linspace(SD.sigma_max ** (1 / 7), 0.1 ** (1 / 7), 5) ** 7
+    point, same = box.params(from_sigmas(ramp.tolist(), 0.0, [1.0] * 5, 1))
+    assert same
+    assert point["sigma_min"] == pytest.approx(0.1)
+    assert box.schedule(point | {"sigma_min": 0.02}).sigmas[-2] == pytest.approx(SD.sigma_min)
 
 
 def test_an_interval_guides_the_steps_inside_of_it():
