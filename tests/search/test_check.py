@@ -100,6 +100,7 @@ def test_a_study_that_lacks_nothing_can_be_measured_and_dry_run(tmp_path, monkey
         "[space]\nnum_steps = 2\npasses = 4\n[evaluation]\nbatch_size = 2\n"
     )
     assert kind_of(load_config(study)) == "stable-diffusion"
+    capsys.readouterr()  # what the libraries said of saving it
     code, out, err = command(monkeypatch, capsys, study, "--measure", "cpu")
     assert code == 0
     assert err == ""  # no advice of the libraries about the miniature
