@@ -100,6 +100,8 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
     data["model"]["compile"] = False  # takes longer than all of a dry run
     evaluation = data["evaluation"]
+    if config.evaluation.rungs:
+        evaluation |= {"rungs": (8, 16), "images": 16}
     if evaluation["alignment"].startswith(CLIP):
         save_clip(folder / "clip")
         evaluation["alignment"] = f"{CLIP}{folder / 'clip'}"

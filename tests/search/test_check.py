@@ -97,7 +97,8 @@ def test_a_study_that_lacks_nothing_can_be_measured_and_dry_run(tmp_path, monkey
     study = tmp_path / "mine.toml"
     study.write_text(
         f'[model]\nid = "{tmp_path}/model"\nsize = 32\n'
-        "[space]\nnum_steps = 2\npasses = 4\n[evaluation]\nbatch_size = 2\n"
+        "[space]\nnum_steps = 2\npasses = 4\n"
+        "[evaluation]\nbatch_size = 2\nimages = 80\nrungs = [20, 80]\n"
     )
     assert kind_of(load_config(study)) == "stable-diffusion"
     capsys.readouterr()  # what the libraries said of saving it
@@ -152,14 +153,14 @@ def test_every_solver_is_in_the_estimate():
     assert both == 1.5 * one
 
 
-def test_a_dry_run_has_no_rungs_and_no_earlier_run(tmp_path):
+def test_a_dry_run_has_a_small_ladder_and_no_earlier_run(tmp_path):
     evaluation = {"images": 80, "rungs": [20, 80]}
     small = shrunk(
         settings(evaluation=evaluation, search={"start_from": "runs/gone"}),
         "stable-diffusion",
         tmp_path,
     )
-    assert (small.evaluation.images, small.evaluation.rungs) == (8, ())
+    assert (small.evaluation.images, small.evaluation.rungs) == (16, (8, 16))
     assert small.search.start_from is None
 
 
