@@ -48,7 +48,7 @@ from peers.studies import (
     screening,
     so_far,
 )
-from peers.targets import best_rival, metrics
+from peers.targets import SAW, best_rival, metrics
 from stepsampler.errors import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.schedule import Schedule
@@ -170,7 +170,7 @@ class Bench(Measure):
         screened = {self.args.extractors[0]: self.screen(screening(self.args, n))}
         for name in self.args.also:
             args = argparse.Namespace(**{**vars(self.args), "extractors": [name]})
-            other = self.search(f"ours, searched with {name}", ours(args, n), "ours")
+            other = self.search(f"ours, {SAW}{name}", ours(args, n), "ours")
             entries.append(replace(other, kind="part"))
             screened[name] = self.screen(screening(args, n))
         for share, schedule in found.so_far.items():

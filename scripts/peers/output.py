@@ -7,7 +7,7 @@ import numpy as np
 
 from peers.plots import draw
 from peers.studies import UNGUIDED
-from peers.targets import DROP, losses, metrics, minus, races, targets
+from peers.targets import DROP, by_what_they_saw, losses, metrics, minus, races, targets
 from stepsampler.errors import UserError
 from stepsearch.paths import write_whole
 
@@ -20,7 +20,11 @@ def write(found: dict, path: Path) -> None:
     parts = sorted(found["steps"], key=lambda r: (r["steps"], r.get("search_seed", 0)))
     for rows in parts:
         if "screening" in rows:
-            rows["targets"] = {m: targets(rows["contenders"], m) for m in metrics(rows)}
+            every = rows["contenders"]
+            own = by_what_they_saw(every, next(iter(rows["screening"])))
+            rows["targets"] = {
+                m: {saw: targets(every, row, m) for saw, row in own.items()} for m in metrics(rows)
+            }
             rows["races"] = {m: races(rows["contenders"], m) for m in metrics(rows)}
         if "tests" in rows:
             rows["losses"] = losses(rows["tests"])
@@ -32,8 +36,9 @@ def write(found: dict, path: Path) -> None:
         f"Made by `scripts/bench_peers.py` on the model {found['settings']['model']}. Rows of the "
         "tests are on fresh seeds; differences are paired. Intervals (95 %) and standard errors "
         "are those of the test's images alone: another search seed would find another schedule. "
-        "Ours sees the first of the two extractors only, unless its row names another one; scales, "
-        "solvers and orders of the rivals were chosen on selection seeds, as ours was.",
+        "Ours sees the first of the two extractors only, unless its row names another one; what a "
+        "rival is at its best was chosen on selection seeds, as ours was, under the extractors "
+        "whose screening is listed.",
     ]
     every = [row for rows in parts for row in rows.get("contenders", ())]
     searching = dict.fromkeys(row["name"] for row in every if row["kind"] == "search")
@@ -121,17 +126,18 @@ def _targets(parts: list[dict]) -> list[str]:
     for metric in metrics(parts[0]) if parts else ():
         lines += ["", f"## Gaps to the teacher, {metric}", ""]
         lines += [
-            "| steps | best rival (on the test seeds) | gap ± se | more than 4 se | closed "
-            "| best without a search | closed | ours minus best rival "
+            "| steps | our search saw | best rival (on the test seeds) | gap ± se | more than 4 se "
+            "| closed | best without a search | closed | ours minus best rival "
             "| best rival with alignment | ours minus it "
             "| ours minus fewer long steps | ours over the teacher | target |",
-            "|---" * 13 + "|",
+            "|---" * 14 + "|",
         ]
-        for rows in parts:
-            found = rows["targets"][metric]
+        made = [(rows, *item) for rows in parts for item in rows["targets"][metric].items()]
+        for rows, saw, found in made:
             if found:
                 cells = [
                     str(rows["steps"]),
+                    saw,
                     found["rival"],
                     _pair(found["gap"]),
                     "yes" if found["applies"] else "no",
@@ -146,11 +152,7 @@ def _targets(parts: list[dict]) -> list[str]:
                     "met" if found["met"] else "missed",
                 ]
                 lines.append("| " + " | ".join(cells) + " |")
-        teachers = {
-            (rows["targets"][metric]["teacher"], rows["targets"][metric]["shorter"])
-            for rows in parts
-            if rows["targets"][metric]
-        }
+        teachers = {(found["teacher"], found["shorter"]) for _, _, found in made if found}
         for teacher, shorter in sorted(teachers):
             lines += ["", f"Teacher: {teacher}; fewer long steps: {shorter}."]
         lines += [

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from peers.targets import best_rival, metrics
+from peers.targets import SAW, best_rival, by_what_they_saw, metrics
 from stepsearch.paths import write_whole
 
 
@@ -42,7 +42,8 @@ def _against_passes(axis: Any, parts: list[dict], metric: str) -> None:
         lines: dict[str, list[tuple[int, float, float]]] = {}
         for rows in mine:
             every = rows["contenders"]
-            points = {"ours": every[0]}
+            own = by_what_they_saw(every, next(iter(rows["screening"])))
+            points = {f"ours, {SAW}{saw}": row for saw, row in own.items()}
             points["best placement"] = (
                 best_rival(every, metric, ("placement", "learned")) or every[0]
             )

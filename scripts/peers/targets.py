@@ -10,6 +10,7 @@ from stepsearch.distance import Score
 
 RULE = 4  # standard errors that a gap must have before a share of it says anything
 DROP = 0.01  # of alignment that a schedule may lose to the teacher's, as in our search
+SAW = "searched with "  # in the name of one of our rows: another extractor
 RIVAL_KINDS = ("placement", "learned", "search")
 
 
@@ -51,8 +52,14 @@ def _over(a: Score, b: Score, c: Score, d: Score) -> np.ndarray:
     return (a.left_out - b.left_out) / (c.left_out - d.left_out)
 
 
-def targets(rows: list[dict], metric: str) -> dict | None:
-    """The figures of one number of steps, or None where the test has no rival or no teacher.
+def by_what_they_saw(rows: list[dict], first: str) -> dict[str, dict]:
+    """Our searches' rows by the extractor they saw: that of the first row, and of `--also`."""
+    others = {r["name"].partition(SAW)[2].partition(" (")[0]: r for r in rows if SAW in r["name"]}
+    return {first: rows[0], **others}
+
+
+def targets(rows: list[dict], ours: dict, metric: str) -> dict | None:
+    """The figures of one of our rows, or None where the test has no rival or no teacher.
 
     The teacher is the row with the most steps, the other long row is that of the second target.
     """
@@ -60,7 +67,7 @@ def targets(rows: list[dict], metric: str) -> dict | None:
     rival, plain = best_rival(rows, metric), best_rival(rows, metric, ("placement",))
     if not long or rival is None or plain is None:
         return None
-    ours, teacher = rows[0], long[-1]
+    teacher = long[-1]
     gap, gap_se = minus(rival, teacher, metric)
     shares = [closed(ours, other, teacher, metric) for other in (rival, plain)]
     aligned = best_rival(rows, metric, floor=alignment(teacher) - DROP)

@@ -84,7 +84,10 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     paid = images + sum(by_name[name]["search_passes"] for name in names)
     assert paid <= int(said.split(" passes, about")[0].split()[-1].replace(",", ""))
     assert {row["steps"] for row in rows["contenders"] if row["kind"] == "long"} == {3, 5}
-    for metric, target in rows["targets"].items():
+    for metric, found in rows["targets"].items():
+        assert list(found) == ["texture", "lite0"]  # what our searches saw
+        target = found["texture"]
+        assert found["lite0"]["rival"] == target["rival"]
         assert target["teacher"].startswith("DPM++(2M), 5 steps")
         best, teacher = (by_name[target[key]]["scores"][metric] for key in ("rival", "teacher"))
         assert target["gap"][0] == pytest.approx(best["value"] - teacher["value"])
@@ -199,7 +202,7 @@ def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
     long = [row("20", "long", [4, 5, 4, 3], 20), row("100", "long", [2, 2, 2, 2], 100)]
     share = closed(ours, rival, long[1], "fd")
     assert share.value == pytest.approx(0.5)
-    found = targets([ours, rival, worse, *long], "fd")
+    found = targets([ours, rival, worse, *long], ours, "fd")
     assert (found["rival"], found["teacher"], found["shorter"]) == ("rival", "100", "20")
     assert found["gap"] == pytest.approx([8, np.std([9, 10, 11, 10], ddof=1) / 2])
     assert found["minus_rival"] == pytest.approx([-4, 0])
@@ -207,11 +210,11 @@ def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
     assert found["met"]
     assert (found["aligned"], found["minus_aligned"]) == (found["rival"], found["minus_rival"])
     close = row("close", "placement", [2.1, 1.9, 2.3, 1.8], alignment=0.9)
-    missed = targets([ours, close, *long], "fd")
+    missed = targets([ours, close, *long], ours, "fd")
     assert not missed["applies"]
     assert not missed["met"]
     assert missed["aligned"] is None
-    mixed = targets([ours, close, rival, *long], "fd")
+    mixed = targets([ours, close, rival, *long], ours, "fd")
     assert (mixed["rival"], mixed["aligned"]) == ("close", "rival")
 
 
