@@ -97,7 +97,8 @@ class Bench(Measure):
         Images are shared by all studies; each counts the passes of all that it used.
         """
         texts = [prompt.text for prompt in self.harness.prompts]
-        parts = [config.model_dump_json(), self.digest, self.harness.metrics[0].identity, *texts]
+        known = config.model_dump_json(exclude_defaults=True)  # new options change no old study
+        parts = [known, self.digest, self.harness.metrics[0].identity, *texts]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
         folder = self.args.run / f"{config.name}-{digest}"
         if not (folder / "cache").is_symlink():
