@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from stepsampler.errors import UserError
@@ -256,8 +257,9 @@ class Run:
     ) -> list[Row[Candidate]]:
         """Score finalists, the best baselines and long rows again, on seeds the search never saw.
 
-        Best first. Finalists whose alignment is more than `alignment_drop` below the teacher's, on
-        the seeds of the teacher, are left out, or only kept as members of the Pareto front.
+        Best first. Finalists that lose more than `alignment_drop` of the teacher's alignment, on
+        the seeds of the teacher and beyond one standard error of the paired difference, are left
+        out, or only kept as members of the Pareto front.
         """
         entrants = [
             Candidate(f"found, trial {t.number}", schedule_of(t), "found", trial=t.number)
@@ -270,13 +272,13 @@ class Run:
         entrants += long_baselines(self.config, subject.noise, subject.spec, subject.guidance)
         seeds = seeds_of(SELECTION, self.config.evaluation.selection_images)
         rows = self.score(entrants, seeds, "selection")
-        n = min(len(standard.measurement.aligned), len(seeds))
-        lowest = standard.measurement.aligned[:n].mean() - self.config.search.alignment_drop
+        most = self.config.search.alignment_drop
         rows.sort(key=lambda row: row.score.value)
         kept = [
             row
             for row in rows
-            if row.candidate.kind != "found" or not row.measurement.aligned[:n].mean() < lowest
+            if row.candidate.kind != "found"
+            or not _lost(standard.measurement.aligned, row.measurement.aligned) > most
         ]
         return with_front(rows, kept) if self.config.search.both else kept
 
@@ -371,6 +373,13 @@ def with_front(rows: list[Row[Candidate]], kept: list[Row[Candidate]]) -> list[R
         if row is not chosen and not worse
     ]
     return [row for row in kept if row is chosen or row.candidate.kind != "found"] + front
+
+
+def _lost(teacher: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """Alignment that is lost on common seeds, less one standard error; NaN where unknown."""
+    n = min(len(teacher), len(found))
+    lost = np.asarray(teacher[:n] - found[:n], float)
+    return float(lost.mean() - lost.std(ddof=1) / np.sqrt(n))
 
 
 def _metrics(row: Row[Candidate], stage: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from stepsampler import UserError, load
 from stepsampler.noise import FlowSchedule
 from stepsearch.config import StudyConfig
 from stepsearch.report import as_data, table, verdict, write
-from stepsearch.run import Run
+from stepsearch.run import Run, _lost
 from stepsearch.space import SearchSpace
 from stepsearch.study import finished, open_study, pruned, schedule_of, work
 from stepsearch.tracking import NoTracking
@@ -102,6 +102,16 @@ def test_schedules_that_lose_alignment_are_not_chosen(tmp_path):
     if result.found:
         assert result.found.measurement.alignment > 0.98
     assert "lignment" in verdict(result, config)
+
+
+def test_alignment_that_is_lost_within_the_noise_of_the_seeds_is_not_held_against_a_finalist():
+    """Two images of a hundred are 0.02 with a standard error of 0.014; of a thousand twenty."""
+    ones, few, many = np.ones(100), np.ones(100), np.ones(1000)
+    few[:2], many[:20] = 0, 0
+    assert _lost(ones, few) == pytest.approx(0.02 - (0.02 * 0.98 / 99) ** 0.5)
+    assert _lost(ones, few) < 0.01 < _lost(np.ones(1000), many)
+    assert _lost(np.ones(300), few) == _lost(ones, few)  # on the seeds that both have
+    assert np.isnan(_lost(ones, ones * np.nan))
 
 
 def test_half_of_the_finalists_keep_the_teachers_whole_alignment(tmp_path):
