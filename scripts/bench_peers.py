@@ -31,9 +31,8 @@ from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # here and in the workers: a core for each
 
-
 from peers.measure import Entry, Measure, measure_in_pool, speed, start
-from peers.output import earlier, long_rows, replace_steps, write
+from peers.output import earlier, replace_steps, tested_rows, write
 from peers.screening import screen
 from peers.studies import (
     EXTRACTORS,
@@ -80,7 +79,7 @@ class Bench(Measure):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.args, self.end = args, time.monotonic() + 3600 * args.hours
-        self.tested: dict[str, dict] = {}  # long rows of earlier calls, by identity
+        self.tested: dict[str, dict] = {}  # rows of earlier calls, by identity
 
     def check_time(self, *_: object) -> None:
         if time.monotonic() > self.end:
@@ -211,9 +210,11 @@ class Bench(Measure):
 
     def transfer(self, rows: dict) -> dict:
         """What was chosen for n steps, on prompts and with weights that no search saw."""
-        kept = [row for row in rows["contenders"] if row["kind"] in ("ours", "long")]
+        every, long = rows["contenders"], self.args.long
+        kept = [row for row in every if row["kind"] == "ours"]
+        kept += [row for row in every if row["kind"] == "long" and row["steps"] in long]
         for metric, kind in product(metrics(rows), ("placement", "learned", "search")):
-            best = best_rival(rows["contenders"], metric, (kind,))
+            best = best_rival(every, metric, (kind,))
             kept += [best] if best and best not in kept else []
         entries = [
             Entry(row["name"], Schedule.from_json(json.dumps(row["schedule"])), row["kind"])
@@ -362,7 +363,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         return
     now = identity(bench.harness, seeds_of(FRESH, args.images_test), {})
-    bench.tested = long_rows(args.docs / f"benchmarks{by}.json", now)
+    kinds = () if args.transfer else ("long",)  # they cost as much as all others
+    bench.tested = tested_rows(args.docs / f"benchmarks{by}.json", now, kinds)
     jobs: list[tuple[str, Callable[[], dict]]] = []
     if args.ablation:
         for n, seed in product(args.ablation_steps, range(args.seeds)):

@@ -94,8 +94,8 @@ def earlier(path: Path, settings: dict[str, str]) -> dict:
     return {"settings": settings, "steps": []}
 
 
-def long_rows(path: Path, now: dict) -> dict[str, dict]:
-    """Rows of many steps by identity, since they cost as much as all others together.
+def tested_rows(path: Path, now: dict, kinds: tuple[str, ...] = ()) -> dict[str, dict]:
+    """Rows of the file by identity, of some kinds or of all; they need not be tested again.
 
     `now` has the identity of a test; those of others do not count.
     """
@@ -104,7 +104,7 @@ def long_rows(path: Path, now: dict) -> dict[str, dict]:
     tests = json.loads(path.read_text())["steps"]
     same = [test for test in tests if all(test[k] == now[k] for k in ("n", "seeds", "metrics"))]
     rows = [row for test in same for row in test["contenders"]]
-    return {row["identity"]: row for row in rows if row["kind"] == "long"}
+    return {row["identity"]: row for row in rows if not kinds or row["kind"] in kinds}
 
 
 def replace_steps(found: dict, rows: dict) -> None:

@@ -287,9 +287,14 @@ class SearchSpace:
         return np.asarray(np.interp(at, knots, [params[name] for name in names]))
 
     def _knots(self, stem: str, values: Sequence[float] | NDArray[np.float64]) -> Params:
-        """The curve through the values of the steps, at the knots."""
-        at = np.interp(_middles(self.config.num_steps), _middles(len(values)), values)
-        return dict(zip(self._names(stem), at.tolist(), strict=True))
+        """The knots of the curve that is nearest to the values of the steps."""
+        knots, at = _middles(self.config.num_steps), _middles(len(values))
+        if len(at) > len(knots):  # least squares: between the values it would blur an interval
+            hats = np.array([np.interp(at, knots, hat) for hat in np.eye(len(knots))])
+            found = np.linalg.lstsq(hats.T, np.asarray(values, float), rcond=None)[0]
+        else:
+            found = np.interp(knots, at, values)
+        return dict(zip(self._names(stem), found.tolist(), strict=True))
 
     def _names(self, stem: str) -> list[str]:
         return [f"{stem}_{i}" for i in range(self.config.num_steps)]

@@ -23,8 +23,10 @@ def first_points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params
 def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     """The centre of the box under its other solvers, and the same passes on more steps.
 
-    Of more steps the first or the last ones are guided; where guidance costs nothing, there are
-    none of these. Each is in its own part of the box, which an algorithm can be long in finding.
+    Of more steps the first, the middle or the last ones are guided (an interval, as in Kynkaanniemi
+    et al. 2024), each as strongly as the best baseline's or all of them together; where guidance
+    costs nothing, there are none of these. Each is in its own part of the box, which an algorithm
+    can be long in finding.
     """
     config = space.config
     guided = [c for c in best if any(map(is_guided, c.schedule.steps))]
@@ -40,24 +42,29 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
         found.append(Candidate(name, replace(plan, guidance=space.guidance), "found"))
 
-    for solver in config.solvers:
-        if solver != config.solvers[0]:
-            add(solver, f"w {scale:g}", [scale] * config.num_steps)
-        if space.guidance != CLASSIFIER_FREE:
-            continue
+    usual, *others = config.solvers
+    for solver in others:
+        add(solver, f"w {scale:g}", [scale] * config.num_steps)
+    if space.guidance == CLASSIFIER_FREE:
         for n in range(config.num_steps + 1, config.most_steps + 1):
-            on = config.passes - n
-            for place, scales in partly_guided(n, on, scale).items():
-                add(solver, f"{n} steps, the {place} {on} guided", scales)
+            for shape, scales in intervals(n, config.passes - n, scale).items():
+                add(usual, f"{n} steps, {shape}", scales)
     return found
 
 
-def partly_guided(n: int, guided: int, scale: float) -> dict[str, list[float]]:
-    """Guidance scales of n steps, of which the "first" or the "last" ones are guided.
+def intervals(n: int, guided: int, scale: float) -> dict[str, list[float]]:
+    """Guidance scales of n steps, of which the "first", "middle" or "last" ones are guided.
 
-    Nothing where all or none would be.
+    At that scale, and at the one whose mean over all n steps it is. Nothing where all or none would
+    be guided.
     """
+    off = n - guided
     if not 0 < guided < n or scale <= 1:
         return {}
-    on, off = [scale] * guided, [1.0] * (n - guided)
-    return {"first": on + off, "last": off + on}
+    return {
+        f"the {place} {guided} guided, w {w:.3g}": [
+            *[1.0] * before, *[w] * guided, *[1.0] * (off - before)
+        ]
+        for w in (scale, 1 + (scale - 1) * n / guided)
+        for place, before in (("first", 0), ("middle", off // 2), ("last", off))
+    }

@@ -1,3 +1,4 @@
+import numpy as np
 from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsearch.baselines import Candidate
@@ -30,16 +31,30 @@ def test_baselines_come_first_and_then_the_other_solvers_of_the_box_and_more_ste
     assert names == [
         "karras, w 3",
         "beta, w 2",
-        "beta, 4 steps, the first 2 guided",
-        "beta, 4 steps, the last 2 guided",
         "beta, unipc-bh2, order 3, w 2",  # the scale is that of the centre's own baseline
-        "beta, unipc-bh2, order 3, 4 steps, the first 2 guided",
-        "beta, unipc-bh2, order 3, 4 steps, the last 2 guided",
+        "beta, 4 steps, the first 2 guided, w 2",
+        "beta, 4 steps, the middle 2 guided, w 2",
+        "beta, 4 steps, the last 2 guided, w 2",
+        "beta, 4 steps, the first 2 guided, w 3",  # 2 in the mean: 2 * (3 - 1) = 4 * (2 - 1)
+        "beta, 4 steps, the middle 2 guided, w 3",
+        "beta, 4 steps, the last 2 guided, w 3",
     ]
     assert {plan.passes for plan in found.values()} == {6}
     other = found["beta, unipc-bh2, order 3, w 2"]
     assert (other.solver, [s.order for s in other.steps]) == ("unipc-bh2", [1, 2, 1])  # onto 0
     assert [s.guidance_scale for s in other.steps] == [2.0] * 3
+
+
+def test_an_interval_in_the_middle_is_what_the_box_makes_of_its_point():
+    """The best rivals of 4 and 6 steps in docs/benchmarks.md are such intervals."""
+    config = SpaceConfig(num_steps=6, passes=12, guidance="per-step", max_steps=8)
+    box = SearchSpace(config, SD, SPEC, "beta")
+    found = starts(box, [baseline("beta", 6, 2.0)])
+    plan = next(p for name, p in found.items() if name.endswith("middle 4 guided, w 3"))
+    guided = [s.guidance_scale for s in plan.steps]
+    assert plan.passes == 12
+    assert [w > 1 for w in guided] == [w > 1 for w in (1, 1, 3, 3, 3, 3, 1, 1)]
+    assert np.allclose(guided, [1, 1, 3, 3, 3, 3, 1, 1], atol=0.65)  # six knots for eight steps
 
 
 def test_without_a_guided_baseline_nothing_is_guided_in_parts():
