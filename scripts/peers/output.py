@@ -94,7 +94,7 @@ def earlier(path: Path, settings: dict[str, str]) -> dict:
     return {"settings": settings, "steps": []}
 
 
-def tested_rows(path: Path, now: dict, kinds: tuple[str, ...] = ()) -> dict[str, dict]:
+def tested_rows(path: Path, now: dict, kinds: tuple[str, ...]) -> dict[str, dict]:
     """Rows of the file by identity, of some kinds or of all; they need not be tested again.
 
     `now` has the identity of a test; those of others do not count.

@@ -63,7 +63,9 @@ def intervals(n: int, guided: int, scale: float) -> dict[str, list[float]]:
         return {}
     return {
         f"the {place} {guided} guided, w {w:.3g}": [
-            *[1.0] * before, *[w] * guided, *[1.0] * (off - before)
+            *[1.0] * before,
+            *[w] * guided,
+            *[1.0] * (off - before),
         ]
         for w in (scale, 1 + (scale - 1) * n / guided)
         for place, before in (("first", 0), ("middle", off // 2), ("last", off))

@@ -1,4 +1,5 @@
 import numpy as np
+
 from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsearch.baselines import Candidate
