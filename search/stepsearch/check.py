@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -229,8 +230,26 @@ def costs(config: StudyConfig) -> Costs:
     passes = {stage: n * (1 if stage == "rivals" else versions) for stage, n in passes.items()}
     parts = [ceil(n / PART) for n in (images.selection_images, images.test_images)]
     pictures += trials + finalists * parts[0] + tested * parts[1]
-    sheet = SHEET * 3 * (config.model.size or 1024) ** 2 * PACKED
+    sheet = SHEET * 3 * side(config) ** 2 * PACKED
     return Costs(passes, round(versions * (made * FEATURES + pictures * sheet)))
+
+
+def side(config: StudyConfig) -> int:
+    """Of an image, in pixels: as the study says, else as the model's files do, else 1024."""
+    folder = config.model.size is None and local_folder(config.model.id)
+    for network in ("unet", "transformer") if folder else ():
+        latent = _setting(folder / network, "sample_size")
+        if isinstance(latent, int):
+            blocks = _setting(folder / "vae", "block_out_channels", "encoder_block_out_channels")
+            return latent * 2 ** (len(blocks or [1]) - 1)  # without a vae these are pixels
+    return config.model.size or 1024
+
+
+def _setting(folder: Path, *names: str) -> Any:
+    """The first of these that the config of a part of a pipeline has, or None."""
+    path = folder / "config.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return next((known[name] for name in names if known.get(name)), None)
 
 
 def seconds_of_a_pass(config: StudyConfig, device: str) -> float:

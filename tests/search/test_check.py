@@ -11,10 +11,11 @@ from stepsampler import UserError
 from stepsampler.models import load as load_model
 from stepsampler.presets import MODELS
 from stepsearch.baselines import published
-from stepsearch.check import costs, missing
+from stepsearch.check import costs, missing, side
 from stepsearch.cli import main
 from stepsearch.config import RIVALS, StudyConfig, load_config
 from stepsearch.dryrun import dry_run, kind_of, shrunk
+from stepsearch.miniatures import FAMILIES
 from stepsearch.rivals import most_passes
 
 OURS = ("at most", "measured on", "hours", "about", "dry run on", "nothing is missing")  # lines
@@ -89,6 +90,18 @@ def test_what_is_missing_is_one_sentence_each_and_exit_code_2(tmp_path, monkeypa
     assert f"at most {total:,} network passes of one image" in out
     assert f"about {total * 1e-5:.1f} hours of one device at 0.036 s a pass" in out
     assert "GB in the run's folder" in out
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_disk_space_is_that_of_the_models_own_images(kind, tmp_path):
+    FAMILIES[kind]().save_pretrained(tmp_path / "model")
+    model = {"id": str(tmp_path / "model")}
+    study = {"name": "x", "model": model, "space": {"num_steps": 2, "passes": 4}}
+    known = 1024 if kind.startswith("flux") else load_model(model["id"]).size  # no size in its files
+    assert side(StudyConfig.model_validate(study)) == known
+    study["model"] = {**model, "size": 64}
+    assert side(StudyConfig.model_validate(study)) == 64
+    assert costs(load_config(STUDIES / "tiny-3-steps.toml")).disk < 100e6
 
 
 def test_a_study_that_lacks_nothing_can_be_measured_and_dry_run(tmp_path, monkeypatch, capsys):
