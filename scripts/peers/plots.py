@@ -19,13 +19,20 @@ def draw(parts: list[dict], path: Path) -> None:
 
     first = parts[0]
     names = metrics(first if "contenders" in first else next(iter(first["tests"].values())))
-    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
+    size = (5.5 * len(names), 4)
+    figure, axes = plt.subplots(1, len(names), figsize=size, squeeze=False, layout="constrained")
     for axis, metric in zip(axes[0], names, strict=True):
         if "screening" in first:
             _against_passes(axis, parts, metric)
         else:
             _bars(axis, list(_rows(parts, metric)), metric)
-    figure.tight_layout()
+    if "screening" in first:  # below, where it covers no line; the panels have the same lines
+        figure.legend(
+            *axes[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2 * len(names),
+            fontsize=7,
+        )
     write_whole(path, lambda p: figure.savefig(p, format="png", dpi=110))
     plt.close(figure)
 
@@ -63,7 +70,6 @@ def _against_passes(axis: Any, parts: list[dict], metric: str) -> None:
                 axis.annotate(f"{row['steps']} steps", (first - 0.5, value), fontsize=7)
     axis.set(xlabel="network passes an image", ylabel=metric)
     axis.margins(0.1)
-    axis.legend(fontsize=7)
 
 
 def _rows(parts: list[dict], metric: str) -> Iterator[tuple[str, float, float]]:
