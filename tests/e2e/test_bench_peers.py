@@ -122,14 +122,30 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     assert again["contenders"] == rows["contenders"]
     assert again["differences"] == rows["differences"]
 
-    bench("--transfer", "--second", "tiny")
+    bench("--transfer", "--second", "tiny", "--long", "3")
     (moved,) = json.loads((tmp_path / "docs/benchmarks-transfer.json").read_text())["steps"]
     first, prompts, weights = moved["tests"].values()
     for test in (first, weights):  # the same weights here
         assert test["contenders"][0]["scores"] == ours["scores"]
     assert prompts["contenders"][0]["scores"] != first["contenders"][0]["scores"]
+    assert [r["steps"] for r in prompts["contenders"] if r["kind"] == "long"] == [3]
     assert {row["test"] for row in moved["losses"]} == set(moved["tests"])
     assert (tmp_path / "docs/benchmarks-transfer.png").stat().st_size > 1000
+
+
+def test_rows_of_the_same_test_are_recalled(monkeypatch, tmp_path):
+    """Those of many steps by any call, all of them by a transfer; of another test none."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from peers.output import tested_rows
+
+    now = {"n": 5000, "seeds": [0, 4999], "metrics": ["fd"]}
+    rows = [{"identity": "a", "kind": "ours"}, {"identity": "b", "kind": "long"}]
+    path = tmp_path / "benchmarks.json"
+    assert tested_rows(path, now, ()) == {}
+    path.write_text(json.dumps({"steps": [{**now, "contenders": rows}]}))
+    assert list(tested_rows(path, now, ("long",))) == ["b"]
+    assert list(tested_rows(path, now, ())) == ["a", "b"]
+    assert tested_rows(path, {**now, "n": 500}, ()) == {}
 
 
 def test_other_settings_recall_nothing(monkeypatch, tmp_path):
