@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 TINY = shlex.split(
     "--steps 2 --searching 2 --rivals dmn --scales 2 --rungs 8 10 --trials 2 --images 12 "
     "--rival-images 400 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 --test 1 "
-    "--ladder 8 --also lite0 --images-test 16 --batch 16 --processes 1 --dtype bfloat16"
+    "--ladder 8 --also lite0 --images-test 16 --batch 16 --processes 1"
 )
 
 
@@ -101,7 +101,7 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     assert f"| {names[0]} | " in table
     assert "AYS (SD1.5 values)" in table
     assert "Gaps to the teacher" in table
-    assert "Ours: gp-local, 2 trials, in bfloat16." in table
+    assert "Ours: gp-local, 2 trials, in float32." in table
     assert str(tmp_path) not in (tmp_path / "docs/benchmarks.json").read_text()
 
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
