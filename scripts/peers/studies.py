@@ -93,7 +93,7 @@ def study(
             "solvers": ["dpmpp-midpoint"],
             "test": 1,
         },
-        "teacher": {"images": args.images, "steps": args.teacher_steps},
+        "teacher": {"images": args.selection, "steps": args.teacher_steps},  # as many as it judges
         "search": search if algorithm is None else {**search, "algorithm": algorithm},
     }
 
