@@ -113,9 +113,13 @@ class NoiseSchedule:
         return float(np.sqrt((1 - alpha) / alpha))
 
     def spec(self, family: str, prediction_type: str) -> ModelSpec:
-        """What a schedule file records of the model."""
-        quarters = [round(self.last * q / 4) for q in range(5)]
-        return ModelSpec(family, prediction_type, tuple(self.sigma(t) for t in quarters))
+        """What a schedule file records of the model.
+
+        Digests of a model contain it; the last digits of a scheduler's alphas differ between
+        processors, so they are left out.
+        """
+        quarters = [self.sigma(round(self.last * q / 4)) for q in range(5)]
+        return ModelSpec(family, prediction_type, tuple(float(f"{s:.8g}") for s in quarters))
 
     def check_range(self, schedule: Schedule) -> None:
         """Refuse a schedule that starts beyond the noise on which the model was trained."""
