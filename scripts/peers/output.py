@@ -7,7 +7,7 @@ import numpy as np
 
 from peers.plots import draw
 from peers.studies import UNGUIDED
-from peers.targets import DROP, by_what_they_saw, losses, metrics, minus, races, targets
+from peers.targets import DROP, RULE, by_what_they_saw, losses, metrics, minus, races, targets
 from stepsampler.errors import UserError
 from stepsearch.paths import write_whole
 
@@ -185,6 +185,7 @@ def _transfer(rows: dict) -> list[str]:
         kept = row["kept"]
         cells += [_pair(row["closed"], ".0%"), "" if kept is None else f"{kept:.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"Gap: to the row of the most steps, where it is above {RULE} standard errors."]
     for name, test in rows["tests"].items():
         lines += ["", f"### {name}, n = {test['n']:,}", "", *_test(test)]
     return lines

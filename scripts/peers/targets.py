@@ -111,7 +111,8 @@ def races(rows: list[dict], metric: str) -> list[dict]:
 def losses(tests: dict[str, dict]) -> list[dict]:
     """Ours against the best rival in each test, and how much of the first advantage is left.
 
-    None where the first test showed none beyond two standard errors.
+    That is None where the first test showed none beyond two standard errors, and the share of the
+    gap closed where the rival has none to the row of most steps beyond four.
     """
     found: list[dict] = []
     first: dict[str, tuple[float, float]] = {}
@@ -124,6 +125,7 @@ def losses(tests: dict[str, dict]) -> list[dict]:
             difference, se = minus(rows[0], rival, metric)
             long = max((r for r in rows if r["kind"] == "long"), key=lambda r: r["steps"])
             share = closed(rows[0], rival, long, metric)
+            gap, gap_se = minus(rival, long, metric)
             before = first.setdefault(metric, (difference, se))
             ahead = before[0] < -2 * before[1]  # or there is no advantage to lose
             found.append(
@@ -132,7 +134,7 @@ def losses(tests: dict[str, dict]) -> list[dict]:
                     "metric": metric,
                     "rival": rival["name"],
                     "difference": [difference, se],
-                    "closed": [share.value, share.se],
+                    "closed": [share.value, share.se] if gap > RULE * gap_se else None,
                     "kept": difference / before[0] if ahead else None,
                 }
             )

@@ -203,7 +203,7 @@ def test_numbers_of_steps_may_come_of_several_runs(monkeypatch, tmp_path):
 def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
     """Of means, whose errors have a closed form."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from peers.targets import closed, targets
+    from peers.targets import closed, losses, targets
 
     def row(name, kind, values, steps=5, alignment=0.96):
         values = np.array(values, float)
@@ -232,6 +232,11 @@ def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
     assert missed["aligned"] is None
     mixed = targets([ours, close, rival, *long], ours, "fd")
     assert (mixed["rival"], mixed["aligned"]) == ("close", "rival")
+    places = {"first": [ours, rival, *long], "elsewhere": [ours, close, *long]}
+    first, elsewhere = losses({place: {"contenders": rows} for place, rows in places.items()})
+    assert (first["closed"][0], first["kept"]) == (pytest.approx(0.5), 1)
+    assert elsewhere["closed"] is None, "there is no gap of which a share would say anything"
+    assert elsewhere["kept"] == pytest.approx((6 - 2.025) / -4)
 
 
 def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
