@@ -236,13 +236,19 @@ def costs(config: StudyConfig) -> Costs:
 
 def side(config: StudyConfig) -> int:
     """Of an image, in pixels: as the study says, else as the model's files do, else 1024."""
-    folder = config.model.size is None and local_folder(config.model.id)
-    for network in ("unet", "transformer") if folder else ():
-        latent = _setting(folder / network, "sample_size")
+    if config.model.size is not None:
+        return config.model.size
+    folder = local_folder(config.model.id)
+    networks = [folder / name for name in ("unet", "transformer")] if folder else []
+    for network in networks:
+        latent = _setting(network, "sample_size")
         if isinstance(latent, int):
-            blocks = _setting(folder / "vae", "block_out_channels", "encoder_block_out_channels")
-            return latent * 2 ** (len(blocks or [1]) - 1)  # without a vae these are pixels
-    return config.model.size or 1024
+            blocks = _setting(
+                network.parent / "vae", "block_out_channels", "encoder_block_out_channels"
+            )
+            halved = len(blocks or [1]) - 1  # without a vae these are pixels
+            return int(latent * 2**halved)
+    return 1024
 
 
 def _setting(folder: Path, *names: str) -> Any:
