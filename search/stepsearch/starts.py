@@ -23,10 +23,10 @@ def first_points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params
 def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     """The centre of the box under its other solvers, and the same passes on more steps.
 
-    Of more steps the first, the middle or the last ones are guided (an interval, as in Kynkaanniemi
-    et al. 2024), each as strongly as the best baseline's or all of them together; where guidance
-    costs nothing, there are none of these. Each is in its own part of the box, which an algorithm
-    can be long in finding.
+    Of more steps the first or the middle ones are guided (an interval, as in Kynkaanniemi et al.
+    2024), together as strongly as all steps of the best baseline; where guidance costs nothing,
+    there are none of these. Each is in its own part of the box, which an algorithm can be long in
+    finding; they are few, because they are paid for from the trials.
     """
     config = space.config
     guided = [c for c in best if any(map(is_guided, c.schedule.steps))]
@@ -47,26 +47,27 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         add(solver, f"w {scale:g}", [scale] * config.num_steps)
     if space.guidance == CLASSIFIER_FREE:
         for n in range(config.num_steps + 1, config.most_steps + 1):
-            for shape, scales in intervals(n, config.passes - n, scale).items():
+            on = config.passes - n
+            for shape, scales in intervals(n, on, scale, config.guidance_scale[1]).items():
                 add(usual, f"{n} steps, {shape}", scales)
     return found
 
 
-def intervals(n: int, guided: int, scale: float) -> dict[str, list[float]]:
-    """Guidance scales of n steps, of which the "first", "middle" or "last" ones are guided.
+def intervals(n: int, guided: int, scale: float, most: float) -> dict[str, list[float]]:
+    """Guidance scales of n steps, of which the "first" or "middle" ones are guided.
 
-    At that scale, and at the one whose mean over all n steps it is. Nothing where all or none would
-    be guided.
+    Their mean over all n steps is `scale`, if that takes no more than `most`. Nothing where all or
+    none would be guided.
     """
     off = n - guided
     if not 0 < guided < n or scale <= 1:
         return {}
+    w = min(1 + (scale - 1) * n / guided, most)
     return {
         f"the {place} {guided} guided, w {w:.3g}": [
             *[1.0] * before,
             *[w] * guided,
             *[1.0] * (off - before),
         ]
-        for w in (scale, 1 + (scale - 1) * n / guided)
-        for place, before in (("first", 0), ("middle", off // 2), ("last", off))
+        for place, before in (("first", 0), ("middle", off // 2))
     }
