@@ -19,6 +19,20 @@ from stepsearch.workers import Subject, Workers
 SD = NoiseSchedule.scaled_linear()
 SPEC = SD.spec("stable-diffusion", "epsilon")
 AXES = 4
+# Axes of a box; all that can be switched on beside placement and guidance.
+EVERYTHING = {
+    "solvers": ["dpmpp-midpoint", "unipc-bh2", "deis"],
+    "guidance_rescale": (0.0, 0.9),
+    "order": "per-step",
+    "corrector": True,
+    "prediction": True,
+    "analytic": (0.8, 1.0),
+    "analytic_at": (0.2, 0.8),
+    "churn": (0.0, 0.3),
+    "decode": True,
+    "free_u": True,
+    "free_u_sets": 2,
+}
 
 
 class Reference:
@@ -28,17 +42,26 @@ class Reference:
 
 class ToyWorkers:
     """Workers in this process. The distance grows with the distance of the last evaluated sigma
-    from `target`; the teacher has none. Alignment is `aligned(schedule)`."""
+    from `target`; the teacher has none. Alignment is `aligned(schedule)`.
+    Schedules that are `broken` are so on the seeds from `broken_from` on."""
 
     result = staticmethod(Workers.result)
     identity = "toy"
 
-    def __init__(self, config, folder, target=0.05, aligned=lambda s: 1.0, broken=lambda s: False):
+    def __init__(
+        self,
+        config,
+        folder,
+        target=0.05,
+        aligned=lambda s: 1.0,
+        broken=lambda s: False,
+        broken_from=0,
+    ):
         self.config, self.folder = config, folder
         self.target, self.aligned, self.broken = target, aligned, broken
         self.reference = Reference
         self.model = SimpleNamespace(noise=SD, spec=SPEC, guidance="classifier-free")
-        self.images = 0
+        self.broken_from, self.images = broken_from, 0
 
     def describe(self):
         return Subject(SD, SPEC, Reference, "toy", "classifier-free")
@@ -58,7 +81,7 @@ class ToyWorkers:
         rows = np.array(rows)
         off = abs(np.log(schedule.steps[-1].sigma / self.target))
         features = rows[:, :AXES] + (0 if schedule.num_steps > 15 else off)
-        if self.broken(schedule):
+        if seeds.start >= self.broken_from and self.broken(schedule):
             features[:] = np.nan
         lucky = (rows[:, AXES] % 1) < self.aligned(schedule)
         return Measurement(features.astype(np.float32), lucky.astype(np.float32))

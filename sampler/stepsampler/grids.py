@@ -70,17 +70,23 @@ def quadratic(n: int, noise: Noise) -> list[float]:
 
 
 def power(
-    n: int, noise: Noise, final_timestep: float | None = None, rho: float = 1.2
+    n: int,
+    noise: Noise,
+    final_timestep: float | None = None,
+    rho: float = 1.2,
+    first_sigma: float | None = None,
 ) -> list[float]:
     """Power law in the timestep that stops early (arXiv 2510.02390); alpha-bar is interpolated.
 
     Without `final_timestep` the hand-tuned one of that method for Stable Diffusion is taken: it
-    is an entry of an auxiliary Karras grid, which depends on n.
+    is an entry of an auxiliary Karras grid, which depends on n. Starts at the last timestep, or at
+    that of `first_sigma`.
     """
+    first = noise.last if first_sigma is None else noise.timestep(first_sigma)
     if final_timestep is None:
         size, exponent, entry = SEED_STOPS.get(n, (8, 5.0, 6))
         final_timestep = noise.timestep(karras(size, noise, exponent)[entry])
-    ramp = np.linspace(noise.last ** (1 / rho), final_timestep ** (1 / rho), n + 1)
+    ramp = np.linspace(first ** (1 / rho), final_timestep ** (1 / rho), n + 1)
     return [noise.sigma_by_alpha_bar(t) for t in ramp**rho]
 
 

@@ -41,7 +41,7 @@ def wanted(config: StudyConfig, guidance: str = CLASSIFIER_FREE) -> dict[tuple[s
     That is the teacher's, or 1 where all the passes go into unguided steps. Where guidance costs
     nothing, guided steps are as many, and the unguided ones get their placement.
     """
-    space, scale = config.space, config.teacher.guidance_scale
+    space, scale = config.space, config.teacher_scale
     names: tuple[str, ...] = config.baselines.rivals
     found = [(name, n) for name in names for n, _ in shapes(config, guidance)]
     if space.baseline in RIVALS:
@@ -59,12 +59,14 @@ def shapes(config: StudyConfig, guidance: str) -> list[tuple[int, float]]:
     guided = min(config.space.num_steps, passes // 2) if guidance == CLASSIFIER_FREE else passes
     if config.evaluation.guidance_scales:
         return [(guided, w) for w in constant_scales(config)]
-    found = [*((guided, w) for w in config.baselines.guidance_scales), (passes, 1.0)]
+    found = [*((guided, w) for w in constant_scales(config)), (passes, 1.0)]
     return list(dict.fromkeys(found))
 
 
 def constant_scales(config: StudyConfig) -> tuple[float, ...]:
     """Of baselines; in a study over guidance scales all of them come to the same."""
+    if config.space.guidance == "off":
+        return ()
     return config.evaluation.guidance_scales[:1] or config.baselines.guidance_scales
 
 
@@ -173,9 +175,9 @@ def teacher(
     config: StudyConfig, noise: Noise, model: ModelSpec, guidance: str = CLASSIFIER_FREE
 ) -> Candidate:
     """Many steps of DPM-Solver++(2M) on evenly spaced timesteps."""
-    t = config.teacher
-    plan = _evenly(t.steps, t.guidance_scale, noise, model, guidance)
-    return Candidate(f"teacher, w {t.guidance_scale:g}", plan, "teacher")
+    w = config.teacher_scale
+    plan = _evenly(config.teacher.steps, w, noise, model, guidance)
+    return Candidate(f"teacher, w {w:g}", plan, "teacher")
 
 
 def _evenly(n: int, w: float, noise: Noise, model: ModelSpec, guidance: str) -> Schedule:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, make_schedule
-from stepsampler.models import quiet, resolve
+from stepsampler.models import quiet
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
 from stepsearch.baselines import CLASSIFIER_FREE, shapes, wanted
@@ -24,10 +24,11 @@ from stepsearch.dryrun import dry_run, kind_of
 from stepsearch.evaluate import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
 from stepsearch.features import PRETRAINED, load_extractor
 from stepsearch.images import ImageFiles
-from stepsearch.paths import bundled
+from stepsearch.paths import bundled, local_folder
 from stepsearch.pretrained import INCEPTION_FILE
 from stepsearch.protocol import PART
 from stepsearch.rivals import most_passes
+from stepsearch.transfer import earlier_best
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder")
 FEATURES = 128 * 4  # bytes of an image's features in the cache
@@ -76,6 +77,11 @@ def missing(config: StudyConfig) -> list[str]:
     except UserError as error:
         found.append(str(error))
     found.append(_missing_alignment(config.evaluation.alignment))
+    if config.search.start_from:
+        try:
+            earlier_best(Path(config.search.start_from), 1)
+        except UserError as error:
+            found.append(str(error))
     found.append(_missing_reference(config))
     return [sentence for sentence in found if sentence]
 
@@ -97,19 +103,6 @@ def _missing_model(name: str) -> str | None:
         if known and not any((folder / part).glob("*.safetensors")):
             return f"model {name!r}: {folder / part} has no .safetensors weights"
     return None
-
-
-def local_folder(name: str) -> Path | None:
-    """Where a model's files lie: its own folder, or the newest one in the local cache."""
-    if Path(resolve(name)).is_dir():
-        return Path(resolve(name))
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
 
 
 def _missing_extractor(spec: str) -> str | None:

@@ -24,6 +24,9 @@ RIVALS: tuple[str, ...] = get_args(Rival)
 SEEDS = 10_000_000  # of a range of `evaluate`: more images would have those of the next one
 CLASSES, CLIP = "classes", "clip:"  # what may judge alignment; CLIP is followed by its model
 ALL = "*"  # presets: the pattern of every name
+NONE = "none"  # prompts: there are none
+NO_ANALYTIC = 0.9  # gains below it mean that there is no analytic step
+STEEPEST = 10.0  # of log_gap: beyond it neighbouring sigmas coincide in double precision
 MOST_STEPS = 999  # of a long schedule: most models have 1,000 noise levels
 
 
@@ -65,8 +68,9 @@ class SpaceConfig(_Section):
     sigma_min: Range | None = None  # of karras, the last before a final 0; None: the model's
     # Guidance
     guidance_scale: Range = (0.6, 4.0)  # below 1 means off: w = 1, one pass instead of two
-    guidance: Literal["per-step", "linear", "interval", "constant"] = "linear"
-    guidance_rescale: Range | None = None
+    # "off": every step is unguided, as those of unconditional models must be.
+    guidance: Literal["per-step", "linear", "interval", "constant", "off"] = "linear"
+    guidance_rescale: Range | None = None  # below 0 means none
     # Solver
     max_order: int = Field(3, ge=1, le=4)
     order: Literal["constant", "per-step"] = "constant"
@@ -74,7 +78,7 @@ class SpaceConfig(_Section):
     prediction: bool = False  # data or noise form of the rule becomes a choice; else its own
     analytic: Range | None = None  # gain of an analytic first step; below 0.9 means none
     analytic_at: Range | None = None  # where it lands, a share of the first gap; None: half-way
-    churn: Range | None = None  # share of fresh noise at every step after the first
+    churn: Range | None = None  # share of fresh noise at every step after the first; below 0: none
     decode: bool = False  # whether the last latent is scaled by alpha becomes a choice; else not
     # Free-U, on or off at every step, with one set of gains or two to choose from
     free_u: bool = False
@@ -98,19 +102,23 @@ class SpaceConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceConfig":
-        lowest = dict.fromkeys(("guidance_scale", "guidance_rescale", "churn"), 0.0)
-        lowest["log_gap"] = float("-inf")
+        lowest = {"guidance_scale": 0.0, "guidance_rescale": -1.0, "churn": -1.0}
+        lowest["log_gap"] = -STEEPEST
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if "tuple[float, float]" not in str(field.annotation) or value is None:
                 continue
             low, high = value
-            if not low < high:
-                raise ValueError(f"{name}: low must be below high, got [{low}, {high}]")
+            if not low <= high:
+                raise ValueError(f"{name}: low must not be above high, got [{low}, {high}]")
             if name not in lowest and low <= 0:
                 raise ValueError(f"{name}: low must be above 0, got {low}")
             if name in lowest and low < lowest[name]:
-                raise ValueError(f"{name}: low must be >= 0, got {low}")
+                raise ValueError(f"{name}: low must be >= {lowest[name]:g}, got {low}")
+        if self.log_gap[1] > STEEPEST:
+            raise ValueError(f"log_gap: high must be <= {STEEPEST:g}, got {self.log_gap[1]}")
+        if self.guidance == "off" and self.guidance_rescale:
+            raise ValueError('guidance_rescale: there is nothing to rescale, guidance is "off"')
         if self.baseline not in ("best", *GRIDS, *RIVALS):
             names = ", ".join(("best", *GRIDS, *RIVALS))
             raise ValueError(f"baseline must be one of {names}, got {self.baseline!r}")
@@ -119,6 +127,11 @@ class SpaceConfig(_Section):
         for name, share in (("analytic_at", self.analytic_at), ("churn", self.churn)):
             if share and share[1] >= 1:
                 raise ValueError(f"{name}: high must be below 1, got {share[1]}")
+        if self.analytic and self.analytic[1] < NO_ANALYTIC:
+            raise ValueError(
+                f"analytic: high must be at least {NO_ANALYTIC:g}, below which there is no such "
+                f"step, got {self.analytic[1]}"
+            )
         if self.analytic_at and not self.analytic:
             raise ValueError("analytic_at: there is no analytic first step without analytic")
         if self.first_sigma and self.first_sigma[0] <= self.final_sigma[1]:
@@ -133,8 +146,6 @@ class SpaceConfig(_Section):
                 f"first_sigma: low must be above the highest sigma_min, {self.sigma_min[1]}, "
                 f"got {self.first_sigma[0]}"
             )
-        if self.placement == "power" and self.first_sigma:
-            raise ValueError("first_sigma: the power law starts at the noisiest timestep")
         if not self.num_steps <= self.most_steps <= self.passes:
             raise ValueError(
                 "num_steps <= max_steps <= passes must hold, "
@@ -159,7 +170,7 @@ class EvaluationConfig(_Section):
 
     extractor: str = "texture"
     reference: str = "fashion-mnist"  # bundled statistics, or a folder of images
-    prompts: str = "fashion-mnist"  # bundled prompts, or a text or caption file
+    prompts: str = "fashion-mnist"  # bundled prompts, a text or caption file, or "none"
     # What says whether images show their prompts: the judge of the bundled classes, or clip:MODEL.
     alignment: str = CLASSES
     batch_size: int = Field(50, ge=1)
@@ -301,7 +312,16 @@ class StudyConfig(_Section):
     def _rungs_are_of_one_objective(self) -> "StudyConfig":
         if self.evaluation.rungs and self.search.both:
             raise ValueError("evaluation.rungs are for one objective, not for a front")
+        if self.space.guidance == "off" and self.evaluation.guidance_scales:
+            raise ValueError(
+                'evaluation.guidance_scales: there is no guidance to scale, space.guidance is "off"'
+            )
         return self
+
+    @property
+    def teacher_scale(self) -> float:
+        """The teacher's guidance scale; 1 where nothing is guided."""
+        return 1.0 if self.space.guidance == "off" else self.teacher.guidance_scale
 
 
 def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) -> StudyConfig:

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 
 from stepsampler.errors import UserError
-from stepsampler.models import resolve
 from stepsampler.pictures import save_png
-from stepsearch.config import CLIP, StudyConfig
+from stepsearch.config import CLIP, NONE, StudyConfig
 from stepsearch.features import EXTRACTORS
 from stepsearch.miniature_texts import save_clip
 from stepsearch.miniatures import FAMILIES
-from stepsearch.paths import bundled
+from stepsearch.paths import bundled, local_folder
 from stepsearch.report import write, write_sheet
 from stepsearch.result import Result
 from stepsearch.rivals import ANY_MODEL
@@ -47,18 +46,19 @@ def kind_of(config: StudyConfig) -> str:
     """The miniature for a study: what it says itself, or what its model's folder is.
 
     Raises:
-        UserError: an unknown kind, or none where the model is not in a local folder.
+        UserError: an unknown kind, or none where the model is not on this machine.
     """
     kind = config.model.kind
     if kind is not None:
         if kind not in FAMILIES:
             raise UserError(f"model.kind must be one of {', '.join(FAMILIES)}, got {kind!r}")
         return kind
-    index = Path(resolve(config.model.id)) / "model_index.json"
-    if not index.exists():
+    weights = local_folder(config.model.id)
+    index = weights / "model_index.json" if weights else None
+    if index is None or not index.exists():
         raise UserError(
-            f"model.kind is missing: without the weights of {config.model.id!r}, it says which "
-            f"tiny model to dry-run ({', '.join(FAMILIES)})"
+            f"model.kind is missing: no folder of {config.model.id!r} says which tiny model to "
+            f"dry-run ({', '.join(FAMILIES)})"
         )
     name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     if name == "FluxPipeline":
@@ -107,7 +107,8 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
         evaluation["alignment"] = f"{CLIP}{folder / 'clip'}"
     if evaluation["extractor"].removesuffix("-whole") not in EXTRACTORS:
         evaluation["extractor"] = "lite0"
-    if not bundled(f"{evaluation['prompts']}-prompts.json").exists():
+    known = bundled(f"{evaluation['prompts']}-prompts.json").exists()
+    if not known and evaluation["prompts"] != NONE:
         file = folder / "prompts.txt"
         file.write_text("\n".join(["0", "2"] if kind == "dit" else PROMPTS) + "\n")
         evaluation["prompts"] = str(file)

@@ -23,7 +23,7 @@ from stepsampler.models import LatentModel, check_device, load
 from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
 from stepsearch.alignment import Prompt, load_alignment
-from stepsearch.config import SEEDS, EvaluationConfig, StudyConfig
+from stepsearch.config import NONE, SEEDS, EvaluationConfig, StudyConfig
 from stepsearch.features import load_extractor
 from stepsearch.paths import bundled, write_whole
 from stepsearch.pretrained import settings_of
@@ -83,6 +83,11 @@ class Evaluator:
         model = self._settings = config.model
         self._device = device
         self.model = load(model.id, device, model.dtype, model.size, compile=model.compile)
+        if not self.model.conditional and evaluation.prompts != NONE:
+            raise UserError(
+                f'evaluation.prompts must be "{NONE}", the model is unconditional, got '
+                f'"{evaluation.prompts}"'
+            )
         size = self.model.size
         self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
         self.scales = evaluation.guidance_scales
@@ -214,8 +219,12 @@ def model_digest(model: LatentModel) -> str:
 def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
     """Bundled prompts by the name of their data, or a caption file (`captions.read_captions`).
 
+    "none" is the empty prompt, all that an unconditional model takes.
+
     A file has no held-out part: both calls return all of it.
     """
+    if source == NONE:
+        return [Prompt("")]
     path = bundled(f"{source}-prompts.json")
     if path.exists():
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 """`stepsearch front`: the best schedules of several runs by their number of passes."""
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, nan
 from pathlib import Path
@@ -177,7 +178,8 @@ def check_comparable(runs: Sequence[Finished], again: bool) -> None:
 
 
 def _settings(run: Finished, again: bool) -> dict[str, object]:
-    settings = {f"model.{k}": v for k, v in run.config.model.model_dump().items()}
+    model = run.config.model.model_dump(exclude={"kind"})  # for `stepsearch check` alone
+    settings: dict[str, object] = {f"model.{k}": v for k, v in model.items()}
     if not again:
         evaluation = run.config.evaluation.model_dump()
         settings |= {f"evaluation.{k}": v for k, v in evaluation.items() if k not in ELSEWHERE}
@@ -218,8 +220,9 @@ def score_again(
     task = progress.add_task("measuring", total=None)
     evaluator = Evaluator(config, cache, device)
 
-    def measure(jobs: Sequence[Job[Entry]]) -> "list[tuple[int, Measurement]]":
-        return [(i, evaluator.measure(e.schedule, seeds)) for i, (e, seeds) in enumerate(jobs)]
+    def measure(jobs: Sequence[Job[Entry]]) -> "Iterator[tuple[int, Measurement]]":
+        for place, (entry, seeds) in enumerate(jobs):
+            yield place, evaluator.measure(entry.schedule, seeds)
 
     def refuse(entry: Entry) -> None:
         raise UserError(f"{entry.name}: its images are not finite")
@@ -267,8 +270,9 @@ def write(front: Front, out: Path) -> list[tuple[Path, str]]:
     lines += [f"| {' | '.join(row)} |" for row in front.rows()]
     write_text(out / "front.md", "\n".join(lines) + "\n")
     written = [(out / "front.png", "the chart"), (out / "front.md", "the table")]
-    for old in out.glob("*-passes*.json"):
-        old.unlink()  # of an earlier call
+    for old in out.glob("*.json"):
+        if re.fullmatch(r"\d+-passes(-\d+)?", old.stem):
+            old.unlink()  # of an earlier call
     for entry, beaten in front.kept():
         count = sum(path.stem.startswith(f"{entry.schedule.passes}-") for path, _ in written)
         name = f"{entry.schedule.passes}-passes{f'-{count + 1}' if count else ''}.json"

@@ -54,6 +54,11 @@ def verdict(result: Result, config: StudyConfig) -> str:
 
 def _outcome(result: Result, config: StudyConfig) -> str:
     if result.found is None:
+        if any(row.candidate.kind == "found" for row in result.selection):
+            return (
+                "On the test seeds the found schedule's images are not finite, so the best "
+                f"baseline is exported: {result.winner.name}."
+            )
         return (
             "No trial kept the teacher's alignment, so the best baseline is exported: "
             f"{result.winner.name}."
@@ -67,9 +72,9 @@ def _outcome(result: Result, config: StudyConfig) -> str:
     tested = result.of_kind("baseline")
     if len(result.beaten) == len(tested):
         return (
-            f"At the same cost, {passes} passes, the found schedule beats the best {len(tested)} "
-            f"of {len(result.screened)} baselines, guided and unguided, by more than two standard "
-            "errors of the paired difference."
+            f"Within the same budget, {passes} passes, the found schedule beats the best "
+            f"{len(tested)} of {len(result.screened)} baselines, guided and unguided, by more than "
+            "two standard errors of the paired difference."
         )
     missed = ", ".join(row.candidate.name for row in tested if row not in result.beaten)
     return f"The found schedule is exported, but the test does not show that it beats: {missed}."

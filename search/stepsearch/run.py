@@ -174,10 +174,7 @@ class Run:
         seeds = seeds_of(first_seed, min(n, self.config.teacher.images))
         rows = self.score([candidate], seeds, "teacher")
         if not rows:
-            raise UserError(
-                f"the teacher's images are not finite in {self.config.model.dtype}: "
-                "try another model.dtype"
-            )
+            raise self._not_finite("the teacher's images are")
         row = rows[0]
         if not isnan(row.measurement.alignment):
             stage = "search" if first_seed == SEARCH else "selection"
@@ -327,7 +324,11 @@ class Run:
             lambda c: self._dropped("test", c),
         )
         self._track(rows, "test")
-        return rows, next(c for c in ranked if c.kind in ("found", "baseline"))
+        tested = {row.candidate.name for row in rows}
+        exported = [c for c in ranked if c.kind in ("found", "baseline") and c.name in tested]
+        if not exported:
+            raise self._not_finite("the images of all schedules are")
+        return rows, exported[0]
 
     def score(
         self, entrants: Sequence[Candidate], seeds: range, stage: str
@@ -354,6 +355,9 @@ class Run:
         self, jobs: Sequence[tuple[Candidate, range]]
     ) -> Iterator[tuple[int, Measurement]]:
         return self.workers.measure([(candidate.schedule, part) for candidate, part in jobs])
+
+    def _not_finite(self, what: str) -> UserError:
+        return UserError(f"{what} not finite in {self.config.model.dtype}: try another model.dtype")
 
     def _dropped(self, stage: str, candidate: Candidate) -> None:
         self.report(stage, 1, 1, f"{candidate.name}: images are not finite, left out")

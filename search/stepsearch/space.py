@@ -4,12 +4,15 @@ Every point of the box is a valid schedule within the budget, and the box is the
 trial, so that no algorithm has to drop a parameter. «Off», «exactly zero», order, solver and the
 number of steps are thresholds on a float, not categories.
 
+An interval whose ends are equal fixes what it bounds: then it is no axis.
+
 What varies along the trajectory is a curve given at `num_steps` knots. A schedule of `num_steps`
 steps has one step at each knot; one of more steps (up to `max_steps`) interpolates.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from math import log
 
@@ -20,14 +23,15 @@ from scipy.optimize import minimize_scalar
 
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, from_sigmas, power
+from stepsampler.models import LatentModel
 from stepsampler.noise import Noise
 from stepsampler.schedule import SOLVERS, WITHOUT_FORMS, FreeU, ModelSpec, Schedule, Step
 from stepsampler.solvers import FORMS
-from stepsearch.config import SpaceConfig
+from stepsearch.config import NO_ANALYTIC, SpaceConfig
 
 Params = dict[str, float]
 SHORTEST_GAP = 0.02  # of an even gap: some grids end with a step from sigma_min to 0
-NO_ANALYTIC = 0.9  # gains below it mean that there is no analytic step
+PROBES = 100  # random points at which a box is tried out
 FREE_U_SETS = (("b1", "b2", "s1", "s2"), ("b1_second", "b2_second", "s1_second", "s2_second"))
 
 
@@ -73,6 +77,11 @@ class SearchSpace:
     @property
     def distributions(self) -> dict[str, FloatDistribution]:
         """The box: name -> interval."""
+        return {name: d for name, d in self._intervals.items() if not d.single()}
+
+    @cached_property
+    def _intervals(self) -> dict[str, FloatDistribution]:
+        """Those that fix a value too."""
         c = self.config
         box: dict[str, FloatDistribution] = {}
         if c.placement == "curve":
@@ -86,7 +95,7 @@ class SearchSpace:
             box["sigma_min"] = FloatDistribution(*c.sigma_min, log=True)
         if c.guidance == "per-step":
             box |= {n: FloatDistribution(*c.guidance_scale) for n in self._names("guidance_scale")}
-        else:
+        elif c.guidance != "off":
             box["guidance_scale"] = FloatDistribution(*c.guidance_scale)
         if c.guidance == "linear":
             reach = (c.guidance_scale[1] - c.guidance_scale[0]) / 2
@@ -125,6 +134,8 @@ class SearchSpace:
     def schedule(self, params: Params) -> Schedule:
         """The schedule at a point of the box."""
         c = self.config
+        fixed = {name: d.low for name, d in self._intervals.items() if d.single()}
+        params = fixed | params
         n = _whole(params.get("num_steps", c.num_steps), c.num_steps, c.most_steps)
         at = _middles(n)
         *sigmas, final_sigma = self._sigmas(params, n)
@@ -146,7 +157,7 @@ class SearchSpace:
                 order=min(step.order, order),
                 corrector=step.corrector and params.get("corrector", 1.0) >= 0.5,
                 prediction=self._form(params, solver),
-                guidance_rescale=params.get("guidance_rescale", 0.0) * (w != 1),
+                guidance_rescale=max(0.0, params.get("guidance_rescale", 0.0)) * (w != 1),
                 free_u=gains,
             )
             for step, order, w, gains in zip(plan.steps, orders, scales, free_u, strict=True)
@@ -155,7 +166,7 @@ class SearchSpace:
             steps[0] = replace(steps[0], analytic=gain)
         for i in range(1, len(steps)):
             if not steps[i - 1].corrector:  # after one there is no fresh noise
-                steps[i] = replace(steps[i], churn=params.get("churn", 0.0))
+                steps[i] = replace(steps[i], churn=max(0.0, params.get("churn", 0.0)))
         decode = "alpha-x" if params.get("decode", 0.0) >= 0.5 else "x"
         return replace(plan, steps=tuple(steps), guidance=self.guidance, decode=decode)
 
@@ -198,8 +209,9 @@ class SearchSpace:
         point["churn"] = max(s.churn for s in steps)
         point["decode"] = float(schedule.decode == "alpha-x")
         point |= self._free_u_point([s.free_u for s in steps])
-        box = self.distributions
+        box = self._intervals
         point = {k: min(max(point.get(k, d.low), d.low), d.high) for k, d in box.items()}
+        point = {k: value for k, value in point.items() if not box[k].single()}
         return point, _same(self.schedule(point), schedule)
 
     def _sigmas(self, params: Params, n: int) -> list[float]:
@@ -209,11 +221,13 @@ class SearchSpace:
         if final_sigma < self.noise.sigma_min:
             final_sigma = 0.0
         final = self.noise.timestep(final_sigma)
+        highest = self.noise.sigma_max
         if c.placement == "power":
-            *sigmas, _ = power(n, self.noise, final, params["rho"])
-            return [*sigmas, final_sigma]
+            first_sigma = min(params.get("first_sigma", highest), highest)
+            _, *sigmas, _ = power(n, self.noise, final, params["rho"], first_sigma)
+            return [first_sigma, *sigmas, final_sigma]
         baseline = self.centre(n)
-        first_sigma = min(params.get("first_sigma", baseline[0]), self.noise.sigma_max)
+        first_sigma = min(params.get("first_sigma", baseline[0]), highest)
         if c.placement == "karras":
             lowest = final_sigma or max(params.get("sigma_min", 0.0), self.noise.sigma_min)
             exponent = 1 / params["rho"]
@@ -233,6 +247,8 @@ class SearchSpace:
             return float(np.sum(np.log(np.divide(ours[:-1], sigmas[:-1])) ** 2))
 
         bounds = self.config.rho
+        if bounds[0] == bounds[1]:
+            return bounds[0]
         fit = minimize_scalar(distance, bounds=bounds, method="bounded", options={"xatol": 1e-6})
         return float(fit.x)
 
@@ -269,12 +285,15 @@ class SearchSpace:
         return point
 
     def _guidance(self, params: Params, at: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.config.guidance == "off":
+            return np.ones(len(at))
         if self.config.guidance == "per-step":
             return self._curve("guidance_scale", params, at)
         if self.config.guidance == "interval":
             guided = (params["guided_from"] <= at) & (at <= params["guided_to"])
             return np.where(guided, params["guidance_scale"], 1.0)
-        return params["guidance_scale"] + params.get("guidance_slope", 0.0) * (2 * at - 1)
+        line = params["guidance_scale"] + params.get("guidance_slope", 0.0) * (2 * at - 1)
+        return np.clip(line, *self.config.guidance_scale)
 
     def _curve(
         self, stem: str, params: Params, at: NDArray[np.float64], missing: float = 1.0
@@ -306,8 +325,44 @@ class SearchSpace:
         return np.array([max(start - end, shortest) for start, end in pairwise(timesteps)])
 
 
+def check_box(config: SpaceConfig, model: LatentModel) -> None:
+    """Refuse a box that holds schedules which the model cannot run, before the first image.
+
+    Raises:
+        UserError: names the axis; or what is wrong with one of some random points.
+    """
+    if not model.conditional and config.guidance != "off":
+        raise UserError(
+            f'space.guidance must be "off", the model is unconditional, got "{config.guidance}"'
+        )
+    if config.free_u and not hasattr(model.net, "enable_freeu"):
+        raise UserError("space.free_u: only U-Nets with skips have Free-U, the model is none")
+    highest = model.noise.sigma_max
+    for name in ("final_sigma", "sigma_min"):
+        interval = getattr(config, name)
+        if interval and interval[1] >= highest:
+            raise UserError(
+                f"space.{name}: high must be below the model's largest sigma, {highest:g}, "
+                f"got {interval[1]}"
+            )
+    space = SearchSpace(config, model.noise, model.spec, "linspace", model.guidance)
+    box = space.distributions
+    if not box:
+        raise UserError("space: every value is fixed, so there is nothing to search")
+    generator = np.random.default_rng(0)
+    for _ in range(PROBES):
+        point = {name: float(generator.uniform(d.low, d.high)) for name, d in box.items()}
+        try:
+            model.check(space.schedule(point))
+        except UserError as error:
+            raise UserError(f"space has schedules that do not fit the model: {error}") from error
+
+
 def within_budget(guidance: list[float], passes: int) -> list[float]:
-    """Guidance below or at 1 is off; then the weakest guided steps go off until passes suffice."""
+    """Guidance below or at 1 is off; then the weakest guided steps go off until passes suffice.
+
+    Of equally weak ones the noisier go first.
+    """
     scales = [w if w > 1 else 1.0 for w in guidance]
     guided = sorted((w, i) for i, w in enumerate(scales) if w > 1)
     for _, i in guided[: max(0, len(scales) + len(guided) - passes)]:

@@ -40,8 +40,13 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 MAX_FAILURES = 5
 GUIDED = "guided"  # a constraint of studies over guidance scales
-# May change between the parts of a run.
-FREE = {("search", "trials"), ("search", "minutes"), ("search", "patience")}
+# May change between the parts of a run: the budget, and what the run does not look at.
+FREE = {
+    ("search", "trials"),
+    ("search", "minutes"),
+    ("search", "patience"),
+    ("model", "kind"),
+}
 
 
 def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Study:
@@ -102,8 +107,8 @@ def reap(study: optuna.Study, folder: Path) -> int:
             study.tell(trial.number, state=TrialState.FAIL)
             params = trial.params or trial.system_attrs.get("fixed_params", {})
             if params:
-                origin = f"retry of trial {trial.number}"
-                study.enqueue_trial(params, user_attrs={"origin": origin})
+                attrs = {k: v for k, v in trial.user_attrs.items() if k == "origin"}
+                study.enqueue_trial(params, user_attrs={**attrs, "retry_of": trial.number})
             dead += 1
     return dead
 
@@ -219,8 +224,7 @@ def locked(folder: Path) -> Iterator[None]:
 def claim_folder(folder: Path, config: StudyConfig) -> None:
     """Write the settings into the run's folder, or check that they are those of its start.
 
-    The budget may change (`search.trials`, `minutes`, `patience`); anything else would mix scores
-    that cannot be compared.
+    What is `FREE` may change; anything else would mix scores that cannot be compared.
 
     Raises:
         UserError: names the first setting that differs.

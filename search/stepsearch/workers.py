@@ -30,6 +30,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.evaluate import Evaluator, Measurement
 from stepsearch.reference import Reference
 from stepsearch.rivals import Placement, recall_or_place
+from stepsearch.space import check_box
 from stepsearch.study import work
 
 T = TypeVar("T")
@@ -186,6 +187,7 @@ def _follow_parent(stop: Event) -> None:
 def _describe() -> Subject:
     evaluator = _self.load()
     model = evaluator.model
+    check_box(_self.config.space, model)
     return Subject(model.noise, model.spec, evaluator.reference, evaluator.identity, model.guidance)
 
 

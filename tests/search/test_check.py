@@ -13,7 +13,7 @@ from stepsampler.presets import MODELS
 from stepsearch.baselines import published
 from stepsearch.check import costs, missing, side
 from stepsearch.cli import main
-from stepsearch.config import RIVALS, StudyConfig, load_config
+from stepsearch.config import RIVALS, EvaluationConfig, StudyConfig, load_config
 from stepsearch.dryrun import dry_run, kind_of, shrunk
 from stepsearch.miniatures import FAMILIES
 from stepsearch.rivals import most_passes
@@ -51,7 +51,7 @@ def command(monkeypatch, capsys, *options):
 
 
 def test_every_ready_study_is_known_here():
-    others = {"tiny-3-steps", "tiny-3-steps-long"}
+    others = {"tiny-3-steps", "tiny-3-steps-long", "tiny-4-steps"}
     assert {path.stem for path in STUDIES.glob("*.toml")} == set(READY) | others
 
 
@@ -188,8 +188,30 @@ def test_the_rivals_of_a_dry_run_need_no_trajectories(tmp_path, names, kept):
     assert shrunk(config, "stable-diffusion", tmp_path).baselines.rivals == kept
 
 
+@pytest.mark.parametrize("kind", ["ddpm", "ddim"])
+def test_a_study_of_an_unconditional_model_goes_through_every_stage(kind, tmp_path):
+    space = {"num_steps": 6, "passes": 6, "guidance": "off"}
+    config = settings(
+        model={"id": "a/b", "kind": kind},
+        space=space,
+        evaluation={"prompts": "none", "reference": "photos", "extractor": "lite0"},
+        baselines={"rivals": ["dmn"]},
+    )
+    result = dry_run(config, kind, tmp_path)
+    assert {row.candidate.schedule.passes for row in result.test} == {6}
+    assert result.teacher.candidate.schedule.passes == 4
+    texts = config.model_copy(update={"evaluation": EvaluationConfig(extractor="lite0")})
+    with pytest.raises(UserError, match='evaluation.prompts must be "none", the model is uncond'):
+        dry_run(texts, kind, tmp_path / "texts")
+
+
+def test_an_earlier_run_that_is_gone_is_missing():
+    absent = missing(settings(search={"start_from": "runs/gone"}))
+    assert absent == ["search.start_from: runs/gone holds no finished run"]
+
+
 def test_a_dry_run_must_know_what_kind_of_model_it_is_for(tmp_path):
-    with pytest.raises(UserError, match="model.kind is missing: without the weights of 'a/b'"):
+    with pytest.raises(UserError, match="model.kind is missing: no folder of 'a/b'"):
         kind_of(settings(model={"id": "a/b"}))
     with pytest.raises(UserError, match="model.kind must be one of stable-diffusion, sdxl"):
         kind_of(settings(model={"id": "a/b", "kind": "dalle"}))

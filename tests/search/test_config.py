@@ -44,7 +44,17 @@ def test_overrides_replace_single_values(tmp_path):
             "[space]\nnum_steps = 5\npasses = 4\n",
             "num_steps <= max_steps <= passes must hold, got 5, None and 4",
         ),
-        (MINIMAL + "log_gap = [1.0, -1.0]\n", "log_gap: low must be below high"),
+        (MINIMAL + "log_gap = [1.0, -1.0]\n", "log_gap: low must not be above high"),
+        (MINIMAL + "log_gap = [-1.0, 11.0]\n", "log_gap: high must be <= 10, got 11.0"),
+        (MINIMAL + "analytic = [0.2, 0.5]\n", "analytic: high must be at least 0.9, .* got 0.5"),
+        (
+            MINIMAL + "guidance = 'off'\nguidance_rescale = [0.0, 0.7]\n",
+            "guidance_rescale: there is nothing to rescale",
+        ),
+        (
+            MINIMAL + "guidance = 'off'\n[evaluation]\nguidance_scales = [2.0]\n",
+            "guidance_scales: there is no guidance to scale",
+        ),
         (MINIMAL + "final_sigma = [0.0, 1.0]\n", "final_sigma: low must be above 0, got 0.0"),
         (MINIMAL + "solvers = ['rk4']\n", "solvers must be of ddim, .* got 'rk4'"),
         (MINIMAL + "solvers = ['ddim']\n", "max_order of ddim is at most 1"),

@@ -137,6 +137,18 @@ def test_settings_of_the_search_alone_may_differ(tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, capsys, one, two, "-o", tmp_path / "out")[0] == 0
 
 
+def test_only_files_of_an_earlier_front_are_removed(tmp_path, monkeypatch, capsys):
+    one = finished(tmp_path / "one", 3, 8.0)
+    two = finished(tmp_path / "two", 3, 8.0, model={"kind": "stable-diffusion"})  # the same to it
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("6-passes-2.json", "9-passes.json", "9-passes-of-mine.json", "notes.json"):
+        (out / name).write_text("{}")
+    assert command(monkeypatch, capsys, one, two, "-o", out)[0] == 0
+    kept = {path.name for path in out.glob("*.json")}
+    assert kept == {"6-passes.json", "9-passes-of-mine.json", "notes.json"}
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path, monkeypatch, capsys):
     for path in (tmp_path, "studies/none.toml"):
         code, _, errors = command(monkeypatch, capsys, path)

@@ -264,6 +264,12 @@ def test_placements_for_other_models_are_refused(name):
         rivals.place(TinyModel(FlowSchedule()), ["a"], name, 3, 2.0, 5)
 
 
+@pytest.mark.parametrize(("name", "most"), [("gits", 60), ("oss", 50)])
+def test_placements_of_more_steps_than_the_teacher_has_are_refused(name, most):
+    with pytest.raises(UserError, match=f"^{name} takes {most} of its teacher's steps at most"):
+        rivals.place(TinyModel(), ["a"], name, most + 1, 1.0, 32)
+
+
 @pytest.mark.parametrize("scales", [[], [2.0, 3.0]])
 @pytest.mark.parametrize(
     ("guidance", "steps"), [("classifier-free", {4: 3.5, 8: 1.0}), ("distilled", {8: 3.5})]

@@ -12,7 +12,8 @@ from running import SD, SPEC, Reference, ToyWorkers, run, settings
 
 from stepsampler import UserError, load
 from stepsampler.noise import FlowSchedule
-from stepsearch.config import StudyConfig
+from stepsearch.config import ModelConfig, StudyConfig
+from stepsearch.evaluate import SELECTION, TEST
 from stepsearch.report import as_data, table, verdict, write
 from stepsearch.run import Run, _lost
 from stepsearch.space import SearchSpace
@@ -35,7 +36,7 @@ def test_a_search_that_succeeds(tmp_path):
     assert len(result.beaten) == len(result.of_kind("baseline"))
     assert 0.5 < result.gap_closed <= 1.1
     sentence = verdict(result, config)
-    assert sentence.startswith("At the same cost, 6 passes, the found schedule beats the best")
+    assert sentence.startswith("Within the same budget, 6 passes, the found schedule beats")
     assert "of 57 baselines" in sentence  # 13 placements, 4 times each, and 5 presets
 
     write(result, config, tmp_path)
@@ -172,6 +173,32 @@ def test_a_teacher_with_broken_images_is_no_standard(tmp_path):
     message = "the teacher's images are not finite in float32: try another model.dtype"
     with pytest.raises(UserError, match=message):
         run(tmp_path, settings(trials=2), broken=lambda s: s.num_steps == 50)
+
+
+def test_a_found_schedule_that_breaks_on_the_test_seeds_gives_way_to_the_best_baseline(tmp_path):
+    found, config, _ = run(tmp_path)
+    assert found.winner.kind == "found"
+    plan = found.winner.schedule
+    result, _, _ = run(tmp_path, config, broken=lambda s: s.steps == plan.steps, broken_from=TEST)
+    assert result.found is None
+    assert result.winner.kind == "baseline"
+    assert result.winner in [row.candidate for row in result.test]
+    assert verdict(result, config).startswith("On the test seeds the found schedule's images are")
+    write(result, config, tmp_path)
+    assert load(tmp_path / "best.json").steps == result.winner.schedule.steps
+
+
+@pytest.mark.parametrize("first", [SELECTION, TEST])
+def test_without_any_schedule_that_keeps_finite_nothing_is_exported(tmp_path, first):
+    message = "the images of all schedules are not finite in float32: try another model.dtype"
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, settings(trials=2), broken=lambda s: s.num_steps < 50, broken_from=first)
+
+
+def test_what_only_the_check_looks_at_may_change(tmp_path):
+    config = settings(trials=2)
+    run(tmp_path, config)
+    run(tmp_path, config.model_copy(update={"model": ModelConfig(kind="stable-diffusion")}))
 
 
 def test_another_model_refuses_the_folder(tmp_path):

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
+from running import EVERYTHING
+
 from stepsampler import UserError
-from stepsampler.grids import GRIDS, from_sigmas, make_schedule
+from stepsampler.grids import GRIDS, from_sigmas, make_schedule, power
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.presets import names, open_schedule
 from stepsearch.config import SpaceConfig
@@ -123,21 +125,6 @@ def test_a_centre_without_a_formula_takes_in_schedules_of_other_numbers_of_steps
         assert not same
         assert box.schedule(point).num_steps in (5, 6)
     assert box.params(make_schedule("power", 6, SD))[1]
-
-
-EVERYTHING = {
-    "solvers": ["dpmpp-midpoint", "unipc-bh2", "deis"],
-    "guidance_rescale": (0.0, 0.9),
-    "order": "per-step",
-    "corrector": True,
-    "prediction": True,
-    "analytic": (0.8, 1.0),
-    "analytic_at": (0.2, 0.8),
-    "churn": (0.0, 0.3),
-    "decode": True,
-    "free_u": True,
-    "free_u_sets": 2,
-}
 
 
 @given(
@@ -254,6 +241,51 @@ def test_fresh_noise_comes_at_every_step_that_may_have_it():
     corrected = box.schedule(point | {"solver": 0.0})
     assert [s.churn for s in corrected.steps] == [0.0] * 4
     assert [s.corrector for s in corrected.steps] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("axis", ["guidance_rescale", "churn"])
+def test_below_zero_is_off_and_off_has_a_part_of_the_box(axis):
+    box = space(4, 8, **{axis: (-0.2, 0.6)})
+    plan = box.schedule(centre(box) | {axis: -0.1})
+    assert plan == box.schedule(centre(box) | {axis: 0.0})
+    assert {getattr(step, axis) for step in plan.steps} == {0.0}
+    assert box.schedule(centre(box) | {axis: 0.5}) != plan
+
+
+def test_an_interval_of_one_value_is_no_axis():
+    box = space(5, 10, final_sigma=(0.1, 0.1), guidance="constant", guidance_scale=(3.0, 3.0))
+    assert not {"final_sigma", "guidance_scale"} & set(box.distributions)
+    plan = box.schedule(dict.fromkeys(box.distributions, 0.0) | {"order": 2.0})
+    assert plan.final_sigma == 0.1
+    assert {step.guidance_scale for step in plan.steps} == {3.0}
+    point, same = box.params(plan)
+    assert same
+    assert set(point) == set(box.distributions)
+    law = space(5, 10, placement="power", rho=(1.3, 1.3), final_sigma=(0.03, 0.2))
+    assert "rho" not in law.params(plan)[0]
+
+
+@given(st.data(), st.integers(2, 9))
+def test_linear_guidance_stays_within_its_bounds(data, n):
+    box = space(n, 2 * n, guidance="linear", guidance_scale=(1.5, 9.0))
+    for step in box.schedule(draw(data, box)).steps:
+        assert 1.5 <= step.guidance_scale <= 9.0
+
+
+def test_a_power_law_may_start_below_the_noisiest_timestep():
+    box = space(5, 10, placement="power", first_sigma=(5.0, 15.0), final_sigma=(0.03, 0.2))
+    plan = from_sigmas(power(5, SD, SD.timestep(0.1), 1.4, 8.0)[:-1], 0.1, [1.0] * 5, 1)
+    point, same = box.params(plan)
+    assert same
+    assert (point["first_sigma"], point["rho"]) == pytest.approx((8.0, 1.4), rel=1e-3)
+
+
+def test_without_guidance_no_step_has_any():
+    box = space(4, 6, guidance="off", max_steps=6)
+    assert not [name for name in box.distributions if "guid" in name]
+    plan = box.schedule(centre(box) | {"num_steps": 6.0})
+    assert (plan.num_steps, plan.passes) == (6, 6)
+    assert box.params(plan)[1]
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,8 @@ def test_a_trial_of_a_dead_worker_is_retried_at_the_same_point(tmp_path):
     assert dead.state == TrialState.FAIL
     assert alive.state == TrialState.RUNNING  # counted: the budget is three, one of them running
     assert retry.params == dead.params
-    assert retry.user_attrs["origin"] == "retry of trial 0"
+    assert retry.user_attrs["retry_of"] == 0
+    assert "origin" not in retry.user_attrs  # it was the algorithm's own
     assert other.state == TrialState.COMPLETE
 
 

@@ -21,11 +21,13 @@ from stepsearch.paths import write_whole
 from stepsearch.rivals.dmn import dmn
 from stepsearch.rivals.gits import POINTS, gits
 from stepsearch.rivals.hso import hso
-from stepsearch.rivals.ld3 import CHECK, ITERATIONS, TEACHER_STEPS, ld3
+from stepsearch.rivals.ld3 import CHECK, ITERATIONS, ld3
 from stepsearch.rivals.oss import oss
+from stepsearch.rivals.teacher import TEACHER_STEPS
 
 ANY_MODEL = ("oss", "ld3")  # the others have formulas for variance-preserving models only
 IMAGES = {"gits": 32, "oss": 8, "ld3": 32}  # trajectories they learn from; half of LD3's check it
+MOST_STEPS = {"gits": POINTS - 1, "oss": TEACHER_STEPS}
 PART = 8  # images of LD3 an iteration
 
 
@@ -49,7 +51,8 @@ def place(
     """Compute a rival's placement on a model; image k shows prompt k, the prompts repeat.
 
     Raises:
-        UserError: an unknown method, or one that does not know this kind of model or its dtype.
+        UserError: an unknown method, or one that does not know this kind of model, its dtype or so
+            many steps.
     """
     if name not in RIVALS:
         raise UserError(f"the method must be one of {', '.join(RIVALS)}, got {name!r}")
@@ -60,6 +63,9 @@ def place(
     if name == "ld3" and model.dtype != torch.float32:  # the gradient is mostly rounding otherwise
         dtype = str(model.dtype).removeprefix("torch.")
         raise UserError(f"ld3 learns by gradients: the model's dtype must be float32, got {dtype}")
+    most = MOST_STEPS.get(name, num_steps)
+    if num_steps > most:
+        raise UserError(f"{name} takes {most} of its teacher's steps at most, got {num_steps}")
     parts: list[_Counting] = []
     if name in IMAGES:
         seeds = list(seeds_of(SEARCH, IMAGES[name]))
@@ -69,7 +75,8 @@ def place(
             texts = [prompts[seed % len(prompts)] for seed in chunk]
             parts.append(_Counting(model, texts, seeded_noise(chunk, model.shape)))
     if isinstance(noise, NoiseSchedule) and name in ("dmn", "hso"):
-        sigmas = (dmn if name == "dmn" else hso)(num_steps, noise)
+        power = 1.0 if model.spec.family == "unconditional" else 2.0  # those are on pixels
+        sigmas = (dmn if name == "dmn" else hso)(num_steps, noise, power)
     elif name == "ld3":
         pairs = [(part, part.latents) for part in parts]
         half = len(pairs) // 2
@@ -95,7 +102,7 @@ def most_passes(name: str, num_steps: int, batch_size: int) -> int:
     if name == "gits":
         return images * (POINTS - 1)
     if name == "oss":
-        return images * 50 * (num_steps + 1)
+        return images * TEACHER_STEPS * (num_steps + 1)
     if name == "ld3":
         size = min(batch_size, PART)
         held_out = images - size * (ceil(images / size) // 2)

@@ -19,9 +19,8 @@ from stepsampler.sample import Denoiser, execute, sample
 from stepsampler.schedule import ModelSpec, Schedule, Step
 from stepsampler.solvers import Row, Update, tableau
 from stepsearch.rivals.dmn import dmn
-from stepsearch.rivals.teacher import teacher_states
+from stepsearch.rivals.teacher import TEACHER_STEPS, teacher_states
 
-TEACHER_STEPS = 50
 SOLVER, ORDER = "dpmpp-midpoint", 2  # of teacher and student
 ITERATIONS, RATE = 40, 0.05  # of Adam
 CHECK = 10  # iterations between looks at the held-out part

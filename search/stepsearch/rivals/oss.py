@@ -7,7 +7,7 @@ from torch import Tensor
 from stepsampler.noise import Noise, timesteps_to_sigmas
 from stepsampler.sample import Denoiser
 from stepsampler.schedule import ModelSpec, Step
-from stepsearch.rivals.teacher import teacher_states
+from stepsearch.rivals.teacher import TEACHER_STEPS, teacher_states
 
 
 @torch.inference_mode()
@@ -17,7 +17,7 @@ def oss(
     denoise: Denoiser,
     latents: Tensor,
     guidance_scale: float = 1.0,
-    teacher_steps: int = 50,
+    teacher_steps: int = TEACHER_STEPS,
     model: ModelSpec | None = None,
 ) -> list[float]:
     """The num_steps + 1 falling sigmas of Pei et al. 2025 (Optimal Stepsize, algorithm 1).

@@ -9,6 +9,8 @@ from stepsampler.grids import from_sigmas
 from stepsampler.sample import Denoiser, trajectory
 from stepsampler.schedule import ModelSpec, Step
 
+TEACHER_STEPS = 50  # of OSS and LD3; GITS has its own grid
+
 
 @torch.inference_mode()
 def teacher_states(
