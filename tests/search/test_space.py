@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
-
 from running import EVERYTHING
 
 from stepsampler import UserError
