@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from peers.plots import draw
-from peers.studies import UNGUIDED
+from peers.studies import OURS, UNGUIDED
 from peers.targets import DROP, RULE, by_what_they_saw, losses, metrics, minus, races, targets
 from stepsampler.errors import UserError
 from stepsearch.paths import write_whole
@@ -40,6 +40,16 @@ def write(found: dict, path: Path) -> None:
         "rival is at its best was chosen on selection seeds, as ours was, under the extractors "
         "whose screening is listed.",
     ]
+    if any("screening" in rows for rows in parts):
+        known = found["settings"]
+        ladder = known["ladder"].strip("[]")
+        fewer = f"; it ends after {ladder} if it is not among the best" if ladder else ""
+        lines += [
+            "",
+            f"Our box: placement, guidance per step, {' or '.join(OURS['solvers'])}, one order for "
+            "all steps, up to two more steps of which fewer are guided, the final sigma. A trial "
+            f"has {known['images']} images{fewer}.",
+        ]
     every = [row for rows in parts for row in rows.get("contenders", ())]
     searching = dict.fromkeys(row["name"] for row in every if row["kind"] == "search")
     if searching and not any(UNGUIDED in name for name in searching):
