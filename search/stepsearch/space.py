@@ -188,7 +188,8 @@ class SearchSpace:
             shift = np.clip(ratios.mean(), ratios.max() - high, ratios.min() - low)
             point |= self._knots("log_gap", ratios - shift)
         else:
-            point["rho"] = self._fitted_rho(point, sigmas)
+            ends = {k: v for k, v in point.items() if k in self._intervals}
+            point["rho"] = self._fitted_rho(ends, sigmas)
         off = max(c.guidance_scale[0], min(0.8, c.guidance_scale[1]))
         scales = [off if s.guidance_scale == 1 else s.guidance_scale for s in steps]
         point |= self._knots("guidance_scale", scales)
