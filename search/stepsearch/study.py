@@ -331,9 +331,15 @@ def work(
 
 
 def usable(study: optuna.Study) -> list[FrozenTrial]:
-    """Finished trials, the lowest FD first; of a study over guidance scales the guided ones."""
-    found = [t for t in finished(study) if t.constraints.get(GUIDED, 0.0) <= 0]
-    return sorted(found, key=distance_of)
+    """Finished trials, the lowest FD first; of a study over guidance scales the guided ones.
+
+    Each schedule once: several points of a box may come to the same one.
+    """
+    found: dict[str, FrozenTrial] = {}
+    for trial in finished(study):
+        if trial.constraints.get(GUIDED, 0.0) <= 0:
+            found.setdefault(trial.user_attrs["schedule"], trial)
+    return sorted(found.values(), key=distance_of)
 
 
 def distance_of(trial: FrozenTrial) -> float:

@@ -17,7 +17,7 @@ from stepsearch.evaluate import SELECTION, TEST
 from stepsearch.report import as_data, table, verdict, write
 from stepsearch.run import Run, _lost
 from stepsearch.space import SearchSpace
-from stepsearch.study import finished, open_study, pruned, schedule_of, work
+from stepsearch.study import finished, open_study, pruned, schedule_of, usable, work
 from stepsearch.tracking import NoTracking
 from stepsearch.transfer import start_points
 from stepsearch.workers import Subject
@@ -129,6 +129,15 @@ def test_half_of_the_finalists_keep_the_teachers_whole_alignment(tmp_path):
     safe = [c for c in found if c.schedule.steps[-1].sigma > 0.06]
     assert len(found) == config.search.finalists
     assert len(safe) == config.search.finalists // 2
+
+
+def test_finalists_are_different_schedules(tmp_path):
+    """Points whose guidance is off by different numbers are one schedule."""
+    _, config, _ = run(tmp_path, settings(trials=4))
+    study = open_study(tmp_path, config)
+    before = usable(study)
+    study.add_trial(before[0])
+    assert [t.number for t in usable(study)] == [t.number for t in before]
 
 
 def test_without_an_aligned_trial_the_best_baseline_is_exported(tmp_path):
