@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-from stepsampler.grids import from_sigmas, is_guided
+from stepsampler.grids import GRIDS, from_sigmas, is_guided
 from stepsampler.schedule import SOLVERS
 from stepsearch.baselines import CLASSIFIER_FREE, Candidate
 from stepsearch.space import Params, SearchSpace
 
-BEST = 6  # baselines among them
+BEST = 4  # baselines among them
+PLACES = 2  # placements of the schedules with more steps
 
 
 def first_points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params, str]]:
@@ -25,31 +26,38 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
 
     Of more steps the first or the middle ones are guided (an interval, as in Kynkaanniemi et al.
     2024), together as strongly as all steps of the best baseline; where guidance costs nothing,
-    there are none of these. Each is in its own part of the box, which an algorithm can be long in
-    finding; they are few, because they are paid for from the trials.
+    there are none of these. They have the centre's placement or that of the next best baseline,
+    since what is best for few steps can be bad for more. Each is in its own part of the box, which
+    an algorithm can be long in finding; they are few, because they are paid for from the trials.
     """
     config = space.config
     guided = [c for c in best if any(map(is_guided, c.schedule.steps))]
     guided.sort(key=lambda c: c.grid != space.grid)  # the best of the centre's own in front
-    scale = max(s.guidance_scale for s in guided[0].schedule.steps) if guided else 1.0
+    strongest = [max(s.guidance_scale for s in c.schedule.steps) for c in guided]
+    places = {space.grid: strongest[0] if guided else 1.0}  # with their guidance scales
+    for candidate, scale in zip(guided, strongest, strict=True):
+        if candidate.grid and len(places) < PLACES:
+            places.setdefault(candidate.grid, scale)
     found = []
 
-    def add(solver: str, shape: str, scales: list[float]) -> None:
-        usual = solver == config.solvers[0]
+    def add(grid: str, solver: str, shape: str, scales: list[float]) -> None:
+        usual, n = solver == config.solvers[0], len(scales)
         order = min(2 if usual else SOLVERS[solver], config.max_order)
-        name = ", ".join([space.grid, *([] if usual else [f"{solver}, order {order}"]), shape])
-        *sigmas, final = space.centre(len(scales))
+        name = ", ".join([grid, *([] if usual else [f"{solver}, order {order}"]), shape])
+        *sigmas, final = space.centre(n) if grid == space.grid else GRIDS[grid](n, space.noise)
         plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
         found.append(Candidate(name, replace(plan, guidance=space.guidance), "found"))
 
     usual, *others = config.solvers
     for solver in others:
-        add(solver, f"w {scale:g}", [scale] * config.num_steps)
+        scale = places[space.grid]
+        add(space.grid, solver, f"w {scale:g}", [scale] * config.num_steps)
     if space.guidance == CLASSIFIER_FREE:
         for n in range(config.num_steps + 1, config.most_steps + 1):
             on = config.passes - n
-            for shape, scales in intervals(n, on, scale, config.guidance_scale[1]).items():
-                add(usual, f"{n} steps, {shape}", scales)
+            for grid, scale in places.items():
+                for shape, scales in intervals(n, on, scale, config.guidance_scale[1]).items():
+                    add(grid, usual, f"{n} steps, {shape}", scales)
     return found
 
 

@@ -35,6 +35,8 @@ def test_baselines_come_first_and_then_the_other_solvers_of_the_box_and_more_ste
         "beta, unipc-bh2, order 3, w 2",  # the scale is that of the centre's own baseline
         "beta, 4 steps, the first 2 guided, w 3",  # 2 in the mean: 2 * (3 - 1) = 4 * (2 - 1)
         "beta, 4 steps, the middle 2 guided, w 3",
+        "karras, 4 steps, the first 2 guided, w 4",  # 3 in the mean would be 5: the box ends at 4
+        "karras, 4 steps, the middle 2 guided, w 4",
     ]
     assert {plan.passes for plan in found.values()} == {6}
     other = found["beta, unipc-bh2, order 3, w 2"]
@@ -46,8 +48,10 @@ def test_an_interval_in_the_middle_is_what_the_box_makes_of_its_point():
     """The best rivals of 4 and 6 steps in docs/benchmarks.md are such intervals."""
     config = SpaceConfig(num_steps=6, passes=12, guidance="per-step", max_steps=8)
     box = SearchSpace(config, SD, SPEC, "beta")
-    found = starts(box, [baseline("beta", 6, 2.0)])
-    plan = next(p for name, p in found.items() if name.endswith("middle 4 guided, w 3"))
+    found = starts(box, [baseline("beta", 6, 2.0), baseline("karras", 6, 2.0)])
+    plan = next(
+        p for name, p in found.items() if name.endswith("beta, 8 steps, the middle 4 guided, w 3")
+    )
     guided = [s.guidance_scale for s in plan.steps]
     assert plan.passes == 12
     assert [w > 1 for w in guided] == [w > 1 for w in (1, 1, 3, 3, 3, 3, 1, 1)]
