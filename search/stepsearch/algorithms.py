@@ -23,7 +23,8 @@ POPULATION = 20  # of a generation of nsga2; searches have a hundred trials or a
 HANDOVER = 0.6  # of the trials of gp-cmaes are the GP's
 NEAR = 0.05  # of a side of the box: how far CMA-ES looks around them at first
 WHOLE = 0.2  # of the trials of gp-local, at first, and every FOURTH after them, see the whole box
-TURNS = 0.5  # of its trials: until then the others take turns at the numbers of steps
+TURNS = 0.5  # of its trials: until then all numbers of steps have turns,
+CLOSE = 0.15  # and later those whose best is no worse than the best by that, as a logarithm
 FOURTH = 4
 SIDE = 0.25  # of a side of the box: how far the others lie apart, around the best trial
 SMALLEST = 1e-9  # a distance below it has no useful logarithm
@@ -138,8 +139,8 @@ class Local(_Wide):
     A box of twenty numbers has more corners than a search has trials: one GP goes on looking into
     them. The other one knows the better half of the trials of as many steps, in the scale of the
     neighbourhood. Schedules of other numbers of steps are no neighbours, and what begins as the
-    worse number may end as the better one: at first the best of each has its turns. A front of two
-    objectives has no best trial: there the first GP is alone.
+    worse number may end as the better one: the best of each has its turns, later if it is close. A
+    front of two objectives has no best trial: there the first GP is alone.
     """
 
     def __init__(self, whole: BaseSampler, trials: int, near: BaseSampler, turns: int) -> None:
@@ -154,13 +155,15 @@ class Local(_Wide):
         early = len(ended) < self.trials or not feasible
         if early or trial.number % FOURTH == 0 or len(study.directions) > 1:
             return self.whole.sample_relative(study, trial, search_space)
-        centre = min(feasible, key=_value)
         if len(ended) < self.turns:
-            numbers = sorted({_steps(t) for t in ended})
-            turn = trial.number - trial.number // FOURTH  # of the trials that come here
-            wanted = numbers[turn % len(numbers)]
-            same = [t for t in ended if _steps(t) == wanted]
-            centre = min(_feasible(same) or same, key=_value)
+            rivals = ended
+        else:
+            bound = min(map(_value, feasible)) + CLOSE
+            rivals = [t for t in feasible if _value(t) <= bound]
+        numbers = sorted({_steps(t) for t in rivals})
+        turn = trial.number - trial.number // FOURTH  # of the trials that come here
+        same = [t for t in rivals if _steps(t) == numbers[turn % len(numbers)]]
+        centre = min(_feasible(same) or same, key=_value)
         part: dict[str, BaseDistribution] = {
             name: _around(centre.params[name], side) for name, side in search_space.items()
         }

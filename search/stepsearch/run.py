@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import ceil, inf, isnan
 from pathlib import Path
 
 import numpy as np
 import optuna
-from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from stepsampler.errors import UserError
@@ -29,6 +28,7 @@ from stepsearch.ladder import passes_spent
 from stepsearch.pareto import dominated
 from stepsearch.protocol import Row, held_out, score_all
 from stepsearch.result import Result
+from stepsearch.selection import keeping, with_front
 from stepsearch.space import Params, SearchSpace
 from stepsearch.starts import first_points
 from stepsearch.stopping import stopped
@@ -254,9 +254,8 @@ class Run:
     ) -> list[Row[Candidate]]:
         """Score finalists, the best baselines and long rows again, on seeds the search never saw.
 
-        Best first. Finalists that lose more than `alignment_drop` of the teacher's alignment, on
-        the seeds of the teacher and beyond one standard error of the paired difference, are left
-        out, or only kept as members of the Pareto front.
+        Best first. Finalists that lose too much of the teacher's alignment are left out, or only
+        kept as members of the Pareto front.
         """
         entrants = [
             Candidate(f"found, trial {t.number}", schedule_of(t), "found", trial=t.number)
@@ -269,14 +268,8 @@ class Run:
         entrants += long_baselines(self.config, subject.noise, subject.spec, subject.guidance)
         seeds = seeds_of(SELECTION, self.config.evaluation.selection_images)
         rows = self.score(entrants, seeds, "selection")
-        most = self.config.search.alignment_drop
         rows.sort(key=lambda row: row.score.value)
-        kept = [
-            row
-            for row in rows
-            if row.candidate.kind != "found"
-            or not _lost(standard.measurement.aligned, row.measurement.aligned) > most
-        ]
+        kept = keeping(rows, standard.measurement.aligned, self.config.search.alignment_drop)
         return with_front(rows, kept) if self.config.search.both else kept
 
     def finalists(self, study: optuna.Study) -> list[FrozenTrial]:
@@ -361,29 +354,6 @@ class Run:
 
     def _dropped(self, stage: str, candidate: Candidate) -> None:
         self.report(stage, 1, 1, f"{candidate.name}: images are not finite, left out")
-
-
-def with_front(rows: list[Row[Candidate]], kept: list[Row[Candidate]]) -> list[Row[Candidate]]:
-    """The kept rows, and what else is on the front of FD and alignment, as "front" rows at the end.
-
-    Both lists have the best first; the first found one of `kept` is the one to export.
-    """
-    chosen = next((row for row in kept if row.candidate.kind == "found"), None)
-    found = [row for row in rows if row.candidate.kind == "found"]
-    out = dominated([(row.score.value, -row.measurement.alignment) for row in found])
-    front = [
-        Row(replace(row.candidate, kind="front"), row.measurement, row.score)
-        for row, worse in zip(found, out, strict=True)
-        if row is not chosen and not worse
-    ]
-    return [row for row in kept if row is chosen or row.candidate.kind != "found"] + front
-
-
-def _lost(teacher: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Alignment that is lost on common seeds, less one standard error; NaN where unknown."""
-    n = min(len(teacher), len(found))
-    lost = np.asarray(teacher[:n] - found[:n], float)
-    return float(lost.mean() - lost.std(ddof=1) / np.sqrt(n))
 
 
 def _metrics(row: Row[Candidate], stage: str) -> dict[str, float]:
