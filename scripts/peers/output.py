@@ -171,7 +171,7 @@ def _targets(parts: list[dict]) -> list[str]:
             "best without a search), else to be worse by no more than one standard error.",
             "",
             f"With alignment: no more than {DROP:.0%} below the teacher's, which is what ours has "
-            "to keep on its selection seeds (up to a standard error), and what no rival "
+            "to keep on its selection seeds (up to a standard error if need be), and what no rival "
             "was asked to.",
         ]
         races = [(rows["steps"], race) for rows in parts for race in rows["races"][metric]]
