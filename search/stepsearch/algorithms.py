@@ -23,8 +23,6 @@ POPULATION = 20  # of a generation of nsga2; searches have a hundred trials or a
 HANDOVER = 0.6  # of the trials of gp-cmaes are the GP's
 NEAR = 0.05  # of a side of the box: how far CMA-ES looks around them at first
 WHOLE = 0.2  # of the trials of gp-local, at first, and every FOURTH after them, see the whole box
-TURNS = 0.5  # of its trials: until then all numbers of steps have turns,
-CLOSE = 0.15  # and later those whose best is no worse than the best by that, as a logarithm
 FOURTH = 4
 SIDE = 0.25  # of a side of the box: how far the others lie apart, around the best trial
 SMALLEST = 1e-9  # a distance below it has no useful logarithm
@@ -43,7 +41,7 @@ def make_algorithm(name: str, *entropy: int, trials: int = 0) -> BaseSampler:
     if name == "gp-local":
         whole = GPSampler(seed=seed, deterministic_objective=False)
         near = GPSampler(seed=seed + 1, deterministic_objective=False, n_startup_trials=1)
-        return Informed(Local(whole, int(WHOLE * trials), near, int(TURNS * trials)))
+        return Informed(Local(whole, int(WHOLE * trials), near))
     if name == "cmaes":
         return Informed(CmaEsSampler(seed=seed))
     if name == "nsga2":  # with one objective an ordinary genetic algorithm
@@ -137,15 +135,13 @@ class Local(_Wide):
     """A GP of the whole box, and one around the best trial (cf. TuRBO, Eriksson et al. 2019).
 
     A box of twenty numbers has more corners than a search has trials: one GP goes on looking into
-    them. The other one knows the better half of the trials of as many steps, in the scale of the
-    neighbourhood. Schedules of other numbers of steps are no neighbours, and what begins as the
-    worse number may end as the better one: the best of each has its turns, later if it is close. A
-    front of two objectives has no best trial: there the first GP is alone.
+    them. The other one knows the better half of the trials, in the scale of the neighbourhood. A
+    front of two objectives has no best trial: there the first one is alone.
     """
 
-    def __init__(self, whole: BaseSampler, trials: int, near: BaseSampler, turns: int) -> None:
+    def __init__(self, whole: BaseSampler, trials: int, near: BaseSampler) -> None:
         super().__init__(whole, trials)
-        self.near, self.turns = near, turns
+        self.near = near
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -155,29 +151,11 @@ class Local(_Wide):
         early = len(ended) < self.trials or not feasible
         if early or trial.number % FOURTH == 0 or len(study.directions) > 1:
             return self.whole.sample_relative(study, trial, search_space)
-        if len(ended) < self.turns:
-            rivals = ended
-        else:
-            bound = min(map(_value, feasible)) + CLOSE
-            rivals = [t for t in feasible if _value(t) <= bound]
-        numbers = sorted({_steps(t) for t in rivals})
-        turn = trial.number - trial.number // FOURTH  # of the trials that come here
-        same = [t for t in rivals if _steps(t) == numbers[turn % len(numbers)]]
-        centre = min(_feasible(same) or same, key=_value)
+        best = min(feasible, key=_value)
         part: dict[str, BaseDistribution] = {
-            name: _around(centre.params[name], side) for name, side in search_space.items()
+            name: _around(best.params[name], side) for name, side in search_space.items()
         }
-
-        def known(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-            return better_half([t for t in trials if _steps(t) == _steps(centre)])
-
-        return self.near.sample_relative(_Seen(study, known), trial, part)
-
-
-def _steps(trial: FrozenTrial) -> int:
-    """Of the trial's schedule; 0 where all have as many."""
-    number: float = trial.params.get("num_steps", 0.0)
-    return round(number)
+        return self.near.sample_relative(_Seen(study, better_half), trial, part)
 
 
 def _feasible(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -132,27 +132,6 @@ def test_three_of_four_later_trials_of_gp_local_are_near_the_best_one(tmp_path):
     assert max(far(t, done[0], box) for t in done[:6]) > 0.4
 
 
-def test_in_its_first_half_gp_local_looks_around_the_best_of_every_number_of_steps(tmp_path):
-    config, _ = setting("gp-local", trials=40)
-    more = config.space.model_copy(update={"max_steps": 5})
-    space = SearchSpace(more, SD, SD.spec("sd", "epsilon"), "power")
-    study = open_study(tmp_path, config)
-    run_trials(study, tmp_path, config, space, Toy(), 0.5)
-    done, box = finished(study), space.distributions
-    steps = [round(trial.params["num_steps"]) for trial in done]
-    seen = set()
-    for k in [k for k in range(8, 40) if k % 4]:
-        known = list(zip(steps[:k], done[:k], strict=True))
-        if k < 20:
-            numbers = sorted(set(steps[:k]))
-            wanted = numbers[(k - k // 4) % len(numbers)]
-            known = [(n, trial) for n, trial in known if n == wanted]
-            seen.add(wanted)
-        best = min((trial for _, trial in known), key=lambda t: t.value)
-        assert far(done[k], best, box) < 0.1251
-    assert seen == {3, 4, 5}
-
-
 def far(trial, other, box):
     """The largest distance of two trials, in sides of the box."""
     sides = {k: (log(d.low), log(d.high)) if d.log else (d.low, d.high) for k, d in box.items()}
