@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
 from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,12 +76,13 @@ class Workers:
         for number, device in enumerate(devices):
             queue.put((number, device))
         threads = max(1, (os.cpu_count() or 1) // len(devices))
-        self._stop = context.Event()
+        # An event would wait for workers that died while they waited for it.
+        listener, self._line = Pipe(duplex=False)
         self._pool: Executor = ProcessPoolExecutor(
             len(devices),
             mp_context=context,
             initializer=_start,
-            initargs=(config, folder, queue, threads, self._stop),
+            initargs=(config, folder, queue, threads, listener),
         )
 
     def __enter__(self) -> "Workers":
@@ -89,7 +90,7 @@ class Workers:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:  # Ctrl-C or an error: do not wait for what they are doing
-            self._stop.set()
+            self._line.close()
         self._pool.shutdown(cancel_futures=True)
 
     def describe(self) -> Subject:
@@ -142,7 +143,7 @@ class InThisProcess(Workers):
     def __init__(self, config: StudyConfig, folder: Path, device: str = "cpu") -> None:
         global _self
         self.config, self.folder, self.count = config, folder, 1
-        self._stop = multiprocessing.get_context("spawn").Event()
+        _, self._line = Pipe(duplex=False)
         self._pool = _AtOnce()
         _self = _Self(config, folder, 0, device)
 
@@ -161,23 +162,23 @@ def _start(
     folder: Path,
     queue: "Queue[tuple[int, str]]",
     threads: int,
-    stop: Event,
+    line: Connection,
 ) -> None:
     global _self
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _follow_parent(stop)
+    _follow_parent(line)
     number, device = queue.get()
     if device == "cpu":
         torch.set_num_threads(threads)
     _self = _Self(config, folder, number, device)
 
 
-def _follow_parent(stop: Event) -> None:
-    """End this process when the parent says so or is gone, however it died."""
+def _follow_parent(line: Connection) -> None:
+    """End this process when the parent closes its end of the line or is gone, however it died."""
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent and not stop.wait(0.5):
+        while os.getppid() == parent and not line.poll(0.5):
             pass
         os._exit(1)
 
