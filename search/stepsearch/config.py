@@ -26,7 +26,7 @@ CLASSES, CLIP = "classes", "clip:"  # what may judge alignment; CLIP is followed
 ALL = "*"  # presets: the pattern of every name
 NONE = "none"  # prompts: there are none
 NO_ANALYTIC = 0.9  # gains below it mean that there is no analytic step
-STEEPEST = 10.0  # of log_gap: beyond it neighbouring sigmas coincide in double precision
+STEEPEST = 10.0  # of log_gap: some way beyond it neighbouring sigmas coincide
 MOST_STEPS = 999  # of a long schedule: most models have 1,000 noise levels
 
 

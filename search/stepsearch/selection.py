@@ -52,5 +52,5 @@ def with_front(rows: list[Row[Candidate]], kept: list[Row[Candidate]]) -> list[R
 def lost(teacher: NDArray[np.float32], found: NDArray[np.float32], errors: int) -> float:
     """Alignment that is lost on common seeds, less so many standard errors; NaN where unknown."""
     n = min(len(teacher), len(found))
-    lost = np.asarray(teacher[:n] - found[:n], float)
-    return float(lost.mean() - errors * lost.std(ddof=1) / np.sqrt(n))
+    less = np.asarray(teacher[:n] - found[:n], float)
+    return float(less.mean() - errors * less.std(ddof=1) / np.sqrt(n))
