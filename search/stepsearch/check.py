@@ -22,11 +22,12 @@ from stepsearch.baselines import CLASSIFIER_FREE, shapes, wanted
 from stepsearch.config import CLIP, StudyConfig, load_config
 from stepsearch.dryrun import dry_run, kind_of
 from stepsearch.evaluate import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
-from stepsearch.features import PRETRAINED, load_extractor
+from stepsearch.features import PRETRAINED, each, load_extractor
 from stepsearch.images import ImageFiles
-from stepsearch.paths import bundled, local_folder
+from stepsearch.paths import local_folder
 from stepsearch.pretrained import INCEPTION_FILE
 from stepsearch.protocol import PART
+from stepsearch.reference import is_bundled
 from stepsearch.rivals import most_passes
 from stepsearch.transfer import earlier_best
 
@@ -71,7 +72,8 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
 
 def missing(config: StudyConfig) -> list[str]:
     """A sentence for each thing that the study needs and that is not on this machine."""
-    found = [_missing_model(config.model.id), _missing_extractor(config.evaluation.extractor)]
+    found = [_missing_model(config.model.id)]
+    found += map(_missing_extractor, each(config.evaluation.extractor))
     try:
         load_prompts(config.evaluation.prompts)
     except UserError as error:
@@ -133,8 +135,8 @@ def _missing_alignment(spec: str) -> str | None:
 
 
 def _missing_reference(config: StudyConfig) -> str | None:
-    source, extractor = config.evaluation.reference, config.evaluation.extractor
-    if bundled(f"{source}-{extractor.removesuffix('-whole')}.safetensors").exists():
+    source = config.evaluation.reference
+    if is_bundled(source, config.evaluation.extractor):
         return None
     path = Path(source)
     if not path.exists():

@@ -7,6 +7,9 @@ and symmetric, so no `sqrtm` and no epsilon. With fewer images than dimensions t
 come from the n x n Gram matrix. FD of n images is biased upwards by about 1 / n: values of
 different n are never comparable. FD-infinity extrapolates that bias away (Chong and Forsyth 2020).
 KID is the unbiased squared MMD of a cubic kernel (Binkowski et al. 2018).
+
+Under several extractors at once a distance is the geometric mean of theirs: whatever their scales,
+a tenth less of one is worth a tenth less of another.
 """
 
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import eigvalsh
+from scipy.linalg import block_diag, eigvalsh
 from scipy.linalg.blas import dsyrk, dtrmm
 from scipy.linalg.lapack import dsygst
 
@@ -24,6 +27,7 @@ from stepsampler.errors import UserError
 
 Array = NDArray[np.float64]
 BLOCKS = 20
+_OTHER_DIMENSIONS = "features have {} dimensions, the reference has {}"
 ROWS = 4096  # whose features are in double precision at once
 PARTS = (1, 2, 3, 4)  # FD-infinity: FD at n, n / 2, n / 3 and n / 4 images
 
@@ -32,13 +36,30 @@ PARTS = (1, 2, 3, 4)  # FD-infinity: FD at n, n / 2, n / 3 and n / 4 images
 class Moments:
     """Mean (d,), covariance (d, d) with 1 / (n - 1), and n, of a set of features.
 
-    `over` says what becomes of the distances of several versions of the same images.
+    `over` says what becomes of the distances of several versions of the same images. With `parts`
+    columns belong to several extractors in turn.
     """
 
     mean: Array
     cov: Array
     n: int
     over: Literal["mean", "worst"] = "mean"
+    parts: tuple["Moments", ...] = ()
+
+    @classmethod
+    def beside(cls, parts: Sequence["Moments"]) -> "Moments":
+        """Those of the same images under several extractors; each keeps to its own."""
+        mean = np.concatenate([part.mean for part in parts])
+        cov = block_diag(*(part.cov for part in parts))
+        return cls(mean, cov, min(part.n for part in parts), parts=tuple(parts))
+
+    def split(self, features: NDArray[np.floating]) -> list[tuple[NDArray[np.floating], "Moments"]]:
+        """Each extractor's columns of features (n, d), and its moments."""
+        d = sum(len(part.mean) for part in self.parts)
+        if features.shape[-1] != d:
+            raise UserError(_OTHER_DIMENSIONS.format(features.shape[-1], d))
+        ends = np.cumsum([len(part.mean) for part in self.parts])[:-1]
+        return list(zip(np.split(features, ends, axis=-1), self.parts, strict=True))
 
     def join(self, distances: Sequence[ArrayLike]) -> Array:
         """Of versions: their mean or the worst, element by element."""
@@ -88,11 +109,11 @@ def frechet_distance(features: NDArray[np.floating], reference: Moments) -> floa
     if features.ndim == 3:
         parts = [frechet_distance(version, reference) for version in features.swapaxes(0, 1)]
         return float(reference.join(parts))
+    if reference.parts:
+        return float(_together([frechet_distance(*part) for part in reference.split(features)]))
     x = checked(features)
     if x.shape[1] != len(reference.mean):
-        raise UserError(
-            f"features have {x.shape[1]} dimensions, the reference has {len(reference.mean)}"
-        )
+        raise UserError(_OTHER_DIMENSIONS.format(x.shape[1], len(reference.mean)))
     mean, scale = x.mean(0), 1 / (len(x) - 1)
     y = x - mean
     # Half of each product, since it is symmetric or one side a triangle; and all by SciPy: the
@@ -119,6 +140,8 @@ def frechet_infinity(features: NDArray[np.floating], reference: Moments) -> floa
     Raises:
         UserError: fewer than eight images.
     """
+    if reference.parts:
+        return float(_together([frechet_infinity(*part) for part in reference.split(features)]))
     x = checked(features)
     if len(x) < 2 * PARTS[-1]:
         raise UserError(f"FD-infinity needs at least {2 * PARTS[-1]} images, got {len(x)}")
@@ -181,6 +204,8 @@ def score(features: NDArray[np.floating], reference: Moments, blocks: int = BLOC
             parts[0].conservative,
             len(features),
         )
+    if reference.parts:
+        return _together_scored([score(*part, blocks) for part in reference.split(features)])
     x = checked(features)
     value = frechet_distance(x, reference)
     left_out = _frechet_left_out(x, reference, count_blocks(len(x), blocks))
@@ -195,6 +220,9 @@ def score_infinity(
     Raises:
         UserError: fewer than eight images.
     """
+    if reference.parts:
+        found = [score_infinity(*part, blocks) for part in reference.split(features)]
+        return _together_scored(found)
     x = checked(features)
     value = frechet_infinity(x, reference)
     parts = parts_of(len(x), count_blocks(len(x), blocks))
@@ -273,6 +301,18 @@ def count_blocks(n: int, blocks: int) -> int:
 def parts_of(n: int, blocks: int) -> list[NDArray[np.int_]]:
     """Indices of each block."""
     return np.array_split(np.arange(n), blocks) if blocks else []
+
+
+def _together(distances: Sequence[ArrayLike]) -> Array:
+    """Of the same images under several extractors; FD-infinity may be negative."""
+    found = np.prod(np.array(distances).clip(0), axis=0) ** (1 / len(distances))
+    return np.asarray(found, np.float64)
+
+
+def _together_scored(found: Sequence[Score]) -> Score:
+    value = float(_together([part.value for part in found]))
+    left_out = _together([part.left_out for part in found])
+    return Score(value, left_out, any(part.conservative for part in found), found[0].n)
 
 
 def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:

@@ -13,10 +13,11 @@ import torch
 from stepsampler.errors import UserError
 from stepsampler.pictures import save_png
 from stepsearch.config import CLIP, NONE, StudyConfig
-from stepsearch.features import EXTRACTORS
+from stepsearch.features import EXTRACTORS, WHOLE, each
 from stepsearch.miniature_texts import save_clip
 from stepsearch.miniatures import FAMILIES
 from stepsearch.paths import bundled, local_folder
+from stepsearch.reference import is_bundled
 from stepsearch.report import write, write_sheet
 from stepsearch.result import Result
 from stepsearch.rivals import ANY_MODEL
@@ -105,14 +106,17 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     if evaluation["alignment"].startswith(CLIP):
         save_clip(folder / "clip")
         evaluation["alignment"] = f"{CLIP}{folder / 'clip'}"
-    if evaluation["extractor"].removesuffix("-whole") not in EXTRACTORS:
-        evaluation["extractor"] = "lite0"
+    extractors = [
+        name if name.removesuffix(WHOLE) in EXTRACTORS else "lite0"
+        for name in each(evaluation["extractor"])
+    ]
+    evaluation["extractor"] = "+".join(dict.fromkeys(extractors))
     known = bundled(f"{evaluation['prompts']}-prompts.json").exists()
     if not known and evaluation["prompts"] != NONE:
         file = folder / "prompts.txt"
         file.write_text("\n".join(["0", "2"] if kind == "dit" else PROMPTS) + "\n")
         evaluation["prompts"] = str(file)
-    if not bundled(f"{evaluation['reference']}-{evaluation['extractor']}.safetensors").exists():
+    if not is_bundled(evaluation["reference"], evaluation["extractor"]):
         generator = np.random.default_rng(0)
         for k in range(12):
             pixels = generator.integers(0, 256, (3, SIZE, SIZE), np.uint8)

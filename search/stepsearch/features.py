@@ -1,6 +1,8 @@
 """Images -> features. Extractor, weights and resizing are part of a metric's identity."""
 
 import hashlib
+import re
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -92,6 +94,24 @@ class Texture(Extractor):
         return self.net.features(prepared).cpu()
 
 
+class Together(Extractor):
+    """Several extractors of the same images; their features stand side by side."""
+
+    axes: int | None = None  # each part has its own
+
+    def __init__(self, parts: Sequence[Extractor]) -> None:
+        self.parts = parts
+        self.name = "+".join(part.name for part in parts)
+        self.digest = "+".join(part.digest for part in parts)
+        self.resizing = "; ".join(f"{part.name}: {part.resizing}" for part in parts)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images  # each part has its own way
+
+    def features(self, prepared: Tensor) -> Tensor:
+        return torch.cat([part(prepared) for part in self.parts], 1)
+
+
 EXTRACTORS: dict[str, type[Lite0] | type[Texture]] = {"lite0": Lite0, "texture": Texture}
 PRETRAINED = ("inception", "clip", "dinov2")  # with weights of the user's
 WHOLE = "-whole"
@@ -104,11 +124,17 @@ def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
     lite0-whole, texture-whole   the same features, all of them
     inception or inception:PATH  official Inception through clean-fid, with its own resizing
     clip:MODEL, dinov2:MODEL     a local folder or hub id, through transformers
+    texture+lite0, …             several at once: the geometric mean of their distances
 
     Raises:
         UserError: an unknown name, or weights that are missing or others than expected.
     """
     device = torch.device(device)
+    names = each(spec)
+    if len(set(names)) < len(names):
+        raise UserError(f"extractor must name different ones, got {spec!r}")
+    if len(names) > 1:
+        return Together([load_extractor(name, device) for name in names])
     name, _, source = spec.partition(":")
     if name in PRETRAINED:
         from stepsearch import pretrained
@@ -123,6 +149,11 @@ def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
     if whole:
         extractor.axes = None
     return extractor
+
+
+def each(spec: str) -> list[str]:
+    """texture+lite0 -> texture, lite0; a plus in the name of a folder is none between two."""
+    return re.split(rf"\+(?={'|'.join([*EXTRACTORS, *PRETRAINED])})", spec)
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -7,7 +7,7 @@ alone, and stored with the digest of the extractor: statistics of another one ar
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsearch.distance import Moments
-from stepsearch.features import AXES, Extractor
+from stepsearch.features import AXES, WHOLE, Extractor, Together, each
 from stepsearch.images import Fit, ImageFiles
 from stepsearch.interchange import read_npz
 from stepsearch.paths import bundled, write_whole
@@ -45,6 +45,23 @@ class Reference:
     note: str = ""  # what was unusual about the images or the file
     size: int | None = None  # to which the images were brought; None: as they were, or not known
     fit: str = ""  # and how (`images.Fit`), where they were files
+    parts: tuple["Reference", ...] = ()  # those of several extractors at once
+
+    @classmethod
+    def beside(cls, parts: Sequence["Reference"]) -> "Reference":
+        """Statistics for `features.Together`, of the same real images."""
+        return cls(
+            "+".join(part.extractor for part in parts),
+            "+".join(part.digest for part in parts),
+            None,
+            None,
+            Moments.beside([part.search for part in parts]),
+            Moments.beside([part.test for part in parts]),
+            note="; ".join(dict.fromkeys(part.note for part in parts if part.note)),
+            size=parts[0].size,
+            fit=parts[0].fit,
+            parts=tuple(parts),
+        )
 
     @property
     def name(self) -> str:
@@ -52,6 +69,8 @@ class Reference:
 
         foreign are statistics whose file does not say how images were resized.
         """
+        if self.parts:
+            return "_".join(part.name for part in self.parts)
         if self.basis is not None:
             return f"{self.extractor}{self.basis.shape[1]}"
         if self.extractor != "inception":
@@ -66,7 +85,8 @@ class Reference:
     @property
     def fingerprint(self) -> str:
         """Changes with the real images as well as with the extractor."""
-        key = hashlib.sha256(self.digest.encode())
+        known = [self.digest, *(part.fingerprint for part in self.parts)]
+        key = hashlib.sha256(" ".join(known).encode())
         for array in (self.center, self.basis, self.search.mean, self.search.cov, self.test.cov):
             if array is not None:
                 key.update(np.ascontiguousarray(array).tobytes())
@@ -74,10 +94,19 @@ class Reference:
 
     def project(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """(n, features) -> (n, axes)."""
+        if self.parts:
+            ends = np.cumsum([part.width for part in self.parts])[:-1]
+            columns = np.split(features, ends, axis=1)
+            return np.hstack([p.project(x) for p, x in zip(self.parts, columns, strict=True)])
         x = np.asarray(features, np.float64)
         if self.center is None or self.basis is None:
             return x
         return (x - self.center) @ self.basis
+
+    @property
+    def width(self) -> int:
+        """Number of features before any projection."""
+        return len(self.search.mean if self.center is None else self.center)
 
     def check(self, extractor: Extractor) -> None:
         """Refuse an extractor other than the one these statistics were made with."""
@@ -211,6 +240,9 @@ def load_reference(
     Raises:
         UserError: none of these, files that are no images, or statistics of another extractor.
     """
+    if isinstance(extractor, Together):
+        own = [load_reference(source, part, size, cache, fit_to) for part in extractor.parts]
+        return Reference.beside(own)
     path = ours = bundled(f"{source}-{extractor.name}.safetensors")
     if not path.exists():
         path = Path(source)
@@ -233,6 +265,12 @@ def load_reference(
             f"pixels, these are as {fit_to} to {size}"
         )
     return reference
+
+
+def is_bundled(source: str, spec: str) -> bool:
+    """Whether there are statistics of this name for every extractor of a spec."""
+    names = [name.removesuffix(WHOLE) for name in each(spec)]
+    return all(bundled(f"{source}-{name}.safetensors").exists() for name in names)
 
 
 def _cached(source: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit) -> Path:

@@ -131,7 +131,8 @@ def test_weights_and_data_that_are_not_there_are_named(tmp_path):
     pipelines.stable_diffusion().save_pretrained(folder)
     next((folder / "unet").glob("*.safetensors")).unlink()
     (tmp_path / "empty").mkdir()
-    evaluation = {"extractor": "clip:no/such", "prompts": "p.txt", "reference": f"{tmp_path}/empty"}
+    both = "texture+clip:no/such"
+    evaluation = {"extractor": both, "prompts": "p.txt", "reference": f"{tmp_path}/empty"}
     found = missing(settings(model={"id": str(folder)}, evaluation=evaluation))
     assert [sentence.split(":")[0] for sentence in found] == [
         f"model {str(folder)!r}",
@@ -278,5 +279,7 @@ def test_a_dry_run_reads_what_it_writes(tmp_path):
         small = shrunk(config, kind, folder)
         assert small.model.size == size
         assert small.evaluation.extractor == "lite0"
+        config = settings(model={"id": "a/b"}, evaluation={"extractor": "clip:x+texture+inception"})
+        assert shrunk(config, kind, folder).evaluation.extractor == "lite0+texture"
         pipelines.FAMILIES[kind]().save_pretrained(folder / "model")
         assert load_model(small.model.id, size=small.model.size)
