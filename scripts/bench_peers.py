@@ -11,18 +11,17 @@ DPM++(2M) and UniPC, at each guidance scale and unguided with 2 n steps, thinned
 halving; on the three best placements other solvers, scales in between and guidance intervals. The
 best of all that, chosen on selection seeds as ours is, ours, the searching rivals and rows of many
 steps are tested on the same fresh seeds under both extractors; differences are paired. The search
-sees the first extractor only. With `--also`, ours and all rivals are chosen under others as well.
+sees the first extractor only. With `--also`, ours and all rivals are chosen under others as well;
+with `--add`, what is there stays, and only that and the searching rivals come to it.
 """
 
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,7 +30,7 @@ from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # here and in the workers: a core for each
 
-from peers.measure import Entry, Measure, measure_in_pool, speed, start
+from peers.measure import Entry, Measure, speed
 from peers.output import earlier, replace_steps, tested_rows, write
 from peers.screening import screen
 from peers.studies import (
@@ -53,9 +52,8 @@ from stepsampler.grids import make_schedule
 from stepsampler.schedule import Schedule
 from stepsearch import report
 from stepsearch.config import RIVALS, StudyConfig
-from stepsearch.contenders import OnSchedule
 from stepsearch.distance import frechet_infinity
-from stepsearch.evaluate import SELECTION, Measurement, seeds_of
+from stepsearch.evaluate import SELECTION, seeds_of
 from stepsearch.evaluation import as_data, evaluate, identity, join
 from stepsearch.paths import write_whole
 from stepsearch.protocol import measure_all
@@ -159,8 +157,8 @@ class Bench(Measure):
         rows = json.loads(path.read_text())
         return [{**row, "schedule": Schedule.from_json(row["schedule"])} for row in rows]
 
-    def steps(self, n: int, searching: bool) -> dict:
-        """All that the table says of n steps."""
+    def steps(self, n: int) -> dict:
+        """All that the table says of n steps, without the searching rivals."""
         config = ours(self.args, n)
         found = self.search("ours", config, "ours")
         entries = [found]
@@ -169,10 +167,8 @@ class Bench(Measure):
             entries.append(replace(other, kind="part", minutes=0.0))  # used images of the first
         screened = {self.args.extractors[0]: self.screen(screening(self.args, n))}
         for name in self.args.also:
-            args = argparse.Namespace(**{**vars(self.args), "extractors": [name]})
-            other = self.search(f"ours, {SAW}{name}", ours(args, n), "ours")
-            entries.append(replace(other, kind="part"))
-            screened[name] = self.screen(screening(args, n))
+            entries.append(self.saw(name, n))
+            screened[name] = self.screen(screening(self.under(name), n))
         for share, schedule in found.so_far.items():
             name = f"ours, best trial after {share:.0%} of the passes"
             passes = {"part": round(share * sum(found.passes.values()))}
@@ -185,16 +181,41 @@ class Bench(Measure):
                     best += [row for row in rows if row["guided"] == guided][:1]
             picked |= {row["name"]: row for row in best}
         entries += map(self.placed, picked.values())
-        if searching:
-            spent = sum(found.passes.values())
-            for name in self.args.rival_searches:
-                study = rival(self.args, name, n, spent)
-                entries.append(self.search(name, study, "search", Cold))
         entries += self.long_rows()
         for row in chain(*screened.values()):
             row.pop("schedule")
-        known = {"steps": n, "passes": 2 * n, "searching": searching, "screening": screened}
-        return {**known, **self.test(entries)}
+        return {"steps": n, "passes": 2 * n, "screening": screened, **self.test(entries)}
+
+    def saw(self, name: str, n: int) -> Entry:
+        """Our search under another extractor."""
+        found = self.search(f"ours, {SAW}{name}", ours(self.under(name), n), "ours")
+        return replace(found, kind="part")
+
+    def under(self, name: str) -> argparse.Namespace:
+        return argparse.Namespace(**{**vars(self.args), "extractors": [name]})
+
+    def added(self, found: dict, n: int) -> dict:
+        """What the table has of n steps, tested again with searching rivals and with `--also`."""
+        rows = next((rows for rows in found["steps"] if rows["steps"] == n), None)
+        if rows is None:
+            raise UserError(f"{self.args.docs} has no table of {n} steps to add to")
+        searching = self.args.rival_searches if n in self.args.searching else []
+        new = {*searching, *(f"ours, {SAW}{name}" for name in self.args.also)}
+        first, *others = (
+            Entry.of(row)
+            for row in rows["contenders"]
+            if row["kind"] != "long" and row["name"].partition(" (")[0] not in new
+        )
+        entries = [first, *(self.saw(name, n) for name in self.args.also), *others]
+        for name in searching:
+            study = rival(self.args, name, n, sum(first.passes.values()))
+            entries.append(self.search(name, study, "search", Cold))
+        known = {key: rows[key] for key in ("steps", "passes", "screening")}
+        now = {key: str(vars(self.args)[key]) for key in ("dtype", "compile")}
+        now |= {"times": str(self.args.times)} if searching else {}
+        names = [e.name.partition(SAW)[2].partition(" (")[0] for e in entries if SAW in e.name]
+        known["settings"] = {**rows["settings"], **now, "also": str(names)}
+        return {**known, **self.test([*entries, *self.long_rows()])}
 
     @staticmethod
     def placed(row: dict) -> Entry:
@@ -216,10 +237,7 @@ class Bench(Measure):
         for metric, kind in product(metrics(rows), ("placement", "learned", "search")):
             best = best_rival(every, metric, (kind,))
             kept += [best] if best and best not in kept else []
-        entries = [
-            Entry(row["name"], Schedule.from_json(json.dumps(row["schedule"])), row["kind"])
-            for row in kept
-        ]
+        entries = [Entry.of(row) for row in kept]
         tests = {"as it was chosen": self.test(entries)}
         for name, change in self.args.elsewhere.items():
             args = argparse.Namespace(**{**vars(self.args), **change})
@@ -255,30 +273,6 @@ class Bench(Measure):
         how = "unguided" if w == 1 else f"w {w:g}"
         return [Entry(name.format(n, how), self.long(n, w), "long") for n in self.args.long]
 
-    def measure(
-        self, jobs: Sequence[tuple[OnSchedule, range]]
-    ) -> Iterator[tuple[int, Measurement]]:
-        """As the harness does, in several processes."""
-        missing = [job for job in jobs if not self.harness.recalls(*job)]
-        passes = sum(contender.schedule.passes * len(seeds) for contender, seeds in missing)
-        if self.args.processes > 1 and passes > 20_000:  # or starting them would take longer
-            context = multiprocessing.get_context("spawn")
-            count = self.args.processes
-            pool = ProcessPoolExecutor(count, context, initializer=start, initargs=(self.args,))
-            with pool:
-                parts = [(c.name, c.schedule.to_json(), seeds) for c, seeds in missing]
-                futures = [pool.submit(measure_in_pool, *part) for part in parts]
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        self.check_time()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-        for found in self.harness.measure(self.harness.metrics[0], jobs):
-            self.check_time()
-            yield found
-
     def test(self, entries: Sequence[Entry]) -> dict:
         """Scores on fresh seeds; differences are to the first entry."""
         known = [e for e in entries if self.contender(e).identity in self.tested]
@@ -303,6 +297,8 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--steps", type=int, nargs="+", default=list(STEPS))
     add("--searching", type=int, nargs="*", default=list(SEARCHING), help="steps of OYS, USF")
+    add("--add", action="store_true", help="only these, and ours of --also, to what is there")
+    add("--times", type=float, default=3.0, help="as many passes as ours, for their trials")
     add("--ablation", action="store_true", help="the ablation instead, at --ablation-steps")
     add("--ablation-steps", type=int, nargs="+", default=[5])
     add("--transfer", action="store_true", help="test what was chosen elsewhere instead")
@@ -332,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--compile", action="store_true", help="the network, by torch")
     add("--processes", type=int, default=2)
-    add("--hours", type=float, default=float("inf"), help="stop after so many")
+    add("--hours", type=float, default=float("inf"))
     add("--run", type=Path, default=Path("runs/peers"))
     add("--docs", type=Path, default=Path("docs"))
     add("--dry-run", action="store_true", help="print passes and hours, and end")
@@ -374,11 +370,10 @@ def main(argv: list[str] | None = None) -> None:
             if rows["steps"] in args.steps:
                 jobs.append((f"{rows['steps']} steps", partial(bench.transfer, rows)))
     else:
-        there = {rows["steps"] for rows in found["steps"]}
-        first = [n for n in args.steps[:3] if n in args.searching and n not in there]
-        for n, searching in [*((n, False) for n in first), *((n, True) for n in args.steps)]:
-            job = partial(bench.steps, n, searching and n in args.searching)
-            jobs.append((f"{n} steps", job))
+        if not args.add:
+            jobs += [(f"{n} steps", partial(bench.steps, n)) for n in args.steps]
+        more = [n for n in args.steps if args.add or n in args.searching]
+        jobs += [(f"more of {n} steps", partial(bench.added, found, n)) for n in more]
     failed = 0
     try:
         for name, job in jobs:

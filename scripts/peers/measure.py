@@ -1,7 +1,11 @@
 """The harness of the test, in this process and in those of a pool."""
 
 import argparse
+import json
+import multiprocessing
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +14,7 @@ from stepsampler.models import load
 from stepsampler.schedule import Schedule
 from stepsearch.alignment import ClassAlignment
 from stepsearch.contenders import OnSchedule
-from stepsearch.evaluate import load_prompts, model_digest
+from stepsearch.evaluate import Measurement, load_prompts, model_digest
 from stepsearch.features import load_extractor
 from stepsearch.harness import Clock, Harness, Metric
 from stepsearch.reference import load_reference
@@ -27,11 +31,18 @@ class Entry:
     minutes: float = 0.0
     so_far: dict[float, Schedule] = field(default_factory=dict)  # after shares of the passes
 
+    @classmethod
+    def of(cls, row: dict) -> "Entry":
+        """What a row of an earlier table was of."""
+        schedule = Schedule.from_json(json.dumps(row["schedule"]))
+        return cls(row["name"], schedule, row["kind"], row["stages"], row["minutes"])
+
 
 class Measure:
     """The harness of the test, and what an entry is to it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
         self.model = load(args.model, args.device, args.dtype, compile=args.compile)
         self.digest = model_digest(self.model)
         cache = args.run / "test"
@@ -42,6 +53,33 @@ class Measure:
         self.harness = Harness(
             metrics, prompts, args.batch, cache, clock, ClassAlignment(args.device)
         )
+
+    def check_time(self) -> None:
+        """Called between measurements; may end them."""
+
+    def measure(
+        self, jobs: Sequence[tuple[OnSchedule, range]]
+    ) -> Iterator[tuple[int, Measurement]]:
+        """As the harness does, in several processes."""
+        missing = [job for job in jobs if not self.harness.recalls(*job)]
+        passes = sum(contender.schedule.passes * len(seeds) for contender, seeds in missing)
+        if self.args.processes > 1 and passes > 20_000:  # or starting them would take longer
+            context = multiprocessing.get_context("spawn")
+            count = self.args.processes
+            pool = ProcessPoolExecutor(count, context, initializer=start, initargs=(self.args,))
+            with pool:
+                parts = [(c.name, c.schedule.to_json(), seeds) for c, seeds in missing]
+                futures = [pool.submit(measure_in_pool, *part) for part in parts]
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                        self.check_time()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        for found in self.harness.measure(self.harness.metrics[0], jobs):
+            self.check_time()
+            yield found
 
     def contender(self, entry: Entry) -> OnSchedule:
         return OnSchedule(entry.name, entry.schedule, self.model, self.digest)

@@ -12,7 +12,7 @@ from stepsampler.errors import UserError
 from stepsearch.paths import write_whole
 
 # Settings in which one number of steps may differ from the others; each heading says its own.
-OF_STEPS = ("algorithm", "trials", "seeds", "also", "test", "dtype", "compile")
+OF_STEPS = ("algorithm", "trials", "seeds", "also", "test", "dtype", "compile", "times")
 
 
 def write(found: dict, path: Path) -> None:
@@ -69,7 +69,7 @@ def write(found: dict, path: Path) -> None:
         if "search_seed" in rows:
             title += f", search seed {rows['search_seed']}"
         known = rows["settings"]
-        how = f"Ours: {known['algorithm']}, {known['trials']} trials, in {known['dtype']}."
+        how = f"Ours: {known['algorithm']}, {known['trials']} trials. Tests in {known['dtype']}."
         lines += ["", f"## {title}", "", how, "", *_test(rows)]
         for extractor, screened in rows.get("screening", {}).items():
             lines += ["", *_screening(extractor, screened)]
@@ -86,7 +86,7 @@ def earlier(path: Path, settings: dict[str, str]) -> dict:
         UserError: it was made with other settings.
     """
     free = ("steps", "searching", "ablation_steps", "processes", "device", *OF_STEPS)
-    places = ("run", "docs", "hours", "dry_run")  # of a call, not of what it measures
+    places = ("run", "docs", "hours", "dry_run", "add")  # of a call, not of what it measures
     settings = {k: v for k, v in settings.items() if k not in places}
     if path.exists():
         found = json.loads(path.read_text())
@@ -119,7 +119,7 @@ def tested_rows(path: Path, now: dict, kinds: tuple[str, ...]) -> dict[str, dict
 
 def replace_steps(found: dict, rows: dict) -> None:
     """Put the rows in the place of those of as many steps, with the settings they were made by."""
-    rows = {**rows, "settings": {k: found["settings"][k] for k in OF_STEPS}}
+    rows = {"settings": {k: found["settings"][k] for k in OF_STEPS}, **rows}
     key = ("steps", "search_seed")
     others = [r for r in found["steps"] if any(r.get(k) != rows.get(k) for k in key)]
     found["steps"] = [*others, rows]

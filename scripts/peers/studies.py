@@ -18,7 +18,6 @@ from stepsearch.study import finished, open_study, schedule_of
 
 EXTRACTORS = ["texture", "lite0"]  # the search sees the first
 LANDING = (0.0285, 0.03)  # around the model's smallest sigma: there, or below it, which is 0
-TIMES = 3  # as many passes as our whole search has, for a searching rival's trials
 SO_FAR = (2 / 3,)  # shares of our passes after which the best trial is tested too
 OURS = {
     "guidance": "per-step",
@@ -158,13 +157,13 @@ def so_far(folder: Path, config: StudyConfig, passes: dict[str, int]) -> dict[fl
 
 
 def rival(args: Namespace, name: str, n: int, passes: int) -> StudyConfig:
-    """A search whose trials have three times `passes`, and no baselines to start from."""
+    """A search whose trials have `--times` as many passes, and no baselines to start from."""
     space, algorithm, images = RIVAL_SEARCHES[name.removesuffix(UNGUIDED)]
     images = min(images, args.rival_images)
     if name.endswith(UNGUIDED):
         space = {**space, "num_steps": 2 * n}
     found = study(args, name, n, space, images, algorithm)
-    found["search"]["trials"] = max(1, TIMES * passes // (images * 2 * n))
+    found["search"]["trials"] = max(1, int(args.times * passes) // (images * 2 * n))
     found["baselines"] |= {"rivals": [], "rungs": args.rungs[:1]}  # not its own: for its floor
     found["evaluation"]["rungs"] = []  # no paper has the ladder,
     found["search"]["alignment_drop"] = 1.0  # nor a floor
@@ -210,6 +209,13 @@ def estimate(args: Namespace) -> int:
         return len(args.elsewhere) * (rows * args.images_test + long)
     for n in args.steps:
         search = bound(ours(args, n))
+        if args.add:
+            names = args.rival_searches if n in args.searching else []
+            total += len(args.also) * search
+            total += sum(bound(rival(args, name, n, search)) for name in names)
+            rows = 2 * args.test + len(SO_FAR) + len(args.also) + len(names) + 3
+            total += 2 * n * rows * args.images_test
+            continue
         kinds = 1 + len(args.also)  # of extractors under which rivals are chosen
         total += kinds * search + (args.seeds - 1) * bound(ours(args, n), own)
         rows = args.seeds + len(args.also) + len(SO_FAR) + kinds * (args.test + 1)

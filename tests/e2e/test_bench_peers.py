@@ -101,7 +101,7 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     assert f"| {names[0]} | " in table
     assert "AYS (SD1.5 values)" in table
     assert "Gaps to the teacher" in table
-    assert "Ours: gp-local, 2 trials, in float32." in table
+    assert "Ours: gp-local, 2 trials. Tests in float32." in table
     assert str(tmp_path) not in (tmp_path / "docs/benchmarks.json").read_text()
 
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.safetensors")}
@@ -121,6 +121,22 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     (again,) = json.loads((tmp_path / "docs/benchmarks.json").read_text())["steps"]
     assert again["contenders"] == rows["contenders"]
     assert again["differences"] == rows["differences"]
+
+    bench("--add", "--times", "2", "--also", "texture+lite0")
+    (fewer,) = json.loads((tmp_path / "docs/benchmarks.json").read_text())["steps"]
+    oys = fewer["contenders"][-4]
+    assert [row["kind"] for row in fewer["contenders"]].count("search") == 2
+    assert oys["stages"]["trials"] <= 2 * spent
+    joint = fewer["contenders"][1]
+    assert joint["name"].startswith("ours, searched with texture+lite0")
+    assert fewer["settings"]["times"] == "2.0"
+    assert fewer["settings"]["also"] == "['texture+lite0', 'lite0']"
+    others = [row for row in rows["contenders"] if row["kind"] != "search"]
+    stayed = [row for row in fewer["contenders"] if row["kind"] != "search" and row != joint]
+    assert stayed == others
+    with pytest.raises(SystemExit) as ended:
+        bench("--add", "--steps", "3", "--searching", "3")
+    assert ended.value.code == 1
 
     bench("--transfer", "--second", "tiny", "--long", "3")
     (moved,) = json.loads((tmp_path / "docs/benchmarks-transfer.json").read_text())["steps"]
@@ -183,6 +199,7 @@ def test_numbers_of_steps_may_come_of_several_runs(monkeypatch, tmp_path):
         "also": "[]",
         "test": "4",
         "compile": "True",
+        "times": "3.0",
     }
     first = {"model": "tiny", "images_test": "5000", "dtype": "bfloat16", "steps": "[3]", **own}
     later = first | {"algorithm": "gp-local", "dtype": "float32", "steps": "[8]", "run": "there"}
