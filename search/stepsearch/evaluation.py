@@ -126,6 +126,11 @@ def check(
                 "after the other"
             )
         for distance in {"kid", "prc"} & set(distances):
+            if reference.parts:
+                raise UserError(
+                    f"--distance {distance} is of one extractor: give those of "
+                    f"{reference.extractor} one by one"
+                )
             if reference.sample is None:
                 raise UserError(
                     f"{distance} needs features of real images; the statistics of "

@@ -153,6 +153,10 @@ GOOD = ["good", "--reference", "good", "--images"]
             ["good", "--reference", "good", "--extractor", "lite0", "--extractor", "lite0"],
             "two of them would both be called fd_lite0",
         ),
+        (
+            ["good", "--reference", "good", "--extractor", "texture+lite0", "--distance", "kid"],
+            "--distance kid is of one extractor: give those of texture+lite0 one by one",
+        ),
         (["good", "--fit", "pad"], "--fit must be crop, squash512 or none, got 'pad'"),
         (["--stock", "2", "--scheduler", "Best"], "diffusers has no 'Best'; give a class such as"),
         (
