@@ -12,7 +12,7 @@ halving; on the three best placements other solvers, scales in between and guida
 best of all that, chosen on selection seeds as ours is, ours, the searching rivals and rows of many
 steps are tested on the same fresh seeds under both extractors; differences are paired. The search
 sees the first extractor only. With `--also`, ours and all rivals are chosen under others as well;
-with `--add`, what is there stays, and only that and the searching rivals come to it.
+with `--add`, a table that is there stays, and only that and the searching rivals come to it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import chain, pairwise, product
+from itertools import pairwise, product
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # here and in the workers: a core for each
@@ -154,82 +154,90 @@ class Bench(Measure):
             with self.workers(config) as workers:
                 rows = screen(config, workers, self.check_time)
             write_whole(path, lambda p: p.write_text(json.dumps(rows)))
-        rows = json.loads(path.read_text())
-        return [{**row, "schedule": Schedule.from_json(row["schedule"])} for row in rows]
+        return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+    def column(self, found: dict, n: int) -> Iterator[dict]:
+        """All that the table says of n steps; of a new table first what comes soon."""
+        there = next((rows for rows in found["steps"] if rows["steps"] == n), None)
+        rows = there if self.args.add else self.steps(n)
+        if rows is None:
+            raise UserError(f"{self.args.docs} has no table of {n} steps to add to")
+        if there is None:
+            yield rows
+        yield self.added(rows, n) if self.args.also or n in self.args.searching else rows
 
     def steps(self, n: int) -> dict:
-        """All that the table says of n steps, without the searching rivals."""
-        config = ours(self.args, n)
-        found = self.search("ours", config, "ours")
+        """Our searches, what was screened, and the rows of many steps."""
+        found = self.search("ours", ours(self.args, n), "ours")
         entries = [found]
         for seed in range(1, self.args.seeds):
             other = self.search(f"ours, search seed {seed}", ours(self.args, n, seed), "ours")
             entries.append(replace(other, kind="part", minutes=0.0))  # used images of the first
-        screened = {self.args.extractors[0]: self.screen(screening(self.args, n))}
-        for name in self.args.also:
-            entries.append(self.saw(name, n))
-            screened[name] = self.screen(screening(self.under(name), n))
+        screened = self.screen(screening(self.args, n))
         for share, schedule in found.so_far.items():
             name = f"ours, best trial after {share:.0%} of the passes"
             passes = {"part": round(share * sum(found.passes.values()))}
             entries.append(Entry(name, schedule, "part", passes))
-        picked: dict[str, dict] = {}
-        for rows in screened.values():
-            best = rows[: self.args.test]
-            for guided in (True, False):  # the best of either kind is always there
-                if not any(row["guided"] == guided for row in best):
-                    best += [row for row in rows if row["guided"] == guided][:1]
-            picked |= {row["name"]: row for row in best}
-        entries += map(self.placed, picked.values())
-        entries += self.long_rows()
-        for row in chain(*screened.values()):
-            row.pop("schedule")
-        return {"steps": n, "passes": 2 * n, "screening": screened, **self.test(entries)}
+        entries += self.picked(screened)
+        known = {"steps": n, "passes": 2 * n, "screening": {self.args.extractors[0]: screened}}
+        return {**known, **self.test([*entries, *self.long_rows()])}
 
-    def saw(self, name: str, n: int) -> Entry:
-        """Our search under another extractor."""
-        found = self.search(f"ours, {SAW}{name}", ours(self.under(name), n), "ours")
-        return replace(found, kind="part")
-
-    def under(self, name: str) -> argparse.Namespace:
-        return argparse.Namespace(**{**vars(self.args), "extractors": [name]})
-
-    def added(self, found: dict, n: int) -> dict:
-        """What the table has of n steps, tested again with searching rivals and with `--also`."""
-        rows = next((rows for rows in found["steps"] if rows["steps"] == n), None)
-        if rows is None:
-            raise UserError(f"{self.args.docs} has no table of {n} steps to add to")
-        searching = self.args.rival_searches if n in self.args.searching else []
-        new = {*searching, *(f"ours, {SAW}{name}" for name in self.args.also)}
+    def added(self, rows: dict, n: int) -> dict:
+        """The rows with our searches and the rivals of `--also`, and with the searching rivals."""
+        args, settings = self.args, rows.get("settings", {})
+        now = vars(args) | {"algorithm": ours(args, n).search.algorithm}
+        for key in ("algorithm", "trials", "seeds") if args.also and settings else ():
+            if settings[key] != str(now[key]):
+                raise UserError(f"the table of {n} steps has {key} {settings[key]}, not {now[key]}")
+        searching = args.rival_searches if n in args.searching else []
+        new = {*searching, *(f"ours, {SAW}{name}" for name in args.also)}
         first, *others = (
             Entry.of(row)
             for row in rows["contenders"]
             if row["kind"] != "long" and row["name"].partition(" (")[0] not in new
         )
-        entries = [first, *(self.saw(name, n) for name in self.args.also), *others]
+        screened, entries = dict(rows["screening"]), [first]
+        for name in args.also:
+            under = argparse.Namespace(**{**vars(args), "extractors": [name]})
+            other = self.search(f"ours, {SAW}{name}", ours(under, n), "ours")
+            entries.append(replace(other, kind="part"))
+            screened[name] = self.screen(screening(under, n))
+            there = {e.name for e in others}
+            others += [e for e in self.picked(screened[name]) if e.name not in there]
+        entries += others
         for name in searching:
-            study = rival(self.args, name, n, sum(first.passes.values()))
+            study = rival(args, name, n, sum(first.passes.values()))
             entries.append(self.search(name, study, "search", Cold))
-        known = {key: rows[key] for key in ("steps", "passes", "screening")}
-        now = {key: str(vars(self.args)[key]) for key in ("dtype", "compile")}
-        now |= {"times": str(self.args.times)} if searching else {}
-        names = [e.name.partition(SAW)[2].partition(" (")[0] for e in entries if SAW in e.name]
-        known["settings"] = {**rows["settings"], **now, "also": str(names)}
-        return {**known, **self.test([*entries, *self.long_rows()])}
+        found = {"steps": n, "passes": rows["passes"], "screening": screened}
+        if settings:
+            now = {key: now[key] for key in ("dtype", "compile", "times")[: 2 + bool(searching)]}
+            known = {"found_in": settings["dtype"], **settings, "also": [*screened][1:], **now}
+            found["settings"] = {key: str(value) for key, value in known.items()}
+        return {**found, **self.test([*entries, *self.long_rows()])}
 
-    @staticmethod
-    def placed(row: dict) -> Entry:
-        """What was screened; LD3 learns: it is no schedule that needs no search."""
-        kind = "learned" if row["placement"] == "ld3" else "placement"
-        passes = {"placement": row["passes"]}
-        return Entry(row["name"], row["schedule"], kind, passes, row["seconds"] / 60)
+    def picked(self, screened: list[dict]) -> list[Entry]:
+        """The best of a screening, and of either kind one at least; LD3 learns: it is a search."""
+        best = screened[: self.args.test]
+        for guided in (True, False):
+            if not any(row["guided"] == guided for row in best):
+                best += [row for row in screened if row["guided"] == guided][:1]
+        return [
+            Entry(
+                row["name"],
+                Schedule.from_json(row["schedule"]),
+                "learned" if row["placement"] == "ld3" else "placement",
+                {"placement": row["passes"]},
+                row["seconds"] / 60,
+            )
+            for row in best
+        ]
 
-    def ablation(self, n: int, seed: int) -> dict:
+    def ablation(self, n: int, seed: int) -> Iterator[dict]:
         studies = ablation(self.args, n, seed)
         entries = [self.search(name, config, "axis") for name, config in studies.items()]
-        return {"steps": n, "passes": 2 * n, "search_seed": seed, **self.test(entries)}
+        yield {"steps": n, "passes": 2 * n, "search_seed": seed, **self.test(entries)}
 
-    def transfer(self, rows: dict) -> dict:
+    def transfer(self, rows: dict) -> Iterator[dict]:
         """What was chosen for n steps, on prompts and with weights that no search saw."""
         every, long = rows["contenders"], self.args.long
         kept = [row for row in every if row["kind"] == "ours"]
@@ -244,7 +252,7 @@ class Bench(Measure):
             bench = Bench(args)
             bench.end = self.end
             tests[name] = bench.test(entries)
-        return {"steps": rows["steps"], "passes": rows["passes"], "tests": tests}
+        yield {"steps": rows["steps"], "passes": rows["passes"], "tests": tests}
 
     def long(self, steps: int, w: float) -> Schedule:
         return make_schedule("linspace", steps, self.model.noise, order=2, guidance_scale=w)
@@ -297,8 +305,8 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--steps", type=int, nargs="+", default=list(STEPS))
     add("--searching", type=int, nargs="*", default=list(SEARCHING), help="steps of OYS, USF")
-    add("--add", action="store_true", help="only these, and ours of --also, to what is there")
-    add("--times", type=float, default=3.0, help="as many passes as ours, for their trials")
+    add("--add", action="store_true", help="only OYS, USF and what --also asks for, to the table")
+    add("--times", type=float, default=3.0, help="our passes that the trials of OYS, USF have")
     add("--ablation", action="store_true", help="the ablation instead, at --ablation-steps")
     add("--ablation-steps", type=int, nargs="+", default=[5])
     add("--transfer", action="store_true", help="test what was chosen elsewhere instead")
@@ -328,7 +336,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--compile", action="store_true", help="the network, by torch")
     add("--processes", type=int, default=2)
-    add("--hours", type=float, default=float("inf"))
+    add("--hours", type=float, default=float("inf"), help="then stop; a further call goes on")
     add("--run", type=Path, default=Path("runs/peers"))
     add("--docs", type=Path, default=Path("docs"))
     add("--dry-run", action="store_true", help="print passes and hours, and end")
@@ -361,7 +369,7 @@ def main(argv: list[str] | None = None) -> None:
     now = identity(bench.harness, seeds_of(FRESH, args.images_test), {})
     kinds = () if args.transfer else ("long",)  # they cost as much as all others
     bench.tested = tested_rows(args.docs / f"benchmarks{by}.json", now, kinds)
-    jobs: list[tuple[str, Callable[[], dict]]] = []
+    jobs: list[tuple[str, Callable[[], Iterator[dict]]]] = []
     if args.ablation:
         for n, seed in product(args.ablation_steps, range(args.seeds)):
             jobs.append((f"{n} steps, search seed {seed}", partial(bench.ablation, n, seed)))
@@ -370,20 +378,17 @@ def main(argv: list[str] | None = None) -> None:
             if rows["steps"] in args.steps:
                 jobs.append((f"{rows['steps']} steps", partial(bench.transfer, rows)))
     else:
-        if not args.add:
-            jobs += [(f"{n} steps", partial(bench.steps, n)) for n in args.steps]
-        more = [n for n in args.steps if args.add or n in args.searching]
-        jobs += [(f"more of {n} steps", partial(bench.added, found, n)) for n in more]
+        jobs += [(f"{n} steps", partial(bench.column, found, n)) for n in args.steps]
     failed = 0
     try:
         for name, job in jobs:
             try:
-                replace_steps(found, job())
+                for rows in job():
+                    replace_steps(found, rows)
+                    write(found, path)
             except UserError as error:  # the others may be well
                 failed += 1
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
-                continue
-            write(found, path)
     except OutOfTimeError:
         print(f"stopped at {args.hours:g} hours; run again to go on")
     else:

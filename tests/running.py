@@ -37,6 +37,7 @@ EVERYTHING = {
 
 class Reference:
     metric = "fd_toy4"
+    parts = ()
     search = test = Moments(np.zeros(AXES), np.eye(AXES), 1000)
 
 

@@ -1,6 +1,7 @@
 """What `bench_peers.py` writes: every number, and tables in markdown."""
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from peers.targets import DROP, RULE, by_what_they_saw, losses, metrics, minus, 
 from stepsampler.errors import UserError
 from stepsearch.paths import write_whole
 
-# Settings in which one number of steps may differ from the others; each heading says its own.
+# Settings in which one number of steps may differ from the others.
+VERDICTS = {True: "met", False: "missed", None: "rivals not screened"}
 OF_STEPS = ("algorithm", "trials", "seeds", "also", "test", "dtype", "compile", "times")
 
 
@@ -23,7 +25,11 @@ def write(found: dict, path: Path) -> None:
             every = rows["contenders"]
             own = by_what_they_saw(every, next(iter(rows["screening"])))
             rows["targets"] = {
-                m: {saw: targets(every, row, m) for saw, row in own.items()} for m in metrics(rows)
+                m: {
+                    saw: targets(every, row, m, saw in rows["screening"])
+                    for saw, row in own.items()
+                }
+                for m in metrics(rows)
             }
             rows["races"] = {m: races(rows["contenders"], m) for m in metrics(rows)}
         if "tests" in rows:
@@ -70,6 +76,12 @@ def write(found: dict, path: Path) -> None:
             title += f", search seed {rows['search_seed']}"
         known = rows["settings"]
         how = f"Ours: {known['algorithm']}, {known['trials']} trials. Tests in {known['dtype']}."
+        before = known.get("found_in", known["dtype"])
+        if before != known["dtype"]:
+            how += (
+                f" Ours and what was screened under {next(iter(rows['screening']))} were chosen in "
+                f"{before}."
+            )
         lines += ["", f"## {title}", "", how, "", *_test(rows)]
         for extractor, screened in rows.get("screening", {}).items():
             lines += ["", *_screening(extractor, screened)]
@@ -120,6 +132,8 @@ def tested_rows(path: Path, now: dict, kinds: tuple[str, ...]) -> dict[str, dict
 def replace_steps(found: dict, rows: dict) -> None:
     """Put the rows in the place of those of as many steps, with the settings they were made by."""
     rows = {"settings": {k: found["settings"][k] for k in OF_STEPS}, **rows}
+    for row in chain(*rows.get("screening", {}).values()):
+        row.pop("schedule", None)
     key = ("steps", "search_seed")
     others = [r for r in found["steps"] if any(r.get(k) != rows.get(k) for k in key)]
     found["steps"] = [*others, rows]
@@ -159,7 +173,7 @@ def _targets(parts: list[dict]) -> list[str]:
                     _pair(found["minus_aligned"]),
                     _pair(found["minus_shorter"]),
                     _pair(found["over_teacher"], "+.1%"),
-                    "met" if found["met"] else "missed",
+                    VERDICTS[found["met"]],
                 ]
                 lines.append("| " + " | ".join(cells) + " |")
         teachers = {(found["teacher"], found["shorter"]) for _, _, found in made if found}

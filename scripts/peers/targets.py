@@ -58,9 +58,10 @@ def by_what_they_saw(rows: list[dict], first: str) -> dict[str, dict]:
     return {first: rows[0], **others}
 
 
-def targets(rows: list[dict], ours: dict, metric: str) -> dict | None:
+def targets(rows: list[dict], ours: dict, metric: str, screened: bool = True) -> dict | None:
     """The figures of one of our rows, or None where the test has no rival or no teacher.
 
+    Nothing is met or missed where the rivals were not screened under what our search saw.
     The teacher is the row with the most steps, the other long row is that of the second target.
     """
     long = sorted((r for r in rows if r["kind"] == "long"), key=lambda row: row["steps"])
@@ -88,7 +89,7 @@ def targets(rows: list[dict], ours: dict, metric: str) -> dict | None:
         "shorter": long[0]["name"],
         "over_teacher": [excess(ours, teacher, metric).value, excess(ours, teacher, metric).se],
         "teacher": teacher["name"],
-        "met": bool(enough if applies else difference <= se),
+        "met": bool(enough if applies else difference <= se) if screened else None,
     }
 
 

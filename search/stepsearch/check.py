@@ -27,7 +27,7 @@ from stepsearch.images import ImageFiles
 from stepsearch.paths import local_folder
 from stepsearch.pretrained import INCEPTION_FILE
 from stepsearch.protocol import PART
-from stepsearch.reference import is_bundled
+from stepsearch.reference import is_bundled, refuse_for_several
 from stepsearch.rivals import most_passes
 from stepsearch.transfer import earlier_best
 
@@ -73,7 +73,10 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
 def missing(config: StudyConfig) -> list[str]:
     """A sentence for each thing that the study needs and that is not on this machine."""
     found = [_missing_model(config.model.id)]
-    found += map(_missing_extractor, each(config.evaluation.extractor))
+    extractors = each(config.evaluation.extractor)
+    found += map(_missing_extractor, extractors)
+    if len(set(extractors)) < len(extractors):
+        found.append(f"extractor {config.evaluation.extractor!r}: must be of different ones")
     try:
         load_prompts(config.evaluation.prompts)
     except UserError as error:
@@ -138,6 +141,11 @@ def _missing_reference(config: StudyConfig) -> str | None:
     source = config.evaluation.reference
     if is_bundled(source, config.evaluation.extractor):
         return None
+    if len(each(config.evaluation.extractor)) > 1:
+        try:
+            refuse_for_several(source, config.evaluation.extractor)
+        except UserError as error:
+            return str(error)
     path = Path(source)
     if not path.exists():
         return f"reference {source!r}: no folder or zip of images, and no statistics"

@@ -193,7 +193,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="texture, lite0, lite0-whole, inception[:PATH], clip:MODEL, dinov2:MODEL; "
-            "may be given several times; texture+lite0 is the geometric mean of both. "
+            "may be given several times; texture+lite0 is the geometric mean of their FD. "
             "Default texture."
         ),
     ] = None,

@@ -9,11 +9,11 @@ different n are never comparable. FD-infinity extrapolates that bias away (Chong
 KID is the unbiased squared MMD of a cubic kernel (Binkowski et al. 2018).
 
 Under several extractors at once a distance is the geometric mean of theirs: whatever their scales,
-a tenth less of one is worth a tenth less of another.
+a tenth less of one is worth a tenth less of another (of the values as they are, with their bias).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Literal
 
@@ -52,6 +52,11 @@ class Moments:
         mean = np.concatenate([part.mean for part in parts])
         cov = block_diag(*(part.cov for part in parts))
         return cls(mean, cov, min(part.n for part in parts), parts=tuple(parts))
+
+    def joined_by(self, over: Literal["mean", "worst"]) -> "Moments":
+        """The same for versions of which that is made."""
+        parts = tuple(part.joined_by(over) for part in self.parts)
+        return replace(self, over=over, parts=parts)
 
     def split(self, features: NDArray[np.floating]) -> list[tuple[NDArray[np.floating], "Moments"]]:
         """Each extractor's columns of features (n, d), and its moments."""
@@ -136,6 +141,7 @@ def frechet_infinity(features: NDArray[np.floating], reference: Moments) -> floa
 
     FD at n / k is the mean of k consecutive parts, so that each size uses all images. May be
     negative. Needs n / 4 well above the number of dimensions, where the bias is linear in 1 / n.
+    Under several extractors it is 0 where one of theirs is not above 0.
 
     Raises:
         UserError: fewer than eight images.
@@ -205,7 +211,13 @@ def score(features: NDArray[np.floating], reference: Moments, blocks: int = BLOC
             len(features),
         )
     if reference.parts:
-        return _together_scored([score(*part, blocks) for part in reference.split(features)])
+        found = [score(*part, blocks) for part in reference.split(features)]
+        return Score(
+            float(_together([part.value for part in found])),
+            _together([part.left_out for part in found]),
+            any(part.conservative for part in found),
+            len(features),
+        )
     x = checked(features)
     value = frechet_distance(x, reference)
     left_out = _frechet_left_out(x, reference, count_blocks(len(x), blocks))
@@ -220,9 +232,6 @@ def score_infinity(
     Raises:
         UserError: fewer than eight images.
     """
-    if reference.parts:
-        found = [score_infinity(*part, blocks) for part in reference.split(features)]
-        return _together_scored(found)
     x = checked(features)
     value = frechet_infinity(x, reference)
     parts = parts_of(len(x), count_blocks(len(x), blocks))
@@ -307,12 +316,6 @@ def _together(distances: Sequence[ArrayLike]) -> Array:
     """Of the same images under several extractors; FD-infinity may be negative."""
     found = np.prod(np.array(distances).clip(0), axis=0) ** (1 / len(distances))
     return np.asarray(found, np.float64)
-
-
-def _together_scored(found: Sequence[Score]) -> Score:
-    value = float(_together([part.value for part in found]))
-    left_out = _together([part.left_out for part in found])
-    return Score(value, left_out, any(part.conservative for part in found), found[0].n)
 
 
 def _frechet_left_out(x: Array, reference: Moments, blocks: int) -> Array:

@@ -92,7 +92,7 @@ class Evaluator:
         self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
         self.scales = evaluation.guidance_scales
         search, test = (
-            replace(moments, over=evaluation.over)
+            moments.joined_by(evaluation.over)
             for moments in (self.reference.search, self.reference.test)
         )
         self.reference = replace(self.reference, search=search, test=test)

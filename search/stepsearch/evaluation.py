@@ -125,12 +125,14 @@ def check(
                 f"--extractor: two of them would both be called {reference.metric}; score them one "
                 "after the other"
             )
-        for distance in {"kid", "prc"} & set(distances):
+        for distance in {"fd-infinity", "kid", "prc"} & set(distances):
             if reference.parts:
                 raise UserError(
                     f"--distance {distance} is of one extractor: give those of "
                     f"{reference.extractor} one by one"
                 )
+            if distance == "fd-infinity":
+                continue
             if reference.sample is None:
                 raise UserError(
                     f"{distance} needs features of real images; the statistics of "

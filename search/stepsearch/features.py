@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,9 @@ class Extractor(Protocol):
     resizing: str  # and what follows it, in words
     axes: int | None  # principal axes of the reference that a distance uses; None: all features
 
-    def prepare(self, images: Tensor) -> Tensor: ...
+    def prepare(self, images: Tensor) -> Any: ...
 
-    def features(self, prepared: Tensor) -> Tensor: ...
+    def features(self, prepared: Any) -> Tensor: ...
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.features(self.prepare(images))
@@ -105,11 +105,12 @@ class Together(Extractor):
         self.digest = "+".join(part.digest for part in parts)
         self.resizing = "; ".join(f"{part.name}: {part.resizing}" for part in parts)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        return images  # each part has its own way
+    def prepare(self, images: Tensor) -> list[Any]:
+        return [part.prepare(images) for part in self.parts]
 
-    def features(self, prepared: Tensor) -> Tensor:
-        return torch.cat([part(prepared) for part in self.parts], 1)
+    def features(self, prepared: list[Any]) -> Tensor:
+        parts = zip(self.parts, prepared, strict=True)
+        return torch.cat([part.features(images) for part, images in parts], 1)
 
 
 EXTRACTORS: dict[str, type[Lite0] | type[Texture]] = {"lite0": Lite0, "texture": Texture}
@@ -132,7 +133,7 @@ def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
     device = torch.device(device)
     names = each(spec)
     if len(set(names)) < len(names):
-        raise UserError(f"extractor must name different ones, got {spec!r}")
+        raise UserError(f"extractor must be of different ones, got {spec!r}")
     if len(names) > 1:
         return Together([load_extractor(name, device) for name in names])
     name, _, source = spec.partition(":")
@@ -144,7 +145,10 @@ def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
     name = name.removesuffix(WHOLE)
     if name not in EXTRACTORS or source:
         known = [*EXTRACTORS, *(n + WHOLE for n in EXTRACTORS), "inception", "clip:MODEL"]
-        raise UserError(f"extractor must be one of {', '.join(known)}, dinov2:MODEL, got {spec!r}")
+        raise UserError(
+            f"extractor must be one of {', '.join(known)}, dinov2:MODEL, or several as in "
+            f"texture+lite0, got {spec!r}"
+        )
     extractor = EXTRACTORS[name](device)
     if whole:
         extractor.axes = None
@@ -152,8 +156,9 @@ def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
 
 
 def each(spec: str) -> list[str]:
-    """texture+lite0 -> texture, lite0; a plus in the name of a folder is none between two."""
-    return re.split(rf"\+(?={'|'.join([*EXTRACTORS, *PRETRAINED])})", spec)
+    """texture+lite0 -> texture, lite0; clip:models/a+b is one."""
+    bare = rf"(?:{'|'.join(EXTRACTORS)})(?:{WHOLE})?(?:\+|$)"
+    return re.split(rf"\+(?={bare}|(?:{'|'.join(PRETRAINED)}):|inception(?:\+|$))", spec)
 
 
 def resized(images: Tensor, size: int) -> Tensor:

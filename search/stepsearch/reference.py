@@ -79,7 +79,12 @@ class Reference:
 
     @property
     def metric(self) -> str:
-        """Name of the distance, without n: fd_texture128; FID of official Inception alone."""
+        """Name of the distance, without n: fd_texture128; FID of official Inception alone.
+
+        fdgm_texture128_lite0128 is the geometric mean of two.
+        """
+        if self.parts:
+            return f"fdgm_{self.name}"
         return f"{'fid' if self.extractor == 'inception' else 'fd'}_{self.name}"
 
     @property
@@ -241,6 +246,7 @@ def load_reference(
         UserError: none of these, files that are no images, or statistics of another extractor.
     """
     if isinstance(extractor, Together):
+        refuse_for_several(source, extractor.name)
         own = [load_reference(source, part, size, cache, fit_to) for part in extractor.parts]
         return Reference.beside(own)
     path = ours = bundled(f"{source}-{extractor.name}.safetensors")
@@ -265,6 +271,22 @@ def load_reference(
             f"pixels, these are as {fit_to} to {size}"
         )
     return reference
+
+
+def refuse_for_several(source: str, spec: str) -> None:
+    """Several extractors need one set of real images.
+
+    Raises:
+        UserError: statistics that are of one extractor, or bundled for some of them only.
+    """
+    if Path(source).suffix == ".safetensors":
+        raise UserError(
+            f"reference {source}: such a file is of one extractor, for {spec} give a folder or zip "
+            "of images"
+        )
+    missing = [name for name in each(spec) if not is_bundled(source, name)]
+    if 0 < len(missing) < len(each(spec)):
+        raise UserError(f"reference {source!r}: not bundled for {', '.join(missing)}")
 
 
 def is_bundled(source: str, spec: str) -> bool:

@@ -13,6 +13,7 @@ from stepsampler.pictures import save_sheet
 from stepsampler.schedule import Schedule
 from stepsearch.baselines import Candidate
 from stepsearch.config import StudyConfig
+from stepsearch.distance import Score, score
 from stepsearch.evaluate import SHEET, TEST, objective_name, seeds_of
 from stepsearch.paths import write_whole
 from stepsearch.protocol import Row
@@ -25,7 +26,8 @@ def table(result: Result, config: StudyConfig) -> Table:
     evaluation = config.evaluation
     metric = objective_name(evaluation, result.subject.reference, evaluation.test_images)
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
-    columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", "alignment")
+    parts = [part.metric for part in result.subject.reference.parts]
+    columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", *parts, "alignment")
     for i, name in enumerate(columns):
         # of what does not fit, names wrap and numbers stay whole
         view.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
@@ -40,10 +42,21 @@ def table(result: Result, config: StudyConfig) -> Table:
             str(row.candidate.schedule.passes),
             f"{row.score.value:.3f} ± {row.score.se:.3f}",
             against,
+            *(f"{s.value:.3f} ± {s.se:.3f}" for s in _parts(result, row).values()),
             _percent(row),
             style=None if row.candidate.kind in ("found", "front", "baseline") else "dim",
         )
     return view
+
+
+def _parts(result: Result, row: Row[Candidate]) -> dict[str, Score]:
+    """Of a row of the test: its distance under each of several extractors."""
+    reference = result.subject.reference
+    if not reference.parts:
+        return {}
+    found = reference.test.split(row.measurement.features)
+    names = (part.metric for part in reference.parts)
+    return {name: score(*part) for name, part in zip(names, found, strict=True)}
 
 
 def verdict(result: Result, config: StudyConfig) -> str:
@@ -160,8 +173,12 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
             "se": row.score.se,
             "alignment": _known(row.measurement.alignment),
         }
-        if result.found and any(row is tested for tested in result.test):
+        tested = any(row is other for other in result.test)
+        if result.found and tested:
             data["minus_found"], data["minus_found_se"] = row.score.minus(result.found.score)
+        if tested:
+            of = _parts(result, row).items()
+            data |= {name: {"fd": part.value, "se": part.se} for name, part in of}
         return data
 
     return {

@@ -67,6 +67,7 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     metrics = [m["name"] for m in rows["metrics"]]
     assert metrics == ["fd_texture128", "fd_lite0128"]
     assert len(rows["differences"]) >= 2 * (len(names) - 1)
+    assert "schedule" not in rows["screening"]["texture"][0]
     assert list(rows["screening"]) == ["texture", "lite0"]  # whoever sees one is screened by it
     for screened in rows["screening"].values():
         places = {row["placement"] for row in screened}
@@ -130,13 +131,16 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     joint = fewer["contenders"][1]
     assert joint["name"].startswith("ours, searched with texture+lite0")
     assert fewer["settings"]["times"] == "2.0"
-    assert fewer["settings"]["also"] == "['texture+lite0', 'lite0']"
+    assert fewer["settings"]["also"] == "['lite0', 'texture+lite0']"
+    assert list(fewer["screening"]) == ["texture", "lite0", "texture+lite0"]
+    assert "schedule" not in fewer["screening"]["texture+lite0"][0]
+    assert list(next(iter(fewer["targets"].values()))) == ["texture", "texture+lite0", "lite0"]
     others = [row for row in rows["contenders"] if row["kind"] != "search"]
-    stayed = [row for row in fewer["contenders"] if row["kind"] != "search" and row != joint]
-    assert stayed == others
-    with pytest.raises(SystemExit) as ended:
-        bench("--add", "--steps", "3", "--searching", "3")
-    assert ended.value.code == 1
+    assert [row for row in fewer["contenders"] if row in others] == others
+    for refused in (["--trials", "3"], ["--steps", "3"]):
+        with pytest.raises(SystemExit) as ended:
+            bench("--add", *refused)
+        assert ended.value.code == 1
 
     bench("--transfer", "--second", "tiny", "--long", "3")
     (moved,) = json.loads((tmp_path / "docs/benchmarks-transfer.json").read_text())["steps"]
@@ -243,6 +247,7 @@ def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
     assert found["met"]
     assert (found["aligned"], found["minus_aligned"]) == (found["rival"], found["minus_rival"])
     close = row("close", "placement", [2.1, 1.9, 2.3, 1.8], alignment=0.9)
+    assert targets([ours, rival, *long], ours, "fd", screened=False)["met"] is None
     missed = targets([ours, close, *long], ours, "fd")
     assert not missed["applies"]
     assert not missed["met"]

@@ -8,8 +8,8 @@ from PIL import Image
 from stepsampler import UserError
 from stepsampler.pictures import save_png
 from stepsearch.distance import Moments
-from stepsearch.features import each, load_extractor
-from stepsearch.reference import Reference, fit, is_bundled, load_reference
+from stepsearch.features import load_extractor
+from stepsearch.reference import Reference, fit, load_reference
 
 
 class Pixels:
@@ -226,34 +226,3 @@ def test_images_in_an_adm_file_serve_any_extractor(tmp_path):
         load_reference(str(tmp_path / "adm.npz"), Whole(), 8, tmp_path, "squash512")
     with pytest.raises(UserError, match="its images are 8 x 8, wanted is 16 x 16"):
         load_reference(str(tmp_path / "adm.npz"), Whole(), 16, tmp_path)
-
-
-def test_several_extractors_at_once(tmp_path):
-    """Each with its own statistics; features stand side by side."""
-    both = load_extractor("texture+lite0")
-    reference = load_reference("fashion-mnist", both, 32, tmp_path)
-    images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.manual_seed(0)).byte()
-    found = reference.project(both(images).numpy())
-    own = []
-    for name in ("texture", "lite0"):
-        extractor = load_extractor(name)
-        alone = load_reference("fashion-mnist", extractor, 32, tmp_path)
-        own.append(alone.project(extractor(images).numpy()))
-        assert alone.fingerprint != reference.fingerprint
-        assert alone.digest in reference.digest
-    np.testing.assert_allclose(found, np.hstack(own), rtol=1e-4, atol=1e-4)
-    assert reference.metric == "fd_texture128_lite0128"
-    assert (reference.search.n, reference.test.n) == (20000, 10000)
-    other = load_reference("fashion-mnist", load_extractor("lite0+texture"), 32, tmp_path)
-    assert other.fingerprint != reference.fingerprint
-    with pytest.raises(UserError, match=r"must name different ones, got 'texture\+texture'"):
-        load_extractor("texture+texture")
-    with pytest.raises(UserError, match=r"extractor must be one of .*got 'texture\+vgg'"):
-        load_extractor("lite0+texture+vgg")
-
-
-def test_a_plus_in_the_name_of_a_folder_joins_nothing():
-    assert each("clip:models/a+b+texture-whole") == ["clip:models/a+b", "texture-whole"]
-    assert each("inception:weights+more") == ["inception:weights+more"]
-    assert is_bundled("fashion-mnist", "texture-whole+lite0")
-    assert not is_bundled("fashion-mnist", "texture+inception")
