@@ -26,7 +26,7 @@ def table(result: Result, config: StudyConfig) -> Table:
     evaluation = config.evaluation
     metric = objective_name(evaluation, result.subject.reference, evaluation.test_images)
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
-    parts = [part.metric for part in result.subject.reference.parts]
+    parts = [part.name for part in result.subject.reference.parts]
     columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", *parts, "alignment")
     for i, name in enumerate(columns):
         # of what does not fit, names wrap and numbers stay whole
@@ -42,7 +42,7 @@ def table(result: Result, config: StudyConfig) -> Table:
             str(row.candidate.schedule.passes),
             f"{row.score.value:.3f} ± {row.score.se:.3f}",
             against,
-            *(f"{s.value:.3f} ± {s.se:.3f}" for s in _parts(result, row).values()),
+            *(f"{part.value:.2f}" for part in _parts(result, row).values()),
             _percent(row),
             style=None if row.candidate.kind in ("found", "front", "baseline") else "dim",
         )

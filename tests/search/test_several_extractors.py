@@ -134,7 +134,7 @@ def test_a_run_says_what_each_of_them_finds(tmp_path):
         product = row["fd_texture128"]["fd"] * row["fd_lite0128"]["fd"]
         assert row["fd"] == pytest.approx(np.sqrt(product))
     headers = [column.header for column in table(result, config).columns]
-    assert {"fd_texture128", "fd_lite0128"} <= set(headers)
+    assert {"texture128", "lite0128"} <= set(headers)
 
 
 def test_evaluate_has_their_geometric_mean(tmp_path, monkeypatch, capsys):
