@@ -12,8 +12,8 @@ from peers.targets import DROP, RULE, by_what_they_saw, losses, metrics, minus, 
 from stepsampler.errors import UserError
 from stepsearch.paths import write_whole
 
-# Settings in which one number of steps may differ from the others.
 VERDICTS = {True: "met", False: "missed", None: "rivals not screened"}
+# Settings in which one number of steps may differ from the others.
 OF_STEPS = ("algorithm", "trials", "seeds", "also", "test", "dtype", "compile", "times")
 
 
