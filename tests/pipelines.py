@@ -1,9 +1,9 @@
-"""The tiny pipelines of `stepsearch.miniatures`, and how the stock pipelines make their images."""
+"""The miniatures of `stepsearch.rehearsal`, and how the stock pipelines make their images."""
 
 import torch
 from safetensors.torch import save_file
 
-from stepsearch.miniatures import *  # noqa: F403
+from stepsearch.rehearsal.miniatures import *  # noqa: F403
 
 PROMPTS = ["a photo of a sneaker", "a shirt", "bag"]
 SIZE = 32  # pixels of the latent families' images here; the pixel U-Nets make 16

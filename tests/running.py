@@ -7,14 +7,14 @@ import numpy as np
 
 from stepsampler.noise import NoiseSchedule
 from stepsearch.config import StudyConfig
-from stepsearch.distance import Moments
-from stepsearch.evaluate import Measurement
-from stepsearch.rivals import Placement
+from stepsearch.engine.run import Run
+from stepsearch.engine.study import work
+from stepsearch.engine.tracking import NoTracking
+from stepsearch.engine.workers import Subject, Workers
+from stepsearch.metrics.distance import Moments
+from stepsearch.metrics.evaluator import Measurement
 from stepsearch.rivals.dmn import dmn
-from stepsearch.run import Run
-from stepsearch.study import work
-from stepsearch.tracking import NoTracking
-from stepsearch.workers import Subject, Workers
+from stepsearch.rivals.placement import Placement
 
 SD = NoiseSchedule.scaled_linear()
 SPEC = SD.spec("stable-diffusion", "epsilon")

@@ -4,7 +4,6 @@ What does need it is imported from its own module: `stepsampler.generate`, `step
 `stepsampler.scheduler.StepScheduler`, `stepsampler.guided.guided`.
 """
 
-from stepsampler.checks import ScheduleError
 from stepsampler.errors import UserError
 from stepsampler.schedule import (
     FORMAT,
@@ -15,6 +14,7 @@ from stepsampler.schedule import (
     Step,
     load,
 )
+from stepsampler.support.checks import ScheduleError
 
 __all__ = [
     "FORMAT",

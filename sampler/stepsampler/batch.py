@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from stepsampler.captions import Caption
 from stepsampler.errors import UserError
-from stepsampler.files import write_text
 from stepsampler.generate import generate
 from stepsampler.models import LatentModel
-from stepsampler.pictures import save_png
 from stepsampler.schedule import Schedule
+from stepsampler.support.captions import Caption
+from stepsampler.support.files import write_text
+from stepsampler.support.pictures import save_png
 
 FORMAT = "stepsample.batch/1"
 MANIFEST = "manifest.jsonl"

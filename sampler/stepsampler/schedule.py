@@ -8,8 +8,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from stepsampler.checks import ScheduleError, keys, number, numbers, one_of, parse, shown
-from stepsampler.files import write_text
+from stepsampler.support.checks import ScheduleError, keys, number, numbers, one_of, parse, shown
+from stepsampler.support.files import write_text
 
 FORMAT = "stepsearch.schedule/1"
 

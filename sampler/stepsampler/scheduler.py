@@ -35,10 +35,10 @@ def plan(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         ScheduleError (a ValueError): the schedule was made for another model, or needs more than
             one network call for each of the scheduler's steps.
     """
-    from stepsampler.checks import ScheduleError
     from stepsampler.noise import FlowSchedule, NoiseSchedule
     from stepsampler.schedule import Schedule
     from stepsampler.solvers import tableau
+    from stepsampler.support.checks import ScheduleError
 
     if not isinstance(schedule, Schedule):
         schedule = Schedule.from_json(json.dumps(schedule))

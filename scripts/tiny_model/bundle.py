@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from stepsearch.features import load_extractor
+from stepsearch.metrics.features import load_extractor
+from stepsearch.metrics.reference import fit
 from stepsearch.paths import bundled, write_whole
-from stepsearch.reference import fit
 
 from . import text
 from .data import HELD_OUT_TEMPLATES, load_split, prompts

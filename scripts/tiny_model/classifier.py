@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stepsearch.networks import SmallClassifier
+from stepsearch.metrics.networks import SmallClassifier
 from stepsearch.paths import write_whole
 
 from .data import load_split

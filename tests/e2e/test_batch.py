@@ -5,7 +5,7 @@ import time
 
 from typer.testing import CliRunner
 
-from stepsampler.cli import app
+from stepsampler.cli.app import app
 from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
 

@@ -13,12 +13,12 @@ from cleanfid.resize import make_resizer
 from PIL import Image
 
 from stepsampler import UserError
-from stepsearch import pretrained
-from stepsearch.distance import Moments, frechet_distance, score_kernel
-from stepsearch.features import Lite0, load_extractor, resized
-from stepsearch.images import ImageFiles
-from stepsearch.manifold import score_precision_recall
-from stepsearch.reference import load_reference
+from stepsearch.metrics import pretrained
+from stepsearch.metrics.distance import Moments, frechet_distance, score_kernel
+from stepsearch.metrics.features import Lite0, load_extractor, resized
+from stepsearch.metrics.images import ImageFiles
+from stepsearch.metrics.manifold import score_precision_recall
+from stepsearch.metrics.reference import load_reference
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,11 @@ from typer.testing import CliRunner
 
 from stepsampler import UserError
 from stepsampler.batch import model_digest, run_batch
-from stepsampler.captions import Caption
-from stepsampler.cli import app
+from stepsampler.cli.app import app
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsampler.noise import NoiseSchedule
+from stepsampler.support.captions import Caption
 
 SD = NoiseSchedule.scaled_linear()
 CAPTIONS = [Caption(f"a photo of a {thing}", str(i)) for i, thing in enumerate(["bag", "shirt"])]
@@ -157,7 +157,7 @@ def test_every_number_of_every_network_makes_the_model(model, where):
 def test_a_folder_belongs_to_the_additions_of_its_model(
     model, schedule, tmp_path, monkeypatch, before, after
 ):
-    monkeypatch.setattr("stepsampler.cli_batches.open_model", lambda *_: model)
+    monkeypatch.setattr("stepsampler.cli.batches.open_model", lambda *_: model)
     schedule.save(tmp_path / "s.json")
     (tmp_path / "p.txt").write_text("a bag\n")
     command = ["batch", str(tmp_path / "s.json"), "--prompts", str(tmp_path / "p.txt")]

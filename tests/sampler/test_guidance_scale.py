@@ -7,7 +7,7 @@ from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
 from stepsampler import UserError
-from stepsampler.cli import app
+from stepsampler.cli.app import app
 from stepsampler.grids import from_sigmas, make_schedule, scale_guidance
 from stepsampler.noise import NoiseSchedule
 from stepsampler.presets import preset

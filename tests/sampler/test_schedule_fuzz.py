@@ -7,8 +7,8 @@ from copy import deepcopy
 import pytest
 
 from stepsampler import FreeU, GoldenNoise, ModelSpec, Schedule, ScheduleError, Step, load
-from stepsampler.checks import MAX_DEPTH
 from stepsampler.schedule import MAX_BYTES
+from stepsampler.support.checks import MAX_DEPTH
 
 SD = ModelSpec("stable-diffusion", "epsilon", (0.029, 0.6, 1.6, 4.6, 14.6))
 FLOW = ModelSpec("flux", "flow_prediction", (0.0, 0.25, 0.5, 0.75, 1.0))

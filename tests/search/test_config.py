@@ -6,7 +6,7 @@ import pytest
 from stepsampler import UserError
 from stepsearch.cli import QUICK
 from stepsearch.config import load_config
-from stepsearch.evaluate import FRONT, SEARCH, SELECTION, TEST
+from stepsearch.metrics.evaluator import FRONT, SEARCH, SELECTION, TEST
 
 MINIMAL = "[space]\nnum_steps = 5\npasses = 10\n"
 

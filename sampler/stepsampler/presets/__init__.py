@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepsampler.checks import ScheduleError
 from stepsampler.schedule import FORMAT, ModelSpec, Schedule, load
+from stepsampler.support.checks import ScheduleError
 
 SD_NOISE = (  # Stable Diffusion's betas at the timesteps 0, 250, 500, 749 and 999
     0.029167158,

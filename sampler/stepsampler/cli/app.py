@@ -1,0 +1,121 @@
+"""`stepsample`: make images with a schedule; and the commands about schedules and batches."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from stepsampler.cli import batches, schedules
+from stepsampler.cli.options import (
+    NO_PROMPT,
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    GuidanceScale,
+    Loras,
+    ModelName,
+    Negative,
+    PromptFile,
+    ScheduleName,
+    Size,
+    Vae,
+    Words,
+    check_folder,
+    open_model,
+    open_plan,
+)
+from stepsampler.errors import UserError
+from stepsampler.support.captions import given_prompts
+from stepsampler.support.seeds import parse_seeds
+
+
+class _GenerateByDefault(TyperGroup):
+    """`stepsample best.json …` is `stepsample generate best.json …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            args = ["generate", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_GenerateByDefault,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make images with a few-step schedule: stepsample best.json --prompt … -o out/",
+)
+app.add_typer(schedules.app)
+app.add_typer(batches.app)
+
+
+@app.command()
+def generate(
+    schedule: ScheduleName,
+    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    prompts: PromptFile = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Such as 0-15 or 3,5,8: every prompt with every seed.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("out"),
+    model: ModelName = "tiny",
+    config: Config = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    textual_inversion: Words = None,
+    guidance_scale: GuidanceScale = None,
+    negative_prompt: Negative = "",
+    batch_size: BatchSize = 16,
+    size: Size = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Make images: one file per prompt and seed, and grid.png.
+
+    Without --seeds, prompt k gets seed k. A class-conditional model takes class numbers or names as
+    prompts, an unconditional one takes none but --seeds.
+    """
+    check_folder(out)
+    plan = open_plan(schedule, guidance_scale)
+    texts = given_prompts(prompt, prompts)
+    if not texts and seeds is None:
+        raise UserError(NO_PROMPT)
+    if seeds is None:
+        pairs = list(enumerate(texts))
+    else:
+        pairs = [(seed, text) for text in texts or [""] for seed in parse_seeds(seeds)]
+    from rich.progress import track
+
+    from stepsampler.generate import generate as make
+    from stepsampler.support.pictures import MAX_SHEET, save_png, save_sheet
+
+    loaded = open_model(model, device, dtype, size, config, vae, lora, textual_inversion)
+    if not texts and loaded.conditional:
+        raise UserError(NO_PROMPT)
+    texts = texts or [""]
+    batches = make(
+        loaded,
+        plan,
+        [text for _, text in pairs],
+        [seed for seed, _ in pairs],
+        negative_prompts=negative_prompt,
+        batch_size=batch_size,
+    )
+    import torch
+
+    shown: list[torch.Tensor] = []
+    done = 0
+    for batch in track(batches, "sampling", total=-(-len(pairs) // batch_size)):
+        for seed, image in zip(batch.seeds, batch.images, strict=True):
+            line = done // (len(pairs) // len(texts))
+            save_png(image, out / f"p{line:04d}-s{seed:05d}.png")
+            done += 1
+            if len(shown) < MAX_SHEET:
+                shown.append(image)
+    columns = len(pairs) // len(texts) if len(texts) > 1 and seeds else None
+    save_sheet(torch.stack(shown), out / "grid.png", columns)
+    typer.echo(
+        f"{out}: {done} images of {plan.num_steps} steps, {plan.passes} passes each, and grid.png"
+    )

@@ -1,0 +1,153 @@
+"""The commands of `stepsample` that make many images: a batch over captions, and a grid."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepsampler.cli.options import (
+    NO_PROMPT,
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    GuidanceScale,
+    Loras,
+    ModelName,
+    Negative,
+    PromptFile,
+    ScheduleName,
+    Size,
+    Vae,
+    Words,
+    check_folder,
+    open_model,
+    open_plan,
+)
+from stepsampler.errors import UserError
+
+app = typer.Typer()
+
+LABEL = 40  # characters of a schedule's name beside a row
+
+
+@app.command()
+def batch(
+    schedule: ScheduleName,
+    prompts: Annotated[Path, typer.Option(help="Text, COCO captions, preferences, CSV, parquet.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images and manifest.")],
+    column: Annotated[str | None, typer.Option(help="Of CSV, parquet or JSON objects.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only that many captions.")] = None,
+    shuffle_seed: Annotated[int | None, typer.Option(help="Mix the captions first.")] = None,
+    first_seed: Annotated[
+        int, typer.Option(min=0, max=2**62, help="Image k has this seed + k.")
+    ] = 0,
+    model: ModelName = "tiny",
+    config: Config = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    textual_inversion: Words = None,
+    guidance_scale: GuidanceScale = None,
+    negative_prompt: Negative = "",
+    batch_size: BatchSize = 16,
+    size: Size = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Make one image for each caption of a file; run it again to go on after a kill.
+
+    COCO: one caption per image, that of the lowest annotation id, by image id.
+    """
+    from stepsampler.support.captions import read_captions
+
+    check_folder(out)
+    plan = open_plan(schedule, guidance_scale)
+    captions = read_captions(prompts, column, limit, shuffle_seed)
+
+    from rich.progress import Progress
+
+    from stepsampler.batch import MANIFEST, run_batch
+
+    progress = run_batch(
+        open_model(model, device, dtype, size, config, vae, lora, textual_inversion),
+        plan,
+        captions,
+        out,
+        first_seed=first_seed,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+        additions={
+            "config": config,
+            "vae": vae,
+            "lora": lora or [],
+            "textual_inversion": textual_inversion or [],
+        },
+    )
+    with Progress() as bar:
+        task = bar.add_task("sampling", total=len(captions))
+        for done in progress:
+            bar.update(task, completed=done)
+    typer.echo(f"{out}: {len(captions)} images of {plan.passes} passes each, and {MANIFEST}")
+
+
+@app.command()
+def grid(
+    schedules: Annotated[list[str], typer.Argument(help="Presets or schedule files, one a row.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file.")] = Path("grid.png"),
+    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    prompts: PromptFile = None,
+    seeds: Annotated[str, typer.Option(help="Such as 0-3: every prompt with every seed.")] = "0",
+    model: ModelName = "tiny",
+    config: Config = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    textual_inversion: Words = None,
+    guidance_scale: GuidanceScale = None,
+    negative_prompt: Negative = "",
+    batch_size: BatchSize = 16,
+    size: Size = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Compare schedules: a row for each, with the same prompts and seeds, and both written on."""
+    from stepsampler.support.captions import given_prompts
+    from stepsampler.support.seeds import parse_seeds
+
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out must name a .png file, got {str(out)!r}")
+    if out.is_dir():
+        raise UserError(f"--out must name a file, but {str(out)!r} is a folder")
+    check_folder(out.parent, "the folder of --out")
+    plans = [open_plan(name, guidance_scale) for name in schedules]
+    texts = given_prompts(prompt, prompts)
+    if not texts:
+        raise UserError(NO_PROMPT)
+    pairs = [(text, seed) for text in texts for seed in parse_seeds(seeds)]
+
+    import torch
+
+    from stepsampler.generate import generate
+    from stepsampler.support.pictures import MAX_SHEET, save_sheet
+
+    if len(plans) * len(pairs) > MAX_SHEET:
+        raise UserError(f"a grid has at most {MAX_SHEET} images, got {len(plans) * len(pairs)}")
+    loaded = open_model(model, device, dtype, size, config, vae, lora, textual_inversion)
+    images = [
+        made.images
+        for plan in plans
+        for made in generate(
+            loaded,
+            plan,
+            [text for text, _ in pairs],
+            [seed for _, seed in pairs],
+            negative_prompts=negative_prompt,
+            batch_size=batch_size,
+        )
+    ]
+    labels = [
+        f"{Path(name).name[:LABEL]} ({plan.passes} passes)"
+        for name, plan in zip(schedules, plans, strict=True)
+    ]
+    captions = [f"{text} [{seed}]" for text, seed in pairs]
+    save_sheet(torch.cat(images), out, len(pairs), labels, captions)
+    typer.echo(f"{out}: {len(plans)} rows of {len(pairs)} images")

@@ -1,0 +1,120 @@
+"""A schedule as a table, as a picture, and as what differs between two."""
+
+from dataclasses import fields
+from math import inf, isinf
+from pathlib import Path
+from typing import Any
+
+from stepsampler.schedule import Schedule, Step
+from stepsampler.solvers import levels
+from stepsampler.support.files import replacing
+
+
+def describe(plan: Schedule) -> str:
+    """A table of the steps: timestep, sigma, lambda and its step h, guidance, order, the rest.
+
+    Timesteps are those of the model that the schedule names, where its noise levels are known.
+    """
+    from stepsampler.noise import noise_of
+
+    noise, at = noise_of(plan), levels(plan)
+    lambdas = [at.log_snr(i) for i in range(plan.num_steps + 1)]
+    lines = [
+        f"{plan.num_steps} steps, {plan.passes} passes per image, solver {plan.solver}"
+        + _heading(plan),
+        f"{'step':>4} {'t':>7} {'sigma':>10} {'lands on':>10} {'lambda':>8} {'h':>7} "
+        f"{'guidance':>9} {'order':>5}",
+    ]
+    for i, step in enumerate(plan.steps):
+        t = "-" if noise is None else f"{noise.network_time(step.sigma):.2f}"
+        guidance = "off" if step.guidance_scale == 1 else f"{step.guidance_scale:.3g}"
+        h = lambdas[i + 1] - lambdas[i]
+        lines.append(
+            f"{i:>4} {t:>7} {step.sigma:>10.4f} {plan.sigmas[i + 1]:>10.4f} "
+            f"{_finite(lambdas[i]):>8} {_finite(h):>7} {guidance:>9} {step.order:>5} "
+            f"{_extras(step)}".rstrip()
+        )
+    note = plan.provenance.get("note")
+    return "\n".join([*lines, *([f"note: {note}"] if isinstance(note, str) else [])])
+
+
+def _heading(plan: Schedule) -> str:
+    golden = plan.golden_noise
+    parts = [
+        plan.model and f"for {plan.model.family} ({plan.model.prediction_type})",
+        plan.guidance != "classifier-free" and f"{plan.guidance} guidance",
+        golden and f"golden noise by {golden.start} at sigma {golden.sigma:.4f}",
+        plan.decode != "x" and f"decodes {plan.decode}",
+    ]
+    return "".join(f", {part}" for part in parts if part)
+
+
+def _finite(number: float) -> str:
+    return "inf" if number == inf else "-inf" if isinf(number) else f"{number:.3f}"
+
+
+def _extras(step: Step) -> str:
+    free_u = step.free_u
+    parts = [
+        step.analytic is not None and f"analytic {step.analytic:g}",
+        step.corrector and "corrector",
+        step.prediction,
+        step.churn and f"churn {step.churn:g}",
+        step.guidance_rescale and f"rescale {step.guidance_rescale:g}",
+        free_u and f"Free-U {free_u.b1:g} {free_u.b2:g} {free_u.s1:g} {free_u.s2:g}",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def differences(a: Schedule, b: Schedule) -> list[str]:
+    """What is sampled otherwise under `b` than under `a`, a line each; nothing if all is equal.
+
+    The provenance is not compared: no solver reads it.
+    """
+    apart = ("steps", "provenance")
+    lines = _differing("", a, b, apart)
+    for i in range(max(a.num_steps, b.num_steps)):
+        if i >= min(a.num_steps, b.num_steps):
+            lines.append(f"step {i}: only in the {'first' if i < a.num_steps else 'second'}")
+        else:
+            lines += _differing(f"step {i}: ", a.steps[i], b.steps[i], ())
+    return lines
+
+
+def _differing(place: str, a: Any, b: Any, apart: tuple[str, ...]) -> list[str]:
+    pairs = [(f.name, getattr(a, f.name), getattr(b, f.name)) for f in fields(a)]
+    return [
+        f"{place}{name} {_value(ours)} -> {_value(theirs)}"
+        for name, ours, theirs in pairs
+        if name not in apart and ours != theirs
+    ]
+
+
+def _value(value: Any) -> str:
+    return str(value) if isinstance(value, float) else repr(value)
+
+
+def draw(plan: Schedule, path: Path) -> None:
+    """Write a picture of sigma and guidance over the steps; its format by the suffix.
+
+    Raises:
+        ValueError: a suffix that matplotlib does not know.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    steps = range(plan.num_steps)
+    above.plot(range(plan.num_steps + 1), plan.sigmas, marker="o", markersize=4)
+    smallest = min(s for s in plan.sigmas if s > 0)
+    above.set_yscale("symlog", linthresh=smallest)  # a last sigma of 0 lies on the axis
+    above.set_ylim(bottom=0)
+    above.set_ylabel("sigma")
+    above.set_title(f"{plan.num_steps} steps, {plan.passes} passes, {plan.solver}", fontsize=10)
+    scales = [0.0 if step.analytic is not None else step.guidance_scale for step in plan.steps]
+    below.bar(steps, scales, color=["tab:gray" if w == 1 else "tab:orange" for w in scales])
+    below.set_ylabel("guidance")
+    below.set_xlabel("step")
+    below.xaxis.get_major_locator().set_params(integer=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=120)

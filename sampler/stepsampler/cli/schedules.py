@@ -1,0 +1,242 @@
+"""The commands of `stepsample` that make, show, compare and translate schedules."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stepsampler.cli.options import ScheduleName
+from stepsampler.errors import UserError
+from stepsampler.presets import MODELS, names, open_schedule, preset
+from stepsampler.schedule import SOLVERS, FreeU, ModelSpec
+from stepsampler.support.files import write_text
+
+if TYPE_CHECKING:
+    from stepsampler.noise import Noise
+
+app = typer.Typer()
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
+Model = Annotated[str, typer.Option(help="sd, sdxl, sd3, flux, dit, or a model as for generate.")]
+Solver = Annotated[str, typer.Option(help="ddim, dpmpp-midpoint, unipc-bh2, …")]
+Order = Annotated[int, typer.Option(min=1, help="Highest order of the solver.")]
+Scale = Annotated[float, typer.Option(help="Guidance scale; 1 is none.")]
+Lossy = Annotated[bool, typer.Option("--lossy", help="Leave out what the tool cannot hold.")]
+SHIFTS = {"sd3": 3.0, "flux": 3.158}  # FLUX.1's at 1024 x 1024, e^1.15
+
+
+@app.command()
+def presets(pattern: Annotated[str, typer.Argument(help="Part of the names.")] = "") -> None:
+    """List the published schedules: name, model, steps, passes, source; ~ is approximate."""
+    found = [preset(name) for name in names() if pattern in name]
+    if not found:
+        raise UserError(f"no preset has {pattern!r} in its name")
+    width = max(len(p.name) for p in found)
+    typer.echo(f"{'name':<{width}}   {'model':<5} steps passes  source")
+    for p in found:
+        typer.echo(
+            f"{p.name:<{width}} {'~' if p.approximate else ' '} {p.model or '-':<5} "
+            f"{p.schedule.num_steps:>5} {p.schedule.passes:>6}  {p.source}"
+        )
+
+
+@app.command()
+def make(
+    grid: Annotated[str, typer.Argument(help="A placement such as linspace, or a preset.")],
+    out: Out,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps.")] = None,
+    solver: Annotated[str | None, typer.Option(help="Default dpmpp-midpoint.")] = None,
+    order: Annotated[int | None, typer.Option(min=1, help="Highest order; default 2.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Default 7.5, or that of the preset.")
+    ] = None,
+    guidance_interval: Annotated[
+        str | None, typer.Option(metavar="LO,HI", help="Guided where LO < sigma <= HI only.")
+    ] = None,
+    free_u: Annotated[
+        str | None, typer.Option("--free-u", metavar="B1,B2,S1,S2", help="Free-U, or off.")
+    ] = None,
+    free_u_from: Annotated[
+        int, typer.Option("--free-u-from", min=0, help="First step with Free-U.")
+    ] = 0,
+    analytic: Annotated[
+        str | None,
+        typer.Option(metavar="GAIN,AT", help="Analytic first step, such as 1,0.5: half-way."),
+    ] = None,
+    lower_order_final: Annotated[
+        bool, typer.Option("--lower-order-final", help="Lower orders over the last steps.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="As for import; default sd.")] = None,
+) -> None:
+    """Write a schedule: a placement with any number of steps, or a preset, guided otherwise.
+
+    Steps too early for the order, and the one onto sigma 0, get a lower one.
+    """
+    from stepsampler.grids import PLACEMENTS, guide, make_schedule
+
+    interval = _interval(guidance_interval)
+    gains = None if free_u in (None, "off") else FreeU(*_numbers("--free-u", free_u, 4))
+    if grid in names() and (grid not in PLACEMENTS or steps is None):
+        given = {"--steps": steps, "--solver": solver, "--order": order, "--model": model}
+        given |= {"--analytic": analytic, "--lower-order-final": lower_order_final or None}
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"{name} is fixed by the preset {grid}")
+        plan = preset(grid).schedule
+        scale = max(step.guidance_scale for step in plan.steps)
+        if guidance_scale is not None or interval:
+            plan = guide(plan, scale if guidance_scale is None else guidance_scale, interval)
+    else:
+        if steps is None:
+            raise UserError(f"--steps is missing: how many steps has {grid}?")
+        noise, spec, guidance = _model(model or "sd")
+        if grid == "seed-original" and solver is None and steps <= 10:
+            solver = "ddim"  # as that method has it
+        first = None
+        if analytic is not None:
+            gain, fraction = _numbers("--analytic", analytic, 2)
+            if not 0 < fraction < 1:
+                raise UserError(f"--analytic: AT must be inside (0, 1), got {fraction:g}")
+            first = (gain, fraction)
+        plan = make_schedule(
+            grid,
+            steps,
+            noise,
+            solver=_solver(solver),
+            order=order or 2,
+            model=spec,
+            lower_order_final=lower_order_final,
+            analytic=first,
+        )
+        scale = 7.5 if guidance_scale is None else guidance_scale
+        plan = replace(guide(plan, scale, interval), guidance=guidance)
+    if free_u is not None:
+        steps_of = enumerate(plan.steps)
+        new = [replace(step, free_u=gains if i >= free_u_from else None) for i, step in steps_of]
+        plan = replace(plan, steps=tuple(new))
+    plan.save(out)
+    typer.echo(f"{out}: {plan.num_steps} steps, {plan.passes} passes per image")
+
+
+@app.command()
+def show(
+    schedule: ScheduleName,
+    plot: Annotated[Path | None, typer.Option(help="Draw it: a PNG, SVG or PDF file.")] = None,
+) -> None:
+    """Print a schedule, step by step."""
+    from stepsampler.cli.display import describe, draw
+
+    plan = open_schedule(schedule)
+    typer.echo(describe(plan))
+    if plot:
+        if plot.suffix not in (".png", ".svg", ".pdf"):
+            raise UserError(f"--plot must end with .png, .svg or .pdf, got {str(plot)!r}")
+        draw(plan, plot)
+
+
+@app.command()
+def diff(first: ScheduleName, second: ScheduleName) -> None:
+    """Print what differs, step by step; exit with 0 if nothing does, else with 1.
+
+    Where a schedule comes from (its provenance) is not compared.
+    """
+    from stepsampler.cli.display import differences
+
+    lines = differences(open_schedule(first), open_schedule(second))
+    for line in lines:
+        typer.echo(line)
+    raise typer.Exit(1 if lines else 0)
+
+
+@app.command(name="export")
+def export_schedule(
+    schedule: ScheduleName,
+    to: Annotated[str, typer.Option(help="comfyui, sd.cpp or diffusers:SCHEDULER.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: print it.")] = None,
+    shift: Annotated[float, typer.Option(min=0.01, help="Of a flow scheduler.")] = 1.0,
+    lossy: Lossy = False,
+) -> None:
+    """Translate a schedule for another tool.
+
+    What the tool cannot hold is refused, or with --lossy left out and listed on stderr.
+    """
+    from stepsampler.formats import export
+
+    text = export(open_schedule(schedule), to, lossy=lossy, shift=shift)
+    for lost in text.lost:
+        print(f"stepsample: left out: {lost}", file=sys.stderr)  # noqa: T201
+    if out:
+        write_text(out, text.text)
+    else:
+        typer.echo(text.text, nl=False)
+
+
+@app.command(name="import")
+def import_schedule(
+    file: Annotated[Path, typer.Argument(help="What the other tool takes.")],
+    source: Annotated[str, typer.Option("--from", help="comfyui, sd.cpp or diffusers.")],
+    out: Out,
+    model: Model = "sd",
+    solver: Solver = "dpmpp-midpoint",
+    order: Order = 2,
+    guidance_scale: Scale = 7.5,
+) -> None:
+    """Make a schedule from another tool's text.
+
+    Solver, order and guidance are taken where the text says nothing of them.
+    """
+    from stepsampler.formats import Target, read
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: {error}") from error
+    noise, spec, guidance = _model(model)
+    target = Target(noise, spec, _solver(solver), order, guidance_scale, guidance)
+    plan = read(text, source, target)
+    plan.save(out)
+    typer.echo(f"{out}: {plan.num_steps} steps, {plan.passes} passes per image")
+
+
+def _model(name: str) -> "tuple[Noise, ModelSpec, str]":
+    """Noise, spec and kind of guidance: of a well-known model by a short name, or a loaded one."""
+    from stepsampler.noise import FlowSchedule, NoiseSchedule
+
+    if name in SHIFTS:
+        guidance = "distilled" if name == "flux" else "classifier-free"
+        return FlowSchedule(SHIFTS[name]), MODELS[name], guidance
+    if name in ("sd", "sdxl", "dit"):
+        noise = NoiseSchedule.linear() if name == "dit" else NoiseSchedule.scaled_linear()
+        return noise, MODELS["sd15" if name == "sd" else name], "classifier-free"
+    from stepsampler.models import load
+
+    loaded = load(name)
+    return loaded.noise, loaded.spec, loaded.guidance
+
+
+def _solver(name: str | None) -> str:
+    name = name or "dpmpp-midpoint"
+    if name not in SOLVERS:
+        raise UserError(f"--solver must be one of {', '.join(SOLVERS)}, got {name!r}")
+    return name
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    low, high = _numbers("--guidance-interval", text, 2)
+    if not low < high:
+        raise UserError(f"--guidance-interval must rise, got {text!r}")
+    return low, high
+
+
+def _numbers(option: str, text: str | None, count: int) -> list[float]:
+    try:
+        numbers = [float(part) for part in (text or "").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise UserError(f"{option} must be {count} numbers with commas between, got {text!r}")
+    return numbers

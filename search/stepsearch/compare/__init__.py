@@ -1,0 +1,4 @@
+"""Anything against anything: contenders, their table, and the front over several runs.
+
+May import `engine` and what that may.
+"""

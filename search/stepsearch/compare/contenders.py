@@ -1,0 +1,289 @@
+"""What `stepsearch evaluate` scores: a schedule, a pipeline with its own scheduler, a folder."""
+
+import copy
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stepsampler.batch import MANIFEST
+from stepsampler.errors import UserError
+from stepsampler.generate import fitting, generate
+from stepsampler.models import LatentModel
+from stepsampler.models.base import quantised
+from stepsampler.models.flux import pack
+from stepsampler.schedule import Schedule
+from stepsearch.metrics.alignment import Prompt
+from stepsearch.metrics.images import Fit, ImageFiles
+
+
+class Contender(Protocol):
+    """Makes the images of any range of seeds; the same each time."""
+
+    name: str
+    identity: str  # changes with everything that changes an image
+    steps: int | None
+    passes: float | None  # network passes an image; None: not known (yet)
+    prompted: bool  # whether image k shows prompt k
+    captioned: bool  # whether it is known what the images show
+
+    def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
+        """Images of `seeds`, uint8 (n, 3, height, width), in batches; a prompt for each."""
+        ...
+
+    def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
+        """What the images of `seeds` are to show, if it is known."""
+        ...
+
+
+class OnSchedule:
+    """A schedule on a model; an unconditional one has no use for prompts."""
+
+    def __init__(self, name: str, schedule: Schedule, model: LatentModel, digest: str) -> None:
+        model.check(schedule)
+        self.prompted = self.captioned = model.conditional
+        self.name, self.schedule, self.model = name, schedule, model
+        bare = replace(schedule, provenance={}, model=None).to_json()
+        self.identity = _digest(f"schedule {bare} {digest} {model.shape}")
+        self.steps: int | None = schedule.num_steps
+        self.passes: float | None = float(schedule.passes)
+
+    def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
+        texts = self.texts(seeds, prompts) if self.prompted else [""] * len(seeds)
+        for batch in generate(self.model, self.schedule, texts, seeds, batch_size=batch_size):
+            yield batch.images
+
+    def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
+        return [prompt.text for prompt in prompts]
+
+
+class OnStock:
+    """A diffusers pipeline under its own call, with its own scheduler or another of diffusers'.
+
+    It starts from the noise from which schedules start, one generator a seed. `passes` are counted
+    at the network.
+
+    Raises:
+        UserError: the pipeline draws its own noise, or the scheduler or the steps do not fit it.
+    """
+
+    prompted = captioned = True
+
+    def __init__(
+        self,
+        model: LatentModel,
+        digest: str,
+        steps: int,
+        guidance_scale: float | None = None,
+        scheduler: str | None = None,
+        spacing: str | None = None,
+    ) -> None:
+        if "latents" not in inspect.signature(model.pipeline.__call__).parameters:
+            raise UserError(
+                f"--stock: a {type(model.pipeline).__name__} takes no latents, so it cannot start "
+                "from the noise of the schedules; score schedules on it"
+            )
+        self.model, self.guidance_scale = model, guidance_scale
+        self.steps: int | None = steps
+        self.passes: float | None = None
+        self.scheduler = _scheduler(model, scheduler, spacing)
+        most = self.scheduler.config.get("num_train_timesteps", steps)
+        if steps > most:
+            raise UserError(f"--stock: the model has {most} timesteps, got {steps} steps")
+        _rehearse(self.scheduler, steps, model.prediction_type == "flow_prediction")
+        name = type(self.scheduler).__name__.removesuffix("Scheduler")
+        scale = "" if guidance_scale is None else f", w {guidance_scale:g}"
+        self.name = f"{name}, {steps} steps{f', {spacing}' if spacing else ''}{scale}"
+        settings = sorted((k, str(v)) for k, v in self.scheduler.config.items() if k[0] != "_")
+        self.identity = _digest(
+            f"stock {name} {settings} {steps} {guidance_scale} {digest} {model.shape}"
+        )
+
+    @torch.inference_mode()
+    def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
+        pipeline = self.model.pipeline
+        pipeline.set_progress_bar_config(disable=True)
+        for start in range(0, len(seeds), batch_size):
+            chunk = seeds[start : start + batch_size]
+            texts = self.texts(chunk, prompts[start : start + batch_size])
+            with (
+                fitting(self.model, len(chunk)),
+                self._own_scheduler(),
+                _counted(self.model.net) as rows,
+            ):
+                images = quantised(pipeline(texts, **self._options(chunk)).images.float()).cpu()
+            self.passes = rows[0] / len(chunk)
+            yield images
+
+    def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
+        return [prompt.text for prompt in prompts]
+
+    def _options(self, seeds: range) -> dict[str, Any]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        # Drawn from the same generators, so that a scheduler's own noise is not this noise again.
+        noise = torch.stack([torch.randn(*self.model.shape, generator=g) for g in generators])
+        if self.model.family == "flux":
+            noise = pack(noise)
+        options: dict[str, Any] = {
+            "num_inference_steps": self.steps,
+            "generator": generators,
+            "latents": noise.to(self.model.device, self.model.dtype),
+            "output_type": "pt",
+        }
+        if self.guidance_scale is not None:
+            options["guidance_scale"] = self.guidance_scale
+        known = inspect.signature(self.model.pipeline.__call__).parameters
+        size = self.model.size
+        # PixArt and Sana would make the nearest of some sizes, and resize the images.
+        for name, value in (("height", size), ("width", size), ("use_resolution_binning", False)):
+            if name in known:
+                options[name] = value
+        return options
+
+    @contextmanager
+    def _own_scheduler(self) -> Iterator[None]:
+        before = self.model.pipeline.scheduler
+        self.model.pipeline.scheduler = self.scheduler
+        try:
+            yield
+        finally:
+            self.model.pipeline.scheduler = before
+
+
+class OnFiles:
+    """Images that lie in a folder or a zip, in the order of `ImageFiles.chosen`."""
+
+    prompted = captioned = False
+
+    def __init__(
+        self, source: Path, n: int, first: int, size: int | None = None, fit: Fit = "crop"
+    ) -> None:
+        found = ImageFiles.find(source)
+        if len(found.names) < n:
+            raise UserError(
+                f"{source}: {len(found.names)} images, but {n} are wanted; lower --images"
+            )
+        self.files, self.first, self.size, self.fit = found.chosen(n), first, size, fit
+        self.files.check(size, fit)  # all at once: they are measured in parts
+        self.name = str(source)
+        self.steps: int | None = None
+        self.passes: float | None = None
+        self.identity = _digest(f"files {found.digest()} {size} {fit} {first} {self.files.drawn}")
+
+    def read_captions(self) -> None:
+        """Take what each image shows from the manifest that `stepsample batch` wrote beside them.
+
+        Raises:
+            UserError: there is none, or not a line for each image.
+        """
+        source = self.files.source
+        path = source / MANIFEST
+        if not path.is_file():
+            raise UserError(
+                f"--clip-score: {source}: it is not known what its images show: no {MANIFEST} of "
+                "`stepsample batch` lies there; score it without"
+            )
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+            found = {str(row["file"]): str(row["prompt"]) for row in rows}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a manifest of `stepsample batch`: {error}") from error
+        lacking = [name for name in self.files.names if name not in found]
+        if lacking:
+            raise UserError(f"--clip-score: {path}: it has no line for {lacking[0]}")
+        self.captions, self.captioned = [found[name] for name in self.files.names], True
+
+    def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
+        return self.files.batches(self.size, self.fit, batch_size, self._places(seeds))
+
+    def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
+        places = self._places(seeds)
+        return self.captions[places.start : places.stop]
+
+    def _places(self, seeds: range) -> range:
+        return range(seeds.start - self.first, seeds.stop - self.first)
+
+
+def _scheduler(model: LatentModel, name: str | None, spacing: str | None) -> Any:
+    """The pipeline's own scheduler, or another class of diffusers with the same settings.
+
+    Its grid of timesteps may be spaced otherwise: distilled models want theirs trailing.
+    """
+    import diffusers
+
+    own = model.pipeline.scheduler
+    if name is None and spacing is None:
+        return own
+    if name and not (name.endswith("Scheduler") and hasattr(diffusers, name)):
+        raise UserError(
+            f"--scheduler: diffusers has no {name!r}; give a class such as "
+            "DPMSolverMultistepScheduler"
+        )
+    cls = getattr(diffusers, name) if name else type(own)
+    name = cls.__name__
+    if spacing and "timestep_spacing" not in inspect.signature(cls.__init__).parameters:
+        raise UserError(f"--timestep-spacing: {name} has none, got {spacing!r}")
+    spaced = {"timestep_spacing": spacing} if spacing else {}
+    try:
+        made = cls.from_config(own.config, **spaced)
+    except Exception as error:  # whatever such a class raises, a package that it needs included
+        raise UserError(f"--scheduler: {name} cannot be made: {_reason(error)}") from error
+    flow = model.spec.prediction_type == "flow_prediction"
+    if flow != (name.startswith("FlowMatch") or bool(made.config.get("use_flow_sigmas"))):
+        kind = "flow" if flow else "variance-preserving"
+        raise UserError(f"--scheduler: {name} is not for a {kind} model with these settings")
+    return made
+
+
+def _rehearse(scheduler: Any, steps: int, flow: bool) -> None:
+    """Take all steps on zeros, as a pipeline would, so that a misfit shows before any image.
+
+    Raises:
+        UserError: the scheduler has no such steps, or is called otherwise than pipelines do.
+    """
+    trial, x = copy.deepcopy(scheduler), torch.zeros(1, 4, 8, 8)
+    try:
+        shift = {"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}
+        trial.set_timesteps(steps, **shift)
+        if not flow:
+            x = x * trial.init_noise_sigma
+        for timestep in trial.timesteps:
+            scaled = x if flow else trial.scale_model_input(x, timestep)
+            trial.step(scaled, timestep, x)
+        _ = trial.order
+    except Exception as error:  # schedulers have no errors of their own
+        name = type(scheduler).__name__
+        raise UserError(
+            f"--stock: {name} cannot take {steps} steps of this pipeline: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _counted(net: torch.nn.Module) -> Iterator[list[int]]:
+    """Count the rows that a network is called with."""
+    rows = [0]
+
+    def count(_: object, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = inputs[0] if inputs else named.get("sample", named.get("hidden_states", ()))
+        rows[0] += len(x)
+
+    handle = net.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

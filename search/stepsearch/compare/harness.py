@@ -1,0 +1,201 @@
+"""Images of any contender -> features under several extractors, and alignment; cached on disk.
+
+Each quantity has a file of its own, by contender, seeds and metric: a killed evaluation resumes, a
+further contender costs what is new, a further extractor the images once more.
+"""
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.models import LatentModel
+from stepsearch.compare.contenders import Contender
+from stepsearch.metrics.alignment import Alignment, Prompt
+from stepsearch.metrics.evaluator import Measurement, observe
+from stepsearch.metrics.features import Extractor
+from stepsearch.metrics.pretrained import ClipScore
+from stepsearch.metrics.reference import Reference
+from stepsearch.paths import write_whole
+
+ALIGNED, CLIP = "aligned", "clip"
+
+
+@dataclass
+class Clock:
+    """Wall seconds inside each kind of network; `total` is all of `evaluate`, distances too."""
+
+    device: torch.device
+    spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    total: float = 0.0
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def watch(self, model: LatentModel) -> None:
+        """Time the denoiser, the VAE's decoder and the text encoders, as far as there are any."""
+        parts = {"denoiser": model.net}
+        if "vae" in model.pipeline.components:
+            parts["VAE"] = model.pipeline.vae.decoder
+        for name, part in model.pipeline.components.items():
+            if name.startswith("text_encoder") and part is not None:
+                parts[name.replace("_", " ")] = part
+        for name, part in parts.items():
+            started: list[float] = []
+            part.register_forward_pre_hook(lambda *_, s=started: s.append(self.now()))
+            part.register_forward_hook(
+                lambda *_, s=started, n=name: self._add(n, self.now() - s.pop())
+            )
+
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*inputs: Any) -> Any:
+            started = self.now()
+            result = call(*inputs)
+            self._add(name, self.now() - started)
+            return result
+
+        return wrapped
+
+    @property
+    def share(self) -> float:
+        """Of the total that passed inside networks."""
+        return sum(self.spent.values()) / self.total if self.total else float("nan")
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.spent[name] += seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """An extractor with the statistics of real images under it."""
+
+    extractor: Extractor
+    reference: Reference
+
+    @property
+    def identity(self) -> str:
+        return f"{self.extractor.name} {self.extractor.digest} {self.reference.fingerprint}"
+
+
+@dataclass
+class Harness:
+    """Measures contenders; every quantity comes from the same images."""
+
+    metrics: Sequence[Metric]
+    prompts: Sequence[Prompt]
+    batch_size: int
+    cache: Path
+    clock: Clock
+    judge: Alignment | None = None
+    clip: ClipScore | None = None
+
+    @property
+    def prompts_digest(self) -> str:
+        """Of their content, whatever file they are from."""
+        texts = "\n".join(prompt.text for prompt in self.prompts)
+        return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
+    def measure(
+        self, quantity: str | Metric, jobs: Sequence[tuple[Contender, range]]
+    ) -> Iterator[tuple[int, Measurement]]:
+        """(place, measurement) of each job; "clip" yields CLIP scores as features (n, 1)."""
+        for place, (contender, seeds) in enumerate(jobs):
+            wanted = self._key(quantity, contender, seeds)
+            files = self._files(contender, seeds)
+            if not self.recalls(contender, seeds):
+                self._measure(contender, seeds, files)
+            recalled = load_file(files[wanted])
+            features, passes = recalled["values"], float(recalled["passes"][0])
+            if contender.passes is None and not np.isnan(passes):
+                contender.passes = passes
+            aligned = np.full(len(seeds), np.nan, np.float32)
+            key = self._key(ALIGNED, contender, seeds)
+            if key in files:
+                aligned = load_file(files[key])["values"]
+            yield place, Measurement(features, aligned)
+
+    def recalls(self, contender: Contender, seeds: range) -> bool:
+        """Whether all that is measured of these images is in the cache."""
+        return all(file.exists() for file in self._files(contender, seeds).values())
+
+    def _files(self, contender: Contender, seeds: range) -> dict[str, Path]:
+        return {key: self.cache / f"{key}.safetensors" for key in self._keys(contender, seeds)}
+
+    def _quantities(self, contender: Contender) -> list[str | Metric]:
+        found: list[str | Metric] = list(self.metrics)
+        if self.judge and contender.prompted:
+            found.append(ALIGNED)
+        if self.clip and contender.captioned:
+            found.append(CLIP)
+        return found
+
+    def _keys(self, contender: Contender, seeds: range) -> list[str]:
+        return [self._key(q, contender, seeds) for q in self._quantities(contender)]
+
+    def _measure(self, contender: Contender, seeds: range, files: dict[str, Path]) -> None:
+        prompts = [self.prompts[seed % len(self.prompts)] for seed in seeds]
+        scores: list[NDArray[np.float32]] = []
+        clock, clip = self.clock, self.clip
+        texts = contender.texts(seeds, prompts) if contender.captioned else []
+
+        def batches() -> Iterator[Tensor]:
+            done = 0
+            for images in contender.batches(seeds, prompts, self.batch_size):
+                if clip and texts:
+                    prepared = clip.prepare(images, texts[done : done + len(images)])
+                    scores.append(clock.timed("CLIP score", clip.score)(*prepared))
+                done += len(images)
+                yield images
+
+        def timed(extractor: Extractor) -> Callable[[Tensor], Tensor]:
+            """Its network alone: resizing on the CPU is none."""
+            network = clock.timed("extractor", extractor.features)
+            return lambda images: network(extractor.prepare(images))
+
+        judge = clock.timed("judge", self.judge) if self.judge and contender.prompted else None
+        extractors = [timed(metric.extractor) for metric in self.metrics]
+        try:
+            features, aligned, _ = observe(batches(), extractors, judge, prompts)
+        except NotFiniteError as error:
+            raise UserError(f"{contender.name}: {error}") from error
+        values: dict[str | Metric, NDArray[np.float32]] = {ALIGNED: aligned}
+        for metric, rows in zip(self.metrics, features, strict=True):
+            if len(rows) != len(seeds):
+                raise UserError(f"{contender.name}: {len(rows)} images, wanted were {len(seeds)}")
+            values[metric] = metric.reference.project(rows).astype(np.float32)
+        if scores:
+            values[CLIP] = np.concatenate(scores)[:, None]
+        for quantity in self._quantities(contender):
+            passes = np.nan if contender.passes is None else contender.passes
+            tensors = {
+                "values": np.ascontiguousarray(values[quantity]),
+                "passes": np.array([passes]),
+            }
+            path = files[self._key(quantity, contender, seeds)]
+            write_whole(path, lambda p, tensors=tensors: save_file(tensors, p))  # type: ignore[misc]
+
+    def _key(self, quantity: str | Metric, contender: Contender, seeds: range) -> str:
+        if isinstance(quantity, Metric):
+            what = quantity.identity
+        else:
+            digest = {ALIGNED: self.judge, CLIP: self.clip}[quantity]
+            what = f"{quantity} {digest.digest if digest else ''}"
+        prompts = "\n".join(prompt.text for prompt in self.prompts) if contender.prompted else ""
+        if quantity == CLIP and not contender.prompted:
+            prompts = "\n".join(contender.texts(seeds, []))
+        text = "\n".join(
+            [contender.identity, f"{seeds.start} {seeds.stop}", str(self.batch_size), what, prompts]
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:24]

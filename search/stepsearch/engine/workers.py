@@ -1,0 +1,208 @@
+"""One worker = one process on one device. The parent never loads a model.
+
+Each worker loads the evaluator once and then serves two kinds of calls: measure a schedule on a
+range of seeds, or take part in the search until its budget is spent.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stepsampler.errors import UserError
+from stepsampler.noise import Noise
+from stepsampler.schedule import ModelSpec, Schedule
+from stepsearch.config import StudyConfig
+from stepsearch.engine.study import work
+from stepsearch.metrics.evaluator import Evaluator, Measurement
+from stepsearch.metrics.reference import Reference
+from stepsearch.rivals.baselines import CLASSIFIER_FREE, wanted
+from stepsearch.rivals.placement import Placement, recall_or_place
+from stepsearch.space.box import check_box
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the parent needs to know of the model and the reference, without loading them."""
+
+    noise: Noise
+    spec: ModelSpec
+    reference: Reference
+    identity: str  # digest of model, reference and prompts
+    guidance: str  # of the model: classifier-free or distilled
+
+
+@dataclass
+class _Self:
+    """This worker process; the evaluator is loaded on the first call, which can report errors."""
+
+    config: StudyConfig
+    folder: Path
+    number: int
+    device: str
+    evaluator: Evaluator | None = None
+
+    def load(self) -> Evaluator:
+        if self.evaluator is None:
+            self.evaluator = Evaluator(self.config, self.folder / "cache", self.device)
+        return self.evaluator
+
+
+_self: _Self
+
+
+class Workers:
+    """A pool of worker processes; `devices` has one entry a worker, such as ["cpu", "cpu"]."""
+
+    def __init__(self, config: StudyConfig, folder: Path, devices: Sequence[str]) -> None:
+        self.config, self.folder, self.count = config, folder, len(devices)
+        context = multiprocessing.get_context("spawn")
+        queue: Queue[tuple[int, str]] = context.Queue()
+        for number, device in enumerate(devices):
+            queue.put((number, device))
+        threads = max(1, (os.cpu_count() or 1) // len(devices))
+        # An event would wait for workers that died while they waited for it.
+        listener, self._line = Pipe(duplex=False)
+        self._pool: Executor = ProcessPoolExecutor(
+            len(devices),
+            mp_context=context,
+            initializer=_start,
+            initargs=(config, folder, queue, threads, listener),
+        )
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:  # Ctrl-C or an error: do not wait for what they are doing
+            self._line.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def describe(self) -> Subject:
+        """Wait until a worker has loaded everything.
+
+        Raises:
+            UserError: what is missing, or does not fit.
+        """
+        return self.result(self._pool.submit(_describe))
+
+    def placements(self, guidance: str = CLASSIFIER_FREE) -> dict[tuple[str, int], Placement]:
+        """What the study's rivals propose for a model of this guidance, by name and steps."""
+        futures = {
+            (name, n): self._pool.submit(_placement, name, n, w)
+            for (name, n), w in wanted(self.config, guidance).items()
+        }
+        return {key: self.result(future) for key, future in futures.items()}
+
+    def images(self, schedules: Sequence[Schedule], seeds: range) -> Tensor:
+        """Images of each schedule in turn, uint8 (len(schedules) * len(seeds), 3, h, w)."""
+        futures = [self._pool.submit(_images, s.to_json(), seeds) for s in schedules]
+        return torch.cat([torch.from_numpy(self.result(future)) for future in futures])
+
+    def measure(self, jobs: Sequence[tuple[Schedule, range]]) -> Iterator[tuple[int, Measurement]]:
+        """Yield (place in `jobs`, measurement) as they are done, in any order."""
+        futures = {
+            self._pool.submit(_measure, schedule.to_json(), seeds): place
+            for place, (schedule, seeds) in enumerate(jobs)
+        }
+        for future in as_completed(futures):
+            yield futures[future], self.result(future)
+
+    def search(self) -> list["Future[int]"]:
+        """Start every worker on the folder's search; the futures hold their numbers of trials."""
+        return [self._pool.submit(_search) for _ in range(self.count)]
+
+    @staticmethod
+    def result(future: "Future[T]") -> T:
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process died (out of memory?); run again to resume"
+            ) from error
+
+
+class InThisProcess(Workers):
+    """One worker that is the process itself, for work that is done before another one starts."""
+
+    def __init__(self, config: StudyConfig, folder: Path, device: str = "cpu") -> None:
+        global _self
+        self.config, self.folder, self.count = config, folder, 1
+        _, self._line = Pipe(duplex=False)
+        self._pool = _AtOnce()
+        _self = _Self(config, folder, 0, device)
+
+
+class _AtOnce(Executor):
+    """Does what is submitted before it returns."""
+
+    def submit(self, call: Callable[..., T], /, *inputs: Any, **named: Any) -> "Future[T]":
+        future: Future[T] = Future()
+        future.set_result(call(*inputs, **named))
+        return future
+
+
+def _start(
+    config: StudyConfig,
+    folder: Path,
+    queue: "Queue[tuple[int, str]]",
+    threads: int,
+    line: Connection,
+) -> None:
+    global _self
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _follow_parent(line)
+    number, device = queue.get()
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    _self = _Self(config, folder, number, device)
+
+
+def _follow_parent(line: Connection) -> None:
+    """End this process when the parent closes its end of the line or is gone, however it died."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent and not line.poll(0.5):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _describe() -> Subject:
+    evaluator = _self.load()
+    model = evaluator.model
+    check_box(_self.config.space, model)
+    return Subject(model.noise, model.spec, evaluator.reference, evaluator.identity, model.guidance)
+
+
+def _placement(name: str, num_steps: int, guidance_scale: float) -> Placement:
+    return recall_or_place(_self.load(), name, num_steps, guidance_scale)
+
+
+def _measure(schedule: str, seeds: range) -> Measurement:
+    return _self.load().measure(Schedule.from_json(schedule), seeds)
+
+
+def _images(schedule: str, seeds: range) -> NDArray[np.uint8]:
+    return _self.load().images(Schedule.from_json(schedule), seeds).numpy()
+
+
+def _search() -> int:
+    return work(_self.folder, _self.config, _self.load(), _self.number)

@@ -1,0 +1,257 @@
+"""A schedule and a range of seeds -> features and alignment, cached on disk: the search's measure.
+
+Model, reference and prompts are loaded once, so that a missing file fails before the first image;
+noise follows from the seed. The cache makes a killed run resume where it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.generate import Batch, generate
+from stepsampler.grids import is_guided, scale_guidance
+from stepsampler.models import LatentModel, check_device, load
+from stepsampler.schedule import Schedule
+from stepsampler.support.captions import read_captions
+from stepsampler.support.pictures import save_sheet
+from stepsearch.config import NONE, SEEDS, EvaluationConfig, StudyConfig
+from stepsearch.metrics.alignment import Prompt, load_alignment
+from stepsearch.metrics.features import load_extractor
+from stepsearch.metrics.pretrained import settings_of
+from stepsearch.metrics.reference import Reference, load_reference
+from stepsearch.paths import bundled, write_whole
+
+# Disjoint ranges of seeds: what the search sees, what chooses among its best, what reports; and
+# what compares the reported ones of several runs.
+SEARCH, SELECTION, TEST, FRONT = 0, SEEDS, 2 * SEEDS, 3 * SEEDS
+SHEET = 10  # images on a sheet: one of each class of the bundled prompts
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Projected features (n, axes) and, per image, how well it shows what was asked (n,), in 0..1.
+
+    Of a study over guidance scales: features (n, scales, axes), and the mean over the scales.
+    `aligned` is NaN where nothing judges it.
+    """
+
+    features: NDArray[np.float32]
+    aligned: NDArray[np.float32]
+    sheet: Path | None = None  # a picture of the first images
+
+    @classmethod
+    def join(cls, parts: "Sequence[Measurement]") -> "Measurement":
+        """Measurements of consecutive seeds as one."""
+        return cls(
+            np.concatenate([p.features for p in parts]),
+            np.concatenate([p.aligned for p in parts]),
+            parts[0].sheet,
+        )
+
+    @property
+    def finite(self) -> bool:
+        """Whether the images could be measured at all."""
+        return bool(np.isfinite(self.features).all())
+
+    @property
+    def alignment(self) -> float:
+        """Share of the images that show what was asked, or mean cosine of CLIP; NaN if unknown."""
+        return float(self.aligned.mean())
+
+
+class Evaluator:
+    """Measures schedules of one study on one device.
+
+    Raises:
+        UserError: reference, prompts or model are missing or do not fit.
+    """
+
+    def __init__(self, config: StudyConfig, cache: Path, device: str = "cpu") -> None:
+        evaluation = config.evaluation
+        check_device(device)
+        self.extractor = load_extractor(evaluation.extractor, device)
+        self.batch_size, self.cache = evaluation.batch_size, cache
+        self.prompts = load_prompts(evaluation.prompts)
+        model = self._settings = config.model
+        self._device = device
+        self.model = load(model.id, device, model.dtype, model.size, compile=model.compile)
+        if not self.model.conditional and evaluation.prompts != NONE:
+            raise UserError(
+                f'evaluation.prompts must be "{NONE}", the model is unconditional, got '
+                f'"{evaluation.prompts}"'
+            )
+        size = self.model.size
+        self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
+        self.scales = evaluation.guidance_scales
+        search, test = (
+            moments.joined_by(evaluation.over)
+            for moments in (self.reference.search, self.reference.test)
+        )
+        self.reference = replace(self.reference, search=search, test=test)
+        self.judge = load_alignment(evaluation.alignment, self.prompts, device)
+        if config.search.both and self.judge is None:
+            raise UserError(
+                "search.objectives: alignment is unknown, because the prompts of "
+                f"{evaluation.prompts!r} have no classes that a judge could find; "
+                'evaluation.alignment = "clip:MODEL" judges any'
+            )
+        parts = [
+            model_digest(self.model),
+            self.reference.fingerprint,
+            self.judge.digest if self.judge else "",
+            str(self.model.shape),
+            str(self.batch_size),
+            *(prompt.text for prompt in self.prompts),
+        ]
+        self.identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def measure(self, schedule: Schedule, seeds: range) -> Measurement:
+        """Generate the images of `seeds` (seed s has prompt s modulo their number), or recall.
+
+        In a study over guidance scales, at each of them; without guidance all are the same.
+        """
+        if not self.scales:
+            return self._measured(schedule, seeds)
+        guided = any(map(is_guided, schedule.steps))
+        parts = [
+            self._measured(scale_guidance(schedule, scale) if guided else schedule, seeds)
+            for scale in self.scales
+        ]
+        return Measurement(
+            np.stack([part.features for part in parts], axis=1),
+            np.mean([part.aligned for part in parts], axis=0, dtype=np.float32),
+            parts[0].sheet,
+        )
+
+    def _measured(self, schedule: Schedule, seeds: range) -> Measurement:
+        path = self.cache / f"{self._key(schedule, seeds)}.safetensors"
+        if not path.exists():
+            try:
+                tensors, first = self._measure(schedule, seeds)
+                save_sheet(first, path.with_suffix(".png"), len(first))
+            except NotFiniteError:  # such a measurement has no sheet
+                nan = np.full((len(seeds), len(self.reference.search.mean)), np.nan, np.float32)
+                tensors = {"features": nan, "aligned": nan[:, 0].copy()}
+            write_whole(path, lambda p: save_file(tensors, p))
+        found = load_file(path)
+        return Measurement(found["features"], found["aligned"], path.with_suffix(".png"))
+
+    def in_float32(self) -> LatentModel:
+        """The model, loaded once more where it computes in 16 bits: those blur gradients."""
+        if self.model.dtype == torch.float32:
+            return self.model
+        return load(self._settings.id, self._device, "float32", self._settings.size)
+
+    def images(self, schedule: Schedule, seeds: range) -> torch.Tensor:
+        """The images themselves, uint8 (n, 3, height, width), for sheets."""
+        return torch.cat([batch.images for batch in self._batches(schedule, seeds)])
+
+    def _batches(self, schedule: Schedule, seeds: range) -> Iterator[Batch]:
+        texts = [self.prompt(seed).text for seed in seeds]
+        return generate(self.model, schedule, texts, seeds, batch_size=self.batch_size)
+
+    def prompt(self, seed: int) -> Prompt:
+        return self.prompts[seed % len(self.prompts)]
+
+    def _measure(
+        self, schedule: Schedule, seeds: range
+    ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
+        batches = (batch.images for batch in self._batches(schedule, seeds))
+        prompts = [self.prompt(seed) for seed in seeds]
+        (features,), aligned, first = observe(batches, [self.extractor], self.judge, prompts)
+        projected = self.reference.project(features).astype(np.float32)
+        return {"features": projected, "aligned": aligned}, first
+
+    def _key(self, schedule: Schedule, seeds: range) -> str:
+        bare = replace(schedule, provenance={}, model=None).to_json()
+        text = f"{bare}\n{seeds.start} {seeds.stop}\n{self.identity}"
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def observe(
+    batches: Iterable[torch.Tensor],
+    extractors: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+    judge: Callable[[torch.Tensor, Sequence[Prompt]], NDArray[np.float32]] | None,
+    prompts: Sequence[Prompt],
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], torch.Tensor]:
+    """Features under every extractor, alignment with `prompts`, and the first images for a sheet.
+
+    Alignment is NaN without a judge. Prompts are as many as there are images, at least one.
+    """
+    features: list[list[NDArray[np.float32]]] = [[] for _ in extractors]
+    aligned: list[NDArray[np.float32]] = []
+    done, first = 0, None
+    for images in batches:
+        first = images[:SHEET] if first is None else first
+        for rows, extractor in zip(features, extractors, strict=True):
+            rows.append(extractor(images).numpy())
+        if judge:
+            aligned.append(judge(images, prompts[done : done + len(images)]))
+        done += len(images)
+    assert first is not None
+    unknown = np.full(len(prompts), np.nan, np.float32)
+    values = np.concatenate(aligned) if judge else unknown
+    return [np.concatenate(rows) for rows in features], values, first
+
+
+def model_digest(model: LatentModel) -> str:
+    """A short digest: configurations, and a few numbers of every tensor of every network."""
+    compiled = " compiled" if model.compiled else ""
+    digest = hashlib.sha256(f"{model.dtype}{compiled} {model.spec}".encode())
+    for name, part in sorted(model.pipeline.components.items()):
+        digest.update(f"{name} {settings_of(part)}".encode())
+    for part in model.networks:
+        for tensor in part.state_dict().values():
+            flat = tensor.flatten()
+            few = flat[:: max(1, len(flat) // 64)]
+            digest.update(few.double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
+    """Bundled prompts by the name of their data, or a caption file (`captions.read_captions`).
+
+    "none" is the empty prompt, all that an unconditional model takes.
+
+    A file has no held-out part: both calls return all of it.
+    """
+    if source == NONE:
+        return [Prompt("")]
+    path = bundled(f"{source}-prompts.json")
+    if path.exists():
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return [Prompt(text, label) for text, label in data["held_out" if held_out else "train"]]
+    if not Path(source).is_file():
+        raise UserError(f"prompts {source!r}: neither bundled nor a file of captions")
+    return [Prompt(caption.text) for caption in read_captions(Path(source))]
+
+
+def metric_name(reference: Reference, n: int) -> str:
+    """The distance with its n: fd_texture128_1k, fd_texture128_300."""
+    return f"{reference.metric}_{short(n)}"
+
+
+def objective_name(evaluation: EvaluationConfig, reference: Reference, n: int) -> str:
+    """The distance of a study, with what it was measured over."""
+    name, scales = (
+        metric_name(reference, n),
+        ", ".join(f"{w:g}" for w in evaluation.guidance_scales),
+    )
+    return f"{name}, {evaluation.over} over guidance {scales}" if scales else name
+
+
+def short(n: int) -> str:
+    """1000 -> 1k, 300 -> 300."""
+    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
+
+
+def seeds_of(start: int, n: int) -> range:
+    return range(start, start + n)

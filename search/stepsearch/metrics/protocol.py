@@ -1,0 +1,97 @@
+"""Contenders on the same seeds -> scores that compare. Search, test and `evaluate` share it.
+
+Three disjoint ranges of seeds: what the search sees, what chooses among its best, what reports.
+Image k of a range has seed first + k and its prompt; all contenders get the same. Images are made
+in parts of whole batches, so that workers can share them, a kill loses one part at most, and the
+same command gives the same numbers.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from stepsampler.errors import UserError
+from stepsearch.metrics.distance import Moments, Score, score
+from stepsearch.metrics.evaluator import SEARCH, SELECTION, TEST, Measurement, seeds_of
+from stepsearch.metrics.reference import Reference
+
+PART = 100  # images a job, at least
+RANGES = {"search": SEARCH, "selection": SELECTION, "test": TEST}
+
+C = TypeVar("C")
+Job = tuple[C, range]
+# Jobs -> (place, measurement), in any order.
+Measure = Callable[[Sequence[Job[C]]], Iterable[tuple[int, Measurement]]]
+Progress = Callable[[int, int], object]  # (done, total)
+
+
+@dataclass(frozen=True, eq=False)
+class Row(Generic[C]):
+    """One line of a table: a contender with its measurement at one n on one range of seeds."""
+
+    candidate: C
+    measurement: Measurement
+    score: Score
+
+
+def measure_all(
+    entrants: Sequence[C],
+    seeds: range,
+    batch_size: int,
+    measure: Measure[C],
+    progress: Progress = lambda done, total: None,
+) -> list[Measurement]:
+    """Measure every contender on the same seeds, in parts of whole batches."""
+    part = batch_size * -(-PART // batch_size)
+    starts = range(seeds.start, seeds.stop, part)
+    parts = [range(start, min(start + part, seeds.stop)) for start in starts]
+    jobs = [(entrant, part) for entrant in entrants for part in parts]
+    found: dict[int, Measurement] = {}
+    for place, measurement in measure(jobs):
+        found[place] = measurement
+        progress(len(found), len(jobs))
+    return [
+        Measurement.join([found[i * len(parts) + k] for k in range(len(parts))])
+        for i in range(len(entrants))
+    ]
+
+
+def score_all(
+    entrants: Sequence[C],
+    seeds: range,
+    batch_size: int,
+    reference: Moments,
+    measure: Measure[C],
+    progress: Progress = lambda done, total: None,
+    dropped: Callable[[C], object] = lambda entrant: None,
+) -> list[Row[C]]:
+    """Rows in the order of `entrants`; those whose images are not finite are dropped."""
+    rows = []
+    measured = measure_all(entrants, seeds, batch_size, measure, progress)
+    for entrant, whole in zip(entrants, measured, strict=True):
+        if whole.finite:
+            rows.append(Row(entrant, whole, score(whole.features, reference)))
+        else:
+            dropped(entrant)
+    return rows
+
+
+def held_out(
+    entrants: Sequence[C],
+    n: int,
+    batch_size: int,
+    reference: Reference,
+    measure: Measure[C],
+    progress: Progress = lambda done, total: None,
+    dropped: Callable[[C], object] = lambda entrant: None,
+    first_seed: int = TEST,
+) -> list[Row[C]]:
+    """The held-out protocol: n seeds and, where there are any, real images the search never saw.
+
+    Raises:
+        UserError: seeds that reach into the search's or the selection's.
+    """
+    if first_seed < TEST:
+        raise UserError(f"held-out seeds start at {TEST}, got {first_seed}")
+    seeds = seeds_of(first_seed, n)
+    return score_all(entrants, seeds, batch_size, reference.test, measure, progress, dropped)

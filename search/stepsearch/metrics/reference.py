@@ -1,0 +1,352 @@
+"""Reference statistics: the moments of real images' features, and a projection of these features.
+
+Features are standardised and projected to the principal axes of the reference images, so that a few
+hundred images mean something; "whole" extractors do without. All of it is fitted to the reference
+alone, and stored with the digest of the extractor: statistics of another one are refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from stepsampler.errors import UserError
+from stepsearch.metrics.distance import Moments
+from stepsearch.metrics.features import AXES, WHOLE, Extractor, Together, each
+from stepsearch.metrics.images import Fit, ImageFiles
+from stepsearch.metrics.interchange import read_npz
+from stepsearch.paths import bundled, write_whole
+
+SAMPLE = 2000  # features that are kept for distances that moments are not enough for
+INCEPTION_FEATURES = 2048
+BUNDLED_SIZE = 32  # pixels
+FOREIGN = "unknown"  # digest of statistics that do not say how they were made
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Moments for the search and, of other real images where there are any, for the test."""
+
+    extractor: str
+    digest: str
+    center: NDArray[np.float64] | None  # (features,)
+    basis: NDArray[np.float64] | None  # (features, axes), scaled by 1 / standard deviation
+    search: Moments
+    test: Moments
+    sample: NDArray[np.float32] | None = None  # (m, axes) of the images behind `test`
+    note: str = ""  # what was unusual about the images or the file
+    size: int | None = None  # to which the images were brought; None: as they were, or not known
+    fit: str = ""  # and how (`images.Fit`), where they were files
+    parts: tuple["Reference", ...] = ()  # those of several extractors at once
+
+    @classmethod
+    def beside(cls, parts: Sequence["Reference"]) -> "Reference":
+        """Statistics for `features.Together`, of the same real images."""
+        return cls(
+            "+".join(part.extractor for part in parts),
+            "+".join(part.digest for part in parts),
+            None,
+            None,
+            Moments.beside([part.search for part in parts]),
+            Moments.beside([part.test for part in parts]),
+            note="; ".join(dict.fromkeys(part.note for part in parts if part.note)),
+            size=parts[0].size,
+            fit=parts[0].fit,
+            parts=tuple(parts),
+        )
+
+    @property
+    def name(self) -> str:
+        """Of the features: texture128, lite0 for all of them, clean for official Inception.
+
+        foreign are statistics whose file does not say how images were resized.
+        """
+        if self.parts:
+            return "_".join(part.name for part in self.parts)
+        if self.basis is not None:
+            return f"{self.extractor}{self.basis.shape[1]}"
+        if self.extractor != "inception":
+            return self.extractor
+        return "foreign" if self.digest == FOREIGN else "clean"
+
+    @property
+    def metric(self) -> str:
+        """Name of the distance, without n: fd_texture128; FID of official Inception alone.
+
+        fdgm_texture128_lite0128 is the geometric mean of two.
+        """
+        if self.parts:
+            return f"fdgm_{self.name}"
+        return f"{'fid' if self.extractor == 'inception' else 'fd'}_{self.name}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the real images as well as with the extractor."""
+        known = [self.digest, *(part.fingerprint for part in self.parts)]
+        key = hashlib.sha256(" ".join(known).encode())
+        for array in (self.center, self.basis, self.search.mean, self.search.cov, self.test.cov):
+            if array is not None:
+                key.update(np.ascontiguousarray(array).tobytes())
+        return key.hexdigest()[:16]
+
+    def project(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, features) -> (n, axes)."""
+        if self.parts:
+            ends = np.cumsum([part.width for part in self.parts])[:-1]
+            columns = np.split(features, ends, axis=1)
+            return np.hstack([p.project(x) for p, x in zip(self.parts, columns, strict=True)])
+        x = np.asarray(features, np.float64)
+        if self.center is None or self.basis is None:
+            return x
+        return (x - self.center) @ self.basis
+
+    @property
+    def width(self) -> int:
+        """Number of features before any projection."""
+        return len(self.search.mean if self.center is None else self.center)
+
+    def check(self, extractor: Extractor) -> None:
+        """Refuse an extractor other than the one these statistics were made with."""
+        known = extractor.digest if self.digest != FOREIGN else FOREIGN
+        if (self.extractor, self.digest) != (extractor.name, known):
+            raise UserError(
+                f"the reference was made with {self.extractor} {self.digest}, "
+                f"but the extractor is {extractor.name} {extractor.digest}"
+            )
+        if (self.basis is None) != (extractor.axes is None):
+            kinds = ("projected features", "all features")
+            made, wanted = kinds[self.basis is None], kinds[extractor.axes is None]
+            raise UserError(f"the reference is of {made} of {self.extractor}, not of {wanted}")
+
+    def save(self, path: Path) -> None:
+        arrays = {"center": self.center, "basis": self.basis, "sample": self.sample}
+        tensors = {name: array for name, array in arrays.items() if array is not None}
+        for name in ("search", "test"):
+            moments: Moments = getattr(self, name)
+            tensors |= {f"{name}.mean": moments.mean, f"{name}.cov": moments.cov}
+        info = {
+            "extractor": self.extractor,
+            "digest": self.digest,
+            "n": json.dumps([self.search.n, self.test.n]),
+            "note": self.note,
+            "prepared": json.dumps([self.size, self.fit]),
+        }
+        write_whole(path, lambda p: save_file(tensors, p, info))
+
+    @classmethod
+    def load(cls, path: Path) -> "Reference":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: another file.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                info = file.metadata()
+                t = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            n_search, n_test = json.loads(info["n"])
+            size, fit = json.loads(info.get("prepared", '[null, ""]'))
+            for name, array in t.items():
+                if not np.isfinite(array).all():
+                    raise ValueError(f"{name} is not finite")
+            search = Moments(t["search.mean"], t["search.cov"], n_search)
+            test = Moments(t["test.mean"], t["test.cov"], n_test)
+            d = len(search.mean)
+            if any(m.mean.shape != (d,) or m.cov.shape != (d, d) for m in (search, test)):
+                raise ValueError("means and covariances of different sizes")
+            return cls(
+                info["extractor"],
+                info["digest"],
+                t.get("center"),
+                t.get("basis"),
+                search,
+                test,
+                t.get("sample"),
+                info.get("note", ""),
+                size,
+                fit,
+            )
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not reference statistics ({error})") from error
+
+
+def fit(
+    extractor: Extractor,
+    search: Iterable[Tensor],
+    test: Iterable[Tensor] | None = None,
+    axes: int | None = AXES,
+) -> Reference:
+    """Fit the projection on the `search` images and take both moments under it.
+
+    Batches are uint8 (n, 3, height, width). Without `test` the search images serve for both;
+    without `axes` features are taken as they are.
+
+    Raises:
+        UserError: fewer than two images, features that are not finite, or images that are all
+            the same, whose features have no axes.
+    """
+    features = _features(extractor, search)
+    if len(features) < 2:
+        raise UserError(f"a reference needs at least two images, got {len(features)}")
+    if not np.isfinite(features).all():
+        raise UserError("a feature is not finite: the images are broken, or the extractor is")
+    deviation = features.std(0)
+    if deviation.max() <= 1e-6:
+        raise UserError("the reference images are all the same: their covariance is zero")
+    if axes is None:
+        moments = Moments.of(features)
+        others = features if test is None else _features(extractor, test)
+        other = moments if test is None else Moments.of(others)
+        return Reference(extractor.name, extractor.digest, None, None, moments, other, some(others))
+    center = features.mean(0)
+    scale = np.where(deviation > 1e-6, 1 / deviation.clip(1e-6), 0.0)
+    x = (features - center) * scale
+    values, vectors = np.linalg.eigh(x.T @ x)
+    axes = min(axes, len(features) - 1, int((values > 1e-9 * values[-1]).sum()))
+    basis = np.ascontiguousarray(scale[:, None] * vectors[:, ::-1][:, :axes])
+    projected = x @ vectors[:, ::-1][:, :axes]
+    moments = other = Moments.of(projected)
+    if test is not None:
+        projected = (_features(extractor, test) - center) @ basis
+        other = Moments.of(projected)
+    sample = some(projected)
+    return Reference(extractor.name, extractor.digest, center, basis, moments, other, sample)
+
+
+def some(features: NDArray[np.floating]) -> NDArray[np.float32]:
+    """At most SAMPLE rows, the same every time; not the first: folders may be sorted by class."""
+    if len(features) > SAMPLE:
+        rows = np.random.default_rng(0).choice(len(features), SAMPLE, replace=False)
+        features = features[np.sort(rows)]
+    return np.ascontiguousarray(features.astype(np.float32))
+
+
+def load_reference(
+    source: str, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit = "crop"
+) -> Reference:
+    """Statistics of real images, for `extractor`.
+
+    source is one of
+        the name of bundled data, such as fashion-mnist
+        a folder or a zip of images, prepared to `size` as `fit_to` says (`images.Fit`); the
+            validation images of COCO are such a folder. Cached under `cache` by the content
+        an `.npz` of others (`interchange`); statistics in it are taken for official Inception
+            only, as it does not say how they were made; images in it (ADM) for any extractor
+        a `.safetensors` file of such a cache
+
+    Raises:
+        UserError: none of these, files that are no images, or statistics of another extractor.
+    """
+    if isinstance(extractor, Together):
+        refuse_for_several(source, extractor.name)
+        own = [load_reference(source, part, size, cache, fit_to) for part in extractor.parts]
+        return Reference.beside(own)
+    path = ours = bundled(f"{source}-{extractor.name}.safetensors")
+    if not path.exists():
+        path = Path(source)
+        if not path.exists():
+            raise UserError(
+                f"reference {source!r}: no folder, zip, .npz or .safetensors file, and not bundled "
+                f"for {extractor.name}"
+            )
+        if path.suffix == ".npz":
+            return _from_npz(path, extractor, size, cache, fit_to)
+        if path.suffix != ".safetensors":
+            path = _cached(path, extractor, size, cache, fit_to)
+    reference = Reference.load(path)
+    reference.check(extractor)
+    if path == ours and size:  # files that are scored as they are may have any size
+        reference = replace(reference, size=BUNDLED_SIZE, fit="crop")
+    if reference.fit and (reference.size, reference.fit) != (size, fit_to):
+        raise UserError(
+            f"reference {source}: its images were prepared as {reference.fit} to {reference.size} "
+            f"pixels, these are as {fit_to} to {size}"
+        )
+    return reference
+
+
+def refuse_for_several(source: str, spec: str) -> None:
+    """Several extractors need one set of real images.
+
+    Raises:
+        UserError: statistics that are of one extractor, or bundled for some of them only.
+    """
+    if Path(source).suffix == ".safetensors":
+        raise UserError(
+            f"reference {source}: such a file is of one extractor, for {spec} give a folder or zip "
+            "of images"
+        )
+    missing = [name for name in each(spec) if not is_bundled(source, name)]
+    if 0 < len(missing) < len(each(spec)):
+        raise UserError(f"reference {source!r}: not bundled for {', '.join(missing)}")
+
+
+def is_bundled(source: str, spec: str) -> bool:
+    """Whether there are statistics of this name for every extractor of a spec."""
+    names = [name.removesuffix(WHOLE) for name in each(spec)]
+    return all(bundled(f"{source}-{name}.safetensors").exists() for name in names)
+
+
+def _cached(source: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit) -> Path:
+    files = ImageFiles.find(source)
+    what = f"{extractor.name} {extractor.digest} {extractor.axes} {size} {fit_to} {SAMPLE} drawn"
+    key = hashlib.sha256(f"{what} {files.digest()}".encode()).hexdigest()[:16]
+    path = cache / f"reference-{key}.safetensors"
+    if not path.exists():
+        reference = fit(extractor, files.batches(size, fit_to), axes=extractor.axes)
+        replace(reference, note=files.note, size=size, fit=fit_to).save(path)
+    return path
+
+
+def _from_npz(
+    path: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit
+) -> Reference:
+    data = read_npz(path)
+    if extractor.name == "inception" and (data.mean is not None or data.features is not None):
+        if data.mean is not None and data.cov is not None:
+            moments = Moments(data.mean, data.cov, 0)
+        else:
+            assert data.features is not None
+            moments = Moments.of(data.features)
+        if len(moments.mean) != INCEPTION_FEATURES:
+            raise UserError(
+                f"{path}: statistics of official Inception have {INCEPTION_FEATURES} dimensions, "
+                f"these have {len(moments.mean)}"
+            )
+        note = f"{path}: taken to be of official Inception; the file does not say"
+        sample = None if data.features is None else some(data.features)
+        return Reference(extractor.name, FOREIGN, None, None, moments, moments, sample, note)
+    if data.images is None:
+        raise UserError(
+            f"{path}: statistics without images are taken to be of official Inception, "
+            f"but the extractor is {extractor.name}"
+        )
+    images = torch.from_numpy(data.images)
+    if len(images) < 2:
+        raise UserError(f"{path}: a reference needs at least two images, got {len(images)}")
+    if fit_to == "squash512":
+        raise UserError(f"{path}: its images are taken as they are: give --fit crop or none")
+    if size is not None and images.shape[-2:] != (size, size):
+        raise UserError(
+            f"{path}: its images are {images.shape[-1]} x {images.shape[-2]}, wanted is "
+            f"{size} x {size}"
+        )
+    key = hashlib.sha256(f"{extractor.name} {extractor.digest} {extractor.axes} npz".encode())
+    key.update(data.images.tobytes())
+    kept = cache / f"reference-{key.hexdigest()[:16]}.safetensors"
+    if not kept.exists():
+        fit(extractor, torch.split(images, 50), axes=extractor.axes).save(kept)
+    return Reference.load(kept)
+
+
+def _features(extractor: Extractor, batches: Iterable[Tensor]) -> NDArray[np.float64]:
+    rows = [extractor(batch).double().numpy() for batch in batches]
+    return np.concatenate(rows) if rows else np.zeros((0, 1))

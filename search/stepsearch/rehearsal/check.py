@@ -1,0 +1,275 @@
+"""`stepsearch check`: what a study lacks, what it costs, and whether its settings work together."""
+
+import fnmatch
+import importlib.util
+import json
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stepsampler.errors import UserError
+from stepsampler.grids import GRIDS, make_schedule
+from stepsampler.models import quiet
+from stepsampler.presets import names, preset
+from stepsampler.schedule import SOLVERS
+from stepsearch.config import CLIP, StudyConfig, load_config
+from stepsearch.engine.transfer import earlier_best
+from stepsearch.metrics.evaluator import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
+from stepsearch.metrics.features import PRETRAINED, each, load_extractor
+from stepsearch.metrics.images import ImageFiles
+from stepsearch.metrics.pretrained import INCEPTION_FILE
+from stepsearch.metrics.protocol import PART
+from stepsearch.metrics.reference import is_bundled, refuse_for_several
+from stepsearch.paths import local_folder
+from stepsearch.rehearsal.dryrun import dry_run, kind_of
+from stepsearch.rivals.baselines import CLASSIFIER_FREE, shapes, wanted
+from stepsearch.rivals.placement import most_passes
+
+NETWORKS = ("unet", "transformer", "vae", "text_encoder")
+FEATURES = 128 * 4  # bytes of an image's features in the cache
+PACKED = 0.6  # of a picture's raw bytes that its PNG takes, roughly
+
+
+def run_check(study: Path, seconds_per_pass: float | None, device: str | None, dry: bool) -> bool:
+    """Print everything; returns whether nothing is missing.
+
+    With `device` the seconds of a pass are measured there, on the study's own model.
+
+    Raises:
+        UserError: the study file is wrong, or the dry run fails.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    config = load_config(study)
+    absent = missing(config)
+    for sentence in absent:
+        console.print(f"missing: {sentence}")
+    if device is not None and not absent:
+        seconds_per_pass = seconds_of_a_pass(config, device)
+        console.print(f"measured on {device}: {seconds_per_pass:.4f} s a pass")
+    for line in costs(config).lines(seconds_per_pass):
+        console.print(line)
+    if dry:
+        quiet()
+        kind = kind_of(config)
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            result = dry_run(config, kind, Path(folder))
+        console.print(
+            f"dry run on a tiny random {kind} model: {len(result.screened)} baselines, "
+            f"{result.trials} trials, selection, test and export work "
+            f"({time.perf_counter() - started:.0f} s)"
+        )
+    if not absent:
+        console.print(f"nothing is missing: stepsearch run {study}")
+    return not absent
+
+
+def missing(config: StudyConfig) -> list[str]:
+    """A sentence for each thing that the study needs and that is not on this machine."""
+    found = [_missing_model(config.model.id)]
+    extractors = each(config.evaluation.extractor)
+    found += map(_missing_extractor, extractors)
+    if len(set(extractors)) < len(extractors):
+        found.append(f"extractor {config.evaluation.extractor!r}: must be of different ones")
+    try:
+        load_prompts(config.evaluation.prompts)
+    except UserError as error:
+        found.append(str(error))
+    found.append(_missing_alignment(config.evaluation.alignment))
+    if config.search.start_from:
+        try:
+            earlier_best(Path(config.search.start_from), 1)
+        except UserError as error:
+            found.append(str(error))
+    found.append(_missing_reference(config))
+    return [sentence for sentence in found if sentence]
+
+
+def _missing_model(name: str) -> str | None:
+    if name.endswith(".safetensors"):
+        return None if Path(name).is_file() else f"model {name!r}: no such file"
+    folder = local_folder(name)
+    if folder is None:
+        return (
+            f"model {name!r}: no such folder, and not in the local Hugging Face cache; the first "
+            "run with a network downloads it"
+        )
+    index = folder / "model_index.json"
+    if not index.exists():
+        return f"model {name!r}: {folder} has no model_index.json"
+    for part, value in json.loads(index.read_text(encoding="utf-8")).items():
+        known = isinstance(value, list) and value[0] is not None and part.startswith(NETWORKS)
+        if known and not any((folder / part).glob("*.safetensors")):
+            return f"model {name!r}: {folder / part} has no .safetensors weights"
+    return None
+
+
+def _missing_extractor(spec: str) -> str | None:
+    """Those with weights of the user's are only looked for: loading them might download."""
+    name, _, source = spec.partition(":")
+    if name not in PRETRAINED:
+        try:
+            load_extractor(spec)
+        except UserError as error:
+            return str(error)
+        return None
+    if name != "inception":
+        if source and local_folder(source):
+            return None
+        return f"extractor {spec!r}: no such folder, and not in the local Hugging Face cache"
+    if importlib.util.find_spec("cleanfid") is None:
+        return "extractor 'inception' needs clean-fid: pip install 'stepsearch[fid]'"
+    place = Path(source or tempfile.gettempdir())
+    if INCEPTION_FILE not in (place.name, *(p.name for p in place.glob("*.pt"))):
+        return f"extractor {spec!r}: no {INCEPTION_FILE} in {place}"
+    return None
+
+
+def _missing_alignment(spec: str) -> str | None:
+    if not spec.startswith(CLIP) or local_folder(spec.removeprefix(CLIP)):
+        return None
+    return f"alignment {spec!r}: no such folder, and not in the local Hugging Face cache"
+
+
+def _missing_reference(config: StudyConfig) -> str | None:
+    source = config.evaluation.reference
+    if is_bundled(source, config.evaluation.extractor):
+        return None
+    if len(each(config.evaluation.extractor)) > 1:
+        try:
+            refuse_for_several(source, config.evaluation.extractor)
+        except UserError as error:
+            return str(error)
+    path = Path(source)
+    if not path.exists():
+        return f"reference {source!r}: no folder or zip of images, and no statistics"
+    if path.suffix in (".npz", ".safetensors"):
+        return None
+    try:
+        ImageFiles.find(path)
+    except UserError as error:
+        return f"reference: {error}"
+    return None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Upper bounds of what a run needs."""
+
+    passes: dict[str, int]  # of one image, stage by stage
+    disk: int  # bytes in the run's folder
+
+    def lines(self, seconds_per_pass: float | None) -> list[str]:
+        total = sum(self.passes.values())
+        parts = ", ".join(f"{stage} {n / total:.0%}" for stage, n in self.passes.items())
+        found = [f"at most {total:,} network passes of one image: {parts}"]
+        if seconds_per_pass is None:
+            found.append("hours: give --seconds-per-pass, or --measure DEVICE to measure it")
+        else:
+            hours = total * seconds_per_pass / 3600
+            found.append(f"about {hours:.1f} hours of one device at {seconds_per_pass:g} s a pass")
+        found.append(f"about {self.disk / 1e9:.1f} GB in the run's folder, the weights apart")
+        return found
+
+
+def _presets(config: StudyConfig) -> int:
+    """How many the study names that have its passes; where its kind is unknown, of one family."""
+    patterns, kind = config.baselines.presets, config.model.kind
+    named = {name for wanted in patterns for name in fnmatch.filter(names(), wanted)}
+    schedules = [preset(name).schedule for name in named]
+    families = Counter(
+        plan.model.family for plan in schedules if plan.model and plan.passes == config.space.passes
+    )
+    return max((n for name, n in families.items() if (kind or name).startswith(name)), default=0)
+
+
+def costs(config: StudyConfig) -> Costs:
+    """Count images and passes of every stage as the run makes them."""
+    space, options, images = config.space, config.baselines, config.evaluation
+    rules = sum(order <= SOLVERS[s] for s in options.solvers for order in options.orders)
+    kinds = len(shapes(config, CLASSIFIER_FREE)) * rules
+    first = kinds * (len(GRIDS) + len(options.rivals)) + _presets(config)
+    count, before, screened, pictures = first, 0, 0, 0
+    for n in options.rungs:
+        if before:
+            count = min(count, 2 * options.test + ceil(count * options.keep))
+        screened += count * (n - before)
+        pictures += count
+        before = n
+    long = len(options.long_steps) * (len(options.guidance_scales) + 1)
+    finalists = config.search.finalists + options.test + 4
+    tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
+    trials = config.search.trials
+    passes = {
+        "rivals": sum(
+            most_passes(name, n, images.batch_size) * (1 if scale == 1 else 2)
+            for (name, n), scale in wanted(config).items()
+        ),
+        "baselines": screened * space.passes,
+        "teacher": sum(
+            min(n, config.teacher.images) for n in (images.images, images.selection_images)
+        )
+        * 2
+        * config.teacher.steps,
+        "trials": trials * images.images * space.passes,
+        "selection": images.selection_images
+        * (finalists * space.passes + 2 * long * max(options.long_steps, default=0)),
+        "test": images.test_images
+        * (
+            tested * space.passes
+            + 2 * sum(options.long_steps)
+            + 2 * config.teacher.steps * config.teacher.test
+        ),
+    }
+    made = screened + trials * images.images + finalists * images.selection_images
+    made += tested * images.test_images
+    versions = len(images.guidance_scales) or 1
+    passes = {stage: n * (1 if stage == "rivals" else versions) for stage, n in passes.items()}
+    parts = [ceil(n / PART) for n in (images.selection_images, images.test_images)]
+    pictures += trials + finalists * parts[0] + tested * parts[1]
+    sheet = SHEET * 3 * side(config) ** 2 * PACKED
+    return Costs(passes, round(versions * (made * FEATURES + pictures * sheet)))
+
+
+def side(config: StudyConfig) -> int:
+    """Of an image, in pixels: as the study says, else as the model's files do, else 1024."""
+    if config.model.size is not None:
+        return config.model.size
+    folder = local_folder(config.model.id)
+    networks = [folder / name for name in ("unet", "transformer")] if folder else []
+    for network in networks:
+        latent = _setting(network, "sample_size")
+        if isinstance(latent, int):
+            blocks = _setting(
+                network.parent / "vae", "block_out_channels", "encoder_block_out_channels"
+            )
+            halved = len(blocks or [1]) - 1  # without a vae these are pixels
+            return int(latent * 2**halved)
+    return 1024
+
+
+def _setting(folder: Path, *names: str) -> Any:
+    """The first of these that the config of a part of a pipeline has, or None."""
+    path = folder / "config.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return next((known[name] for name in names if known.get(name)), None)
+
+
+def seconds_of_a_pass(config: StudyConfig, device: str) -> float:
+    """Of one image in a batch of the study's size, encoding and decoding included."""
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = Evaluator(config, Path(folder), device)
+        model = evaluator.model
+        plan = make_schedule("linspace", 10, model.noise, model=model.spec)
+        plan = replace(plan, guidance=model.guidance)
+        seeds = seeds_of(SEARCH, config.evaluation.batch_size)
+        evaluator.images(plan, seeds)  # the first time is slower
+        started = time.perf_counter()
+        evaluator.images(plan, seeds)
+        return (time.perf_counter() - started) / (plan.passes * len(seeds))

@@ -1,0 +1,125 @@
+"""A study's whole path on a tiny random model of the same classes, with made-up data, in seconds.
+
+It shows that the study's settings work together: nothing that comes out means anything.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepsampler.errors import UserError
+from stepsampler.support.pictures import save_png
+from stepsearch.config import CLIP, NONE, StudyConfig
+from stepsearch.engine.result import Result
+from stepsearch.engine.run import Run
+from stepsearch.engine.tracking import NoTracking
+from stepsearch.engine.workers import InThisProcess
+from stepsearch.metrics.features import EXTRACTORS, WHOLE, each
+from stepsearch.metrics.reference import is_bundled
+from stepsearch.paths import bundled, local_folder
+from stepsearch.rehearsal.miniature_texts import save_clip
+from stepsearch.rehearsal.miniatures import FAMILIES
+from stepsearch.report.summary import write, write_sheet
+from stepsearch.rivals.placement import ANY_MODEL
+
+PIXELS = ("ddpm", "ddim")  # kinds that have one size only
+SIZE = 32
+PROMPTS = ("a red square", "two blue circles", "a green field", "nothing")
+SMALL: dict[str, dict[str, Any]] = {
+    "evaluation": {
+        "images": 8,
+        "rungs": (),
+        "selection_images": 8,
+        "test_images": 8,
+        "batch_size": 8,
+    },
+    "baselines": {"rungs": (2,), "test": 1},
+    "teacher": {"steps": 4, "images": 8},
+    "search": {"trials": 3, "finalists": 2, "minutes": None, "start_from": None},
+}
+FIRST = ("guidance_scales", "orders", "long_steps")  # lists of the baselines: one of each is enough
+
+
+def kind_of(config: StudyConfig) -> str:
+    """The miniature for a study: what it says itself, or what its model's folder is.
+
+    Raises:
+        UserError: an unknown kind, or none where the model is not on this machine.
+    """
+    kind = config.model.kind
+    if kind is not None:
+        if kind not in FAMILIES:
+            raise UserError(f"model.kind must be one of {', '.join(FAMILIES)}, got {kind!r}")
+        return kind
+    weights = local_folder(config.model.id)
+    index = weights / "model_index.json" if weights else None
+    if index is None or not index.exists():
+        raise UserError(
+            f"model.kind is missing: no folder of {config.model.id!r} says which tiny model to "
+            f"dry-run ({', '.join(FAMILIES)})"
+        )
+    name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    if name == "FluxPipeline":
+        own = json.loads((index.parent / "transformer" / "config.json").read_text())
+        return "flux-dev" if own.get("guidance_embeds") else "flux-schnell"
+    for kind, build in FAMILIES.items():
+        if type(build()).__name__ == name:
+            return kind
+    raise UserError(f"{index}: there is no tiny model of the class {name} to dry-run")
+
+
+def dry_run(config: StudyConfig, kind: str, folder: Path) -> Result:
+    """Load, search, select, test and write in `folder`, with a few images of everything."""
+    small = shrunk(config, kind, folder)
+    FAMILIES[kind]().save_pretrained(folder / "model", safe_serialization=True)
+    with InThisProcess(small, folder / "run") as workers:
+        run = Run(small, folder / "run", workers, NoTracking(), lambda *_: None)
+        result = run.run()
+        write(result, small, folder / "run")
+        write_sheet(result, workers, folder / "run" / "grid.png")
+    return result
+
+
+def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
+    """The study with a tiny model and made-up data, which is written into `folder`.
+
+    Bundled data stays, since it is there, and so does its judge. Extractors with weights of their
+    own give way to EfficientNet-Lite0, CLIP that judges alignment to a tiny one. Rivals that are
+    for any model are left out, and the others give way to the one that needs no trajectories. The
+    search starts from no earlier run.
+    """
+    data = config.model_dump()
+    for section, values in SMALL.items():
+        data[section] |= values
+    for name in FIRST:
+        data["baselines"][name] = data["baselines"][name][:1]
+    data["baselines"]["rivals"] = ["dmn"] if set(config.baselines.rivals) - set(ANY_MODEL) else []
+    size = None if kind in PIXELS else SIZE
+    data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
+    data["model"]["compile"] = False  # takes longer than all of a dry run
+    evaluation = data["evaluation"]
+    if config.evaluation.rungs:
+        evaluation |= {"rungs": (8, 16), "images": 16}
+    if evaluation["alignment"].startswith(CLIP):
+        save_clip(folder / "clip")
+        evaluation["alignment"] = f"{CLIP}{folder / 'clip'}"
+    extractors = [
+        name if name.removesuffix(WHOLE) in EXTRACTORS else "lite0"
+        for name in each(evaluation["extractor"])
+    ]
+    evaluation["extractor"] = "+".join(dict.fromkeys(extractors))
+    known = bundled(f"{evaluation['prompts']}-prompts.json").exists()
+    if not known and evaluation["prompts"] != NONE:
+        file = folder / "prompts.txt"
+        file.write_text("\n".join(["0", "2"] if kind == "dit" else PROMPTS) + "\n")
+        evaluation["prompts"] = str(file)
+    if not is_bundled(evaluation["reference"], evaluation["extractor"]):
+        generator = np.random.default_rng(0)
+        for k in range(12):
+            pixels = generator.integers(0, 256, (3, SIZE, SIZE), np.uint8)
+            save_png(torch.from_numpy(pixels), folder / "reference" / f"{k}.png")
+        evaluation["reference"] = str(folder / "reference")
+    return StudyConfig.model_validate(data)

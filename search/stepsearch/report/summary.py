@@ -1,0 +1,219 @@
+"""What a run leaves behind: table, schedule file, result file and a sheet of pictures."""
+
+import json
+from dataclasses import replace
+from importlib.metadata import version
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from stepsampler.schedule import Schedule
+from stepsampler.support.pictures import save_sheet
+from stepsearch.config import StudyConfig
+from stepsearch.engine.result import Result
+from stepsearch.engine.workers import Workers
+from stepsearch.metrics.distance import Score, score
+from stepsearch.metrics.evaluator import SHEET, TEST, objective_name, seeds_of
+from stepsearch.metrics.protocol import Row
+from stepsearch.paths import write_whole
+from stepsearch.rivals.baselines import Candidate
+
+
+def table(result: Result, config: StudyConfig) -> Table:
+    """The test table; differences are paired over the same seeds."""
+    evaluation = config.evaluation
+    metric = objective_name(evaluation, result.subject.reference, evaluation.test_images)
+    view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
+    parts = [part.name for part in result.subject.reference.parts]
+    columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", *parts, "alignment")
+    for i, name in enumerate(columns):
+        # of what does not fit, names wrap and numbers stay whole
+        view.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row in result.test:
+        against = ""
+        if result.found and row is not result.found:
+            difference, se = row.score.minus(result.found.score)
+            against = f"{difference:+.3f} ± {se:.3f}"
+        view.add_row(
+            row.candidate.name,
+            str(row.candidate.schedule.num_steps),
+            str(row.candidate.schedule.passes),
+            f"{row.score.value:.3f} ± {row.score.se:.3f}",
+            against,
+            *(f"{part.value:.2f}" for part in _parts(result, row).values()),
+            _percent(row),
+            style=None if row.candidate.kind in ("found", "front", "baseline") else "dim",
+        )
+    return view
+
+
+def _parts(result: Result, row: Row[Candidate]) -> dict[str, Score]:
+    """Of a row of the test: its distance under each of several extractors."""
+    reference = result.subject.reference
+    if not reference.parts:
+        return {}
+    found = reference.test.split(row.measurement.features)
+    names = (part.metric for part in reference.parts)
+    return {name: score(*part) for name, part in zip(names, found, strict=True)}
+
+
+def verdict(result: Result, config: StudyConfig) -> str:
+    """The outcome in a few sentences, claiming no more than the test shows."""
+    said = [_outcome(result, config), *_front(result), *_alignment(result, config), *_gap(result)]
+    return " ".join(said)
+
+
+def _outcome(result: Result, config: StudyConfig) -> str:
+    if result.found is None:
+        if any(row.candidate.kind == "found" for row in result.selection):
+            return (
+                "On the test seeds the found schedule's images are not finite, so the best "
+                f"baseline is exported: {result.winner.name}."
+            )
+        return (
+            "No trial kept the teacher's alignment, so the best baseline is exported: "
+            f"{result.winner.name}."
+        )
+    if result.winner.kind != "found":
+        return (
+            "On the selection seeds no found schedule beats the best baseline, which is "
+            f"exported: {result.winner.name}."
+        )
+    passes = config.space.passes
+    tested = result.of_kind("baseline")
+    if len(result.beaten) == len(tested):
+        return (
+            f"Within the same budget, {passes} passes, the found schedule beats the best "
+            f"{len(tested)} of {len(result.screened)} baselines, guided and unguided, by more than "
+            "two standard errors of the paired difference."
+        )
+    missed = ", ".join(row.candidate.name for row in tested if row not in result.beaten)
+    return f"The found schedule is exported, but the test does not show that it beats: {missed}."
+
+
+def _alignment(result: Result, config: StudyConfig) -> list[str]:
+    tested = result.of_kind("teacher")
+    teacher = tested[0] if tested else result.teacher
+    if not result.found or not isfinite(teacher.measurement.alignment):
+        return []
+    where = "there" if tested else f"on {len(teacher.measurement.features)} others"
+    said = [
+        f"Alignment: found {_percent(result.found)} on the test seeds; the teacher, "
+        f"{teacher.candidate.schedule.num_steps} steps, {_percent(teacher)} {where}."
+    ]
+    drop = teacher.measurement.alignment - result.found.measurement.alignment
+    if drop > config.search.alignment_drop:
+        said.append("That drop is larger than the study allows; on the selection seeds it was not.")
+    return said
+
+
+def _front(result: Result) -> list[str]:
+    count = len(result.of_kind("front"))
+    if not count:
+        return []
+    return [f"{count} more on the front of FD and alignment, as of the selection, are in front/."]
+
+
+def _gap(result: Result) -> list[str]:
+    closed = result.gap_closed
+    if closed is None:
+        return []
+    return [f"It closes {closed:.0%} of the gap between the best baseline and the teacher."]
+
+
+def write(result: Result, config: StudyConfig, folder: Path) -> list[Path]:
+    """Write best.json, front/ and result.json; return the paths of the first and the last."""
+    exported(result, config, result.winner).save(folder / "best.json")
+    for old in (folder / "front").glob("*.json"):
+        old.unlink()  # of a run with a smaller budget
+    for row in result.of_kind("front"):
+        file = folder / "front" / f"trial-{row.candidate.trial}.json"
+        exported(result, config, row.candidate).save(file)
+    text = json.dumps(as_data(result, config), indent=1, allow_nan=False)
+    write_whole(folder / "result.json", lambda p: p.write_text(text, encoding="utf-8"))
+    return [folder / "best.json", folder / "result.json"]
+
+
+def exported(result: Result, config: StudyConfig, candidate: Candidate) -> Schedule:
+    """A schedule of the test with its provenance."""
+    row = next(row for row in result.test if row.candidate is candidate)
+    n = config.evaluation.test_images
+    provenance = {
+        "study": config.name,
+        "source": candidate.name,
+        "trial": candidate.trial,
+        "algorithm": config.search.algorithm,
+        "algorithm_seed": config.search.seed,
+        "model": config.model.id,
+        "metric": objective_name(config.evaluation, result.subject.reference, n),
+        "value": row.score.value,
+        "standard_error": row.score.se,
+        "alignment": _known(row.measurement.alignment),
+        "test_seeds": [seeds_of(TEST, n).start, seeds_of(TEST, n).stop - 1],
+        "search_passes": result.search_passes,
+        "versions": {p: version(p) for p in ("stepsearch", "torch", "diffusers", "optuna")},
+    }
+    return replace(candidate.schedule, model=result.subject.spec, provenance=provenance)
+
+
+def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
+    """The whole result as plain data."""
+
+    def plain(row: Row[Candidate]) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "name": row.candidate.name,
+            "kind": row.candidate.kind,
+            "trial": row.candidate.trial,
+            "steps": row.candidate.schedule.num_steps,
+            "passes": row.candidate.schedule.passes,
+            "n": len(row.measurement.features),
+            "fd": row.score.value,
+            "se": row.score.se,
+            "alignment": _known(row.measurement.alignment),
+        }
+        tested = any(row is other for other in result.test)
+        if result.found and tested:
+            data["minus_found"], data["minus_found_se"] = row.score.minus(result.found.score)
+        if tested:
+            of = _parts(result, row).items()
+            data |= {name: {"fd": part.value, "se": part.se} for name, part in of}
+        return data
+
+    return {
+        "study": config.model_dump(),
+        "metric": result.subject.reference.metric,
+        "verdict": verdict(result, config),
+        "beaten": [row.candidate.name for row in result.beaten],
+        "gap_closed": result.gap_closed,
+        "test": [plain(row) for row in result.test],
+        "selection": [plain(row) for row in result.selection],
+        "teacher": plain(result.teacher),
+        "screened": [
+            {"name": c.name, "passes": c.schedule.passes, "n": n, "fd": _known(fd)}
+            for c, n, fd in sorted(result.screened, key=lambda entry: (-entry[1], entry[2]))
+        ],
+        "trials": result.trials,
+        "pruned": result.pruned,
+        "stopped": result.stopped,
+        "search_passes": result.search_passes,
+        "passes": result.passes,
+    }
+
+
+def write_sheet(result: Result, workers: Workers, path: Path) -> None:
+    """The same test seeds under every schedule of the table and the teacher, one row each."""
+    rows = result.test if result.of_kind("teacher") else [*result.test, result.teacher]
+    images = workers.images([r.candidate.schedule for r in rows], seeds_of(TEST, SHEET))
+    save_sheet(images, path, SHEET, [r.candidate.name for r in rows])
+
+
+def _known(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if isfinite(value) else None
+
+
+def _percent(row: Row[Candidate]) -> str:
+    share = row.measurement.alignment
+    return f"{share:.1%}" if isfinite(share) else ""

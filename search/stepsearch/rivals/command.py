@@ -1,0 +1,54 @@
+"""One call of `stepsearch placement`: a rival's placement for a model, as a schedule file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from stepsampler.errors import UserError
+from stepsampler.grids import from_sigmas
+from stepsampler.models import check_device, load
+from stepsampler.schedule import SOLVERS
+from stepsearch.config import RIVALS
+from stepsearch.metrics.evaluator import load_prompts
+from stepsearch.rivals.placement import place
+
+
+def write_placement(
+    method: str,
+    num_steps: int,
+    out: Path,
+    model_name: str,
+    prompts: str,
+    guidance_scale: float,
+    solver: str,
+    order: int,
+    size: int | None,
+    batch_size: int,
+    device: str,
+    dtype: str,
+) -> None:
+    """Load the model, compute the placement and write a schedule with it.
+
+    Raises:
+        UserError: an unknown name, a missing file, or a model that the method does not know.
+    """
+    for option, value, known in (
+        ("the method", method, RIVALS),
+        ("--solver", solver, tuple(SOLVERS)),
+        ("--dtype", dtype, ("float32", "float16", "bfloat16")),
+    ):
+        if value not in known:
+            raise UserError(f"{option} must be one of {', '.join(known)}, got {value!r}")
+    check_device(device)
+    texts = [prompt.text for prompt in load_prompts(prompts)]
+    model = load(model_name, device, dtype, size)
+    found = place(model, texts, method, num_steps, guidance_scale, batch_size)
+    *sigmas, final = found.sigmas
+    scales = [guidance_scale] * num_steps
+    schedule = from_sigmas(sigmas, final, scales, order, solver, model.spec)
+    source = f"{method}, computed for {model_name}"
+    schedule = replace(schedule, guidance=model.guidance, provenance={"source": source})
+    schedule.save(out)
+    print(  # noqa: T201
+        f"{out}: {num_steps} steps, {schedule.passes} passes per image; took {found.passes:,} "
+        f"network passes and {found.seconds:.0f} s"
+    )

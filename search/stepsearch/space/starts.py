@@ -1,0 +1,81 @@
+"""The points with which a search begins."""
+
+from dataclasses import replace
+
+from stepsampler.grids import GRIDS, from_sigmas, is_guided
+from stepsampler.schedule import SOLVERS
+from stepsearch.rivals.baselines import CLASSIFIER_FREE, Candidate
+from stepsearch.space.box import Params, SearchSpace
+
+BEST = 4  # baselines among them
+PLACES = 2  # placements of the schedules with more steps
+
+
+def first_points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params, str]]:
+    """The best baselines as points of the box, or the nearest points to them; and `spread`."""
+    points: dict[str, Params] = {}
+    for candidate in best[:BEST] + spread(space, best):
+        point, same = space.params(candidate.schedule)
+        if point not in points.values():
+            points[f"{'' if same else 'near '}{candidate.name}"] = point
+    return [(point, name) for name, point in points.items()]
+
+
+def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
+    """The centre of the box under its other solvers, and the same passes on more steps.
+
+    Of more steps the first or the middle ones are guided (an interval, as in Kynkaanniemi et al.
+    2024), together as strongly as all steps of the best baseline; where guidance costs nothing,
+    there are none of these. They have the centre's placement or that of the next best baseline,
+    since what is best for few steps can be bad for more. Each is in its own part of the box, which
+    an algorithm can be long in finding; they are few, because they are paid for from the trials.
+    """
+    config = space.config
+    guided = [c for c in best if any(map(is_guided, c.schedule.steps))]
+    guided.sort(key=lambda c: c.grid != space.grid)  # the best of the centre's own in front
+    strongest = [max(s.guidance_scale for s in c.schedule.steps) for c in guided]
+    places = {space.grid: strongest[0] if guided else 1.0}  # with their guidance scales
+    for candidate, scale in zip(guided, strongest, strict=True):
+        if candidate.grid and len(places) < PLACES:
+            places.setdefault(candidate.grid, scale)
+    found = []
+
+    def add(grid: str, solver: str, shape: str, scales: list[float]) -> None:
+        usual, n = solver == config.solvers[0], len(scales)
+        order = min(2 if usual else SOLVERS[solver], config.max_order)
+        name = ", ".join([grid, *([] if usual else [f"{solver}, order {order}"]), shape])
+        *sigmas, final = space.centre(n) if grid == space.grid else GRIDS[grid](n, space.noise)
+        plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
+        found.append(Candidate(name, replace(plan, guidance=space.guidance), "found"))
+
+    usual, *others = config.solvers
+    for solver in others:
+        scale = places[space.grid]
+        add(space.grid, solver, f"w {scale:g}", [scale] * config.num_steps)
+    if space.guidance == CLASSIFIER_FREE:
+        for n in range(config.num_steps + 1, config.most_steps + 1):
+            on = config.passes - n
+            for grid, scale in places.items():
+                for shape, scales in intervals(n, on, scale, config.guidance_scale[1]).items():
+                    add(grid, usual, f"{n} steps, {shape}", scales)
+    return found
+
+
+def intervals(n: int, guided: int, scale: float, most: float) -> dict[str, list[float]]:
+    """Guidance scales of n steps, of which the "first" or "middle" ones are guided.
+
+    Their mean over all n steps is `scale`, if that takes no more than `most`. Nothing where all or
+    none would be guided.
+    """
+    off = n - guided
+    if not 0 < guided < n or scale <= 1:
+        return {}
+    w = min(1 + (scale - 1) * n / guided, most)
+    return {
+        f"the {place} {guided} guided, w {w:.3g}": [
+            *[1.0] * before,
+            *[w] * guided,
+            *[1.0] * (off - before),
+        ]
+        for place, before in (("first", 0), ("middle", off // 2))
+    }

@@ -1,0 +1,67 @@
+"""The measuring scripts run, at sizes that conclude nothing."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
+
+
+def script(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_coverage_is_printed_written_and_resumed(tmp_path, capsys):
+    cache, docs = tmp_path / "run", tmp_path / "docs"
+    options = ["--images", "12", "14", "--draws", "3", "--steps", "2", "--dtype", "bfloat16"]
+    options += ["--run", str(cache), "--docs", str(docs)]
+    main = script("check_coverage").main
+    main([*options, "--hours", "0"])
+    said = capsys.readouterr().out
+    assert said.startswith("3 draws of 14 images: 168 passes, about ")
+    assert "stopped at 0 hours, 0 draws are there; run it again" in said
+    assert not docs.exists()
+    main(options)
+    _, *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["FD", "FD-infinity", "KID"] * 4
+    assert all("% of the intervals hold the mean" in line for line in lines)
+    assert lines[0].endswith("(marked conservative)")  # 12 images, 128 axes
+    assert last.endswith("docs: coverage.json, coverage.md")
+    table = (docs / "coverage.md").read_text()
+    assert "check_coverage.py --images 12 14 --draws 3" in table
+    assert "| KID | 12 | in turn | 3 |" in table
+    assert "| KID | 14 | at random | 3 |" in table
+    data = json.loads((docs / "coverage.json").read_text())
+    assert data["dtype"] == "bfloat16"
+    assert [(row["n"], row["draws"]) for row in data["rows"]] == [(12, 3)] * 6 + [(14, 3)] * 6
+    made = sorted(path.stat().st_mtime_ns for path in cache.glob("*.safetensors"))
+    main(options)
+    assert capsys.readouterr().out.splitlines()[1:] == [*lines, last]  # nothing anew
+    assert sorted(path.stat().st_mtime_ns for path in cache.glob("*.safetensors")) == made
+
+
+def test_the_study_of_rankings_says_what_it_would_cost(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "study_ranking.py"), "--dry-run", "--batch", "4"]
+    command += ["--run", str(tmp_path / "run"), "--docs", str(tmp_path / "docs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "docs").exists()
+    assert " passes, about " in done.stdout
+    assert " hours " in done.stdout
+
+
+def test_the_benchmark_of_distances_agrees_with_its_rivals(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    script("bench_distance").main(["--sizes", "60x8", "--repeats", "1"])
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split()[:5] == ["n", "x", "d", "once", "ours"]
+    assert line.split()[0] == "60x8"
+    ratio, agreement = line.split()[4:6]  # of torchmetrics
+    assert ratio.endswith("x")
+    assert float(agreement) < 1e-6

@@ -1,0 +1,68 @@
+import numpy as np
+
+from stepsampler.grids import make_schedule
+from stepsampler.noise import NoiseSchedule
+from stepsearch.config import SpaceConfig
+from stepsearch.rivals.baselines import Candidate
+from stepsearch.space.box import SearchSpace
+from stepsearch.space.starts import first_points
+
+SD = NoiseSchedule.scaled_linear()
+SPEC = SD.spec("stable-diffusion", "epsilon")
+
+
+def space(guidance="classifier-free", **options):
+    config = SpaceConfig(num_steps=3, passes=6, guidance="per-step", **options)
+    return SearchSpace(config, SD, SPEC, "beta", guidance)
+
+
+def baseline(grid, n, w):
+    plan = make_schedule(grid, n, SD, guidance_scale=w, model=SPEC)
+    return Candidate(f"{grid}, w {w:g}", plan, "baseline", grid)
+
+
+def starts(box, best):
+    return {name: box.schedule(point) for point, name in first_points(box, best)}
+
+
+def test_baselines_come_first_and_then_the_other_solvers_of_the_box_and_more_steps():
+    box = space(solvers=("dpmpp-midpoint", "unipc-bh2"), max_steps=4, max_order=3)
+    found = starts(box, [baseline("karras", 3, 3.0), baseline("beta", 3, 2.0)])
+    names = [name.removeprefix("near ") for name in found]
+    assert names == [
+        "karras, w 3",
+        "beta, w 2",
+        "beta, unipc-bh2, order 3, w 2",  # the scale is that of the centre's own baseline
+        "beta, 4 steps, the first 2 guided, w 3",  # 2 in the mean: 2 * (3 - 1) = 4 * (2 - 1)
+        "beta, 4 steps, the middle 2 guided, w 3",
+        "karras, 4 steps, the first 2 guided, w 4",  # 3 in the mean would be 5: the box ends at 4
+        "karras, 4 steps, the middle 2 guided, w 4",
+    ]
+    assert {plan.passes for plan in found.values()} == {6}
+    other = found["beta, unipc-bh2, order 3, w 2"]
+    assert (other.solver, [s.order for s in other.steps]) == ("unipc-bh2", [1, 2, 1])  # onto 0
+    assert [s.guidance_scale for s in other.steps] == [2.0] * 3
+
+
+def test_an_interval_in_the_middle_is_what_the_box_makes_of_its_point():
+    """The best rivals of 4 and 6 steps in docs/benchmarks.md are such intervals."""
+    config = SpaceConfig(num_steps=6, passes=12, guidance="per-step", max_steps=8)
+    box = SearchSpace(config, SD, SPEC, "beta")
+    found = starts(box, [baseline("beta", 6, 2.0), baseline("karras", 6, 2.0)])
+    plan = next(
+        p for name, p in found.items() if name.endswith("beta, 8 steps, the middle 4 guided, w 3")
+    )
+    guided = [s.guidance_scale for s in plan.steps]
+    assert plan.passes == 12
+    assert [w > 1 for w in guided] == [w > 1 for w in (1, 1, 3, 3, 3, 3, 1, 1)]
+    assert np.allclose(guided, [1, 1, 3, 3, 3, 3, 1, 1], atol=0.65)  # six knots for eight steps
+
+
+def test_without_a_guided_baseline_nothing_is_guided_in_parts():
+    assert list(starts(space(max_steps=4), [baseline("beta", 6, 1.0)])) == ["near beta, w 1"]
+
+
+def test_where_guidance_is_free_only_solvers_differ():
+    box = space("distilled", solvers=("dpmpp-midpoint", "unipc-bh2"), max_steps=4, max_order=2)
+    names = [n.removeprefix("near ") for n in starts(box, [baseline("beta", 3, 2.0)])]
+    assert names == ["beta, w 2", "beta, unipc-bh2, order 2, w 2"]
