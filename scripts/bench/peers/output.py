@@ -39,12 +39,12 @@ def write(found: dict, path: Path) -> None:
     lines = [
         "# Rivals and our search at equal passes",
         "",
-        f"Made by `scripts/bench/bench_peers.py` on the model {found['settings']['model']}. Rows of "
-        "the tests are on fresh seeds; differences are paired. Intervals (95 %) and standard errors "
-        "are those of the test's images alone: another search seed would find another schedule. "
-        "Ours sees the first of the two extractors only, unless its row names another one; what a "
-        "rival is at its best was chosen on selection seeds, as ours was, under the extractors "
-        "whose screening is listed.",
+        f"Made by `scripts/bench/bench_peers.py` on the model {found['settings']['model']}. Rows "
+        "of the tests are on fresh seeds; differences are paired. Intervals (95 %) and standard "
+        "errors are those of the test's images alone: another search seed would find another "
+        "schedule. Ours sees the first of the two extractors only, unless its row names another "
+        "one; what a rival is at its best was chosen on selection seeds, as ours was, under the "
+        "extractors whose screening is listed.",
     ]
     if any("screening" in rows for rows in parts):
         known = found["settings"]

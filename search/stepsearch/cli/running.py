@@ -1,0 +1,158 @@
+"""The commands of `stepsearch` about one run: run, check, worker, status, export."""
+
+from math import isnan
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stepsampler.errors import UserError
+
+app = typer.Typer()
+
+StudyFile = Annotated[Path, typer.Argument(help="Study file, such as studies/tiny-3-steps.toml.")]
+RunFolder = Annotated[
+    Path | None, typer.Option("--run", help="Folder of the run; default runs/<study>.")
+]
+
+
+# What `--quick` changes: enough to pass through every stage, far too little to conclude anything.
+QUICK: dict[str, dict[str, Any]] = {
+    "evaluation": {
+        "images": 20,
+        "rungs": [],
+        "selection_images": 20,
+        "test_images": 40,
+        "batch_size": 20,
+    },
+    "baselines": {
+        "rungs": [10],
+        "guidance_scales": [2.0],
+        "orders": [2],
+        "solvers": ["dpmpp-midpoint"],
+    },
+    "teacher": {"images": 10, "steps": 20},
+    "search": {"trials": 4, "finalists": 2},
+}
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    run_folder: RunFolder = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on the CPU.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="Such as 0,1: one worker each.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Instead of the study's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the algorithm.")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Folder of a finished run: its best trials come first.")
+    ] = None,
+    tracking: Annotated[
+        str, typer.Option(help="MLflow URI; 'local' is the run folder, 'none' is off.")
+    ] = "local",
+    quick: Annotated[bool, typer.Option(help="A minute at most; claims nothing.")] = False,
+) -> None:
+    """Search, select, test and export. Resumes if the run was cut off."""
+    from stepsearch.config import load_config
+
+    overrides = QUICK if quick else {}
+    origin = None if start_from is None else str(start_from)
+    given = {"trials": trials, "seed": seed, "start_from": origin}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    config = load_config(study, {**overrides, "search": {**overrides.get("search", {}), **chosen}})
+    variant = ("-quick" if quick else "") + ("" if seed is None else f"-seed{seed}")
+    folder = run_folder or Path("runs") / (config.name + variant)
+    devices = _devices(workers, gpus)
+
+    from stepsearch.report.session import run_session  # torch and optuna load here, not for --help
+
+    run_session(config, folder, devices, tracking, quick)
+
+
+@app.command()
+def check(
+    study: StudyFile,
+    seconds_per_pass: Annotated[
+        float | None, typer.Option(min=0, help="Of one image, for the estimate of hours.")
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Measure that on cpu, cuda:0, …")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Go through all stages with a tiny random model.")
+    ] = True,
+) -> None:
+    """Say what a study lacks and costs, and dry-run it; exit with 2 if anything is missing."""
+    from stepsearch.rehearsal.check import run_check
+
+    if not run_check(study, seconds_per_pass, measure, dry_run):
+        raise typer.Exit(2)
+
+
+@app.command()
+def worker(
+    folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-3-steps.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
+) -> None:
+    """Join a search that is under way with one more process."""
+    import os
+
+    from stepsearch.engine.study import claimed, work
+
+    config = claimed(folder)
+    from stepsearch.metrics.evaluator import Evaluator
+
+    evaluator = Evaluator(config, folder / "cache", device)
+    typer.echo(f"{work(folder, config, evaluator, worker=os.getpid())} trials")
+
+
+@app.command()
+def export(
+    study: StudyFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the schedule.")],
+    run_folder: RunFolder = None,
+) -> None:
+    """Write the schedule with which the study's run ended."""
+    from stepsampler.schedule import load
+
+    folder = run_folder or Path("runs") / study.stem
+    if not (folder / "best.json").exists():
+        raise UserError(f"{folder}: no finished run; start it with: stepsearch run {study}")
+    schedule = load(folder / "best.json")
+    schedule.save(out)
+    source = schedule.provenance.get("source", "")
+    typer.echo(f"{out}: {schedule.num_steps} steps, {schedule.passes} passes ({source})")
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-3-steps.")],
+) -> None:
+    """Say how far a run is."""
+    from stepsearch.engine.study import claimed, distance_of, finished, open_study, pruned
+
+    config = claimed(folder)
+    study = open_study(folder, config)
+    done = sorted(finished(study), key=distance_of)
+    ended = len(pruned(study))
+    more = f", {ended} pruned" if ended else ""
+    typer.echo(f"{folder}: {len(done)} of {config.search.trials} trials finished{more}")
+    for trial in done[:5]:
+        alignment, passes = trial.user_attrs["alignment"], trial.user_attrs["passes"]
+        share = "" if isnan(alignment) else f"alignment {alignment:.1%}, "
+        typer.echo(f"  trial {trial.number}: {distance_of(trial):.3f}, {share}{passes} passes")
+    if (folder / "best.json").exists():
+        typer.echo(f"  ended: {folder / 'best.json'}")
+
+
+def _devices(workers: int | None, gpus: str | None) -> list[str]:
+    if gpus is None:
+        import os
+
+        return ["cpu"] * (workers or min(2, os.cpu_count() or 1))
+    if workers is not None:
+        raise UserError("give --workers or --gpus, not both")
+    numbers = [part.strip() for part in gpus.split(",")]
+    if not all(part.isdigit() for part in numbers):
+        raise UserError(f"--gpus: expected numbers such as 0,1, got {gpus!r}")
+    return [f"cuda:{part}" for part in numbers]
