@@ -7,7 +7,7 @@ import numpy as np
 
 from stepsampler.noise import NoiseSchedule
 from stepsearch.config import StudyConfig
-from stepsearch.engine.run import Run
+from stepsearch.engine.run import run_study
 from stepsearch.engine.study import work
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Subject, Workers
@@ -115,4 +115,4 @@ def run(tmp_path, config=None, news=None, **toy):
     config = config or settings()
     workers = ToyWorkers(config, tmp_path, **toy)
     report = (lambda *line: news.append(line)) if news is not None else (lambda *line: None)
-    return Run(config, tmp_path, workers, NoTracking(), report).run(), config, workers
+    return run_study(config, tmp_path, workers, NoTracking(), report), config, workers

@@ -31,15 +31,14 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # here and in the workers: a core for each
 
 from peers.measure import Entry, Measure, speed
+from peers.options import parse
 from peers.output import earlier, replace_steps, tested_rows, write
 from peers.screening import screen
 from peers.studies import (
     EXTRACTORS,
-    RIVAL_SEARCHES,
-    UNGUIDED,
-    Cold,
     ablation,
     chosen,
+    cold,
     estimate,
     ours,
     rival,
@@ -51,8 +50,8 @@ from stepsampler.errors import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.schedule import Schedule
 from stepsearch.compare.table import as_data, evaluate, identity, join
-from stepsearch.config import RIVALS, StudyConfig
-from stepsearch.engine.run import Run
+from stepsearch.config import StudyConfig
+from stepsearch.engine.run import Starts, run_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.distance import frechet_infinity
@@ -60,11 +59,9 @@ from stepsearch.metrics.evaluator import SELECTION, seeds_of
 from stepsearch.metrics.protocol import measure_all
 from stepsearch.paths import write_whole
 from stepsearch.report import summary
+from stepsearch.space.starts import first_points
 
-STEPS = (3, 5, 8, 4, 6, 10)  # the most telling ones first
-SEARCHING = (5, 8)  # numbers of steps at which the searching rivals take part
 FRESH = 60_000_000  # test seeds that no study has seen
-BATCH = 50
 
 
 class OutOfTimeError(Exception):
@@ -104,14 +101,16 @@ class Bench(Measure):
         (self.args.run / "images").mkdir(exist_ok=True)
         return folder
 
-    def search(self, name: str, config: StudyConfig, kind: str, run: type[Run] = Run) -> Entry:
+    def search(
+        self, name: str, config: StudyConfig, kind: str, starts: Starts = first_points
+    ) -> Entry:
         """Run a search to its end, or recall what it came to."""
         folder = self.folder(config)
         path = folder / "entry.json"
         if not path.exists():
             print(f"{name}, {config.space.num_steps} steps", flush=True)
             with self.clocked(folder), self.workers(config) as workers:
-                result = run(config, folder, workers, NoTracking(), self.report).run()
+                result = run_study(config, folder, workers, NoTracking(), self.report, starts)
             summary.write(result, config, folder)  # a finished run, for front and --start-from
             winner, passes = chosen(result, kind)
             parts = so_far(folder, config, result.passes) if kind == "ours" else {}
@@ -207,7 +206,7 @@ class Bench(Measure):
         entries += others
         for name in searching:
             study = rival(args, name, n, sum(first.passes.values()))
-            entries.append(self.search(name, study, "search", Cold))
+            entries.append(self.search(name, study, "search", cold(study)))
         found = {"steps": n, "passes": rows["passes"], "screening": screened}
         if settings:
             now = {key: now[key] for key in ("dtype", "compile", "times")[: 2 + bool(searching)]}
@@ -301,51 +300,7 @@ class Bench(Measure):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--steps", type=int, nargs="+", default=list(STEPS))
-    add("--searching", type=int, nargs="*", default=list(SEARCHING), help="steps of OYS, USF")
-    add("--add", action="store_true", help="only OYS, USF and what --also asks for, to the table")
-    add("--times", type=float, default=3.0, help="our passes that the trials of OYS, USF have")
-    add("--ablation", action="store_true", help="the ablation instead, at --ablation-steps")
-    add("--ablation-steps", type=int, nargs="+", default=[5])
-    add("--transfer", action="store_true", help="test what was chosen elsewhere instead")
-    add("--seeds", type=int, default=1, help="searches of ours, or of each row of the ablation")
-    add("--rivals", nargs="*", default=list(RIVALS))
-    every = [name + form for name in RIVAL_SEARCHES for form in ("", UNGUIDED)]
-    add("--rival-searches", nargs="*", choices=every, default=list(RIVAL_SEARCHES))
-    add("--scales", type=float, nargs="+", default=[1.5, 2.0, 3.0], help="guidance scales")
-    add("--rungs", type=int, nargs=2, default=[100, 500], help="images of the screening")
-    add("--trials", type=int, default=100, help="of our search")
-    add("--images", type=int, default=300, help="of a trial of ours")
-    add("--ladder", type=int, nargs="*", default=[], help="its rungs before that")
-    add("--rival-images", type=int, default=1000, help="of a trial of a rival's, at most")
-    add("--finalists", type=int, default=8)
-    add("--selection", type=int, default=1000, help="images that choose among the finalists")
-    add("--teacher-steps", type=int, default=50, help="of the searches' teacher")
-    add("--test", type=int, default=5, help="screened schedules that are tested")
-    add("--images-test", type=int, default=5000)
-    add("--long", type=int, nargs="*", default=[20, 100], help="steps of rows that cost more")
-    add("--long-images", type=int, default=2000, help="that choose the guidance of these")
-    add("--batch", type=int, default=BATCH)
-    add("--model", default="tiny")
-    add("--second", default="tiny-second", help="the other weights of --transfer")
-    add("--extractors", nargs=2, default=EXTRACTORS, help="the searches see the first alone")
-    add("--also", nargs="*", default=[], help="extractors that further searches of ours see")
-    add("--device", default="cpu", help="cpu, cuda:0, …")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"))
-    add("--compile", action="store_true", help="the network, by torch")
-    add("--processes", type=int, default=2)
-    add("--hours", type=float, default=float("inf"), help="then stop; a further call goes on")
-    add("--run", type=Path, default=Path("runs/peers"))
-    add("--docs", type=Path, default=Path("docs"))
-    add("--dry-run", action="store_true", help="print passes and hours, and end")
-    args = parser.parse_args(argv)
-    args.held_out = False
-    args.elsewhere = {
-        "held-out prompts": {"held_out": True},
-        f"the weights of {args.second}": {"model": args.second},
-    }
+    parser, args = parse(argv, __doc__.splitlines()[0])
     part = "-ablation" if args.ablation else "-transfer" if args.transfer else ""
     by = "" if args.extractors[0] == EXTRACTORS[0] else f"-by-{args.extractors[0]}"
     path = args.docs / f"benchmarks{part}{by}"

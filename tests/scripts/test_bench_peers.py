@@ -26,7 +26,7 @@ TINY = shlex.split(
 @pytest.fixture
 def bench(monkeypatch, tmp_path, capsys):
     """The script in this process: starting workers would take longer than what they do here."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
     import bench_peers
 
     def alone(self, config):
@@ -155,7 +155,7 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
 
 def test_rows_of_the_same_test_are_recalled(monkeypatch, tmp_path):
     """Those of many steps by any call, all of them by a transfer; of another test none."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
     from peers.output import tested_rows
 
     now = {"n": 5000, "seeds": [0, 4999], "metrics": ["fd"]}
@@ -170,7 +170,7 @@ def test_rows_of_the_same_test_are_recalled(monkeypatch, tmp_path):
 
 def test_other_settings_recall_nothing(monkeypatch, tmp_path):
     """A search of two trials is not what one of three came to; nor are other weights or prompts."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
     from bench_peers import Bench
 
     from peers.studies import ours
@@ -193,7 +193,7 @@ def test_other_settings_recall_nothing(monkeypatch, tmp_path):
 
 def test_numbers_of_steps_may_come_of_several_runs(monkeypatch, tmp_path):
     """With another search, or on a machine that is faster in another dtype; not of other tests."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
     from peers.output import earlier, replace_steps
 
     own = {
@@ -223,7 +223,7 @@ def test_numbers_of_steps_may_come_of_several_runs(monkeypatch, tmp_path):
 
 def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
     """Of means, whose errors have a closed form."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
     from peers.targets import closed, losses, targets
 
     def row(name, kind, values, steps=5, alignment=0.96):
@@ -262,7 +262,7 @@ def test_shares_of_a_gap_are_by_the_jackknife(monkeypatch):
 
 
 def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
     from peers.studies import ablation
 
     args = SimpleNamespace(

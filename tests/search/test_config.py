@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from stepsampler import UserError
-from stepsearch.cli import QUICK
+from stepsearch.cli.running import QUICK
 from stepsearch.config import load_config
 from stepsearch.metrics.evaluator import FRONT, SEARCH, SELECTION, TEST
 

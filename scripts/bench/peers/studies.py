@@ -10,7 +10,7 @@ from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.engine.ladder import infeasible, passes_spent
 from stepsearch.engine.result import Result
-from stepsearch.engine.run import STAGES, Run
+from stepsearch.engine.run import STAGES, Starts
 from stepsearch.engine.study import finished, open_study, schedule_of
 from stepsearch.rehearsal.check import costs
 from stepsearch.rivals.baselines import Candidate
@@ -57,13 +57,18 @@ ABLATION: dict[str, dict] = {  # each row has the axes of those above it
 }
 
 
-class Cold(Run):
-    """A search that is shown nothing but the centre of its box, at the teacher's guidance."""
+def cold(config: StudyConfig) -> Starts:
+    """The start of a search that is shown nothing but the centre of its box.
 
-    def first_points(self, space: SearchSpace, best: list[Candidate]) -> list[tuple[Params, str]]:
-        n, w = space.config.num_steps, self.config.teacher.guidance_scale
+    Its guidance there is the teacher's.
+    """
+
+    def points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params, str]]:
+        n, w = space.config.num_steps, config.teacher.guidance_scale
         plan = make_schedule(space.grid, n, space.noise, guidance_scale=w, model=space.model)
         return [(space.params(plan)[0], space.grid)]
+
+    return points
 
 
 def study(

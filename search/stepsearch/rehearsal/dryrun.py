@@ -14,7 +14,7 @@ from stepsampler.errors import UserError
 from stepsampler.support.pictures import save_png
 from stepsearch.config import CLIP, NONE, StudyConfig
 from stepsearch.engine.result import Result
-from stepsearch.engine.run import Run
+from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess
 from stepsearch.metrics.features import EXTRACTORS, WHOLE, each
@@ -76,8 +76,7 @@ def dry_run(config: StudyConfig, kind: str, folder: Path) -> Result:
     small = shrunk(config, kind, folder)
     FAMILIES[kind]().save_pretrained(folder / "model", safe_serialization=True)
     with InThisProcess(small, folder / "run") as workers:
-        run = Run(small, folder / "run", workers, NoTracking(), lambda *_: None)
-        result = run.run()
+        result = run_study(small, folder / "run", workers, NoTracking(), lambda *_: None)
         write(result, small, folder / "run")
         write_sheet(result, workers, folder / "run" / "grid.png")
     return result

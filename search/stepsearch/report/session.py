@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 from stepsearch.config import StudyConfig
-from stepsearch.engine.run import Run
+from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import MlflowTracking, NoTracking, Tracker
 from stepsearch.engine.workers import Workers
 from stepsearch.report.summary import table, verdict, write, write_sheet
@@ -56,7 +56,7 @@ def run_session(
             uri = None if tracking == "local" else tracking
             tracker = MlflowTracking(uri, lambda text: progress.console.print(text))
         with Workers(config, folder, devices) as workers:
-            result = Run(config, folder, workers, tracker, show).run()
+            result = run_study(config, folder, workers, tracker, show)
             files = write(result, config, folder)
             show("pictures", 0, 1, "")
             write_sheet(result, workers, folder / "grid.png")

@@ -13,8 +13,8 @@ from running import SD, SPEC, Reference, ToyWorkers, run, settings
 from stepsampler import UserError, load
 from stepsampler.noise import FlowSchedule
 from stepsearch.config import ModelConfig, StudyConfig
-from stepsearch.engine.run import Run
-from stepsearch.engine.selection import lost
+from stepsearch.engine.run import run_study
+from stepsearch.engine.stages.selection import lost
 from stepsearch.engine.study import finished, open_study, pruned, schedule_of, usable, work
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.transfer import start_points
@@ -233,7 +233,7 @@ def test_another_model_refuses_the_folder(tmp_path):
     workers = ToyWorkers(config, tmp_path)
     workers.describe = lambda: Subject(SD, SPEC, Reference, "other weights", "classifier-free")
     with pytest.raises(UserError, match="started with model, reference and prompts = 'toy'"):
-        Run(config, tmp_path, workers, NoTracking(), lambda *line: None).run()
+        run_study(config, tmp_path, workers, NoTracking(), lambda *line: None)
     assert workers.images == 0  # nothing was measured for it
 
 

@@ -11,7 +11,7 @@ from stepsampler import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsearch.config import StudyConfig
-from stepsearch.engine.run import Run
+from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess
 from stepsearch.metrics.distance import frechet_distance, score
@@ -126,7 +126,7 @@ def test_a_study_measures_under_all_of_them(tmp_path):
 def test_a_run_says_what_each_of_them_finds(tmp_path):
     config = settings()
     workers = InThisProcess(config, tmp_path)
-    result = Run(config, tmp_path, workers, NoTracking(), lambda *news: None).run()
+    result = run_study(config, tmp_path, workers, NoTracking(), lambda *news: None)
     name = objective_name(config.evaluation, result.subject.reference, 8)
     assert name == "fdgm_texture128_lite0128_8"
     data = json.loads(json.dumps(as_data(result, config)))

@@ -1,0 +1,87 @@
+"""First stages: the placements of rivals, and the screening of every baseline."""
+
+from dataclasses import dataclass
+from math import ceil, inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepsearch.engine.stages.tools import Tools, is_guided
+from stepsearch.metrics.distance import frechet_distance
+from stepsearch.metrics.evaluator import SEARCH
+from stepsearch.rivals.baselines import Candidate, Placements, baselines, published, wanted
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where the study's rivals put the steps."""
+
+    placements: Placements
+    passes: int
+
+
+def place_rivals(tools: Tools) -> Placed:
+    """Compute what the study's rivals propose for this very model."""
+    guidance = tools.subject.guidance
+    rivals = len(wanted(tools.config, guidance))
+    if rivals:
+        tools.report("rivals", 0, rivals, "")
+    placed = tools.workers.placements(guidance)
+    if rivals:
+        tools.report("rivals", rivals, rivals, "")
+    return Placed(
+        {key: found.sigmas for key, found in placed.items()},
+        sum(found.passes for found in placed.values()),
+    )
+
+
+def known_schedules(tools: Tools, placements: Placements) -> list[Candidate]:
+    """Every baseline of the study: by formula, by rivals, and as published."""
+    config, subject = tools.config, tools.subject
+    known = baselines(config, subject.noise, subject.spec, placements, subject.guidance)
+    return known + published(config, subject.spec, subject.guidance)
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Baselines after their successive halving."""
+
+    best: list[Candidate]  # survivors of the last rung, best first
+    all: list[tuple[Candidate, int, float]]  # every baseline, the n it reached, its FD there
+    passes: int
+
+
+def screen(tools: Tools, candidates: list[Candidate]) -> Screened:
+    """Successive halving on the search seeds; equal n within a rung.
+
+    Guided and unguided ones are thinned out apart: the bias of FD at small n depends on how varied
+    the images are.
+    """
+    options, reference = tools.config.baselines, tools.subject.reference.search
+
+    def keep(ranked: list[Candidate]) -> list[Candidate]:
+        return ranked[: max(options.test, ceil(len(ranked) * options.keep))]
+
+    alive = list(candidates)
+    features: dict[str, list[NDArray[np.float32]]] = {c.name: [] for c in candidates}
+    last: dict[str, tuple[Candidate, int, float]] = {}
+    before = passes = 0
+    for n in options.rungs:
+        if before:
+            kinds = ([c for c in alive if is_guided(c) == guided] for guided in (True, False))
+            alive = [c for kind in kinds for c in keep(kind)]
+        jobs = [(c.schedule, range(SEARCH + before, SEARCH + n)) for c in alive]
+        passes += tools.passes(jobs)
+        stage = f"baselines, {n} images"
+        for done, (place, found) in enumerate(tools.workers.measure(jobs)):
+            features[alive[place].name].append(found.features)
+            tools.report(stage, done + 1, len(jobs), "")
+        for c in alive:
+            whole = np.concatenate(features[c.name])
+            finite = np.isfinite(whole).all()
+            last[c.name] = (c, n, frechet_distance(whole, reference) if finite else inf)
+        alive.sort(key=lambda c: last[c.name][2])
+        news = f"best: {alive[0].name}: {last[alive[0].name][2]:.3f}"
+        tools.report(stage, len(jobs), len(jobs), news)
+        before = n
+    return Screened(alive, list(last.values()), passes)

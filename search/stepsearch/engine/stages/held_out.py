@@ -1,0 +1,42 @@
+"""The test: what the selection chose, once, on fresh seeds."""
+
+from stepsearch.engine.stages.teacher import make_teacher
+from stepsearch.engine.stages.tools import Tools, one_of_each_kind
+from stepsearch.metrics.protocol import Row, held_out
+from stepsearch.rivals.baselines import Candidate
+
+
+def test_chosen(
+    tools: Tools, selection: list[Row[Candidate]]
+) -> tuple[list[Row[Candidate]], Candidate]:
+    """Rows of the test, and which schedule of it is exported.
+
+    Raises:
+        UserError: no schedule's images are finite.
+    """
+    config = tools.config
+    ranked = [row.candidate for row in selection]
+    found = [c for c in ranked if c.kind == "found"][:1]
+    known = [c for c in ranked if c.kind == "baseline"]
+    entrants = found + [c for c in ranked if c.kind == "front"]
+    entrants = one_of_each_kind([*entrants, *known[: config.baselines.test]], known)
+    long = [c for c in ranked if c.kind == "long"]
+    for n in config.baselines.long_steps:
+        entrants += [c for c in long if c.schedule.num_steps == n][:1]
+    if config.teacher.test:
+        entrants.append(make_teacher(tools))
+    rows = held_out(
+        entrants,
+        config.evaluation.test_images,
+        config.evaluation.batch_size,
+        tools.subject.reference,
+        tools.measure,
+        lambda done, total: tools.report("test", done, total, ""),
+        lambda candidate: tools.dropped("test", candidate),
+    )
+    tools.track(rows, "test")
+    tested = {row.candidate.name for row in rows}
+    exported = [c for c in ranked if c.kind in ("found", "baseline") and c.name in tested]
+    if not exported:
+        raise tools.not_finite("the images of all schedules are")
+    return rows, exported[0]

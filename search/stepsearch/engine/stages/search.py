@@ -1,0 +1,91 @@
+"""The search: every worker asks for trials; meanwhile what they finish is shown and tracked."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import wait
+from math import inf, isnan
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from stepsearch.engine.stages.tools import Tools
+from stepsearch.engine.stopping import stopped
+from stepsearch.engine.study import distance_of, enqueue, finished, make_plan, pruned, reap
+from stepsearch.engine.transfer import start_points
+from stepsearch.rivals.baselines import Candidate, Placements
+from stepsearch.space.box import Params, SearchSpace
+
+
+def make_box(tools: Tools, best: Sequence[Candidate], placements: Placements) -> SearchSpace:
+    """The box around the study's baseline, or around the best one with a formula.
+
+    Its centre needs a placement for any number of steps.
+    """
+    config, subject = tools.config.space, tools.subject
+    grid = config.baseline
+    if grid == "best":
+        grid = next((c.grid for c in best if c.grid), "power")
+    centre = {n: sigmas for (name, n), sigmas in placements.items() if name == grid}
+    return SearchSpace(config, subject.noise, subject.spec, grid, subject.guidance, centre)
+
+
+def search(
+    tools: Tools,
+    folder: Path,
+    study: optuna.Study,
+    space: SearchSpace,
+    points: Sequence[tuple[Params, str]],
+    floor: float,
+) -> None:
+    """Let every worker search `space` from `points` on, until the budget is spent.
+
+    Its trials are in `study`; those below `floor` in alignment set no record.
+    """
+    options = tools.config.search
+    make_plan(folder, tools.subject.identity, space.grid, floor, space.placements)
+    reap(study, folder)
+    if options.start_from:
+        enqueue(study, start_points(Path(options.start_from), space, options.finalists))
+    enqueue(study, points)
+    shown: set[int] = set()
+    record = inf
+    while True:
+        futures = tools.workers.search()
+        running = set(futures)
+        while running:
+            _, running = wait(futures, timeout=1.0)
+            ended = pruned(study)
+            for trial in finished(study) + ended:
+                if trial.number not in shown:
+                    shown.add(trial.number)
+                    record = _show(tools, trial, len(shown), len(ended), floor, record)
+            tools.tracker.sync(study)
+        for future in futures:
+            tools.workers.result(future)  # an error of a worker is ours
+        if not reap(study, folder):
+            break
+    while study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        time.sleep(1)  # a worker that joined from elsewhere is at its last trial
+        reap(study, folder)
+    if reason := stopped(study, options.patience):
+        done = len(finished(study)) + len(pruned(study))
+        news = f"stopped after {done} of {options.trials} trials: {reason}"
+        tools.report("search", done, done, news)
+
+
+def _show(
+    tools: Tools, trial: FrozenTrial, done: int, ended: int, floor: float, record: float
+) -> float:
+    """Report a trial and return the best value so far; pruned ones only count."""
+    value, alignment = distance_of(trial), trial.user_attrs["alignment"]
+    news = ""
+    whole = trial.state == TrialState.COMPLETE
+    if whole and value < record and not alignment < floor:
+        record = value
+        origin = trial.user_attrs.get("origin", tools.config.search.algorithm)
+        share = "" if isnan(alignment) else f", alignment {alignment:.1%}"
+        news = f"trial {trial.number}: {value:.3f}{share} ({origin})"
+    stage = f"search ({ended} pruned)" if ended else "search"
+    tools.report(stage, done, tools.config.search.trials, news)
+    return record
