@@ -49,14 +49,14 @@ from peers.targets import SAW, best_rival, metrics
 from stepsampler.errors import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.schedule import Schedule
-from stepsearch.compare.table import as_data, evaluate, identity, join
+from stepsearch.compare.table import as_data, compare, identity, join
 from stepsearch.config import StudyConfig
 from stepsearch.engine.run import Starts, run_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.distance import frechet_infinity
 from stepsearch.metrics.evaluator import SELECTION, seeds_of
-from stepsearch.metrics.protocol import measure_all
+from stepsearch.metrics.protocol import Seeds, measure_all
 from stepsearch.paths import write_whole
 from stepsearch.report import summary
 from stepsearch.space.starts import first_points
@@ -285,9 +285,9 @@ class Bench(Measure):
         known = [e for e in entries if self.contender(e).identity in self.tested]
         fresh = [e for e in entries if e not in known]
         contenders = [self.contender(entry) for entry in fresh]
-        n, seeds = self.args.images_test, seeds_of(FRESH, self.args.images_test)
+        seeds = seeds_of(FRESH, self.args.images_test)
         measure_all(contenders, seeds, self.args.batch, self.measure)
-        result = evaluate(contenders, self.harness, n, ("fd",), first_seed=FRESH)
+        result = compare(contenders, self.harness, Seeds("test", seeds))
         rows = [self.tested[self.contender(entry).identity] for entry in known]
         result = join(result, {"contenders": rows}, self.args.docs)
         data = as_data(result, self.harness, {"model": self.args.model, "dtype": self.args.dtype})

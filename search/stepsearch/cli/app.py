@@ -2,7 +2,7 @@
 
 import typer
 
-from stepsearch.cli import comparing, running
+from stepsearch.cli import comparing, evaluating, running
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -11,4 +11,5 @@ app = typer.Typer(
     help="Find the few-step schedule that makes the best images for your model and budget.",
 )
 app.add_typer(running.app)
+app.add_typer(evaluating.app)
 app.add_typer(comparing.app)

@@ -19,9 +19,9 @@ from stepsampler.errors import UserError
 from stepsearch.compare.contenders import Contender
 from stepsearch.compare.harness import CLIP, Harness, Metric
 from stepsearch.metrics.distance import PARTS, Score, score_infinity, score_kernel, score_mean
-from stepsearch.metrics.evaluator import seeds_of, short
+from stepsearch.metrics.evaluator import short
 from stepsearch.metrics.manifold import LEAST, score_precision_recall
-from stepsearch.metrics.protocol import RANGES, Progress, held_out, measure_all, score_all
+from stepsearch.metrics.protocol import Progress, Seeds, held_out, measure_all, score_all
 from stepsearch.metrics.reference import Reference
 from stepsearch.paths import write_whole
 
@@ -39,13 +39,11 @@ class Result:
     scores: list[dict[str, Score]]  # of the same contenders
 
 
-def evaluate(
+def compare(
     contenders: Sequence[Contender],
     harness: Harness,
-    n: int,
+    seeds: Seeds,
     distances: Sequence[str] = ("fd",),
-    part: str = "test",
-    first_seed: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Result:
     """Score contenders on the same seeds.
@@ -55,23 +53,23 @@ def evaluate(
             allow, or an unknown name.
     """
     started = harness.clock.now()
-    check(distances, part, n, [metric.reference for metric in harness.metrics])
-    first = RANGES[part] if first_seed is None else first_seed
-    seeds, batch = seeds_of(first, n), harness.batch_size
+    n, batch = len(seeds.range), harness.batch_size
+    check(distances, n, [metric.reference for metric in harness.metrics])
     scores: list[dict[str, Score]] = [{} for _ in contenders]
     notes: list[list[str]] = [[] for _ in contenders]
     for metric in harness.metrics:
         measure = partial(harness.measure, metric)
-        if part == "test":
+        if seeds.part == "test":
+            first = seeds.range.start
             rows = held_out(
                 contenders, n, batch, metric.reference, measure, progress, _refuse, first
             )
         else:
             moments = metric.reference.search
-            rows = score_all(contenders, seeds, batch, moments, measure, progress, _refuse)
+            rows = score_all(contenders, seeds.range, batch, moments, measure, progress, _refuse)
         for row, found, said in zip(rows, scores, notes, strict=True):
             features = row.measurement.features
-            found |= _scores(metric, features, row.score, distances, part)
+            found |= _scores(metric, features, row.score, distances, seeds.part)
             if features.std(0).max() <= 1e-5 * np.abs(features).max():
                 said.append("all images are the same: their covariance is zero")
             if np.isfinite(row.measurement.aligned).all():
@@ -79,7 +77,7 @@ def evaluate(
     if harness.clip:
         places = [i for i, contender in enumerate(contenders) if contender.captioned]
         shown = [contenders[i] for i in places]
-        measured = measure_all(shown, seeds, batch, partial(harness.measure, CLIP), progress)
+        measured = measure_all(shown, seeds.range, batch, partial(harness.measure, CLIP), progress)
         for i, found_clip in zip(places, measured, strict=True):
             clip = score_mean(found_clip.features[:, 0])
             scores[i][f"clip_score_{harness.clip.digest}"] = clip
@@ -98,12 +96,10 @@ def evaluate(
         for c, found, said in zip(contenders, scores, notes, strict=True)
     ]
     harness.clock.total += harness.clock.now() - started
-    return Result(n, seeds, entries, scores)
+    return Result(n, seeds.range, entries, scores)
 
 
-def check(
-    distances: Sequence[str], part: str, n: int, references: Sequence[Reference] = ()
-) -> None:
+def check(distances: Sequence[str], n: int, references: Sequence[Reference] = ()) -> None:
     """Refuse before the first image what could not be measured of n of them.
 
     Raises:
@@ -116,8 +112,6 @@ def check(
         least = {"fd-infinity": 2 * PARTS[-1], "prc": LEAST}.get(distance, 2)
         if n < least:
             raise UserError(f"--distance {distance} needs at least {least} images, got {n}")
-    if part not in RANGES:
-        raise UserError(f"--range must be one of {', '.join(RANGES)}, got {part!r}")
     names = [reference.metric for reference in references]
     for reference in references:
         if names.count(reference.metric) > 1:
@@ -370,7 +364,7 @@ def with_error(value: float, se: float) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f} ± {se:.{digits}f}"  # + 0.0: no "-0"
 
 
-def profile(harness: Harness) -> str:
+def where_time_went(harness: Harness) -> str:
     """Where the time went, distances and their errors included, as a sentence or two."""
     clock = harness.clock
     if not clock.spent:

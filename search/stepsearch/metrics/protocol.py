@@ -18,6 +18,36 @@ from stepsearch.metrics.reference import Reference
 PART = 100  # images a job, at least
 RANGES = {"search": SEARCH, "selection": SELECTION, "test": TEST}
 
+
+@dataclass(frozen=True)
+class Seeds:
+    """Seeds, and whose they are: that says which real images their images are compared with."""
+
+    part: str  # search, selection or test
+    range: range
+
+    @classmethod
+    def of(cls, part: str = "test", n: int = 1000, first: int | None = None) -> "Seeds":
+        """The first n of a part, or n from `first` on.
+
+        Raises:
+            UserError: no such part, or seeds that reach into another one.
+        """
+        if part not in RANGES:
+            raise UserError(f"--range must be one of {', '.join(RANGES)}, got {part!r}")
+        start = RANGES[part]
+        if first is None:
+            return cls(part, seeds_of(start, n))
+        others = [other for other in RANGES.values() if other > start]
+        last = first + n - 1
+        if others and not start <= first <= last < min(others):
+            raise UserError(
+                f"--first-seed: the seeds of --range {part} are {start} to {min(others) - 1}, "
+                f"got {first} to {last}"
+            )
+        return cls(part, seeds_of(first, n))
+
+
 C = TypeVar("C")
 Job = tuple[C, range]
 # Jobs -> (place, measurement), in any order.

@@ -19,9 +19,10 @@ from stepsampler.models import load as load_model
 from stepsampler.support.captions import Caption
 from stepsearch.compare.contenders import OnSchedule, OnStock
 from stepsearch.compare.harness import Clock, Harness, Metric
-from stepsearch.compare.table import evaluate
+from stepsearch.compare.table import compare
 from stepsearch.metrics.evaluator import load_prompts
 from stepsearch.metrics.features import load_extractor
+from stepsearch.metrics.protocol import Seeds
 from stepsearch.metrics.reference import fit
 
 PROMPTS = load_prompts("fashion-mnist")
@@ -127,7 +128,7 @@ def test_every_family_is_scored(family, tmp_path):
             OnStock(model, "d", 2)
     else:
         contenders.append(OnStock(model, "d", 2))
-    result = evaluate(contenders, bench, 4)
+    result = compare(contenders, bench, Seeds.of(n=4))
     assert len(result.entries) == len(contenders)
     assert "denoiser" in bench.clock.spent
     assert ("VAE" in bench.clock.spent) == (family not in ("ddpm", "ddim"))
@@ -313,7 +314,7 @@ class Words:
 
 
 def test_the_clip_score_of_a_folder_is_that_of_its_own_captions(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("stepsearch.compare.command.ClipScore", Words)
+    monkeypatch.setattr("stepsearch.metrics.pretrained.ClipScore", Words)
     model = load_model("tiny")
     plan = make_schedule("power", 1, model.noise)
     texts = ["a bag", "a coat", "a t-shirt", "a pair of trousers"] * 2
@@ -361,7 +362,11 @@ class Slow:
 def test_preparing_images_is_no_time_inside_networks(tmp_path):
     model = load_model("tiny")
     bench = harness(tmp_path, Slow())
-    evaluate([OnSchedule("mine", make_schedule("power", 1, model.noise), model, "d")], bench, 4)
+    compare(
+        [OnSchedule("mine", make_schedule("power", 1, model.noise), model, "d")],
+        bench,
+        Seeds.of(n=4),
+    )
     assert bench.clock.spent["extractor"] < 0.05 < bench.clock.total
 
 

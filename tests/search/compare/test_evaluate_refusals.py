@@ -9,7 +9,7 @@ import pytest
 from evaluating import command, pictures
 from PIL import Image
 
-from stepsampler import load
+from stepsampler import UserError, load
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.reference import fit
@@ -212,8 +212,11 @@ def test_grey_files_are_counted_and_equal_ones_are_said(bad, tmp_path, monkeypat
 def test_numbers_out_of_range_are_refused_before_anything_is_loaded(
     options, message, monkeypatch, capsys
 ):
-    monkeypatch.setattr("stepsearch.compare.command.run_evaluation", lambda request: None)
-    assert command(monkeypatch, capsys, FILE)[0] == 0
+    def reach(paths):
+        raise UserError("now something would be loaded")
+
+    monkeypatch.setattr("stepsearch.compare.command.sort_out", reach)
+    assert "now something would be loaded" in command(monkeypatch, capsys, FILE)[2]
     code, _, errors = command(monkeypatch, capsys, FILE, *options)
     assert (code, errors.count("\n")) == (2, 1)
     assert message in errors

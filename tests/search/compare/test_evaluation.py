@@ -22,13 +22,13 @@ from stepsampler.noise import NoiseSchedule
 from stepsearch.cli import main
 from stepsearch.compare.contenders import OnSchedule, OnStock
 from stepsearch.compare.harness import Clock, Harness, Metric
-from stepsearch.compare.table import cell, evaluate, with_error
+from stepsearch.compare.table import cell, compare, with_error
 from stepsearch.config import StudyConfig
 from stepsearch.metrics.distance import Score, score
 from stepsearch.metrics.evaluator import TEST, Evaluator, load_prompts, model_digest
 from stepsearch.metrics.features import Judge, load_extractor
 from stepsearch.metrics.images import ImageFiles
-from stepsearch.metrics.protocol import held_out
+from stepsearch.metrics.protocol import Seeds, held_out
 from stepsearch.metrics.reference import fit, load_reference
 
 ROOT = Path(__file__).parents[3]
@@ -212,7 +212,7 @@ def test_what_no_image_is_needed_for_is_said_before_the_first(tmp_path):
     ):
         bench.metrics = metrics
         with pytest.raises(UserError, match=message):
-            evaluate([OnSchedule("mine", load(FILE), model, "d")], bench, 8, [distance])
+            compare([OnSchedule("mine", load(FILE), model, "d")], bench, Seeds.of(n=8), [distance])
 
 
 def test_settings_of_a_network_are_part_of_the_models_digest():
@@ -269,7 +269,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
     model = load_model("tiny")
     contender = OnSchedule("mine", load(FILE), model, model_digest(model))
     with pytest.raises(UserError, match="mine: a feature is not finite: its images are broken"):
-        evaluate([contender], harness(tmp_path, Broken()), 4)
+        compare([contender], harness(tmp_path, Broken()), Seeds.of(n=4))
 
 
 def test_images_that_overflow_are_a_measurement_that_is_not_finite(tmp_path):
@@ -334,7 +334,7 @@ def test_the_clock_counts_networks_alone(tmp_path):
     model = load_model("tiny")
     bench = harness(tmp_path)
     bench.clock.watch(model)
-    evaluate([OnSchedule("mine", load(FILE), model, "d")], bench, 8)
+    compare([OnSchedule("mine", load(FILE), model, "d")], bench, Seeds.of(n=8))
     assert {"denoiser", "VAE", "extractor", "text encoder"} <= set(bench.clock.spent)
     assert 0.5 < bench.clock.share <= 1
 

@@ -1,0 +1,217 @@
+"""The command `stepsearch evaluate`."""
+
+import sys
+from math import inf, isfinite
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from stepsampler.cli.options import Config, Loras, ModelName, Vae, Words, open_model
+from stepsampler.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command()
+def evaluate(
+    what: Annotated[
+        list[Path] | None, typer.Argument(help="Schedules (JSON), folders or zips of images.")
+    ] = None,
+    stock: Annotated[
+        list[int] | None,
+        typer.Option(help="The model under its own scheduler with so many steps."),
+    ] = None,
+    model: ModelName = "tiny",
+    config: Config = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    textual_inversion: Words = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Of --stock: a class of diffusers instead of its own.")
+    ] = None,
+    timestep_spacing: Annotated[
+        str | None, typer.Option(help="Of --stock: leading, trailing or linspace.")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Of --stock.")] = None,
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="texture, lite0, lite0-whole, inception[:PATH], clip:MODEL, dinov2:MODEL; "
+            "may be given several times; texture+lite0 is the geometric mean of their FD. "
+            "Default texture."
+        ),
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(help="Bundled data, a folder or zip of images, an .npz, a cached file.")
+    ] = "fashion-mnist",
+    fit: Annotated[
+        str, typer.Option(help="How files are brought to size: crop, squash512 or none.")
+    ] = "crop",
+    prompts: Annotated[
+        str, typer.Option(help="Bundled prompts, or a text file with one a line.")
+    ] = "fashion-mnist",
+    clip_score: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the CLIP model for the CLIP score.")
+    ] = None,
+    distance: Annotated[
+        list[str] | None,
+        typer.Option(help="fd, fd-infinity, kid or prc (precision and recall); default fd."),
+    ] = None,
+    images: Annotated[int, typer.Option(help="n, at least 2.")] = 1000,
+    seeds: Annotated[
+        str, typer.Option("--range", help="Seeds: test, selection or search.")
+    ] = "test",
+    first_seed: Annotated[int | None, typer.Option(help="Instead of the range's.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per network call.")] = 50,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    cache: Annotated[Path, typer.Option(help="What is measured once is kept here.")] = Path(
+        "runs/evaluate"
+    ),
+    with_: Annotated[
+        list[Path] | None, typer.Option("--with", help="Earlier results, to compare with.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Result file (JSON).")] = None,
+    profile: Annotated[bool, typer.Option(help="Say where the time went.")] = False,
+) -> None:
+    """Score and compare schedules, stock pipelines or folders of images, with error bars.
+
+    Given several (`evaluate a.json b.json`), it compares them: all get the same seeds, and the
+    differences to the first contender are paired.
+    """
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    if fit not in ("crop", "squash512", "none"):
+        raise UserError(f"--fit must be crop, squash512 or none, got {fit!r}")
+    if timestep_spacing not in (None, "leading", "trailing", "linspace"):
+        raise UserError(
+            f"--timestep-spacing must be leading, trailing or linspace, got {timestep_spacing!r}"
+        )
+    if not stock and (guidance_scale, scheduler, timestep_spacing) != (None, None, None):
+        raise UserError(
+            "--guidance-scale, --scheduler and --timestep-spacing are of --stock, which is not "
+            "given"
+        )
+    from stepsearch.config import SEEDS
+
+    _in_range("--images", images, 2, SEEDS)
+    _in_range("--batch-size", batch_size, 1)
+    for steps in stock or ():
+        _in_range("--stock", steps, 1)
+    for name, value, low, high in (
+        ("--guidance-scale", guidance_scale, 0, inf),
+        ("--first-seed", first_seed, 0, 2**62),
+        ("--size", size, 1, inf),
+    ):
+        if value is not None:
+            _in_range(name, value, low, high)
+
+    # torch loads here, not for --help
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from stepsampler.models import check_device
+    from stepsearch.compare.command import (
+        digest_of,
+        images_of,
+        load_metrics,
+        notes_of,
+        schedules_on,
+        side_of,
+        sort_out,
+    )
+    from stepsearch.compare.contenders import Contender, OnStock
+    from stepsearch.compare.harness import Clock, Harness
+    from stepsearch.compare.table import (
+        as_data,
+        check,
+        compare,
+        identity,
+        join,
+        read_earlier,
+        save,
+        table,
+        where_time_went,
+    )
+    from stepsearch.config import CLASSES
+    from stepsearch.metrics.alignment import load_alignment
+    from stepsearch.metrics.evaluator import load_prompts
+    from stepsearch.metrics.images import Fit
+    from stepsearch.metrics.pretrained import ClipScore
+    from stepsearch.metrics.protocol import Seeds
+
+    check_device(device)
+    fitting = cast(Fit, fit)  # checked above
+    distances = distance or ["fd"]
+    check(distances, images)
+    chosen = Seeds.of(seeds, images, first_seed)
+    schedules, files = sort_out(what or ())
+    if not (schedules or files or stock):
+        raise UserError("nothing to score: give a schedule, a folder of images, or --stock STEPS")
+    texts = load_prompts(prompts)
+    clock = Clock(torch.device(device))
+    contenders: list[Contender] = []
+    judge, side = None, size  # of files: without a model and --size, as they are
+    if schedules or stock:
+        loaded = open_model(model, device, dtype, size, config, vae, lora, textual_inversion)
+        clock.watch(loaded)
+        size = side = loaded.size
+        judge = load_alignment(CLASSES, texts, device)
+        digest = digest_of(loaded, lora or (), textual_inversion or ())
+        contenders += schedules_on(loaded, digest, schedules)
+        own = (guidance_scale, scheduler, timestep_spacing)
+        contenders += [OnStock(loaded, digest, steps, *own) for steps in stock or ()]
+    elif config or vae or lora or textual_inversion:
+        raise UserError(
+            "--config, --vae, --lora and --textual-inversion are of the model, but nothing that "
+            "it makes is scored: give a schedule or --stock"
+        )
+    elif size is None and fit == "crop":
+        size = side_of(files, images)
+    contenders += images_of(files, chosen.range, side, fitting, captioned=clip_score is not None)
+    fitted = None if fit == "none" else size
+    metrics = load_metrics(extractor or ["texture"], reference, fitted, fitting, cache, device)
+    clip = ClipScore(clip_score, device) if clip_score else None
+    harness = Harness(metrics, texts, batch_size, cache, clock, judge, clip)
+    settings = {
+        "model": model if schedules or stock else None,
+        "vae": vae,
+        "lora": lora or [],
+        "textual_inversion": textual_inversion or [],
+        "prompts": prompts,
+        "reference": reference,
+        "range": seeds,
+        "fit": fit,
+        "size": size,
+    }
+    now = identity(harness, chosen.range, settings)
+    earlier = [(read_earlier(path, now), path) for path in with_ or ()]
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=None)
+        result = compare(
+            contenders,
+            harness,
+            chosen,
+            distances,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for data, path in earlier:
+        result = join(result, data, path)
+    console.print(table(result))
+    for note in notes_of(result.entries, metrics):
+        console.print(note)
+    if profile:
+        console.print(where_time_went(harness))
+    if out:
+        save(as_data(result, harness, settings), out)
+        console.print(f"{out}: every number with its identity")
+
+
+def _in_range(name: str, value: float, low: float, high: float = inf) -> None:
+    if not (isfinite(value) and low <= value <= high):
+        most = "" if high == inf else f" and at most {high:,}"
+        raise UserError(f"{name} must be at least {low}{most}, got {value}")
