@@ -1,0 +1,109 @@
+"""Each stage of a run alone: what it needs goes in, what it found comes out."""
+
+from types import SimpleNamespace
+
+import pytest
+from running import SD, ToyWorkers, settings
+
+from stepsampler import UserError
+from stepsampler.grids import GRIDS, make_schedule
+from stepsearch.engine.stages.baselines import known_schedules, place_rivals, screen
+from stepsearch.engine.stages.held_out import test_chosen as chosen_on_test_seeds
+from stepsearch.engine.stages.search import make_box
+from stepsearch.engine.stages.selection import finalists, select
+from stepsearch.engine.stages.teacher import measure_teacher
+from stepsearch.engine.stages.tools import Tools, is_guided
+from stepsearch.engine.tracking import NoTracking
+from stepsearch.metrics.evaluator import SELECTION
+from stepsearch.rivals.baselines import Candidate
+
+
+def tools(tmp_path, config=None, news=None, **toy):
+    config = config or settings()
+    workers = ToyWorkers(config, tmp_path, **toy)
+    report = (lambda *line: news.append(line)) if news is not None else (lambda *line: None)
+    return Tools(config, workers.describe(), workers, NoTracking(), report)
+
+
+def plan(grid, n=3, w=2.0):
+    return make_schedule(grid, n, SD, guidance_scale=w)
+
+
+def trial(number, alignment, schedule=None):
+    attrs = {"alignment": alignment, "schedule": (schedule or plan("karras")).to_json()}
+    return SimpleNamespace(number=number, user_attrs=attrs, values=[float(number)])
+
+
+def test_rivals_are_placed_and_paid_for(tmp_path):
+    placed = place_rivals(tools(tmp_path))
+    assert set(placed.placements) == {("dmn", 3), ("dmn", 6)}
+    assert placed.passes == 2 * 70
+
+
+def test_screening_halves_guided_and_unguided_ones_apart(tmp_path):
+    stage = tools(tmp_path)
+    known = known_schedules(stage, place_rivals(stage).placements)
+    found = screen(stage, known)
+    assert {c.name for c, _, _ in found.all} == {c.name for c in known}
+    reached = [c for c, n, _ in found.all if n == 60]
+    assert {c.name for c in found.best} == {c.name for c in reached}
+    assert {is_guided(c) for c in found.best} == {True, False}
+    values = {c.name: fd for c, _, fd in found.all}
+    assert [values[c.name] for c in found.best] == sorted(values[c.name] for c in found.best)
+    assert found.passes == 6 * (20 * len(known) + 40 * len(found.best))
+
+
+def test_the_teacher_is_the_standard_of_as_many_seeds_as_the_stage_has(tmp_path):
+    row, passes = measure_teacher(tools(tmp_path, aligned=lambda s: 0.5), SELECTION, 40)
+    assert len(row.measurement.features) == 40
+    assert 0.2 < row.measurement.alignment < 0.8
+    assert passes == 40 * 2 * settings().teacher.steps
+    with pytest.raises(UserError, match="the teacher's images are not finite in float32"):
+        measure_teacher(tools(tmp_path, broken=lambda s: True), SELECTION, 40)
+
+
+def test_the_box_is_around_the_best_baseline_that_has_a_formula(tmp_path):
+    preset = Candidate("published", plan("karras"), "baseline")
+    formula = Candidate("beta, order 2", plan("beta"), "baseline", "beta")
+    sigmas = GRIDS["linspace"](3, SD)
+    box = make_box(tools(tmp_path), [preset, formula], {("dmn", 3): sigmas})
+    assert (box.grid, box.placements) == ("beta", {})
+    assert make_box(tools(tmp_path), [preset], {}).grid == "power"
+
+
+def test_half_of_the_finalists_have_the_whole_alignment():
+    trials = [trial(k, 0.91 if k < 6 else 0.99) for k in range(10)] + [trial(10, 0.5)]
+    options = settings(finalists=4).search
+    chosen = finalists(trials, options, floor=0.9, whole=0.95)
+    assert [t.number for t in chosen] == [0, 1, 6, 7]
+    assert [t.number for t in finalists(trials, options, 0.9, 0.999)] == [0, 1, 2, 3]
+    assert finalists(trials, options, 0.999, 0.999) == []
+
+
+def test_the_selection_ranks_and_the_test_exports_the_first(tmp_path):
+    stage = tools(tmp_path)
+    best = [
+        Candidate("far", plan("karras"), "baseline"),
+        Candidate("unguided", plan("karras", 6, 1.0), "baseline"),
+    ]
+    teacher, _ = measure_teacher(stage, SELECTION, 100)
+    near = make_schedule("linspace", 3, SD, guidance_scale=2.0)
+    rows, passes = select(stage, [trial(7, 1.0, near)], best, teacher.measurement.aligned)
+    assert [row.score.value for row in rows] == sorted(row.score.value for row in rows)
+    assert {"found, trial 7", "far", "unguided"} <= {row.candidate.name for row in rows}
+    assert passes == 100 * sum(row.candidate.schedule.passes for row in rows)
+    tested, winner = chosen_on_test_seeds(stage, rows)
+    first = next(r.candidate for r in rows if r.candidate.kind in ("found", "baseline"))
+    assert winner is first
+    assert len(tested[0].measurement.features) == settings().evaluation.test_images
+
+
+def test_what_is_not_finite_is_left_out_with_a_word(tmp_path):
+    news = []
+    stage = tools(tmp_path, news=news, broken=lambda s: s.num_steps == 6)
+    entrants = [Candidate("good", plan("karras"), "baseline")]
+    entrants.append(Candidate("bad", plan("karras", 6, 1.0), "baseline"))
+    rows, passes = stage.score(entrants, range(8), "selection")
+    assert [row.candidate.name for row in rows] == ["good"]
+    assert ("selection", 1, 1, "bad: images are not finite, left out") in news
+    assert passes == 8 * (6 + 6)
