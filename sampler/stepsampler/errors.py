@@ -12,6 +12,11 @@ class NotFiniteError(UserError):
     """Images with NaN or infinity in them: the sampling overflowed."""
 
 
+def note(text: str) -> None:
+    """Say on stderr what was left out or done otherwise than asked; the work goes on."""
+    print(f"note: {text}", file=sys.stderr)  # noqa: T201
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Of a GPU, or of a CPU, whose allocator raises a plain RuntimeError."""
     text = str(error)

@@ -17,10 +17,12 @@ from stepsampler.cli.options import (
     Loras,
     ModelName,
     Negative,
+    Prediction,
     PromptFile,
     ScheduleName,
     Size,
     Vae,
+    Variant,
     Words,
     check_folder,
     open_model,
@@ -62,6 +64,8 @@ def generate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("out"),
     model: ModelName = "tiny",
     config: Config = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
@@ -91,7 +95,9 @@ def generate(
     from stepsampler.generate import generate as make
     from stepsampler.support.pictures import MAX_SHEET, save_png, save_sheet
 
-    loaded = open_model(model, device, dtype, size, config, vae, lora, textual_inversion)
+    loaded = open_model(
+        model, device, dtype, size, config, vae, lora, textual_inversion, variant, prediction_type
+    )
     if not texts and loaded.conditional:
         raise UserError(NO_PROMPT)
     texts = texts or [""]

@@ -15,10 +15,12 @@ from stepsampler.cli.options import (
     Loras,
     ModelName,
     Negative,
+    Prediction,
     PromptFile,
     ScheduleName,
     Size,
     Vae,
+    Variant,
     Words,
     check_folder,
     open_model,
@@ -44,6 +46,8 @@ def batch(
     ] = 0,
     model: ModelName = "tiny",
     config: Config = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
@@ -69,7 +73,18 @@ def batch(
     from stepsampler.batch import MANIFEST, run_batch
 
     progress = run_batch(
-        open_model(model, device, dtype, size, config, vae, lora, textual_inversion),
+        open_model(
+            model,
+            device,
+            dtype,
+            size,
+            config,
+            vae,
+            lora,
+            textual_inversion,
+            variant,
+            prediction_type,
+        ),
         plan,
         captions,
         out,
@@ -99,6 +114,8 @@ def grid(
     seeds: Annotated[str, typer.Option(help="Such as 0-3: every prompt with every seed.")] = "0",
     model: ModelName = "tiny",
     config: Config = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
@@ -131,7 +148,9 @@ def grid(
 
     if len(plans) * len(pairs) > MAX_SHEET:
         raise UserError(f"a grid has at most {MAX_SHEET} images, got {len(plans) * len(pairs)}")
-    loaded = open_model(model, device, dtype, size, config, vae, lora, textual_inversion)
+    loaded = open_model(
+        model, device, dtype, size, config, vae, lora, textual_inversion, variant, prediction_type
+    )
     images = [
         made.images
         for plan in plans

@@ -20,7 +20,20 @@ ModelName = Annotated[
 Config = Annotated[
     str | None, typer.Option(help="Folder or hub id with the configs of a checkpoint file.")
 ]
-Vae = Annotated[str | None, typer.Option(help="Folder or hub id of another VAE.")]
+Variant = Annotated[
+    str | None,
+    typer.Option(help="Which weights of a folder or hub id, such as fp16."),
+]
+Prediction = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction-type",
+        help="epsilon, v_prediction or sample; overrules what checkpoint and config say.",
+    ),
+]
+Vae = Annotated[
+    str | None, typer.Option(help="Folder, hub id or .safetensors file of another VAE.")
+]
 Loras = Annotated[
     list[str] | None, typer.Option(help="FILE or FILE:WEIGHT; may be given several times.")
 ]
@@ -78,6 +91,8 @@ def open_model(
     vae: str | None,
     lora: list[str] | None,
     textual_inversion: list[str] | None,
+    variant: str | None,
+    prediction_type: str | None,
 ) -> "LatentModel":
     """Load what the options name; torch and diffusers load here, not for --help."""
     if dtype not in ("float32", "float16", "bfloat16"):
@@ -90,6 +105,8 @@ def open_model(
         dtype,
         size,
         config=config,
+        variant=variant,
+        prediction_type=prediction_type,
         vae=vae,
         loras=lora or [],
         textual_inversions=textual_inversion or [],

@@ -9,13 +9,9 @@ from typing import Any
 import torch
 
 from stepsampler.errors import UserError, is_out_of_memory
+from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
-from stepsampler.models.loading import (
-    add_loras,
-    add_textual_inversion,
-    read_pipeline,
-    replace_vae,
-)
+from stepsampler.models.loading import read_pipeline
 
 __all__ = [
     "BUNDLED",
@@ -45,6 +41,8 @@ def load(
     size: int | None = None,
     *,
     config: str | None = None,
+    variant: str | None = None,
+    prediction_type: str | None = None,
     vae: str | None = None,
     loras: Sequence[str] = (),
     textual_inversions: Sequence[str] = (),
@@ -55,7 +53,9 @@ def load(
     `name` is "tiny" or "tiny-second" for those of the package, else a place.
     `size` is the side of the images in pixels; by default the one the model was trained on.
     `config` is the folder or hub id of a pipeline like that in the single file; without it the
-    configs come from the hub. `vae` is a folder or hub id, each of `loras` FILE or FILE:WEIGHT.
+    configs come from the hub. `variant` is which weights of a folder, such as fp16.
+    `prediction_type` (epsilon, v_prediction, sample) overrules what file and config say. `vae` is a
+    folder, a hub id or a .safetensors file, each of `loras` FILE or FILE:WEIGHT.
     `compile` has torch compile the network at its first call.
 
     Raises:
@@ -64,10 +64,16 @@ def load(
     """
     check_device(device)
     quiet()
-    pipeline = read_pipeline(name, resolve(name), dtype, config and resolve(config))
+    pipeline = read_pipeline(
+        name,
+        resolve(name),
+        dtype,
+        config=config and resolve(config),
+        variant=variant,
+        prediction_type=prediction_type,
+        vae=vae and resolve(vae),
+    )
     _family(pipeline)  # refused before anything is added to it
-    if vae is not None:
-        replace_vae(pipeline, resolve(vae))
     add_loras(pipeline, loras)
     for file in textual_inversions:
         add_textual_inversion(pipeline, file)

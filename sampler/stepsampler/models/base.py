@@ -16,6 +16,13 @@ from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
 
 KEPT = 2**28  # bytes of encoded prompts
+# Input channels of U-Nets of Stable Diffusion that want more than a latent
+WIDER = {
+    5: "a model that wants depth too",
+    7: "an upscaler",
+    8: "a model that edits images",
+    9: "an inpainting model",
+}
 
 
 class LatentModel(ABC):
@@ -100,6 +107,10 @@ class LatentModel(ABC):
     def _latent_shape(self, size: int | None) -> tuple[int, int, int]:
         """Of images of `size` pixels; by default those the model was trained on."""
         channels, side = self._trained_shape()
+        vae = self.pipeline.components.get("vae")
+        latent = channels if vae is None else vae.config.get("latent_channels", channels)
+        if channels != latent:
+            raise UserError(f"the model cannot be sampled: {wider(channels, latent)}")
         size = size or side * self._factor
         multiple = 2 * self._factor
         if size % multiple or size < multiple:
@@ -270,18 +281,53 @@ class LatentModel(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of shape (n, *shape) -> images, uint8 of shape (n, 3, height, width).
 
+        An image that overflows in float16 is decoded again in float32, and it alone: so that an
+        image is the same whatever it is batched with.
+
         Raises:
-            NotFiniteError: a value of the images is not finite.
+            NotFiniteError: a value of the latents or the images is not finite.
         """
+        if not latents.isfinite().all():
+            raise NotFiniteError(
+                "the latents are not finite: the schedule overflows, or the network does in "
+                f"{str(self.dtype).removeprefix('torch.')}"
+            )
+        vae = self.pipeline.vae
+        images = self._decoded(latents)
+        bad = ~images.isfinite().flatten(1).all(1)
+        if bad.any() and vae.dtype == torch.float16:
+            images = images.float()
+            with torch.inference_mode(False):  # its weights stay ordinary tensors
+                vae.to(torch.float32)
+            images[bad] = self._decoded(latents[bad])
+            with torch.inference_mode(False):
+                vae.to(torch.float16)
+        if not images.isfinite().all():
+            raise NotFiniteError(
+                f"the images are not finite, but the latents are: the VAE ({type(vae).__name__}) "
+                "overflows; give another one, or another dtype"
+            )
+        self.pipeline.maybe_free_model_hooks()  # back to the CPU, where the pipeline is offloaded
+        return to_pixels(images)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """What the VAE makes of latents, in [-1, 1]."""
         from diffusers.utils.torch_utils import get_module_execution_device
 
         vae = self.pipeline.vae
         shift = vae.config.get("shift_factor") or 0.0
         scaled = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
         scaled = scaled.to(get_module_execution_device(vae))
-        images = to_pixels(vae.decode(scaled, return_dict=False)[0])
-        self.pipeline.maybe_free_model_hooks()  # back to the CPU, where the pipeline is offloaded
-        return images
+        return vae.decode(scaled, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+def wider(channels: int, latent: int) -> str:
+    """What is said of a network that wants more than a latent."""
+    return (
+        f"its network takes {channels} channels where latents have {latent}: "
+        f"{WIDER.get(channels, 'it wants more than a latent')}; only text-to-image models are "
+        "supported"
+    )
 
 
 def to_pixels(images: Tensor) -> Tensor:

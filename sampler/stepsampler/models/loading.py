@@ -1,85 +1,184 @@
-"""Read pipelines, VAEs, LoRAs and textual inversions. Weights come from safetensors files alone."""
+"""Read pipelines from folders, hub ids and single files. Weights come from safetensors alone."""
 
-from collections.abc import Sequence
+import importlib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from stepsampler.errors import UserError
+from stepsampler.models.additions import read_vae
+from stepsampler.models.base import WIDER, wider
+from stepsampler.models.parts import BROKEN, check_place, read_part, reason
+from stepsampler.noise import is_flow
+from stepsampler.support.weights import EPSILON, Header, V, is_weights_file, read_header
 
-# What the libraries raise where files are missing, broken or of another model
-BROKEN = (
-    OSError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    AttributeError,
-    SafetensorError,
-)
+PREDICTIONS = (EPSILON, V, "sample")  # that may be asked for
+# Whose configs a file of Stable Diffusion 2.x has: 512 pixels, or 768
+SD2 = {
+    EPSILON: "stabilityai/stable-diffusion-2-1-base",
+    V: "stabilityai/stable-diffusion-2-1",
+}
 
 
-def read_pipeline(name: str, folder: str, dtype: str, config: str | None) -> Any:
+def read_pipeline(
+    name: str,
+    folder: str,
+    dtype: str,
+    *,
+    config: str | None = None,
+    variant: str | None = None,
+    prediction_type: str | None = None,
+    vae: str | None = None,
+) -> Any:
     """A pipeline from a folder, a hub id or a single .safetensors checkpoint.
 
     `config` is the folder or hub id whose configs a single file's model has; by default diffusers
-    recognises the model and takes them from the hub.
+    recognises the model and takes them from the hub. `variant` is which of a folder's weights,
+    such as fp16; by default those without a variant, or else the only one. `prediction_type`
+    overrules what file and config say. `vae` takes the place of the model's own.
 
     Raises:
-        UserError: nothing there, a pickle, or weights that cannot be read.
+        UserError: nothing there, a pickle, weights that cannot be read, or markers that say what
+            is not supported or contradict each other or the config.
     """
+    if prediction_type not in (None, *PREDICTIONS):
+        raise UserError(
+            f"prediction type must be one of {', '.join(PREDICTIONS)}, got {prediction_type!r}"
+        )
+    if is_weights_file(name):
+        if variant is not None:
+            raise UserError(f"a variant goes with a folder or hub id, not with the file {name!r}")
+        return _read_single_file(name, dtype, config, prediction_type, vae)
+    if config is not None:
+        raise UserError(f"a config goes with a single .safetensors file, not with {name!r}")
+    check_place("model", folder)
+    pipeline = _read_folder(name, folder, dtype, variant)
+    if vae is not None:
+        old = pipeline.components.get("vae")
+        if old is None:
+            raise UserError(f"the {type(pipeline).__name__} has no vae that could be replaced")
+        pipeline.register_modules(vae=read_vae(vae, type(old), old.config, old.dtype))
+    if prediction_type is not None:
+        _set_prediction(pipeline, prediction_type)
+    return pipeline
+
+
+def _read_folder(name: str, folder: str, dtype: str, variant: str | None) -> Any:
     from diffusers import DiffusionPipeline
+
+    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "safety_checker": None}
+    try:
+        if not Path(folder).is_dir():
+            folder = DiffusionPipeline.download(folder, variant=variant, use_safetensors=True)
+        parts = {
+            part: read_part(f"model {name!r}: {part}", cls, Path(folder, part), dtype, variant)
+            for part, cls in _parts(name, Path(folder)).items()
+        }
+        return DiffusionPipeline.from_pretrained(folder, **options, **parts)
+    except BROKEN as error:
+        asked = "" if variant is None else f" in the variant {variant}"
+        raise UserError(f"model {name!r} cannot be loaded{asked}: {reason(error)}") from error
+
+
+def _parts(name: str, folder: Path) -> dict[str, Any]:
+    """The networks of a folder, by name, and their classes."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        files = sorted(folder.glob("*.safetensors"))
+        hint = f"; for a single file, give {str(files[0])!r} itself" if files else ""
+        raise UserError(f"model {name!r} is no diffusers folder: no model_index.json in it{hint}")
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))
+        pairs = {k: v for k, v in entries.items() if isinstance(v, list) and len(v) == 2}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"model {name!r}: model_index.json is not JSON as expected") from error
+    found = {}
+    for part, (library, cls) in pairs.items():
+        if library in ("diffusers", "transformers") and part != "safety_checker":
+            known = getattr(importlib.import_module(library), str(cls), None)
+            if isinstance(known, type) and issubclass(known, torch.nn.Module):
+                found[part] = known
+    return found
+
+
+def _read_single_file(
+    name: str, dtype: str, config: str | None, asked: str | None, vae: str | None
+) -> Any:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    single = is_checkpoint(name)
-    if not single:
-        options |= {"safety_checker": None, "use_safetensors": True}
-        _check_place("model", folder)
+    header = read_header("model", name)
+    said = _check_file(name, header, config, asked)
     if config is not None:
-        if not single:
-            raise UserError(f"a config goes with a single .safetensors file, not with {name!r}")
-        _check_place("config", config)
+        check_place("config", config)
         for pickle in Path(config).glob("*/*.bin"):  # diffusers would read what the file lacks
             if not any(pickle.parent.glob("*.safetensors")):
                 raise UserError(f"config {config!r}: {pickle} is a pickle, which can run code")
+    given = config
+    if config is None and header.is_sd2 and said in SD2:
+        config = SD2[said]
     try:
-        if single:
-            cls = _single_file_class(name, config)
-            return cls.from_single_file(name, config=config, **options)
-        return DiffusionPipeline.from_pretrained(folder, **options)
-    except (*BROKEN, SingleFileComponentError) as error:
-        raise UserError(f"model {name!r} cannot be loaded: {_reason(error)}") from error
+        cls, config = _single_file_class(name, config)
+        options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+        if vae is not None:
+            options["vae"] = _vae_by_config(vae, cls, config, options["dtype"])
+        pipeline = cls.from_single_file(name, config=config, **options)
+    except SingleFileComponentError as error:
+        part = re.search(r"load (\w+)", str(error))
+        lacks = part[1] if part else "a part of the model"
+        way = ": give one with --vae" if lacks.startswith("Autoencoder") else ""
+        raise UserError(f"model {name!r} cannot be loaded: it holds no {lacks}{way}") from error
+    except BROKEN as error:
+        raise UserError(f"model {name!r} cannot be loaded: {reason(error)}") from error
+    theirs = pipeline.scheduler.config.get("prediction_type", EPSILON)
+    if asked is not None:
+        _set_prediction(pipeline, asked)
+    elif said not in (None, theirs) and not is_flow(pipeline.scheduler.config):
+        if given is not None:
+            marker = next(iter(header.predictions))
+            raise UserError(
+                f"model {name!r}: its marker {marker} says {said}, but the config {given!r} says "
+                f"{theirs}: give --prediction-type, which overrules both"
+            )
+        _set_prediction(pipeline, str(said))
+    return pipeline
 
 
-def is_checkpoint(name: str) -> bool:
-    """Whether this is a single .safetensors file.
-
-    Raises:
-        UserError: another kind of file, or none.
-    """
-    suffix = Path(name).suffix.lower()
-    if suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
-        raise UserError(f"{name!r} is a pickle, which can run code: convert it to .safetensors")
-    if suffix == ".safetensors" and not Path(name).is_file():
-        raise UserError(f"{name!r}: no such file")
-    return suffix == ".safetensors"
-
-
-def _check_place(what: str, name: str) -> None:
-    """Refuse what can be neither a local folder nor a hub id, before a hub is asked."""
-    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
+def _check_file(name: str, header: Header, config: str | None, asked: str | None) -> str | None:
+    """Refuse from its header what cannot be sampled; returns the prediction type that it states."""
+    if header.kind not in ("a whole checkpoint", "something unknown"):
+        way = {
+            "a LoRA": "give it with --lora, beside a model",
+            "a textual inversion": "give it with --textual-inversion, beside a model",
+            "a VAE": "give it with --vae, beside a model",
+        }.get(header.kind, "which is not supported as a model")
+        raise UserError(f"model {name!r} is {header.kind}: {way}")
+    if header.unsupported:
+        raise UserError(f"model {name!r}: {header.unsupported}")
+    if header.input_channels in WIDER:
+        raise UserError(f"model {name!r}: {wider(header.input_channels, 4)}")
+    if asked is not None:
+        return None
+    stated = header.predictions
+    for marker, said in stated.items():
+        if said not in PREDICTIONS:
+            raise UserError(f"model {name!r}: its marker {marker} says {said!r}, which is unknown")
+    if len(set(stated.values())) > 1:
+        facts = ", ".join(f"{marker} says {said}" for marker, said in stated.items())
+        raise UserError(f"model {name!r} contradicts itself: {facts}: give --prediction-type")
+    if not stated and header.is_sd2 and config is None:
         raise UserError(
-            f"{what} {name!r}: no such folder; give a diffusers folder, a hub id "
-            "(owner/name) or the name of a bundled model"
+            f"model {name!r} is Stable Diffusion 2.x and does not say what it predicts: give "
+            "--prediction-type epsilon (2-base, 2.1-base: 512 pixels) or v_prediction (2, 2.1: "
+            "768 pixels), or --config"
         )
+    return next(iter(stated.values()), None)
 
 
-def _single_file_class(name: str, config: str | None) -> Any:
-    """The pipeline class that the config, or else the checkpoint itself, is of."""
+def _single_file_class(name: str, config: str | None) -> tuple[Any, str]:
+    """The pipeline class that the config, or else the checkpoint itself, is of; and the config."""
     import diffusers
     from diffusers.loaders.single_file_utils import (
         fetch_diffusers_config,
@@ -88,133 +187,30 @@ def _single_file_class(name: str, config: str | None) -> Any:
 
     if config is None:
         checkpoint = load_single_file_checkpoint(name)
-        config = fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"]
+        config = str(fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"])
     found = diffusers.DiffusionPipeline.load_config(config)["_class_name"]
     cls = getattr(diffusers, found)
     if not hasattr(cls, "from_single_file"):
         raise ValueError(f"{found} has no single-file checkpoints")
-    return cls
+    return cls, config
 
 
-def replace_vae(pipeline: Any, name: str) -> None:
-    """Take the VAE of a folder or hub id, that of a whole pipeline or one alone.
+def _vae_by_config(vae: str, cls: Any, config: str, dtype: torch.dtype) -> Any:
+    """Another VAE than the one that the config has, whether or not the checkpoint has one."""
+    import diffusers
 
-    Raises:
-        UserError: there is none, or its latents are of another shape.
-    """
-    old = pipeline.components.get("vae")
-    if old is None:
-        raise UserError(f"the {type(pipeline).__name__} has no vae that could be replaced")
-    _check_place("VAE", name)
-    options = {"dtype": old.dtype, "use_safetensors": True}
-    if (Path(name) / "vae").is_dir():
-        options["subfolder"] = "vae"
-    try:
-        vae = type(old).from_pretrained(name, **options)
-    except BROKEN as error:
-        raise UserError(f"VAE {name!r} cannot be loaded: {_reason(error)}") from error
-    for key in ("latent_channels", "block_out_channels"):
-        ours, theirs = (part.config.get(key, ()) for part in (old, vae))
-        if (ours if isinstance(ours, int) else len(ours)) != (
-            theirs if isinstance(theirs, int) else len(theirs)
-        ):
-            raise UserError(f"VAE {name!r} has {key} {theirs}, but the model needs {ours}")
-    pipeline.register_modules(vae=vae)
+    entry = cls.load_config(config).get("vae")
+    if not entry:
+        raise UserError(f"the {cls.__name__} has no vae that could be replaced")
+    vae_cls = getattr(diffusers, entry[1])
+    return read_vae(vae, vae_cls, vae_cls.load_config(config, subfolder="vae"), dtype)
 
 
-def add_loras(pipeline: Any, files: Sequence[str]) -> None:
-    """Add each FILE[:WEIGHT], of weight 1 by default.
-
-    Raises:
-        UserError: peft is not installed, the model takes no LoRA, or a file does not fit it.
-    """
-    from diffusers.utils import USE_PEFT_BACKEND
-
-    if not files:
-        return
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise UserError(f"a {type(pipeline).__name__} takes no LoRA")
-    if not USE_PEFT_BACKEND:
-        raise UserError("a LoRA needs the package peft, which is not installed: pip install peft")
-    weights: dict[str, float] = {}
-    for text in files:
-        file, weight = weighted(text)
-        _check_file("LoRA", file)
-        name = f"lora{len(weights)}"
-        try:
-            pipeline.load_lora_weights(
-                str(Path(file).parent),
-                weight_name=Path(file).name,
-                adapter_name=name,
-                use_safetensors=True,
-            )
-            if not any(name in names for names in pipeline.get_list_adapters().values()):
-                raise ValueError("it has no weights of a network that the model has")
-        except BROKEN as error:
-            raise UserError(f"LoRA {file!r} does not fit the model: {_reason(error)}") from error
-        weights[name] = weight
-    pipeline.set_adapters(list(weights), list(weights.values()))
-
-
-def weighted(text: str) -> tuple[str, float]:
-    """FILE or FILE:WEIGHT as a file and its weight.
-
-    Raises:
-        UserError: the weight is no number.
-    """
-    file, colon, weight = text.rpartition(":")
-    if not colon or Path(text).is_file():
-        return text, 1.0
-    try:
-        return file, float(weight)
-    except ValueError as error:
-        raise UserError(
-            f"LoRA {text!r}: expected FILE or FILE:WEIGHT, such as x.safetensors:0.8"
-        ) from error
-
-
-def add_textual_inversion(pipeline: Any, file: str) -> None:
-    """Teach the text encoders a new word: the name in the file or else the name of the file.
-
-    Files have one tensor, or `clip_l` and `clip_g` for the two encoders of SDXL.
-
-    Raises:
-        UserError: the model takes none, or the file does not fit it.
-    """
-    if not hasattr(pipeline, "load_textual_inversion"):
-        raise UserError(f"a {type(pipeline).__name__} takes no textual inversion")
-    _check_file("textual inversion", file)
-    try:
-        state = load_file(file)
-        if set(state) == {"clip_l", "clip_g"}:
-            word, parts = Path(file).stem, {"": state["clip_l"], "_2": state["clip_g"]}
-        elif len(state) == 1:
-            ((key, vectors),) = state.items()
-            word, parts = Path(file).stem if key == "emb_params" else key, {"": vectors}
-        else:
-            raise ValueError(f"it has the tensors {', '.join(sorted(state))}")
-        for number, vectors in parts.items():
-            encoder = getattr(pipeline, f"text_encoder{number}")
-            wide, width = vectors.shape[-1], encoder.get_input_embeddings().embedding_dim
-            if wide != width:
-                raise ValueError(f"its vectors have {wide} numbers, those of the model {width}")
-            tokenizer = getattr(pipeline, f"tokenizer{number}")
-            pipeline.load_textual_inversion(
-                vectors, token=word, text_encoder=encoder, tokenizer=tokenizer
-            )
-    except BROKEN as error:
-        raise UserError(
-            f"textual inversion {file!r} does not fit the model: {_reason(error)}"
-        ) from error
-
-
-def _check_file(what: str, file: str) -> None:
-    if not is_checkpoint(file):
-        raise UserError(f"{what} {file!r} must be a .safetensors file")
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    if "meta tensor" in text:  # what diffusers makes of a checkpoint with gaps
-        return "some of its weights are missing"
-    return text.splitlines()[0]
+def _set_prediction(pipeline: Any, prediction_type: str) -> None:
+    scheduler = pipeline.scheduler
+    if is_flow(scheduler.config):
+        raise UserError("--prediction-type is not of flow models: they predict the flow")
+    changed = type(scheduler).from_config(scheduler.config, prediction_type=prediction_type)
+    if changed.config.get("prediction_type") != prediction_type:
+        raise UserError(f"a {type(scheduler).__name__} has no prediction type that could be set")
+    pipeline.register_modules(scheduler=changed)

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-from stepsampler.cli.options import Config, Loras, ModelName, Vae, Words, open_model
+from stepsampler.cli.options import Config, Loras, ModelName, Prediction, Vae, Variant, Words, open_model
 from stepsampler.errors import UserError
 
 app = typer.Typer()
@@ -24,6 +24,8 @@ def evaluate(
     ] = None,
     model: ModelName = "tiny",
     config: Config = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
@@ -156,7 +158,7 @@ def evaluate(
     contenders: list[Contender] = []
     judge, side = None, size  # of files: without a model and --size, as they are
     if schedules or stock:
-        loaded = open_model(model, device, dtype, size, config, vae, lora, textual_inversion)
+        loaded = open_model(model, device, dtype, size, config, vae, lora, textual_inversion, variant, prediction_type)
         clock.watch(loaded)
         size = side = loaded.size
         judge = load_alignment(CLASSES, texts, device)
@@ -164,10 +166,10 @@ def evaluate(
         contenders += schedules_on(loaded, digest, schedules)
         own = (guidance_scale, scheduler, timestep_spacing)
         contenders += [OnStock(loaded, digest, steps, *own) for steps in stock or ()]
-    elif config or vae or lora or textual_inversion:
+    elif config or variant or prediction_type or vae or lora or textual_inversion:
         raise UserError(
-            "--config, --vae, --lora and --textual-inversion are of the model, but nothing that "
-            "it makes is scored: give a schedule or --stock"
+            "--config, --variant, --prediction-type, --vae, --lora and --textual-inversion are of "
+            "the model, but nothing that it makes is scored: give a schedule or --stock"
         )
     elif size is None and fit == "crop":
         size = side_of(files, images)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stepsampler.errors import UserError
 from stepsampler.models import LatentModel
-from stepsampler.models.loading import weighted
+from stepsampler.models.additions import weighted
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import open_schedule
 from stepsearch.compare.contenders import OnFiles, OnSchedule

@@ -1,0 +1,119 @@
+"""One network from a folder, whole and looked at before it is read; why a library could not."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from stepsampler.errors import UserError, note
+from stepsampler.support.weights import read_header
+
+# What the libraries raise where files are missing, broken or of another model
+BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+)
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?\.safetensors"
+    r"(?:\.index(?:\.(?P<sharded>\w+))?\.json)?"
+)
+
+
+def check_place(what: str, name: str) -> None:
+    """Refuse what can be neither a local folder nor a hub id, before a hub is asked."""
+    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
+        raise UserError(
+            f"{what} {name!r}: no such folder; give a diffusers folder, a hub id "
+            "(owner/name) or the name of a bundled model"
+        )
+
+
+def read_part(place: str, cls: Any, folder: Path, dtype: str, variant: str | None) -> Any:
+    """One network of a folder, whole: diffusers would fill what is missing with random numbers.
+
+    Raises:
+        UserError: no weights, some of them missing, or files that are none; `place` is named.
+    """
+    chosen = _choose(place, folder, variant)
+    options = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    network, said = cls.from_pretrained(
+        str(folder), variant=chosen, output_loading_info=True, **options
+    )
+    missing = sorted(map(str, said.get("missing_keys") or ()))
+    if missing:
+        raise UserError(f"{place}: {listed('of its weights', missing)} missing in the files")
+    unknown = sorted(map(str, said.get("unexpected_keys") or ()))
+    if unknown:
+        note(f"{place}: {listed('tensors', unknown)} not of the model, and left out")
+    return network
+
+
+def _choose(place: str, folder: Path, variant: str | None) -> str | None:
+    """Which variant of a network's weights to take, after a look at each of its files."""
+    offers: dict[str | None, Path] = {}
+    for path in sorted(folder.glob("*.safetensors*")):
+        found = _WEIGHTS.fullmatch(path.name)
+        if found and "-of-" not in path.name:
+            offers[found["variant"] or found["sharded"]] = path
+    names = ", ".join(sorted(str(offer) for offer in offers if offer))
+    if not offers:
+        pickles = sorted(folder.glob("*.bin"))
+        why = f"{pickles[0].name} is a pickle, which can run code" if pickles else "no weights"
+        raise UserError(f"{place} holds no .safetensors file: {why}")
+    if variant in offers:
+        chosen = variant
+    elif None in offers:  # as diffusers has it: a part without the variant is taken as it is
+        chosen = None
+    elif variant is None and len(offers) == 1:
+        (chosen,) = offers
+    else:
+        asked = "" if variant is None else f" but not {variant}"
+        raise UserError(f"{place} holds its weights as the variants {names}{asked}: choose one")
+    for file in _files(place, offers[chosen]):
+        read_header(f"{place}:", file)
+    return chosen
+
+
+def _files(place: str, path: Path) -> list[Path]:
+    """The file, or the shards that an index lists.
+
+    Raises:
+        UserError: an index that is none, or a shard that is missing.
+    """
+    if path.suffix != ".json":
+        return [path]
+    try:
+        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{place}: {path.name} is no index of weights") from error
+    missing = [shard for shard in shards if not (path.parent / shard).is_file()]
+    if missing:
+        raise UserError(f"{place}: {listed('shards', missing)} missing of {len(shards)}")
+    return [path.parent / shard for shard in shards]
+
+
+def listed(what: str, names: list[str]) -> str:
+    """Such as «3 tensors (a, b, …) are»."""
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    verb = "is" if len(names) == 1 else "are"
+    return f"{len(names)} {what} ({shown}) {verb}"
+
+
+def reason(error: BaseException) -> str:
+    """Why a library could not load a file."""
+    text = str(error).strip() or type(error).__name__
+    if "meta tensor" in text:  # what diffusers makes of a checkpoint with gaps
+        return "some of its weights are missing"
+    if "size mismatch" in text or "but expected" in text or "shape" in text:
+        return "its weights have other shapes than the model: it is one of another kind"
+    if "offline" in text.lower() or "connect" in text.lower() or "hub" in type(error).__module__:
+        return "it is neither in the local cache nor can it be fetched from the hub"
+    return f"{type(error).__name__}, {text.splitlines()[0]}"
