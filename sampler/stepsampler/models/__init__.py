@@ -2,8 +2,10 @@
 
 import importlib
 import pkgutil
+import warnings
 from collections.abc import Sequence
 from importlib.resources import files
+from logging import CRITICAL
 from typing import Any
 
 import torch
@@ -139,6 +141,8 @@ def quiet() -> None:
     import diffusers.utils.logging
     import transformers.utils.logging
 
+    warnings.filterwarnings("ignore", ".*local_dir_use_symlinks")  # diffusers calls the hub so
+
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.disable_progress_bar()
-        logging.set_verbosity_error()
+        logging.set_verbosity(CRITICAL)  # what goes wrong is said by us

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 
 from stepsampler.errors import UserError, note
 from stepsampler.models.parts import BROKEN, check_place, listed, read_part, reason
-from stepsampler.support.weights import VAE_PREFIXES, Header, is_weights_file, read_header
+from stepsampler.noise import is_flow
+from stepsampler.support.weights import EPSILON, VAE_PREFIXES, Header, is_weights_file, read_header
 
 # In the names of LoRA tensors, what stands between the layer and the end of the first factor
 _DOWN = re.compile(r"[._](lora_down|lora_A|lora\.down|lora_linear_layer\.down)(\.\w+)?\.weight$")
+_UP = re.compile(r"[._](lora_up|lora_B|lora\.up|lora_linear_layer\.up)(\.\w+)?\.weight$")
 # Attention of a VAE under its names before diffusers 0.18
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -36,7 +38,7 @@ def read_vae(name: str, cls: Any, config: Mapping[str, Any], dtype: torch.dtype)
         _check_vae(name, cls, config, theirs)
         if Path(name).is_dir():
             part = Path(name, subfolder.get("subfolder", ""))
-            return read_part(f"VAE {name!r}", cls, part, str(dtype).removeprefix("torch."), None)
+            return read_part(f"VAE {name!r}", cls, part, dtype)
         return cls.from_pretrained(name, dtype=dtype, use_safetensors=True, **subfolder)
     except BROKEN as error:
         raise UserError(f"VAE {name!r} cannot be loaded: {reason(error)}") from error
@@ -81,7 +83,7 @@ def _vae_of_file(name: str, cls: Any, config: Mapping[str, Any]) -> Any:
     }
     missing, unknown = sorted(ours.keys() - weights), sorted(weights.keys() - ours)
     if missing:
-        raise UserError(f"VAE {name!r}: {listed('of its weights', missing)} missing in the file")
+        raise UserError(f"VAE {name!r}: {listed('weights', missing)} missing in the file")
     if unknown:
         note(f"VAE {name!r}: {listed('tensors', unknown)} not of the model, and left out")
     vae.load_state_dict({k: v for k, v in weights.items() if k in ours})
@@ -112,6 +114,9 @@ def add_loras(pipeline: Any, files: Sequence[str]) -> None:
                 f"LoRA {file!r} is {header.kind}, which is not supported here: only plain LoRAs "
                 "are, as diffusers, peft or kohya's scripts write them"
             )
+        halves = [{p.sub("", k) for k in header.tensors if p.search(k)} for p in (_DOWN, _UP)]
+        if alone := sorted(halves[0] ^ halves[1]):
+            raise UserError(f"LoRA {file!r}: {listed('layers', alone)} there by one factor of two")
         name = f"lora{len(weights)}"
         try:
             pipeline.load_lora_weights(
@@ -125,6 +130,7 @@ def add_loras(pipeline: Any, files: Sequence[str]) -> None:
                 f"LoRA {file!r} does not fit the model{_made_for(header)}: {reason(error)}"
             ) from error
         _check_layers(pipeline, file, header, name)
+        _compare(pipeline, file, header)
         weights[name] = weight
     pipeline.set_adapters(list(weights), list(weights.values()))
 
@@ -137,18 +143,34 @@ def _made_for(header: Header) -> str:
     return f" (it was made for {said})" if said else ""
 
 
+def _compare(pipeline: Any, file: str, header: Header) -> None:
+    """Say where a LoRA was trained for another prediction type; some work all the same."""
+    config = pipeline.scheduler.config
+    theirs = config.get("prediction_type", EPSILON)
+    for marker, said in header.predictions.items():
+        if said != theirs and not is_flow(config):
+            note(
+                f"LoRA {file!r} was trained on a model that predicts {said} (its marker {marker}), "
+                f"but this one predicts {theirs}"
+            )
+
+
 def _check_layers(pipeline: Any, file: str, header: Header, name: str) -> None:
     """Count what was added: diffusers and peft drop in silence what finds no layer.
 
     Raises:
         UserError: nothing was added.
     """
-    given = [_DOWN.sub("", key) for key in pipeline.lora_state_dict(file)[0] if _DOWN.search(key)]
+    xl = hasattr(pipeline, "unet") and hasattr(pipeline, "tokenizer_2")  # names of blocks differ
+    state = pipeline.lora_state_dict(file, **({"unet_config": pipeline.unet.config} if xl else {}))
+    state = state[0] if isinstance(state, tuple) else state
+    given = [_DOWN.sub("", key) for key in state if _DOWN.search(key)]
     added = set(_layers(pipeline, name))
     if not added:
+        layer = given[0] if given else next(iter(header.tensors))
         raise UserError(
-            f"LoRA {file!r} does not fit the model{_made_for(header)}: none of its {len(given)} "
-            f"layers, such as {given[0] if given else next(iter(header.tensors))}, is one of it"
+            f"LoRA {file!r} does not fit the model{_made_for(header)}: it has no weights of a "
+            f"network that the model has; one of its {len(given)} layers is {layer}"
         )
     if len(given) > len(added):
         plain = {_plain(layer) for layer in added}

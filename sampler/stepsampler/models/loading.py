@@ -11,7 +11,7 @@ import torch
 from stepsampler.errors import UserError
 from stepsampler.models.additions import read_vae
 from stepsampler.models.base import WIDER, wider
-from stepsampler.models.parts import BROKEN, check_place, read_part, reason
+from stepsampler.models.parts import BROKEN, check_place, choose, read_part, reason
 from stepsampler.noise import is_flow
 from stepsampler.support.weights import EPSILON, Header, V, is_weights_file, read_header
 
@@ -55,29 +55,39 @@ def read_pipeline(
     if config is not None:
         raise UserError(f"a config goes with a single .safetensors file, not with {name!r}")
     check_place("model", folder)
-    pipeline = _read_folder(name, folder, dtype, variant)
-    if vae is not None:
-        old = pipeline.components.get("vae")
-        if old is None:
-            raise UserError(f"the {type(pipeline).__name__} has no vae that could be replaced")
-        pipeline.register_modules(vae=read_vae(vae, type(old), old.config, old.dtype))
+    pipeline = _read_folder(name, folder, getattr(torch, dtype), variant, vae)
     if prediction_type is not None:
         _set_prediction(pipeline, prediction_type)
     return pipeline
 
 
-def _read_folder(name: str, folder: str, dtype: str, variant: str | None) -> Any:
+def _read_folder(
+    name: str, folder: str, dtype: torch.dtype, variant: str | None, vae: str | None
+) -> Any:
     from diffusers import DiffusionPipeline
 
-    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "safety_checker": None}
+    passed = {"safety_checker": None} | ({} if vae is None else {"vae": None})
     try:
         if not Path(folder).is_dir():
-            folder = DiffusionPipeline.download(folder, variant=variant, use_safetensors=True)
-        parts = {
-            part: read_part(f"model {name!r}: {part}", cls, Path(folder, part), dtype, variant)
-            for part, cls in _parts(name, Path(folder)).items()
-        }
-        return DiffusionPipeline.from_pretrained(folder, **options, **parts)
+            folder = DiffusionPipeline.download(
+                folder, variant=variant, use_safetensors=True, **passed
+            )
+        classes = _parts(name, Path(folder))
+        if vae is not None:
+            if "vae" not in classes:
+                raise UserError(f"model {name!r} has no vae that could be replaced")
+            cls = classes.pop("vae")
+            config = cls.load_config(folder, subfolder="vae")
+            passed["vae"] = read_vae(vae, cls, config, dtype)
+        places = {part: f"model {name!r}: {part}" for part in classes}
+        taken = {part: choose(places[part], Path(folder, part), variant) for part in classes}
+        if variant is not None and variant not in taken.values():
+            raise UserError(f"model {name!r} has no weights of the variant {variant}")
+        for part, cls in classes.items():
+            passed[part] = read_part(places[part], cls, Path(folder, part), dtype, variant)
+        return DiffusionPipeline.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, **passed
+        )
     except BROKEN as error:
         asked = "" if variant is None else f" in the variant {variant}"
         raise UserError(f"model {name!r} cannot be loaded{asked}: {reason(error)}") from error
@@ -131,7 +141,8 @@ def _read_single_file(
         way = ": give one with --vae" if lacks.startswith("Autoencoder") else ""
         raise UserError(f"model {name!r} cannot be loaded: it holds no {lacks}{way}") from error
     except BROKEN as error:
-        raise UserError(f"model {name!r} cannot be loaded: {reason(error)}") from error
+        way = "; its configs can be given with --config" if given is None else ""
+        raise UserError(f"model {name!r} cannot be loaded: {reason(error)}{way}") from error
     theirs = pipeline.scheduler.config.get("prediction_type", EPSILON)
     if asked is not None:
         _set_prediction(pipeline, asked)

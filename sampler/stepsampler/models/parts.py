@@ -15,7 +15,7 @@ from stepsampler.support.weights import read_header
 BROKEN = (
     OSError,
     ValueError,
-    KeyError,
+    LookupError,
     RuntimeError,
     TypeError,
     AttributeError,
@@ -36,28 +36,38 @@ def check_place(what: str, name: str) -> None:
         )
 
 
-def read_part(place: str, cls: Any, folder: Path, dtype: str, variant: str | None) -> Any:
+def read_part(
+    place: str, cls: Any, folder: Path, dtype: torch.dtype, variant: str | None = None
+) -> Any:
     """One network of a folder, whole: diffusers would fill what is missing with random numbers.
 
     Raises:
         UserError: no weights, some of them missing, or files that are none; `place` is named.
     """
-    chosen = _choose(place, folder, variant)
-    options = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     network, said = cls.from_pretrained(
-        str(folder), variant=chosen, output_loading_info=True, **options
+        str(folder),
+        variant=choose(place, folder, variant),
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
     )
     missing = sorted(map(str, said.get("missing_keys") or ()))
     if missing:
-        raise UserError(f"{place}: {listed('of its weights', missing)} missing in the files")
+        raise UserError(f"{place}: {listed('weights', missing)} missing in the files")
     unknown = sorted(map(str, said.get("unexpected_keys") or ()))
     if unknown:
         note(f"{place}: {listed('tensors', unknown)} not of the model, and left out")
     return network
 
 
-def _choose(place: str, folder: Path, variant: str | None) -> str | None:
-    """Which variant of a network's weights to take, after a look at each of its files."""
+def choose(place: str, folder: Path, variant: str | None) -> str | None:
+    """Which variant of a network's weights to take, after a look at each of its files.
+
+    That which is asked for, the plain ones (as diffusers has it), or the only one.
+
+    Raises:
+        UserError: no weights, several variants, or files that are no weights.
+    """
     offers: dict[str | None, Path] = {}
     for path in sorted(folder.glob("*.safetensors*")):
         found = _WEIGHTS.fullmatch(path.name)
@@ -70,7 +80,7 @@ def _choose(place: str, folder: Path, variant: str | None) -> str | None:
         raise UserError(f"{place} holds no .safetensors file: {why}")
     if variant in offers:
         chosen = variant
-    elif None in offers:  # as diffusers has it: a part without the variant is taken as it is
+    elif None in offers:
         chosen = None
     elif variant is None and len(offers) == 1:
         (chosen,) = offers
@@ -96,15 +106,15 @@ def _files(place: str, path: Path) -> list[Path]:
         raise UserError(f"{place}: {path.name} is no index of weights") from error
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
     if missing:
-        raise UserError(f"{place}: {listed('shards', missing)} missing of {len(shards)}")
+        raise UserError(f"{place}: {listed('shards', missing)} missing")
     return [path.parent / shard for shard in shards]
 
 
 def listed(what: str, names: list[str]) -> str:
-    """Such as «3 tensors (a, b, …) are»."""
+    """Such as «4 of its tensors (a, b, c, …) are»."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     verb = "is" if len(names) == 1 else "are"
-    return f"{len(names)} {what} ({shown}) {verb}"
+    return f"{len(names)} of its {what} ({shown}) {verb}"
 
 
 def reason(error: BaseException) -> str:
@@ -112,8 +122,15 @@ def reason(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if "meta tensor" in text:  # what diffusers makes of a checkpoint with gaps
         return "some of its weights are missing"
+    if "Target modules" in text:
+        return "none of its layers is of a network that the model has"
+    if "infer state dict type" in text:
+        return "diffusers cannot tell how the layers of its text encoder are named"
     if "size mismatch" in text or "but expected" in text or "shape" in text:
         return "its weights have other shapes than the model: it is one of another kind"
-    if "offline" in text.lower() or "connect" in text.lower() or "hub" in type(error).__module__:
-        return "it is neither in the local cache nor can it be fetched from the hub"
+    lacks = re.search(r"(\S+) does not appear to have a file named (\S+?)\.?$", text)
+    if lacks:
+        return f"{lacks[1]} has no {lacks[2]}, or the hub cannot be reached"
+    if re.search(r"offline|connect|cached locally|outgoing traffic|Repository Not Found", text):
+        return "it is not in the local cache, and the hub has none or cannot be reached"
     return f"{type(error).__name__}, {text.splitlines()[0]}"
