@@ -141,7 +141,8 @@ def quiet() -> None:
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    warnings.filterwarnings("ignore", ".*local_dir_use_symlinks")  # diffusers calls the hub so
+    for advice in (".*local_dir_use_symlinks", "Already found a `peft_config`"):
+        warnings.filterwarnings("ignore", advice)  # to diffusers, not to us
 
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.disable_progress_bar()

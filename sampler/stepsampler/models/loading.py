@@ -158,7 +158,7 @@ def _read_single_file(
 
 
 def _check_file(name: str, header: Header, config: str | None, asked: str | None) -> str | None:
-    """Refuse from its header what cannot be sampled; returns the prediction type that it states."""
+    """Refuse from its header what cannot be sampled; returns the prediction type, if known."""
     if header.kind not in ("a whole checkpoint", "something unknown"):
         way = {
             "a LoRA": "give it with --lora, beside a model",
@@ -171,7 +171,7 @@ def _check_file(name: str, header: Header, config: str | None, asked: str | None
     if header.input_channels in WIDER:
         raise UserError(f"model {name!r}: {wider(header.input_channels, 4)}")
     if asked is not None:
-        return None
+        return asked
     stated = header.predictions
     for marker, said in stated.items():
         if said not in PREDICTIONS:

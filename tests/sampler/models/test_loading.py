@@ -70,7 +70,7 @@ def test_what_is_no_single_file_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="a config goes with a single .safetensors file, not with"):
         load("tiny", config="tiny")
     other = tmp_path / "other.safetensors"
-    save_file({"emb": torch.zeros(2)}, other)
+    save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, other)
     with pytest.raises(UserError, match="other.safetensors' cannot be loaded: "):
         load(str(other), config=str(folder))
     with pytest.raises(UserError, match="config './absent': no such folder; give a diffusers fold"):
@@ -81,17 +81,17 @@ def test_what_is_no_single_file_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="cannot be loaded: some of its weights are missing"):
         load(str(other), config=str(folder))
     other.write_bytes(b"{}")
-    with pytest.raises(UserError, match="other.safetensors' cannot be loaded: "):
+    with pytest.raises(UserError, match="other.safetensors' is JSON, not weights: download"):
         load(str(other), config=str(folder))
 
 
 def test_a_pickle_in_a_folder_is_never_read(folder, tmp_path):
     pipelines.stable_diffusion().save_pretrained(tmp_path, safe_serialization=False)
     assert not list((tmp_path / "unet").glob("*.safetensors"))
-    with pytest.raises(UserError, match="cannot be loaded: "):
+    with pytest.raises(UserError, match="no .safetensors file: .*.bin is a pickle, which can run"):
         load(str(tmp_path))
     file = tmp_path / "x.safetensors"
-    save_file({"emb": torch.zeros(2)}, file)
+    save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, file)
     with pytest.raises(UserError, match=r"config '.*': .*\.bin is a pickle, which can run code"):
         load(str(file), config=str(tmp_path))
 
@@ -117,7 +117,7 @@ def test_a_vae_that_does_not_fit_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="VAE '.*absent': no such folder"):
         load(str(folder), vae=str(tmp_path / "absent"))
     pipelines.ddpm().save_pretrained(tmp_path / "ddpm")
-    with pytest.raises(UserError, match="the DDPMPipeline has no vae that could be replaced"):
+    with pytest.raises(UserError, match="model '.*' has no vae that could be rep"):
         load(str(tmp_path / "ddpm"), vae=str(tmp_path / "wide"))
 
 
@@ -196,7 +196,7 @@ def test_a_lora_is_added_with_its_weight(folder, tmp_path):
     assert (ours - expected).abs().max() <= 1
     assert (both - expected).abs().max() <= 1
     assert (ours - images(load(str(folder)))).abs().max() > 3
-    save_file({"a.lora_A.weight": torch.zeros(2, 2)}, file)
+    save_file({f"a.lora_{half}.weight": torch.zeros(2, 2) for half in "AB"}, file)
     with pytest.raises(UserError, match="LoRA '.*' does not fit the model: it has no weights"):
         load(str(folder), loras=[file])
 
