@@ -239,17 +239,16 @@ def add_textual_inversion(pipeline: Any, file: str) -> None:
                 f"textual inversion {file!r} does not fit the model: it has the tensors "
                 f"{', '.join(sorted(state))}"
             )
-        for number in parts:
-            if getattr(pipeline, f"text_encoder{number}", None) is None:
-                raise UserError(
-                    f"textual inversion {file!r} does not fit the model: it is for two text "
-                    "encoders, and the model has one"
-                )
-            if word in getattr(pipeline, f"tokenizer{number}").get_vocab():
-                raise UserError(
-                    f"textual inversion {file!r}: the model knows the word {word!r} already; give "
-                    "the file another name"
-                )
+        if not all(getattr(pipeline, f"text_encoder{number}", None) for number in parts):
+            raise UserError(
+                f"textual inversion {file!r} does not fit the model: it is for two text encoders, "
+                "and the model has one"
+            )
+        if any(word in getattr(pipeline, f"tokenizer{n}").get_vocab() for n in parts):
+            raise UserError(
+                f"textual inversion {file!r}: the model knows the word {word!r} already; give the "
+                "file another name"
+            )
         for number, vectors in parts.items():
             encoder = getattr(pipeline, f"text_encoder{number}")
             wide, width = vectors.shape[-1], encoder.get_input_embeddings().embedding_dim

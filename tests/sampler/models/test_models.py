@@ -179,7 +179,7 @@ def test_memory_of_a_cpu_that_does_not_suffice_is_one_sentence(tiny, monkeypatch
 
 def test_images_that_are_not_finite_are_refused_and_not_black(tiny):
     overflows = Schedule((Step(14.0, 1e38), Step(1.0)))
-    with pytest.raises(UserError, match="the images are not finite: the schedule overflows"):
+    with pytest.raises(UserError, match="the latents are not finite: the schedule overflows"):
         list(generate(tiny, overflows, ["a bag"], [0]))
 
 

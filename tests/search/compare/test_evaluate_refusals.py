@@ -124,7 +124,7 @@ GOOD = ["good", "--reference", "good", "--images"]
         # a constant image; among the contenders it is a note
         (["good", "--reference", "same"], "are all the same: their covariance is zero"),
         # not finite
-        (["overflows.json"], "overflows: the images are not finite: the schedule overflows, or"),
+        (["overflows.json"], "overflows: the latents are not finite: the schedule overflows, or"),
         (["good", "--reference", "nan.npz"], "nan.npz: mu or sigma is not finite"),
         # statistics of another extractor
         (
