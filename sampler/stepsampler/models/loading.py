@@ -99,7 +99,7 @@ def _parts(name: str, folder: Path) -> dict[str, Any]:
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
         hint = f"; for a single file, give {str(files[0])!r} itself" if files else ""
-        raise UserError(f"model {name!r} is no diffusers folder: no model_index.json in it{hint}")
+        raise UserError(f"model {name!r} cannot be loaded: no model_index.json in the folder{hint}")
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))
         pairs = {k: v for k, v in entries.items() if isinstance(v, list) and len(v) == 2}

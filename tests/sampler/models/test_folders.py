@@ -115,7 +115,7 @@ def test_what_is_no_pipeline_folder_is_said(folder):
     (folder / UNET).unlink()
     with pytest.raises(UserError, match="unet holds no .safetensors file: no weights"):
         load(str(folder))
-    with pytest.raises(UserError, match="is no diffusers folder: no model_index.json in it"):
+    with pytest.raises(UserError, match="cannot be loaded: no model_index.json in the folder"):
         load(str(folder / "unet"))
     with pytest.raises(UserError, match="for a single file, give '.*vae/diffusion_.*' itself"):
         load(str(folder / "vae"))
