@@ -7,7 +7,16 @@ from typing import Annotated, cast
 
 import typer
 
-from stepsampler.cli.options import Config, Loras, ModelName, Prediction, Vae, Variant, Words, open_model
+from stepsampler.cli.options import (
+    Config,
+    Loras,
+    ModelName,
+    Prediction,
+    Vae,
+    Variant,
+    Words,
+    open_model,
+)
 from stepsampler.errors import UserError
 
 app = typer.Typer()
@@ -158,7 +167,18 @@ def evaluate(
     contenders: list[Contender] = []
     judge, side = None, size  # of files: without a model and --size, as they are
     if schedules or stock:
-        loaded = open_model(model, device, dtype, size, config, vae, lora, textual_inversion, variant, prediction_type)
+        loaded = open_model(
+            model,
+            device,
+            dtype,
+            size,
+            config,
+            vae,
+            lora,
+            textual_inversion,
+            variant,
+            prediction_type,
+        )
         clock.watch(loaded)
         size = side = loaded.size
         judge = load_alignment(CLASSES, texts, device)
