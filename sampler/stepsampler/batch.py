@@ -17,7 +17,7 @@ import torch
 
 from stepsampler.errors import UserError
 from stepsampler.generate import generate
-from stepsampler.models import LatentModel
+from stepsampler.models import LatentModel, warn_of_cuts
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import Caption
 from stepsampler.support.files import write_text
@@ -44,18 +44,20 @@ def run_batch(
     for one, is in none of its tensors. Any change of them makes another model.
 
     Raises:
-        UserError: the folder belongs to another schedule, model, set of captions or seeds.
+        UserError: the folder belongs to another schedule, model, set of captions or seeds, or has
+            images of which no manifest tells.
     """
     identity = {
         "format": FORMAT,
         "schedule": _digest(replace(schedule, provenance={}).to_json()),
         "model": model_digest(model),
-        "additions": dict(additions or {}),
+        "additions": {**(additions or {}), **model.reading.chosen},
         "shape": list(model.shape),
         "first_seed": first_seed,
         "negative_prompt": negative_prompt,
         "batch_size": batch_size,
     }
+    warn_of_cuts(model, (caption.text for caption in captions), [negative_prompt])
     manifest = out / MANIFEST
     blocks = [
         range(start, min(start + batch_size, len(captions)))
@@ -101,6 +103,12 @@ def _resume(manifest: Path, identity: dict[str, Any], captions: Sequence[Caption
     perhaps a smaller one; where captions follow it, it is no longer whole.
     """
     if not manifest.exists():
+        for k in range(len(captions)):
+            if (file := manifest.parent / f"{k:06d}.png").exists():
+                raise UserError(
+                    f"{file}: there is such an image already, but no {MANIFEST} beside it; give "
+                    "another --out"
+                )
         write_text(manifest, json.dumps(identity) + "\n")
         return set()
     first, *lines = manifest.read_text(encoding="utf-8").split("\n")

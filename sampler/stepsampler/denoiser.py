@@ -1,9 +1,9 @@
 """Networks that predict epsilon, v, x0 or a flow, as x0-predictions with guidance."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import sqrt
+from math import lcm, sqrt
 
 import torch
 from torch import Tensor
@@ -79,10 +79,22 @@ class GuidedDenoiser:
             raise UserError(
                 f"guidance_scale is {w:g}, but the model is unconditional: it must be 1"
             )
-        both = {k: torch.cat([self.uncond[k], v]) for k, v in self.cond.items()}
+        both = {k: stack([self.uncond[k], v]) for k, v in self.cond.items()}
         uncond, cond = self.network(torch.cat([x, x]), time, both).chunk(2)
         output = uncond + w * (cond - uncond)
         return rescale(output, cond, step.guidance_rescale) if step.guidance_rescale else output
+
+
+def stack(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of a condition (n, …) under each other; texts (n, tokens, width) may differ in length.
+
+    Shorter ones are repeated up to a common length, as in ComfyUI: what attends to a text several
+    times over attends to it as to the text once.
+    """
+    if len({row.shape[1:] for row in rows}) > 1:
+        length = lcm(*(row.shape[1] for row in rows))
+        rows = [row.repeat(1, length // row.shape[1], 1) for row in rows]
+    return torch.cat(list(rows))
 
 
 def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stepsampler.errors import UserError, is_out_of_memory
-from stepsampler.models import LatentModel
+from stepsampler.models import LatentModel, warn_of_cuts
 from stepsampler.sample import sample
 from stepsampler.schedule import Schedule
 
@@ -58,6 +58,8 @@ def generate(
 ) -> Iterator[Batch]:
     """Yield batches of at most `batch_size` images; `prompts` and `seeds` are of equal length.
 
+    Prompts of which the model sees a part only are told in one `Notice`.
+
     Raises:
         UserError: unequal lengths, a schedule made for another kind of model, a negative prompt
             for a model that takes none, or a batch that does not fit into the device's memory.
@@ -72,6 +74,7 @@ def generate(
     model.check(schedule)
     if model.guidance == "distilled" and any(negative_prompts):
         raise UserError("the guidance of this model is distilled: it takes no negative prompt")
+    warn_of_cuts(model, prompts, negative_prompts)
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
         with fitting(model, len(seeds[part])):
@@ -101,10 +104,23 @@ def _images(
     seeds: Sequence[int],
     negative_prompts: Sequence[str],
 ) -> Tensor:
-    """One batch, uint8 on the CPU."""
+    """One batch, uint8 on the CPU.
+
+    Images whose prompts are of other lengths, as chunks can be, take network calls of their own:
+    each image is that of its own prompts, whatever it is batched with.
+    """
     guided = any(s.guidance_scale != 1 for s in (*schedule.steps, schedule.golden_noise) if s)
     guided = guided and model.guidance != "distilled"
-    draw = noise_source(seeds, model.shape, model.device)
-    cond = model.encode(prompts)
-    uncond = model.encode(negative_prompts, True) if guided else None
-    return model.decode(sample(model.denoiser(cond, uncond), draw(), schedule, draw)).cpu()
+    parts: dict[tuple[int, int], list[int]] = {}
+    for k, (prompt, negative) in enumerate(zip(prompts, negative_prompts, strict=True)):
+        lengths = model.length(prompt), model.length(negative, True) if guided else 0
+        parts.setdefault(lengths, []).append(k)
+    images = []
+    for places in parts.values():
+        draw = noise_source([seeds[k] for k in places], model.shape, model.device)
+        cond = model.encode([prompts[k] for k in places])
+        uncond = model.encode([negative_prompts[k] for k in places], True) if guided else None
+        made = sample(model.denoiser(cond, uncond), draw(), schedule, draw)
+        images.append(model.decode(made).cpu())
+    order = torch.tensor([k for places in parts.values() for k in places])
+    return torch.cat(images)[order.argsort()]

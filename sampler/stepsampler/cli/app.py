@@ -10,10 +10,12 @@ from stepsampler.cli import batches, schedules
 from stepsampler.cli.options import (
     NO_PROMPT,
     BatchSize,
+    ClipSkip,
     Config,
     Device,
     Dtype,
     GuidanceScale,
+    LongPrompts,
     Loras,
     ModelName,
     Negative,
@@ -31,6 +33,8 @@ from stepsampler.cli.options import (
 from stepsampler.errors import UserError
 from stepsampler.support.captions import given_prompts
 from stepsampler.support.seeds import parse_seeds
+
+NAMED = 3  # files of a line about those with other names
 
 
 class _GenerateByDefault(TyperGroup):
@@ -69,6 +73,8 @@ def generate(
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
+    clip_skip: ClipSkip = None,
+    long_prompts: LongPrompts = "cut",
     guidance_scale: GuidanceScale = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
@@ -76,7 +82,7 @@ def generate(
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Make images: one file per prompt and seed, and grid.png.
+    """Make images: one file per prompt and seed, and grid.png. Other images there stay.
 
     Without --seeds, prompt k gets seed k. A class-conditional model takes class numbers or names as
     prompts, an unconditional one takes none but --seeds.
@@ -93,14 +99,27 @@ def generate(
     from rich.progress import track
 
     from stepsampler.generate import generate as make
-    from stepsampler.support.pictures import MAX_SHEET, save_png, save_sheet
+    from stepsampler.models import warn_of_cuts
+    from stepsampler.support.pictures import MAX_SHEET, keep_png, keeping, save_sheet
 
     loaded = open_model(
-        model, device, dtype, size, config, vae, lora, textual_inversion, variant, prediction_type
+        model,
+        device,
+        dtype,
+        size,
+        config,
+        vae,
+        lora,
+        textual_inversion,
+        variant,
+        prediction_type,
+        clip_skip,
+        long_prompts,
     )
     if not texts and loaded.conditional:
         raise UserError(NO_PROMPT)
     texts = texts or [""]
+    warn_of_cuts(loaded, texts, [negative_prompt])
     batches = make(
         loaded,
         plan,
@@ -112,16 +131,27 @@ def generate(
     import torch
 
     shown: list[torch.Tensor] = []
+    moved: list[str] = []
     done = 0
     for batch in track(batches, "sampling", total=-(-len(pairs) // batch_size)):
         for seed, image in zip(batch.seeds, batch.images, strict=True):
             line = done // (len(pairs) // len(texts))
-            save_png(image, out / f"p{line:04d}-s{seed:05d}.png")
+            path = out / f"p{line:04d}-s{seed:05d}.png"
+            place = keep_png(image, path)
+            moved += [place.name] if place != path else []
             done += 1
             if len(shown) < MAX_SHEET:
                 shown.append(image)
     columns = len(pairs) // len(texts) if len(texts) > 1 and seeds else None
-    save_sheet(torch.stack(shown), out / "grid.png", columns)
+    sheet = torch.stack(shown)
+    grid = keeping(out / "grid.png", lambda path: save_sheet(sheet, path, columns))
     typer.echo(
-        f"{out}: {done} images of {plan.num_steps} steps, {plan.passes} passes each, and grid.png"
+        f"{out}: {done} images of {plan.num_steps} steps, {plan.passes} passes each, and "
+        f"{grid.name}"
     )
+    if moved:
+        more = f" and {len(moved) - NAMED} more" if len(moved) > NAMED else ""
+        typer.echo(
+            f"{len(moved)} of them got a number, as other images have their names: "
+            f"{', '.join(moved[:NAMED])}{more}"
+        )

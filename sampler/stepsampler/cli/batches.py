@@ -8,10 +8,12 @@ import typer
 from stepsampler.cli.options import (
     NO_PROMPT,
     BatchSize,
+    ClipSkip,
     Config,
     Device,
     Dtype,
     GuidanceScale,
+    LongPrompts,
     Loras,
     ModelName,
     Negative,
@@ -51,6 +53,8 @@ def batch(
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
+    clip_skip: ClipSkip = None,
+    long_prompts: LongPrompts = "cut",
     guidance_scale: GuidanceScale = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
@@ -84,6 +88,8 @@ def batch(
             textual_inversion,
             variant,
             prediction_type,
+            clip_skip,
+            long_prompts,
         ),
         plan,
         captions,
@@ -119,6 +125,8 @@ def grid(
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
+    clip_skip: ClipSkip = None,
+    long_prompts: LongPrompts = "cut",
     guidance_scale: GuidanceScale = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
@@ -144,13 +152,26 @@ def grid(
     import torch
 
     from stepsampler.generate import generate
-    from stepsampler.support.pictures import MAX_SHEET, save_sheet
+    from stepsampler.models import warn_of_cuts
+    from stepsampler.support.pictures import MAX_SHEET, keeping, save_sheet
 
     if len(plans) * len(pairs) > MAX_SHEET:
         raise UserError(f"a grid has at most {MAX_SHEET} images, got {len(plans) * len(pairs)}")
     loaded = open_model(
-        model, device, dtype, size, config, vae, lora, textual_inversion, variant, prediction_type
+        model,
+        device,
+        dtype,
+        size,
+        config,
+        vae,
+        lora,
+        textual_inversion,
+        variant,
+        prediction_type,
+        clip_skip,
+        long_prompts,
     )
+    warn_of_cuts(loaded, texts, [negative_prompt])
     images = [
         made.images
         for plan in plans
@@ -168,5 +189,7 @@ def grid(
         for name, plan in zip(schedules, plans, strict=True)
     ]
     captions = [f"{text} [{seed}]" for text, seed in pairs]
-    save_sheet(torch.cat(images), out, len(pairs), labels, captions)
-    typer.echo(f"{out}: {len(plans)} rows of {len(pairs)} images")
+    sheet = torch.cat(images)
+    place = keeping(out, lambda path: save_sheet(sheet, path, len(pairs), labels, captions))
+    taken = f"; another picture has the name {out.name}" if place != out else ""
+    typer.echo(f"{place}: {len(plans)} rows of {len(pairs)} images{taken}")

@@ -40,6 +40,13 @@ Loras = Annotated[
 Words = Annotated[
     list[str] | None, typer.Option(help="FILE with a new word; may be given several times.")
 ]
+ClipSkip = Annotated[
+    int | None,
+    typer.Option(help="Layers of CLIP to leave out, as diffusers counts: A1111's number less 1."),
+]
+LongPrompts = Annotated[
+    str, typer.Option(help="cut, or chunk: all of a prompt, in parts of CLIP's length.")
+]
 PromptFile = Annotated[
     Path | None, typer.Option(help="Text with a prompt a line, or any other file as for batch.")
 ]
@@ -93,6 +100,8 @@ def open_model(
     textual_inversion: list[str] | None,
     variant: str | None,
     prediction_type: str | None,
+    clip_skip: int | None,
+    long_prompts: str,
 ) -> "LatentModel":
     """Load what the options name; torch and diffusers load here, not for --help."""
     if dtype not in ("float32", "float16", "bfloat16"):
@@ -110,4 +119,6 @@ def open_model(
         vae=vae,
         loras=lora or [],
         textual_inversions=textual_inversion or [],
+        clip_skip=clip_skip,
+        long_prompts=long_prompts,
     )

@@ -14,6 +14,7 @@ from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import read_pipeline
+from stepsampler.models.texts import Reading, warn_of_cuts
 
 __all__ = [
     "BUNDLED",
@@ -24,6 +25,7 @@ __all__ = [
     "load",
     "quiet",
     "resolve",
+    "warn_of_cuts",
 ]
 
 BUNDLED = ("tiny", "tiny-second")  # the second: another seed, half the training
@@ -48,6 +50,8 @@ def load(
     vae: str | None = None,
     loras: Sequence[str] = (),
     textual_inversions: Sequence[str] = (),
+    clip_skip: int | None = None,
+    long_prompts: str = "cut",
     compile: bool = False,
 ) -> LatentModel:
     """Load a bundled model, a local folder, a hub id or a single .safetensors checkpoint.
@@ -58,6 +62,7 @@ def load(
     configs come from the hub. `variant` is which weights of a folder, such as fp16.
     `prediction_type` (epsilon, v_prediction, sample) overrules what file and config say. `vae` is a
     folder, a hub id or a .safetensors file, each of `loras` FILE or FILE:WEIGHT.
+    `clip_skip` and `long_prompts` say how prompts are read (`texts.Reading`).
     `compile` has torch compile the network at its first call.
 
     Raises:
@@ -65,6 +70,7 @@ def load(
             a device that does not exist, or an addition that does not fit the model.
     """
     check_device(device)
+    reading = Reading(clip_skip, long_prompts)
     quiet()
     pipeline = read_pipeline(
         name,
@@ -89,18 +95,28 @@ def load(
             "with diffusers and hand the pipeline to from_pipeline"
         ) from error
     model = from_pipeline(pipeline, size)
+    model.read_texts(reading)
     if compile:
         model.compile()
     return model
 
 
-def from_pipeline(pipeline: Any, size: int | None = None) -> LatentModel:
+def from_pipeline(
+    pipeline: Any,
+    size: int | None = None,
+    *,
+    clip_skip: int | None = None,
+    long_prompts: str = "cut",
+) -> LatentModel:
     """Take a loaded pipeline as it is and where it is, offloaded or spread over devices too.
 
     Raises:
-        UserError: no family knows its class, or `size` does not suit it.
+        UserError: no family knows its class, or `size`, `clip_skip` or `long_prompts` does not
+            suit it.
     """
-    return _family(pipeline)(pipeline, size)
+    model = _family(pipeline)(pipeline, size)
+    model.read_texts(Reading(clip_skip, long_prompts))
+    return model
 
 
 def _family(pipeline: Any) -> type[LatentModel]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from stepsampler.denoiser import Condition, GuidedDenoiser
+from stepsampler.denoiser import Condition, GuidedDenoiser, stack
 from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
 
@@ -44,6 +45,10 @@ class LatentModel(ABC):
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
     channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
     conditional: ClassVar[bool] = True  # takes a prompt, be it a text or a class
+    # Layer of CLIP, from the last one, whose states the network takes; None: layers cannot be left
+    # out. `chunked`: all texts go through CLIP alone, so that long prompts can go in chunks.
+    clip_layer: ClassVar[int | None] = None
+    chunked: ClassVar[bool] = False
     guidance: str = "classifier-free"
     compiled: bool = False
 
@@ -69,6 +74,40 @@ class LatentModel(ABC):
         self.shape = self._latent_shape(size)
         self._read_scheduler(pipeline.scheduler.config)
         self._encoded: OrderedDict[tuple[str, bool], Condition] = OrderedDict()
+        self.reading = Reading()
+        self._told: set[tuple[str, bool]] = set()  # prompts that `cuts` was asked for
+
+    def read_texts(self, reading: Reading) -> None:
+        """Read prompts so from now on.
+
+        Raises:
+            UserError: the family has no such choice, or CLIP has not so many layers.
+        """
+        reading.check(self.pipeline, self.clip_layer, self.chunked)
+        self.reading = reading
+        self._encoded.clear()
+
+    def cuts(self, prompts: Iterable[str], negative_prompts: Iterable[str] = ()) -> list[str]:
+        """A sentence for each kind of text encoder that does not see the end of some prompts.
+
+        Prompts that an earlier call was about are left out.
+        """
+        found: list[str] = []
+        for negative, texts in ((False, prompts), (True, negative_prompts)):
+            new = [text for text in dict.fromkeys(texts) if (text, negative) not in self._told]
+            self._told |= {(text, negative) for text in new}
+            if new and self.conditional and self.reading.long_prompts == "cut":
+                read = [self._read(text) for text in new]
+                what = "negative prompts" if negative else "prompts"
+                found += cut_sentences(self._limits(negative), new, read, what, self.chunked)
+        return found
+
+    def _read(self, prompt: str) -> str:
+        """What the tokenizers get of a prompt."""
+        return prompt
+
+    def _limits(self, negative: bool) -> list[Limit]:
+        return limits(self.pipeline)
 
     def _check_parts(self) -> None:
         for name, part in self.pipeline.components.items():
@@ -187,7 +226,8 @@ class LatentModel(ABC):
         """Conditions of shape (len(prompts), ...) by name.
 
         Each prompt is encoded alone, and once as long as it is among the last ones: so that its
-        embedding is the same bit for bit whatever it is batched with.
+        embedding is the same bit for bit whatever it is batched with. Texts of other lengths, which
+        there are in chunks only, are repeated (`stack`).
         """
         rows = []
         for prompt in prompts:
@@ -200,7 +240,13 @@ class LatentModel(ABC):
         while size > KEPT and len(self._encoded) > 1:
             _, oldest = self._encoded.popitem(last=False)
             size -= sum(v.nbytes for v in oldest.values())
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return {name: stack([row[name] for row in rows]) for name in rows[0]}
+
+    def length(self, prompt: str, negative: bool = False) -> int:
+        """Tokens of a prompt as the network gets it; 0 where all prompts have equally many."""
+        if self.reading.long_prompts == "cut":
+            return 0
+        return self.encode([prompt], negative)["encoder_hidden_states"].shape[1]
 
     def _cast(self, value: Tensor) -> Tensor:
         """A text encoder may run in another dtype than the network; masks and classes stay."""

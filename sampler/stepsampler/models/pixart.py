@@ -11,6 +11,9 @@ class PixArt(LatentModel):
     pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
     family = "pixart"
 
+    def _read(self, prompt: str) -> str:
+        return str(self.pipeline._text_preprocessing(prompt, clean_caption=True)[0])
+
     def _encode(self, prompt: str, negative: bool) -> Condition:
         states, mask, _, _ = self.pipeline.encode_prompt(
             [prompt],

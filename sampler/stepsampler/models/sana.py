@@ -1,5 +1,7 @@
 """Sana: a flow on the latents of AutoencoderDC, under Gemma."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
+from stepsampler.models.texts import Limit
 
 
 class Sana(LatentModel):
@@ -17,6 +20,20 @@ class Sana(LatentModel):
         super().__init__(pipeline, size)
         defaults = signature(type(pipeline).__call__).parameters
         self._instruction = defaults["complex_human_instruction"].default
+
+    def _read(self, prompt: str) -> str:
+        return str(self.pipeline._text_preprocessing(prompt)[0])
+
+    def _limits(self, negative: bool) -> list[Limit]:
+        """The instruction has room of its own, less the tokens at its ends."""
+        (limit,) = super()._limits(negative)
+        before = "" if negative else "\n".join(self._instruction or [])
+        room = limit.count([before])[0] - 2 if before else 0
+
+        def count(texts: Sequence[str]) -> list[int]:
+            return [n - room for n in limit.count([before + text for text in texts])]
+
+        return [replace(limit, count=count)]
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         """The stock pipeline puts an instruction before prompts, not before negative ones."""

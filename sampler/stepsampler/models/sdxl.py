@@ -7,12 +7,15 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
+from stepsampler.models.texts import clip_states
 
 
 class StableDiffusionXL(LatentModel):
     pipelines = ("StableDiffusionXLPipeline",)
     family = "sdxl"
     channels_last = True
+    clip_layer = 2
+    chunked = True
 
     def __init__(self, pipeline: Any, size: int | None = None) -> None:
         super().__init__(pipeline, size)
@@ -26,14 +29,20 @@ class StableDiffusionXL(LatentModel):
         That is zeros where its config says `force_zeros_for_empty_prompt`.
         """
         absent = negative and not prompt
+        if self.reading.chosen and not absent:
+            states, pooled = clip_states(self, prompt, negative)
+            return self._condition(states, pooled)
         states, without, pooled, pooled_without = self.pipeline.encode_prompt(
             [prompt], device=self.device, do_classifier_free_guidance=absent
         )
+        return self._condition(without if absent else states, pooled_without if absent else pooled)
+
+    def _condition(self, states: Tensor, pooled: Tensor) -> Condition:
         # original size, crop, target size: a whole image of the size that is made
         times = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]], dtype=self.dtype)
         return {
-            "encoder_hidden_states": without if absent else states,
-            "text_embeds": pooled_without if absent else pooled,
+            "encoder_hidden_states": states,
+            "text_embeds": pooled,
             "time_ids": times.to(self.device),
         }
 

@@ -4,15 +4,21 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
+from stepsampler.models.texts import clip_states
 
 
 class StableDiffusion(LatentModel):
     pipelines = ("StableDiffusionPipeline",)
     family = "stable-diffusion"
     channels_last = True
+    clip_layer = 1
+    chunked = True
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
-        embeddings, _ = self.pipeline.encode_prompt([prompt], self.device, 1, False)
+        if not self.reading.chosen:
+            embeddings, _ = self.pipeline.encode_prompt([prompt], self.device, 1, False)
+        else:
+            embeddings, _ = clip_states(self, prompt, negative, normed=True)
         return {"encoder_hidden_states": embeddings}
 
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:

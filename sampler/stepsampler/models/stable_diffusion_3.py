@@ -9,11 +9,17 @@ from stepsampler.models.base import LatentModel
 class StableDiffusion3(LatentModel):
     pipelines = ("StableDiffusion3Pipeline",)
     family = "sd3"
+    clip_layer = 2
     optional = ("text_encoder_3", "tokenizer_3")  # zeros stand in for T5, as in the stock pipeline
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         states, _, pooled, _ = self.pipeline.encode_prompt(
-            [prompt], None, None, device=self.device, do_classifier_free_guidance=False
+            [prompt],
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            clip_skip=None if negative else self.reading.clip_skip,
         )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 

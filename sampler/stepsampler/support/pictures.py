@@ -1,8 +1,9 @@
 """Write images and sheets of images as PNG files."""
 
+import itertools
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil, sqrt
 from pathlib import Path
 
@@ -16,6 +17,39 @@ MAX_SHEET = 256  # images on one sheet
 def save_png(image: Tensor, path: Path) -> None:
     """Write one image, uint8 of shape (3, height, width), atomically."""
     _save(Image.fromarray(image.permute(1, 2, 0).numpy()), path)
+
+
+def keep_png(image: Tensor, path: Path) -> Path:
+    """As `save_png`, but what is there stays: a name that another image has is counted up.
+
+    Return where the image lies: at `path`, or the first of name-2, name-3, … that is free or has
+    this very content.
+    """
+    return keeping(path, lambda temporary: save_png(image, temporary))
+
+
+def keeping(path: Path, write: Callable[[Path], object]) -> Path:
+    """Have a PNG file written that takes the place of no other content; as `keep_png`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        write(temporary)
+        numbered = (path.with_stem(f"{path.stem}-{k}") for k in itertools.count(2))
+        return next(at for at in itertools.chain([path], numbered) if _lies_at(at, temporary))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _lies_at(path: Path, temporary: Path) -> bool:
+    """Put the file at `path`, unless another one is there; whether its content is there now."""
+    if not path.exists():
+        try:
+            os.link(temporary, path)  # of two processes one gets the name
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(temporary, path)
+            return True
+    return path.is_file() and path.read_bytes() == temporary.read_bytes()
 
 
 def save_sheet(

@@ -1,0 +1,215 @@
+"""How prompts are read: what an encoder's length cuts off, CLIP's chunks and skipped layers."""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from inspect import signature
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stepsampler.errors import Notice, UserError
+
+if TYPE_CHECKING:
+    from stepsampler.models.base import LatentModel
+
+LONG_PROMPTS = ("cut", "chunk")
+SHOWN = 3  # prompts of a sentence about cut ones, with so many characters of each
+LETTERS = 40
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a user chooses of how prompts are read.
+
+    `clip_skip` counts layers as diffusers does, from the one that the model takes by default; as
+    there, negative prompts keep that one. `long_prompts` is "cut" or "chunk".
+    """
+
+    clip_skip: int | None = None
+    long_prompts: str = "cut"
+
+    def __post_init__(self) -> None:
+        if self.long_prompts not in LONG_PROMPTS:
+            raise UserError(
+                f"long prompts must be one of {', '.join(LONG_PROMPTS)}, got {self.long_prompts!r}"
+            )
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What is not as it is by default, by name: it changes images."""
+        return {k: v for k, v in asdict(self).items() if v != getattr(Reading(), k)}
+
+    def check(self, pipeline: Any, layer: int | None, chunked: bool) -> None:
+        """Refuse what a family has no choice of; `layer` and `chunked` are the family's own.
+
+        Raises:
+            UserError: names the choice, the pipeline and the value.
+        """
+        name = type(pipeline).__name__
+        if self.long_prompts == "chunk" and not chunked:
+            raise UserError(
+                f"long prompts cannot be read in chunks by a {name}: only where CLIP alone reads "
+                "them, as in Stable Diffusion 1.x, 2.x and XL"
+            )
+        if self.clip_skip is None:
+            return
+        if layer is None:
+            raise UserError(
+                f"clip skip: a {name} takes no hidden layer of CLIP, got {self.clip_skip}"
+            )
+        parts = [pipeline.components.get(f"text_encoder{number}") for number in ("", "_2")]
+        most = min(part.config.num_hidden_layers for part in parts if part) + 1 - layer
+        if not 1 <= self.clip_skip <= most:
+            raise UserError(
+                f"clip skip must be 1 to {most}, as many layers of CLIP there are before the one "
+                f"that the model takes, got {self.clip_skip}"
+            )
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How many tokens an encoder takes, those at both ends included, and how many texts have."""
+
+    encoder: str
+    tokens: int
+    count: Callable[[Sequence[str]], list[int]]
+
+
+def limits(pipeline: Any) -> list[Limit]:
+    """Of every text encoder: CLIP's own length, of others that at which the pipeline cuts."""
+    found = []
+    for name, tokenizer in pipeline.components.items():
+        encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
+        if not name.startswith("tokenizer") or tokenizer is None or encoder is None:
+            continue
+        kind = encoder.config.model_type.partition("_")[0].upper()
+        if kind == "CLIP":
+            most = int(tokenizer.model_max_length)
+        else:
+            most = signature(pipeline.encode_prompt).parameters["max_sequence_length"].default
+        found.append(Limit(kind, most, _counter(pipeline, tokenizer)))
+    return found
+
+
+def _counter(pipeline: Any, tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
+    def count(texts: Sequence[str]) -> list[int]:
+        texts = [converted(pipeline, tokenizer, text) for text in texts]
+        return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+
+    return count
+
+
+def converted(pipeline: Any, tokenizer: Any, text: str) -> str:
+    """A word of textual inversion that has several vectors stands for as many tokens."""
+    if hasattr(pipeline, "maybe_convert_prompt"):
+        return str(pipeline.maybe_convert_prompt(text, tokenizer))
+    return text
+
+
+def cut_sentences(
+    limits: Sequence[Limit],
+    texts: Sequence[str],
+    read: Sequence[str],
+    what: str = "prompts",
+    chunked: bool = False,
+) -> list[str]:
+    """How many of these texts an encoder does not see the end of, and which; none if all fit.
+
+    `read` is what is counted of each, and `chunked` says that there is another way.
+    """
+    found = []
+    for limit in limits:
+        cut = [k for k, n in enumerate(limit.count(read)) if n > limit.tokens]
+        if not cut:
+            continue
+        shown = [f"{k} ({_short(texts[k])})" for k in cut[:SHOWN]]
+        more = [f"{len(cut) - SHOWN} more"] if len(cut) > SHOWN else []
+        found.append(
+            f"{len(cut)} of {len(texts)} {what} are longer than the {limit.tokens} tokens that "
+            f"{limit.encoder} takes, and are cut there: number {', '.join([*shown, *more])}"
+            + ("; --long-prompts chunk reads all of them" if chunked else "")
+        )
+    return list(dict.fromkeys(found))
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= LETTERS else f"{text[:LETTERS]}…")
+
+
+def warn_of_cuts(
+    model: "LatentModel", prompts: Iterable[str], negative_prompts: Iterable[str] = ()
+) -> None:
+    """A `Notice` for what is cut of prompts that no earlier call was about."""
+    for sentence in model.cuts(prompts, negative_prompts):
+        warnings.warn(sentence, Notice, stacklevel=3)
+
+
+def clip_chunks(tokenizer: Any, text: str, cut: bool = False) -> list[list[int]]:
+    """The tokens of a text in chunks, each with begin and end and padded to CLIP's length.
+
+    A word of textual inversion stays in one chunk, if it fits into any. `cut`: only the first
+    chunk, with whatever stands in it.
+    """
+    room = tokenizer.model_max_length - 2
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = ids[:room] if cut else ids
+    added = tokenizer.get_added_vocab()
+    later = {n for word, n in added.items() if word.rpartition("_")[0] in added}  # <word>_1, …
+    parts: list[list[int]] = []
+    while ids or not parts:
+        end = room
+        while end < len(ids) and ids[end] in later and end > 1:
+            end -= 1
+        end = room if end == 1 else end
+        parts.append(ids[:end])
+        ids = ids[end:]
+    begin, stop, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    return [[begin, *part, stop, *[pad] * (room - len(part))] for part in parts]
+
+
+@torch.inference_mode()
+def clip_states(
+    model: "LatentModel", prompt: str, negative: bool, normed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """States (1, tokens, width) of all CLIP encoders side by side, and what the last one pools.
+
+    The chunks stand behind each other, as many as `long_prompts` lets be; pooled is that of the
+    first one, (1, width). `normed`: the last norm is applied to hidden layers too.
+    """
+    from diffusers.utils.torch_utils import get_module_execution_device
+
+    pipeline, reading = model.pipeline, model.reading
+    assert model.clip_layer is not None
+    layer = model.clip_layer + (0 if negative else reading.clip_skip or 0)
+    numbers = [""] + ["_2"] * (pipeline.components.get("text_encoder_2") is not None)
+    tokenizers = [getattr(pipeline, f"tokenizer{number}") for number in numbers]
+    cut = reading.long_prompts == "cut"
+    texts = [clip_chunks(t, converted(pipeline, t, prompt), cut) for t in tokenizers]
+    fill = [clip_chunks(t, "")[0] for t in tokenizers]  # words may have more vectors for one
+    rows = [
+        [row or empty for row, empty in zip(chunk, fill, strict=True)]
+        for chunk in zip_longest(*texts)
+    ]
+    wide, pooled = [], torch.empty(0)
+    for k, number in enumerate(numbers):
+        encoder = getattr(pipeline, f"text_encoder{number}")
+        states: list[Tensor] = []
+        for row in rows:  # one by one: a chunk's states do not depend on how many there are
+            ids = torch.tensor([row[k]], device=get_module_execution_device(encoder))
+            mask = None
+            if getattr(encoder.config, "use_attention_mask", False):
+                ends = ids.eq(tokenizers[k].eos_token_id).int()
+                mask = (ends.cumsum(1) - ends).eq(0).int()  # up to the first end
+            output = encoder(ids, attention_mask=mask, output_hidden_states=True)
+            found = output.hidden_states[-layer]
+            if normed:  # transformers 4 has it in a part of its own
+                found = getattr(encoder, "text_model", encoder).final_layer_norm(found)
+            if not states:
+                pooled = output[0].to(model.device)
+            states.append(found.to(model.device))
+        wide.append(torch.cat(states, dim=1))
+    return torch.cat(wide, dim=-1), pooled

@@ -1,0 +1,42 @@
+"""Images never take the place of other ones."""
+
+import os
+
+import pytest
+import torch
+from PIL import Image
+
+from stepsampler.support.pictures import keep_png
+
+
+def picture(value):
+    return torch.full((3, 4, 4), value, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_another_image_of_the_same_name_is_counted_up(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refuse(*_):
+            raise PermissionError("no links on this file system")
+
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "new" / "a.png"
+    for value, name in ((1, "a"), (2, "a-2"), (3, "a-3"), (2, "a-2"), (1, "a")):
+        place = keep_png(picture(value), path)
+        assert place == path.with_stem(name)
+        assert Image.open(place).getpixel((0, 0)) == (value,) * 3
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a-2.png", "a-3.png", "a.png"]
+
+
+def test_of_two_processes_one_gets_the_name(tmp_path, monkeypatch):
+    path, link = tmp_path / "a.png", os.link
+
+    def late(source, target):
+        if target == path and not path.exists():
+            path.write_bytes(b"of another process")
+        return link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    assert keep_png(picture(1), path) == tmp_path / "a-2.png"
+    assert path.read_bytes() == b"of another process"
