@@ -34,13 +34,34 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+LongPrompts = Literal["cut", "chunk"]  # by which encoder, the section and the key say
+
+
 class ModelConfig(_Section):
-    id: str = "tiny"  # or "tiny-second", a local folder, a hub id
+    """The model, loaded as `stepsample` loads it: the same names as its options."""
+
+    id: str = "tiny"  # or "tiny-second", a local folder, a hub id, a .safetensors checkpoint
+    config: str | None = None  # folder or hub id with the configs of a checkpoint file
+    variant: str | None = None  # of the weights' files in a folder, such as "fp16"
+    vae: str | None = None
+    loras: tuple[str, ...] = ()  # FILE or FILE:WEIGHT
+    textual_inversions: tuple[str, ...] = ()
+    clip_skip: int | None = Field(None, ge=1)
+    long_prompts: LongPrompts = "cut"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     size: int | None = Field(None, ge=1)  # side of the images in pixels
     compile: bool = False  # by torch, which needs a compiler; pays off after some 10,000 passes
     # Of `miniatures.FAMILIES`: what `stepsearch check` can dry-run without the weights
     kind: str | None = None
+
+    @property
+    def additions(self) -> dict[str, Any]:
+        """What the weights of `id` are loaded with, as `stepsampler.models.load` takes it.
+
+        Only what is not as it is by default, so that older runs keep their digests.
+        """
+        apart = {"id", "dtype", "size", "compile", "kind"}
+        return self.model_dump(exclude=apart, exclude_defaults=True)
 
 
 Range = Annotated[tuple[float, float], Field(description="low, high")]
@@ -173,6 +194,8 @@ class EvaluationConfig(_Section):
     prompts: str = "fashion-mnist"  # bundled prompts, a text or caption file, or "none"
     # What says whether images show their prompts: the judge of the bundled classes, or clip:MODEL.
     alignment: str = CLASSES
+    clip_long_prompts: LongPrompts = "cut"  # of alignment by CLIP
+    negative_prompt: str = ""
     batch_size: int = Field(50, ge=1)
     images: int = Field(300, ge=8, le=SEEDS)  # per trial
     rungs: tuple[int, ...] = ()  # images after which a trial may end, such as 60, 125 and `images`

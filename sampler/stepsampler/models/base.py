@@ -99,7 +99,8 @@ class LatentModel(ABC):
             if new and self.conditional and self.reading.long_prompts == "cut":
                 read = [self._read(text) for text in new]
                 what = "negative prompts" if negative else "prompts"
-                found += cut_sentences(self._limits(negative), new, read, what, self.chunked)
+                hint = "--long-prompts chunk" if self.chunked else ""
+                found += cut_sentences(self._limits(negative), new, read, what, hint)
         return found
 
     def _read(self, prompt: str) -> str:

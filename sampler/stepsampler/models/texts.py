@@ -114,11 +114,11 @@ def cut_sentences(
     texts: Sequence[str],
     read: Sequence[str],
     what: str = "prompts",
-    chunked: bool = False,
+    hint: str = "",
 ) -> list[str]:
     """How many of these texts an encoder does not see the end of, and which; none if all fit.
 
-    `read` is what is counted of each, and `chunked` says that there is another way.
+    `read` is what is counted of each, and `hint` the option that reads all of them, if any does.
     """
     found = []
     for limit in limits:
@@ -130,7 +130,7 @@ def cut_sentences(
         found.append(
             f"{len(cut)} of {len(texts)} {what} are longer than the {limit.tokens} tokens that "
             f"{limit.encoder} takes, and are cut there: number {', '.join([*shown, *more])}"
-            + ("; --long-prompts chunk reads all of them" if chunked else "")
+            + (f"; {hint} reads all of them" if hint else "")
         )
     return list(dict.fromkeys(found))
 

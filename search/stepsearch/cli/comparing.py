@@ -5,6 +5,19 @@ from typing import Annotated
 
 import typer
 
+from stepsampler.cli.options import (
+    ClipSkip,
+    Config,
+    LongPrompts,
+    Loras,
+    ModelName,
+    Negative,
+    Prediction,
+    Vae,
+    Variant,
+    Words,
+)
+
 app = typer.Typer()
 
 
@@ -13,7 +26,16 @@ def placement(
     method: Annotated[str, typer.Argument(help="dmn, gits, oss, hso or ld3.")],
     steps: Annotated[int, typer.Option(min=1, help="Number of steps.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the schedule.")],
-    model: Annotated[str, typer.Option(help="A bundled model, a folder or a hub id.")] = "tiny",
+    model: ModelName = "tiny",
+    config: Config = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    textual_inversion: Words = None,
+    clip_skip: ClipSkip = None,
+    long_prompts: LongPrompts = "cut",
+    negative_prompt: Negative = "",
     prompts: Annotated[
         str, typer.Option(help="Bundled prompts, or a text file with one a line.")
     ] = "fashion-mnist",
@@ -43,6 +65,15 @@ def placement(
         batch_size,
         device,
         dtype,
+        negative_prompt,
+        config=config,
+        variant=variant,
+        prediction_type=prediction_type,
+        vae=vae,
+        loras=lora or (),
+        textual_inversions=textual_inversion or (),
+        clip_skip=clip_skip,
+        long_prompts=long_prompts,
     )
 
 

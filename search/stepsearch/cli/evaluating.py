@@ -8,9 +8,12 @@ from typing import Annotated, cast
 import typer
 
 from stepsampler.cli.options import (
+    ClipSkip,
     Config,
+    LongPrompts,
     Loras,
     ModelName,
+    Negative,
     Prediction,
     Vae,
     Variant,
@@ -38,6 +41,9 @@ def evaluate(
     vae: Vae = None,
     lora: Loras = None,
     textual_inversion: Words = None,
+    clip_skip: ClipSkip = None,
+    long_prompts: LongPrompts = "cut",
+    negative_prompt: Negative = "",
     scheduler: Annotated[
         str | None, typer.Option(help="Of --stock: a class of diffusers instead of its own.")
     ] = None,
@@ -65,6 +71,9 @@ def evaluate(
     clip_score: Annotated[
         str | None, typer.Option(help="Folder or hub id of the CLIP model for the CLIP score.")
     ] = None,
+    clip_long_prompts: Annotated[
+        str, typer.Option(help="How the CLIP score reads captions: cut, or chunk.")
+    ] = "cut",
     distance: Annotated[
         list[str] | None,
         typer.Option(help="fd, fd-infinity, kid or prc (precision and recall); default fd."),
@@ -105,6 +114,8 @@ def evaluate(
             "--guidance-scale, --scheduler and --timestep-spacing are of --stock, which is not "
             "given"
         )
+    if clip_score is None and clip_long_prompts != "cut":
+        raise UserError("--clip-long-prompts is of --clip-score, which is not given")
     from stepsearch.config import SEEDS
 
     _in_range("--images", images, 2, SEEDS)
@@ -126,7 +137,7 @@ def evaluate(
 
     from stepsampler.models import check_device
     from stepsearch.compare.command import (
-        digest_of,
+        cuts_of,
         images_of,
         load_metrics,
         notes_of,
@@ -149,7 +160,12 @@ def evaluate(
     )
     from stepsearch.config import CLASSES
     from stepsearch.metrics.alignment import load_alignment
-    from stepsearch.metrics.evaluator import load_prompts
+    from stepsearch.metrics.evaluator import (
+        additions_digest,
+        check_negative_prompt,
+        load_prompts,
+        model_digest,
+    )
     from stepsearch.metrics.images import Fit
     from stepsearch.metrics.pretrained import ClipScore
     from stepsearch.metrics.protocol import Seeds
@@ -178,31 +194,52 @@ def evaluate(
             textual_inversion,
             variant,
             prediction_type,
+            clip_skip,
+            long_prompts,
         )
+        check_negative_prompt(loaded, negative_prompt)
         clock.watch(loaded)
         size = side = loaded.size
         judge = load_alignment(CLASSES, texts, device)
-        digest = digest_of(loaded, lora or (), textual_inversion or ())
-        contenders += schedules_on(loaded, digest, schedules)
-        own = (guidance_scale, scheduler, timestep_spacing)
+        additions = additions_digest(loaded, lora or (), textual_inversion or (), negative_prompt)
+        digest = " ".join([model_digest(loaded), *additions])
+        contenders += schedules_on(loaded, digest, schedules, negative_prompt)
+        own = (guidance_scale, scheduler, timestep_spacing, negative_prompt)
         contenders += [OnStock(loaded, digest, steps, *own) for steps in stock or ()]
-    elif config or variant or prediction_type or vae or lora or textual_inversion:
+    elif given := [
+        name
+        for name, value in {
+            "--config": config,
+            "--variant": variant,
+            "--prediction-type": prediction_type,
+            "--vae": vae,
+            "--lora": lora,
+            "--textual-inversion": textual_inversion,
+            "--clip-skip": clip_skip,
+            "--long-prompts": long_prompts != "cut",
+            "--negative-prompt": negative_prompt,
+        }.items()
+        if value
+    ]:
         raise UserError(
-            "--config, --variant, --prediction-type, --vae, --lora and --textual-inversion are of "
-            "the model, but nothing that it makes is scored: give a schedule or --stock"
+            f"{', '.join(given)}: of the model, but nothing that it makes is scored: give a "
+            "schedule or --stock"
         )
     elif size is None and fit == "crop":
         size = side_of(files, images)
     contenders += images_of(files, chosen.range, side, fitting, captioned=clip_score is not None)
     fitted = None if fit == "none" else size
     metrics = load_metrics(extractor or ["texture"], reference, fitted, fitting, cache, device)
-    clip = ClipScore(clip_score, device) if clip_score else None
+    clip = ClipScore(clip_score, device, clip_long_prompts) if clip_score else None
     harness = Harness(metrics, texts, batch_size, cache, clock, judge, clip)
     settings = {
         "model": model if schedules or stock else None,
         "vae": vae,
         "lora": lora or [],
         "textual_inversion": textual_inversion or [],
+        "clip_skip": clip_skip,
+        "long_prompts": long_prompts,
+        "negative_prompt": negative_prompt,
         "prompts": prompts,
         "reference": reference,
         "range": seeds,
@@ -212,6 +249,8 @@ def evaluate(
     now = identity(harness, chosen.range, settings)
     earlier = [(read_earlier(path, now), path) for path in with_ or ()]
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+    for note in cuts_of(contenders, harness, chosen.range):
+        console.print(note)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=None)
         result = compare(

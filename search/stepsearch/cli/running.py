@@ -103,6 +103,8 @@ def worker(
     from stepsearch.metrics.evaluator import Evaluator
 
     evaluator = Evaluator(config, folder / "cache", device)
+    for note in evaluator.notes:
+        typer.echo(note, err=True)
     typer.echo(f"{work(folder, config, evaluator, worker=os.getpid())} trials")
 
 

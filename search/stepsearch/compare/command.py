@@ -1,17 +1,14 @@
 """What `stepsearch evaluate` builds once and hands down: contenders and metrics; and its notes."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stepsampler.errors import UserError
 from stepsampler.models import LatentModel
-from stepsampler.models.additions import weighted
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import open_schedule
-from stepsearch.compare.contenders import OnFiles, OnSchedule
-from stepsearch.compare.harness import Metric
-from stepsearch.metrics.evaluator import model_digest
+from stepsearch.compare.contenders import Contender, OnFiles, OnSchedule, OnStock
+from stepsearch.compare.harness import Harness, Metric
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.images import Fit, ImageFiles
 from stepsearch.metrics.reference import load_reference
@@ -31,10 +28,12 @@ def sort_out(what: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return schedules, [path for path in what if path not in schedules]
 
 
-def schedules_on(model: LatentModel, digest: str, schedules: Sequence[Path]) -> list[OnSchedule]:
+def schedules_on(
+    model: LatentModel, digest: str, schedules: Sequence[Path], negative_prompt: str
+) -> list[OnSchedule]:
     """A contender for each schedule file or preset, by the shortest names that differ."""
     return [
-        OnSchedule(name, open_schedule(path), model, digest)
+        OnSchedule(name, open_schedule(path), model, digest, negative_prompt)
         for path, name in zip(schedules, _names(schedules), strict=True)
     ]
 
@@ -66,17 +65,6 @@ def load_metrics(
         extractor = load_extractor(spec, device)
         metrics.append(Metric(extractor, load_reference(reference, extractor, size, cache, fit)))
     return metrics
-
-
-def digest_of(model: LatentModel, loras: Sequence[str], words: Sequence[str]) -> str:
-    """`model_digest`, and what that cannot tell: weights of LoRAs, words among so many others."""
-    files = [weighted(text) for text in loras] + [(file, Path(file).stem) for file in words]
-    if not files:
-        return model_digest(model)
-    key = hashlib.sha256()
-    for file, used_as in files:
-        key.update(f"{used_as} {hashlib.sha256(Path(file).read_bytes()).hexdigest()} ".encode())
-    return f"{model_digest(model)} {key.hexdigest()[:16]}"
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -115,6 +103,18 @@ def side_of(files: Sequence[Path], n: int) -> int:
             "them to"
         )
     return width
+
+
+def cuts_of(contenders: Sequence[Contender], harness: Harness, seeds: range) -> list[str]:
+    """A sentence for each encoder that does not see the end of some prompts, before any image."""
+    found: list[str] = []
+    for contender in contenders:
+        texts = harness.shown(contender, seeds) if contender.captioned else []
+        if isinstance(contender, OnSchedule | OnStock):
+            found += contender.model.cuts(texts, [contender.negative_prompt])
+        if harness.clip:
+            found += harness.clip.cuts(texts)
+    return list(dict.fromkeys(found))
 
 
 def notes_of(entries: Sequence[dict[str, object]], metrics: Sequence[Metric]) -> list[str]:

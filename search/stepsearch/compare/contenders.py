@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stepsampler.batch import MANIFEST
+from stepsampler.denoiser import stack
 from stepsampler.errors import UserError
 from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel
@@ -46,8 +47,16 @@ class Contender(Protocol):
 class OnSchedule:
     """A schedule on a model; an unconditional one has no use for prompts."""
 
-    def __init__(self, name: str, schedule: Schedule, model: LatentModel, digest: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        schedule: Schedule,
+        model: LatentModel,
+        digest: str,
+        negative_prompt: str = "",
+    ) -> None:
         model.check(schedule)
+        self.negative_prompt = negative_prompt
         self.prompted = self.captioned = model.conditional
         self.name, self.schedule, self.model = name, schedule, model
         bare = replace(schedule, provenance={}, model=None).to_json()
@@ -57,7 +66,14 @@ class OnSchedule:
 
     def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
         texts = self.texts(seeds, prompts) if self.prompted else [""] * len(seeds)
-        for batch in generate(self.model, self.schedule, texts, seeds, batch_size=batch_size):
+        for batch in generate(
+            self.model,
+            self.schedule,
+            texts,
+            seeds,
+            negative_prompts=self.negative_prompt,
+            batch_size=batch_size,
+        ):
             yield batch.images
 
     def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
@@ -84,13 +100,21 @@ class OnStock:
         guidance_scale: float | None = None,
         scheduler: str | None = None,
         spacing: str | None = None,
+        negative_prompt: str = "",
     ) -> None:
         if "latents" not in inspect.signature(model.pipeline.__call__).parameters:
             raise UserError(
                 f"--stock: a {type(model.pipeline).__name__} takes no latents, so it cannot start "
                 "from the noise of the schedules; score schedules on it"
             )
+        known = inspect.signature(model.pipeline.__call__).parameters
+        if negative_prompt and ("negative_prompt" not in known or "true_cfg_scale" in known):
+            raise UserError(
+                f"--stock: a {type(model.pipeline).__name__} by itself takes no negative prompt, "
+                f"got {negative_prompt!r}"
+            )
         self.model, self.guidance_scale = model, guidance_scale
+        self.negative_prompt = negative_prompt
         self.steps: int | None = steps
         self.passes: float | None = None
         self.scheduler = _scheduler(model, scheduler, spacing)
@@ -118,12 +142,30 @@ class OnStock:
                 self._own_scheduler(),
                 _counted(self.model.net) as rows,
             ):
-                images = quantised(pipeline(texts, **self._options(chunk)).images.float()).cpu()
+                made = pipeline(**self._read(texts), **self._options(chunk)).images
+                images = quantised(made.float()).cpu()
             self.passes = rows[0] / len(chunk)
             yield images
 
     def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
         return [prompt.text for prompt in prompts]
+
+    def _read(self, texts: list[str]) -> dict[str, Any]:
+        """The prompts; as embeddings where they are read otherwise than the pipeline would."""
+        negative = [self.negative_prompt] * len(texts)
+        if not self.model.reading.chosen:
+            return {"prompt": texts, **({"negative_prompt": negative} if negative[0] else {})}
+        conditions = self.model.encode(texts), self.model.encode(negative, negative=True)
+        found: dict[str, Tensor] = {}
+        for name, argument in (
+            ("encoder_hidden_states", "prompt_embeds"),
+            ("text_embeds", "pooled_prompt_embeds"),
+            ("pooled_projections", "pooled_prompt_embeds"),
+        ):
+            if name in conditions[0]:
+                cond, uncond = stack([condition[name] for condition in conditions]).chunk(2)
+                found |= {argument: cond, f"negative_{argument}": uncond}
+        return found
 
     def _options(self, seeds: range) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]

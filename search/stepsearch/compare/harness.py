@@ -186,15 +186,24 @@ class Harness:
             path = files[self._key(quantity, contender, seeds)]
             write_whole(path, lambda p, tensors=tensors: save_file(tensors, p))  # type: ignore[misc]
 
+    def shown(self, contender: Contender, seeds: range) -> list[str]:
+        """What the images of these seeds are to show, for a contender of which that is known."""
+        return contender.texts(seeds, [self.prompts[seed % len(self.prompts)] for seed in seeds])
+
+    def clip_digest(self, contender: Contender, seeds: range) -> str:
+        """Of CLIP scores of these images."""
+        return self.clip.digest_for(self.shown(contender, seeds)) if self.clip else ""
+
     def _key(self, quantity: str | Metric, contender: Contender, seeds: range) -> str:
         if isinstance(quantity, Metric):
             what = quantity.identity
         else:
-            digest = {ALIGNED: self.judge, CLIP: self.clip}[quantity]
-            what = f"{quantity} {digest.digest if digest else ''}"
-        prompts = "\n".join(prompt.text for prompt in self.prompts) if contender.prompted else ""
-        if quantity == CLIP and not contender.prompted:
-            prompts = "\n".join(contender.texts(seeds, []))
+            what = f"{quantity} {self.judge.digest if self.judge else ''}"
+        texts = [prompt.text for prompt in self.prompts] if contender.prompted else []
+        if quantity == CLIP:
+            texts = texts or contender.texts(seeds, [])
+            what = f"{quantity} {self.clip_digest(contender, seeds)}"
+        prompts = "\n".join(texts)
         text = "\n".join(
             [contender.identity, f"{seeds.start} {seeds.stop}", str(self.batch_size), what, prompts]
         )

@@ -80,7 +80,7 @@ def compare(
         measured = measure_all(shown, seeds.range, batch, partial(harness.measure, CLIP), progress)
         for i, found_clip in zip(places, measured, strict=True):
             clip = score_mean(found_clip.features[:, 0])
-            scores[i][f"clip_score_{harness.clip.digest}"] = clip
+            scores[i][f"clip_score_{harness.clip_digest(contenders[i], seeds.range)}"] = clip
     entries = [
         {
             "name": c.name,

@@ -57,6 +57,8 @@ def run_study(
     subject = workers.describe()
     check_identity(folder, subject.identity)
     report("loading", 1, 1, "")
+    for note in subject.notes:
+        report("loading", 1, 1, note)
     tracker.start(config, folder)
     tools, options = Tools(config, subject, workers, tracker, report), config.evaluation
 

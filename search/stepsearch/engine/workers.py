@@ -45,6 +45,7 @@ class Subject:
     reference: Reference
     identity: str  # digest of model, reference and prompts
     guidance: str  # of the model: classifier-free or distilled
+    notes: Sequence[str] = ()  # what a user should know of how prompts are read
 
 
 @dataclass
@@ -189,7 +190,14 @@ def _describe() -> Subject:
     evaluator = _self.load()
     model = evaluator.model
     check_box(_self.config.space, model)
-    return Subject(model.noise, model.spec, evaluator.reference, evaluator.identity, model.guidance)
+    return Subject(
+        model.noise,
+        model.spec,
+        evaluator.reference,
+        evaluator.identity,
+        model.guidance,
+        evaluator.notes,
+    )
 
 
 def _placement(name: str, num_steps: int, guidance_scale: float) -> Placement:

@@ -26,6 +26,7 @@ class Alignment(Protocol):
     """How well each image (n, 3, height, width) shows its prompt, float32 (n,) in 0..1."""
 
     digest: str
+    notes: list[str]  # what a user should know of how the prompts are read
 
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]: ...
 
@@ -35,7 +36,7 @@ class ClassAlignment:
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.judge = Judge(device)
-        self.digest = self.judge.digest
+        self.digest, self.notes = self.judge.digest, list[str]()
 
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         labels = np.array([prompt.label for prompt in prompts])
@@ -45,9 +46,16 @@ class ClassAlignment:
 class ClipAlignment:
     """CLIP's cosine of image and prompt, at least 0: a hundredth of the CLIP score."""
 
-    def __init__(self, source: str, device: str | torch.device = "cpu") -> None:
-        self.clip = ClipScore(source, device)
-        self.digest = self.clip.digest
+    def __init__(
+        self,
+        source: str,
+        prompts: Sequence[Prompt],
+        device: str | torch.device = "cpu",
+        long_prompts: str = "cut",
+    ) -> None:
+        self.clip = ClipScore(source, device, long_prompts)
+        texts = [prompt.text for prompt in prompts]
+        self.digest, self.notes = self.clip.digest_for(texts), self.clip.cuts(texts)
 
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         scores = self.clip(images, [prompt.text for prompt in prompts])
@@ -55,9 +63,14 @@ class ClipAlignment:
 
 
 def load_alignment(
-    spec: str, prompts: Sequence[Prompt], device: str | torch.device = "cpu"
+    spec: str,
+    prompts: Sequence[Prompt],
+    device: str | torch.device = "cpu",
+    long_prompts: str = "cut",
 ) -> Alignment | None:
     """By "classes", which is None where the prompts have none, or "clip:MODEL".
+
+    `long_prompts` of CLIP: "cut" or "chunk" (`ClipScore`).
 
     Raises:
         UserError: the CLIP model cannot be loaded, or the prompts are classes by number.
@@ -67,5 +80,5 @@ def load_alignment(
             raise UserError(
                 f"alignment {spec!r}: the prompts are numbers, of which CLIP knows none"
             )
-        return ClipAlignment(spec.removeprefix(CLIP), device)
+        return ClipAlignment(spec.removeprefix(CLIP), prompts, device, long_prompts)
     return ClassAlignment(device) if prompts[0].label is not None else None

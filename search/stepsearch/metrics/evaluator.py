@@ -19,6 +19,7 @@ from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import Batch, generate
 from stepsampler.grids import is_guided, scale_guidance
 from stepsampler.models import LatentModel, check_device, load
+from stepsampler.models.additions import weighted
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import read_captions
 from stepsampler.support.pictures import save_sheet
@@ -80,14 +81,18 @@ class Evaluator:
         self.extractor = load_extractor(evaluation.extractor, device)
         self.batch_size, self.cache = evaluation.batch_size, cache
         self.prompts = load_prompts(evaluation.prompts)
+        self.negative_prompt = evaluation.negative_prompt
         model = self._settings = config.model
         self._device = device
-        self.model = load(model.id, device, model.dtype, model.size, compile=model.compile)
+        self.model = load(
+            model.id, device, model.dtype, model.size, compile=model.compile, **model.additions
+        )
         if not self.model.conditional and evaluation.prompts != NONE:
             raise UserError(
                 f'evaluation.prompts must be "{NONE}", the model is unconditional, got '
                 f'"{evaluation.prompts}"'
             )
+        check_negative_prompt(self.model, self.negative_prompt)
         size = self.model.size
         self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
         self.scales = evaluation.guidance_scales
@@ -96,7 +101,9 @@ class Evaluator:
             for moments in (self.reference.search, self.reference.test)
         )
         self.reference = replace(self.reference, search=search, test=test)
-        self.judge = load_alignment(evaluation.alignment, self.prompts, device)
+        self.judge = load_alignment(
+            evaluation.alignment, self.prompts, device, evaluation.clip_long_prompts
+        )
         if config.search.both and self.judge is None:
             raise UserError(
                 "search.objectives: alignment is unknown, because the prompts of "
@@ -110,7 +117,15 @@ class Evaluator:
             str(self.model.shape),
             str(self.batch_size),
             *(prompt.text for prompt in self.prompts),
+            *additions_digest(
+                self.model, model.loras, model.textual_inversions, self.negative_prompt
+            ),
         ]
+        # What a user should know, once; afterwards nobody is told of these prompts again.
+        self.notes = self.model.cuts(
+            [prompt.text for prompt in self.prompts], [self.negative_prompt]
+        )
+        self.notes += self.judge.notes if self.judge else []
         self.identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def measure(self, schedule: Schedule, seeds: range) -> Measurement:
@@ -148,7 +163,8 @@ class Evaluator:
         """The model, loaded once more where it computes in 16 bits: those blur gradients."""
         if self.model.dtype == torch.float32:
             return self.model
-        return load(self._settings.id, self._device, "float32", self._settings.size)
+        model = self._settings
+        return load(model.id, self._device, "float32", model.size, **model.additions)
 
     def images(self, schedule: Schedule, seeds: range) -> torch.Tensor:
         """The images themselves, uint8 (n, 3, height, width), for sheets."""
@@ -156,7 +172,14 @@ class Evaluator:
 
     def _batches(self, schedule: Schedule, seeds: range) -> Iterator[Batch]:
         texts = [self.prompt(seed).text for seed in seeds]
-        return generate(self.model, schedule, texts, seeds, batch_size=self.batch_size)
+        return generate(
+            self.model,
+            schedule,
+            texts,
+            seeds,
+            negative_prompts=self.negative_prompt,
+            batch_size=self.batch_size,
+        )
 
     def prompt(self, seed: int) -> Prompt:
         return self.prompts[seed % len(self.prompts)]
@@ -214,6 +237,35 @@ def model_digest(model: LatentModel) -> str:
             few = flat[:: max(1, len(flat) // 64)]
             digest.update(few.double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def additions_digest(
+    model: LatentModel, loras: Sequence[str], words: Sequence[str], negative_prompt: str = ""
+) -> list[str]:
+    """What `model_digest` cannot tell and changes images; nothing where all is as by default.
+
+    The weights of LoRAs, words among so many others, how prompts are read, the negative prompt.
+    """
+    key = hashlib.sha256()
+    for file, used_as in [
+        *(weighted(text) for text in loras),
+        *((file, Path(file).stem) for file in words),
+    ]:
+        key.update(f"{used_as} {hashlib.sha256(Path(file).read_bytes()).hexdigest()} ".encode())
+    found = [key.hexdigest()[:16]] if loras or words else []
+    found += [f"{name} {value}" for name, value in model.reading.chosen.items()]
+    return found + ([f"negative {negative_prompt}"] if negative_prompt else [])
+
+
+def check_negative_prompt(model: LatentModel, negative_prompt: str) -> None:
+    """Refuse one that the model has no use for.
+
+    Raises:
+        UserError: its guidance is distilled, or it takes no prompts.
+    """
+    if negative_prompt and (model.guidance == "distilled" or not model.conditional):
+        why = "unconditional" if not model.conditional else "of distilled guidance"
+        raise UserError(f"the model is {why}: it takes no negative prompt, got {negative_prompt!r}")
 
 
 def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepsampler.errors import UserError
+from stepsampler.models.texts import Limit, Reading, cut_sentences
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype")
@@ -124,10 +125,14 @@ class Transformer:
 class ClipScore:
     """CLIP score of images and their prompts: 100 x cosine, at least 0 (Hessel et al. 2021).
 
-    It is torchmetrics' `clip_score`, which gives the mean of a batch alone, image by image.
+    A prompt beyond the model's length is cut by the tokenizer, which keeps the token at its end,
+    where CLIP reads the whole. With `long_prompts` "chunk" the text's direction is the mean of
+    those of its parts, each as long as the model takes.
     """
 
-    def __init__(self, source: str, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, source: str, device: str | torch.device = "cpu", long_prompts: str = "cut"
+    ) -> None:
         from transformers import CLIPTokenizer
 
         self.device = torch.device(device)
@@ -138,24 +143,73 @@ class ClipScore:
             raise UserError(
                 f"clip model {source!r}: its tokenizer has {words} words, the model {known}"
             )
+        self.most = int(self.images.net.config.text_config.max_position_embeddings)
+        self.long_prompts = Reading(long_prompts=long_prompts).long_prompts
         self.digest = f"{self.images.digest}-{_short(settings_of(self.tokenizer))}"
+        self._long: dict[tuple[str, ...], bool] = {}
 
-    def prepare(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels, tokens and their mask; prompts beyond the model's length are cut."""
-        words = self.tokenizer(list(prompts), return_tensors="pt", padding=True)
-        most = self.images.net.config.text_config.max_position_embeddings
-        tokens, mask = (words[k][:, :most].to(self.device) for k in ("input_ids", "attention_mask"))
-        return self.images.prepare(images), tokens, mask
+    def digest_for(self, prompts: Sequence[str]) -> str:
+        """The digest of scores with these prompts; how long ones are read counts if there are any.
+
+        Scores of before cut the token at the end as well: theirs is another digest.
+        """
+        texts = tuple(prompts)
+        if texts not in self._long:
+            self._long[texts] = any(n > self.most for n in self._lengths(texts))
+        return f"{self.digest}-{self.long_prompts}" if self._long[texts] else self.digest
+
+    def cuts(self, prompts: Sequence[str]) -> list[str]:
+        """A sentence if the end of some prompts is not seen."""
+        if self.long_prompts == "chunk":
+            return []
+        limit = Limit("the CLIP of the score", self.most, self._lengths)
+        texts = list(dict.fromkeys(prompts))
+        return cut_sentences([limit], texts, texts, "captions", "--clip-long-prompts chunk")
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        texts = list(texts)
+        return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
+
+    def prepare(
+        self, images: Tensor, prompts: Sequence[str]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pixels; tokens and their mask, a row for each part of a prompt; whose part it is."""
+        texts, owner = list(prompts), list(range(len(prompts)))
+        if self.long_prompts == "chunk":
+            parts = [_parts(self.tokenizer, text, self.most - 2) for text in prompts]
+            owner = [k for k, found in enumerate(parts) for _ in found]
+            words = self.tokenizer.pad(
+                {"input_ids": [ids for found in parts for ids in found]}, return_tensors="pt"
+            )
+        else:
+            words = self.tokenizer(
+                texts, return_tensors="pt", padding=True, truncation=True, max_length=self.most
+            )
+        tokens, mask = (words[k].to(self.device) for k in ("input_ids", "attention_mask"))
+        return self.images.prepare(images), tokens, mask, torch.tensor(owner)
 
     @torch.inference_mode()
-    def score(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> NDArray[np.float32]:
+    def score(
+        self, pixels: Tensor, tokens: Tensor, mask: Tensor, owner: Tensor
+    ) -> NDArray[np.float32]:
         """One score an image, (n,)."""
         texts = _pooled(self.images.net.get_text_features(tokens, mask)).float().cpu()
+        if len(texts) > len(pixels):
+            parts = torch.nn.functional.normalize(texts)
+            texts = torch.zeros(len(pixels), parts.shape[1]).index_add_(0, owner, parts)
         cosine = torch.nn.functional.cosine_similarity(self.images.features(pixels), texts)
         return (100 * cosine).clamp(min=0).numpy()
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> NDArray[np.float32]:
         return self.score(*self.prepare(images, prompts))
+
+
+def _parts(tokenizer: Any, text: str, room: int) -> list[list[int]]:
+    """The tokens of a text in parts of at most `room`, each with begin and end."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    starts = range(0, max(1, len(ids)), room)
+    ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return [[ends[0], *ids[k : k + room], ends[1]] for k in starts]
 
 
 def _pooled(output: Any) -> Tensor:

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, make_schedule
-from stepsampler.models import quiet
+from stepsampler.models import quiet, resolve
+from stepsampler.models.additions import weighted
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
-from stepsearch.config import CLIP, StudyConfig, load_config
+from stepsearch.config import CLIP, ModelConfig, StudyConfig, load_config
 from stepsearch.engine.transfer import earlier_best
 from stepsearch.metrics.evaluator import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
 from stepsearch.metrics.features import PRETRAINED, each, load_extractor
@@ -72,7 +73,7 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
 
 def missing(config: StudyConfig) -> list[str]:
     """A sentence for each thing that the study needs and that is not on this machine."""
-    found = [_missing_model(config.model.id)]
+    found = [_missing_model(config.model.id), *_missing_additions(config.model)]
     extractors = each(config.evaluation.extractor)
     found += map(_missing_extractor, extractors)
     if len(set(extractors)) < len(extractors):
@@ -108,6 +109,21 @@ def _missing_model(name: str) -> str | None:
         if known and not any((folder / part).glob("*.safetensors")):
             return f"model {name!r}: {folder / part} has no .safetensors weights"
     return None
+
+
+def _missing_additions(model: ModelConfig) -> list[str | None]:
+    """Of what the model is loaded with; whether it fits shows when it is."""
+    found: list[str | None] = []
+    for what, name in (("config", model.config), ("vae", model.vae)):
+        if name is None or local_folder(resolve(name)) or Path(name).is_file():
+            continue
+        found.append(
+            f"{what} {name!r}: no such folder, and not in the local Hugging Face cache; the first "
+            "run with a network downloads it"
+        )
+    files = [("LoRA", weighted(text)[0]) for text in model.loras]
+    files += [("textual inversion", name) for name in model.textual_inversions]
+    return found + [f"{what} {n!r}: no such file" for what, n in files if not Path(n).is_file()]
 
 
 def _missing_extractor(spec: str) -> str | None:
@@ -241,7 +257,7 @@ def side(config: StudyConfig) -> int:
     """Of an image, in pixels: as the study says, else as the model's files do, else 1024."""
     if config.model.size is not None:
         return config.model.size
-    folder = local_folder(config.model.id)
+    folder = local_folder(config.model.config or config.model.id)
     networks = [folder / name for name in ("unet", "transformer")] if folder else []
     for network in networks:
         latent = _setting(network, "sample_size")

@@ -54,7 +54,7 @@ def kind_of(config: StudyConfig) -> str:
         if kind not in FAMILIES:
             raise UserError(f"model.kind must be one of {', '.join(FAMILIES)}, got {kind!r}")
         return kind
-    weights = local_folder(config.model.id)
+    weights = local_folder(config.model.config or config.model.id)
     index = weights / "model_index.json" if weights else None
     if index is None or not index.exists():
         raise UserError(
@@ -99,6 +99,10 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     size = None if kind in PIXELS else SIZE
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
     data["model"]["compile"] = False  # takes longer than all of a dry run
+    # They are of the weights that are not loaded; a layer to skip is all that a tiny CLIP has.
+    data["model"] |= {"config": None, "variant": None, "vae": None}
+    data["model"] |= {"loras": (), "textual_inversions": ()}
+    data["model"]["clip_skip"] = config.model.clip_skip and 1
     evaluation = data["evaluation"]
     if config.evaluation.rungs:
         evaluation |= {"rungs": (8, 16), "images": 16}

@@ -147,6 +147,8 @@ def exported(result: Result, config: StudyConfig, candidate: Candidate) -> Sched
         "algorithm": config.search.algorithm,
         "algorithm_seed": config.search.seed,
         "model": config.model.id,
+        **config.model.additions,  # what else it was loaded with, and what it was told not to show
+        **({"negative_prompt": told} if (told := config.evaluation.negative_prompt) else {}),
         "metric": objective_name(config.evaluation, result.subject.reference, n),
         "value": row.score.value,
         "standard_error": row.score.se,

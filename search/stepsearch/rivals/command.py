@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stepsampler.errors import UserError
 from stepsampler.grids import from_sigmas
 from stepsampler.models import check_device, load
 from stepsampler.schedule import SOLVERS
 from stepsearch.config import RIVALS
-from stepsearch.metrics.evaluator import load_prompts
+from stepsearch.metrics.evaluator import check_negative_prompt, load_prompts
 from stepsearch.rivals.placement import place
 
 
@@ -25,8 +26,12 @@ def write_placement(
     batch_size: int,
     device: str,
     dtype: str,
+    negative_prompt: str = "",
+    **additions: Any,
 ) -> None:
     """Load the model, compute the placement and write a schedule with it.
+
+    `additions` are what else `stepsampler.models.load` takes.
 
     Raises:
         UserError: an unknown name, a missing file, or a model that the method does not know.
@@ -40,8 +45,9 @@ def write_placement(
             raise UserError(f"{option} must be one of {', '.join(known)}, got {value!r}")
     check_device(device)
     texts = [prompt.text for prompt in load_prompts(prompts)]
-    model = load(model_name, device, dtype, size)
-    found = place(model, texts, method, num_steps, guidance_scale, batch_size)
+    model = load(model_name, device, dtype, size, **additions)
+    check_negative_prompt(model, negative_prompt)
+    found = place(model, texts, method, num_steps, guidance_scale, batch_size, negative_prompt)
     *sigmas, final = found.sigmas
     scales = [guidance_scale] * num_steps
     schedule = from_sigmas(sigmas, final, scales, order, solver, model.spec)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.generate import seeded_noise
-from stepsampler.models import LatentModel
+from stepsampler.models import LatentModel, warn_of_cuts
 from stepsampler.noise import NoiseSchedule
 from stepsampler.schedule import Step
 from stepsearch.config import RIVALS
@@ -47,8 +47,11 @@ def place(
     num_steps: int,
     guidance_scale: float,
     batch_size: int,
+    negative_prompt: str = "",
 ) -> Placement:
     """Compute a rival's placement on a model; image k shows prompt k, the prompts repeat.
+
+    Prompts of which the model sees a part only are told in one `Notice`.
 
     Raises:
         UserError: an unknown method, or one that does not know this kind of model, its dtype or so
@@ -70,10 +73,13 @@ def place(
     if name in IMAGES:
         seeds = list(seeds_of(SEARCH, IMAGES[name]))
         size = min(batch_size, PART) if name == "ld3" else batch_size
+        shown = [prompts[seed % len(prompts)] for seed in seeds]
+        warn_of_cuts(model, shown, [negative_prompt])
         chunks = [seeds[k : k + size] for k in range(0, len(seeds), size)]
         for chunk in chunks:
             texts = [prompts[seed % len(prompts)] for seed in chunk]
-            parts.append(_Counting(model, texts, seeded_noise(chunk, model.shape)))
+            noises = seeded_noise(chunk, model.shape)
+            parts.append(_Counting(model, texts, negative_prompt, noises))
     if isinstance(noise, NoiseSchedule) and name in ("dmn", "hso"):
         power = 1.0 if model.spec.family == "unconditional" else 2.0  # those are on pixels
         sigmas = (dmn if name == "dmn" else hso)(num_steps, noise, power)
@@ -128,7 +134,9 @@ def recall_or_place(
         # Finite differences and gradients: of one and the same network, and sizes that only
         # come here are not worth compiling.
         with model.uncompiled():
-            found = place(model, prompts, name, num_steps, guidance_scale, size)
+            found = place(
+                model, prompts, name, num_steps, guidance_scale, size, evaluator.negative_prompt
+            )
         write_whole(path, lambda p: p.write_text(json.dumps(asdict(found))))
     return Placement(**json.loads(path.read_text()))
 
@@ -141,9 +149,11 @@ def _path(evaluator: Evaluator, name: str, num_steps: int, guidance_scale: float
 class _Counting:
     """The model on a few prompts, with the noise of their seeds; counts its network passes."""
 
-    def __init__(self, model: LatentModel, texts: Sequence[str], latents: Tensor) -> None:
+    def __init__(
+        self, model: LatentModel, texts: Sequence[str], negative: str, latents: Tensor
+    ) -> None:
         # Clones: what is made in inference mode takes no part in gradients.
-        cond, uncond = model.encode(texts), model.encode([""] * len(texts), negative=True)
+        cond, uncond = model.encode(texts), model.encode([negative] * len(texts), negative=True)
         self.denoise = model.denoiser(
             {k: v.clone() for k, v in cond.items()}, {k: v.clone() for k, v in uncond.items()}
         )
