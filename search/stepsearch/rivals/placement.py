@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.generate import seeded_noise
-from stepsampler.models import LatentModel, warn_of_cuts
+from stepsampler.models import LatentModel
 from stepsampler.noise import NoiseSchedule
 from stepsampler.schedule import Step
 from stepsearch.config import RIVALS
@@ -51,8 +51,6 @@ def place(
 ) -> Placement:
     """Compute a rival's placement on a model; image k shows prompt k, the prompts repeat.
 
-    Prompts of which the model sees a part only are told in one `Notice`.
-
     Raises:
         UserError: an unknown method, or one that does not know this kind of model, its dtype or so
             many steps.
@@ -73,8 +71,6 @@ def place(
     if name in IMAGES:
         seeds = list(seeds_of(SEARCH, IMAGES[name]))
         size = min(batch_size, PART) if name == "ld3" else batch_size
-        shown = [prompts[seed % len(prompts)] for seed in seeds]
-        warn_of_cuts(model, shown, [negative_prompt])
         chunks = [seeds[k : k + size] for k in range(0, len(seeds), size)]
         for chunk in chunks:
             texts = [prompts[seed % len(prompts)] for seed in chunk]

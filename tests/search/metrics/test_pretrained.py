@@ -18,7 +18,7 @@ IMAGES = torch.randint(0, 256, (3, 3, 40, 52), generator=torch.manual_seed(0)).b
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # has cosines above 0
     save_clip(folder)
     return folder
 
@@ -91,10 +91,12 @@ class TensorFeatures:
         return self.net.get_text_features(*inputs).pooler_output
 
 
-TEXTS = ["a photo of a bag", "a photo of a sneaker " * 40, "a coat"]  # the second one is cut
+TEXTS = ["a photo of a bag", "a photo of a sneaker " * 40, "a coat"]  # the second one is long
+SHORT = ["a bag", "a red sneaker", "a coat"]
 
 
-def test_the_clip_score_of_a_batch_is_torchmetrics_of_each_image(clip):
+def test_the_clip_score_of_short_captions_is_torchmetrics_of_each_image(clip):
+    """Of long ones it is not: torchmetrics cuts off the token at which CLIP reads the whole."""
     from torchmetrics.functional.multimodal import clip_score
     from transformers import CLIPModel, CLIPProcessor
 
@@ -102,10 +104,73 @@ def test_the_clip_score_of_a_batch_is_torchmetrics_of_each_image(clip):
     with torch.inference_mode():
         expected = [
             float(clip_score([image], [text], lambda: loaded))
-            for image, text in zip(IMAGES, TEXTS, strict=True)
+            for image, text in zip(IMAGES, SHORT, strict=True)
         ]
     assert max(expected) > 1
-    assert ClipScore(str(clip))(IMAGES, TEXTS) == pytest.approx(expected, abs=1e-4)
+    assert ClipScore(str(clip))(IMAGES, SHORT) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, SHORT, ["a red bag and " * 9, "b" * 60, "c" * 14]])
+def test_the_clip_score_is_the_similarity_of_transformers(clip, texts):
+    """Long, short and mixed captions in one batch."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    processor, model = CLIPProcessor.from_pretrained(clip), CLIPModel.from_pretrained(clip)
+    inputs = processor(
+        text=texts, images=list(IMAGES), return_tensors="pt", padding=True, truncation=True
+    )
+    with torch.inference_mode():
+        logits = model(**inputs).logits_per_image.diagonal() / model.logit_scale.exp()
+    expected = (100 * logits).clamp(min=0)
+    assert expected.max() > 1
+    assert ClipScore(str(clip))(IMAGES, texts) == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+def test_two_long_captions_do_not_score_alike(clip):
+    image, tail = IMAGES[:1].expand(2, -1, -1, -1), " and so on" * 9
+    a, b = ClipScore(str(clip)), ClipScore(str(clip), long_prompts="chunk")
+    for score, begin, same in ((a, ["a fox", "my dog"], False), (b, ["a fox", "my dog"], False)):
+        first, second = score(image, [text + tail for text in begin])
+        assert max(first, second) > 0
+        assert (first == second) == same
+    for score, end, same in ((a, ["a fox", "my dog"], True), (b, ["a fox", "my dog"], False)):
+        first, second = score(image, [tail + text for text in end])
+        assert min(first, second) > 0
+        assert (first == second) == same
+
+
+def test_chunks_of_a_caption_have_a_mean_direction(clip):
+    from torch.nn.functional import cosine_similarity, normalize
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model, tokenizer = CLIPModel.from_pretrained(clip), CLIPTokenizer.from_pretrained(clip)
+    score = ClipScore(str(clip), long_prompts="chunk")
+    ids = tokenizer(TEXTS[1], add_special_tokens=False)["input_ids"]
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    with torch.inference_mode():
+        parts = [
+            model.get_text_features(torch.tensor([[begin, *ids[k : k + 14], end]])).pooler_output
+            for k in range(0, len(ids), 14)
+        ]
+        image = load_extractor(f"clip:{clip}")(IMAGES[1:2])
+        mean = normalize(torch.cat(parts)).mean(0, keepdim=True)
+        expected = (100 * cosine_similarity(image, mean)).clamp(min=0)
+    assert len(parts) > 2
+    assert score(IMAGES, TEXTS)[1] == pytest.approx(float(expected), abs=1e-4)
+    # Short captions alone are the same bit for bit.
+    assert (score(IMAGES, SHORT) == ClipScore(str(clip))(IMAGES, SHORT)).all()
+
+
+def test_captions_that_are_cut_are_said_and_have_another_digest(clip):
+    """Scores of short captions keep theirs, and so what a cache has of them."""
+    score, chunked = ClipScore(str(clip)), ClipScore(str(clip), long_prompts="chunk")
+    (said,) = score.cuts(TEXTS)
+    assert said.startswith("1 of 3 captions are longer than the 16 tokens that the CLIP of the sc")
+    assert "number 1 ('a photo of a sneaker" in said
+    assert "--clip-long-prompts chunk" in said
+    assert score.cuts(SHORT) == chunked.cuts(TEXTS) == []
+    assert score.digest_for(SHORT) == chunked.digest_for(SHORT) == score.digest
+    assert len({score.digest, score.digest_for(TEXTS), chunked.digest_for(TEXTS)}) == 3
 
 
 def test_the_clip_score_calls_each_network_once_a_batch(clip):
