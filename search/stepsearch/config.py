@@ -43,6 +43,8 @@ class ModelConfig(_Section):
     id: str = "tiny"  # or "tiny-second", a local folder, a hub id, a .safetensors checkpoint
     config: str | None = None  # folder or hub id with the configs of a checkpoint file
     variant: str | None = None  # of the weights' files in a folder, such as "fp16"
+    # Overrules what checkpoint and configs say
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     vae: str | None = None
     loras: tuple[str, ...] = ()  # FILE or FILE:WEIGHT
     textual_inversions: tuple[str, ...] = ()

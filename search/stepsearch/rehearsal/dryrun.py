@@ -100,7 +100,7 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
     data["model"]["compile"] = False  # takes longer than all of a dry run
     # They are of the weights that are not loaded; a layer to skip is all that a tiny CLIP has.
-    data["model"] |= {"config": None, "variant": None, "vae": None}
+    data["model"] |= dict.fromkeys(("config", "variant", "prediction_type", "vae"))
     data["model"] |= {"loras": (), "textual_inversions": ()}
     data["model"]["clip_skip"] = config.model.clip_skip and 1
     evaluation = data["evaluation"]

@@ -253,7 +253,7 @@ def test_evaluate_says_which_prompts_are_cut(files, tmp_path, monkeypatch, capsy
     assert "1 of 3 prompts are longer than the 16 tokens that CLIP takes" in out
     code, out, errors = command(monkeypatch, capsys, tmp_path, "--clip-skip", 1)
     assert code == 2
-    assert "--clip-skip is of the model, but nothing that it makes is scored" in errors
+    assert "--clip-skip: of the model, but nothing that it makes is scored" in errors
 
 
 def test_a_placement_is_of_the_model_that_one_samples(files, tmp_path, monkeypatch, capsys):
