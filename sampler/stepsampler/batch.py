@@ -17,7 +17,7 @@ import torch
 
 from stepsampler.errors import UserError
 from stepsampler.generate import generate
-from stepsampler.models import LatentModel, warn_of_cuts
+from stepsampler.models import LatentModel, note_cuts
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import Caption
 from stepsampler.support.files import write_text
@@ -57,7 +57,7 @@ def run_batch(
         "negative_prompt": negative_prompt,
         "batch_size": batch_size,
     }
-    warn_of_cuts(model, (caption.text for caption in captions), [negative_prompt])
+    note_cuts(model, (caption.text for caption in captions), [negative_prompt])
     manifest = out / MANIFEST
     blocks = [
         range(start, min(start + batch_size, len(captions)))

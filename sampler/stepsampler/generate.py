@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stepsampler.errors import UserError, is_out_of_memory
-from stepsampler.models import LatentModel, warn_of_cuts
+from stepsampler.models import LatentModel, note_cuts
 from stepsampler.sample import sample
 from stepsampler.schedule import Schedule
 
@@ -58,7 +58,7 @@ def generate(
 ) -> Iterator[Batch]:
     """Yield batches of at most `batch_size` images; `prompts` and `seeds` are of equal length.
 
-    Prompts of which the model sees a part only are told in one `Notice`.
+    Prompts of which the model sees a part only are told on stderr, once.
 
     Raises:
         UserError: unequal lengths, a schedule made for another kind of model, a negative prompt
@@ -74,7 +74,7 @@ def generate(
     model.check(schedule)
     if model.guidance == "distilled" and any(negative_prompts):
         raise UserError("the guidance of this model is distilled: it takes no negative prompt")
-    warn_of_cuts(model, prompts, negative_prompts)
+    note_cuts(model, prompts, negative_prompts)
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
         with fitting(model, len(seeds[part])):

@@ -99,7 +99,7 @@ def generate(
     from rich.progress import track
 
     from stepsampler.generate import generate as make
-    from stepsampler.models import warn_of_cuts
+    from stepsampler.models import note_cuts
     from stepsampler.support.pictures import MAX_SHEET, keep_png, keeping, save_sheet
 
     loaded = open_model(
@@ -119,7 +119,7 @@ def generate(
     if not texts and loaded.conditional:
         raise UserError(NO_PROMPT)
     texts = texts or [""]
-    warn_of_cuts(loaded, texts, [negative_prompt])
+    note_cuts(loaded, texts, [negative_prompt])
     batches = make(
         loaded,
         plan,

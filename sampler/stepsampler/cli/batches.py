@@ -152,7 +152,7 @@ def grid(
     import torch
 
     from stepsampler.generate import generate
-    from stepsampler.models import warn_of_cuts
+    from stepsampler.models import note_cuts
     from stepsampler.support.pictures import MAX_SHEET, keeping, save_sheet
 
     if len(plans) * len(pairs) > MAX_SHEET:
@@ -171,7 +171,7 @@ def grid(
         clip_skip,
         long_prompts,
     )
-    warn_of_cuts(loaded, texts, [negative_prompt])
+    note_cuts(loaded, texts, [negative_prompt])
     images = [
         made.images
         for plan in plans

@@ -14,7 +14,7 @@ from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import read_pipeline
-from stepsampler.models.texts import Reading, warn_of_cuts
+from stepsampler.models.texts import Reading, note_cuts
 
 __all__ = [
     "BUNDLED",
@@ -23,9 +23,9 @@ __all__ = [
     "families",
     "from_pipeline",
     "load",
+    "note_cuts",
     "quiet",
     "resolve",
-    "warn_of_cuts",
 ]
 
 BUNDLED = ("tiny", "tiny-second")  # the second: another seed, half the training

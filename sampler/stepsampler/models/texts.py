@@ -1,6 +1,5 @@
 """How prompts are read: what an encoder's length cuts off, CLIP's chunks and skipped layers."""
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stepsampler.errors import Notice, UserError
+from stepsampler.errors import UserError, note
 
 if TYPE_CHECKING:
     from stepsampler.models.base import LatentModel
@@ -140,12 +139,12 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= LETTERS else f"{text[:LETTERS]}…")
 
 
-def warn_of_cuts(
+def note_cuts(
     model: "LatentModel", prompts: Iterable[str], negative_prompts: Iterable[str] = ()
 ) -> None:
-    """A `Notice` for what is cut of prompts that no earlier call was about."""
+    """Say on stderr what is cut of prompts that no earlier call was about."""
     for sentence in model.cuts(prompts, negative_prompts):
-        warnings.warn(sentence, Notice, stacklevel=3)
+        note(sentence)
 
 
 def clip_chunks(tokenizer: Any, text: str, cut: bool = False) -> list[list[int]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from stepsampler.errors import UserError
 from stepsampler.grids import from_sigmas
-from stepsampler.models import check_device, load, warn_of_cuts
+from stepsampler.models import check_device, load, note_cuts
 from stepsampler.schedule import SOLVERS
 from stepsearch.config import RIVALS
 from stepsearch.metrics.evaluator import check_negative_prompt, load_prompts
@@ -47,7 +47,7 @@ def write_placement(
     texts = [prompt.text for prompt in load_prompts(prompts)]
     model = load(model_name, device, dtype, size, **additions)
     check_negative_prompt(model, negative_prompt)
-    warn_of_cuts(model, texts, [negative_prompt])
+    note_cuts(model, texts, [negative_prompt])
     found = place(model, texts, method, num_steps, guidance_scale, batch_size, negative_prompt)
     *sigmas, final = found.sigmas
     scales = [guidance_scale] * num_steps

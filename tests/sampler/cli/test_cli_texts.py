@@ -49,7 +49,7 @@ def test_a_prompt_that_is_cut_is_said_unless_it_goes_in_chunks(call, tmp_path, c
     code, _, errors = call(*options)
     assert code == 0
     (line,) = [line for line in errors.splitlines() if "cut" in line]
-    assert line.startswith("stepsample: 1 of 2 prompts are longer than the 16 tokens that CLIP")
+    assert line.startswith("note: 1 of 2 prompts are longer than the 16 tokens that CLIP")
     assert "number 1 ('a photo of a shirt, " in line
     code, _, errors = call(*options[:-1], f"chunk-{out}", "--long-prompts", "chunk")
     assert (code, errors) == (0, "")
@@ -58,7 +58,7 @@ def test_a_prompt_that_is_cut_is_said_unless_it_goes_in_chunks(call, tmp_path, c
 def test_a_negative_prompt_that_is_cut_is_said(call):
     code, _, errors = call("s.json", "--prompt", "a bag", "--negative-prompt", LONG)
     assert code == 0
-    assert "stepsample: 1 of 1 negative prompts are longer" in errors
+    assert "note: 1 of 1 negative prompts are longer" in errors
 
 
 def test_both_settings_reach_the_model(call, tmp_path):

@@ -1,7 +1,5 @@
 """How prompts are read: what is cut is said, chunks are ComfyUI's, clip skip is diffusers'."""
 
-import warnings
-
 import numpy as np
 import pipelines
 import pytest
@@ -11,10 +9,9 @@ from transformers import CLIPTextModel
 
 from stepsampler import Schedule, Step, UserError
 from stepsampler.denoiser import stack
-from stepsampler.errors import Notice
 from stepsampler.generate import generate, seeded_noise
 from stepsampler.models import from_pipeline
-from stepsampler.models.loading import add_textual_inversion
+from stepsampler.models.additions import add_textual_inversion
 from stepsampler.models.texts import clip_chunks
 
 SIZE = pipelines.SIZE
@@ -207,26 +204,23 @@ def test_layers_that_there_are_not_are_refused(skip):
         from_pipeline(pipelines.stable_diffusion(), long_prompts="no")
 
 
-def notices(call):
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        call()
-    return [str(w.message) for w in found if issubclass(w.category, Notice)]
+def test_prompts_that_are_cut_are_counted_and_named_once(capsys):
+    def notes(*given):
+        images(*given)
+        return capsys.readouterr().err.splitlines()
 
-
-def test_prompts_that_are_cut_are_counted_and_named_once():
     model = from_pipeline(pipelines.stable_diffusion())
     prompts = [SHORT, LONGER, *(f"{LONGER}{k}" for k in range(4)), "x" * 14]
-    (said,) = notices(lambda: images(model, prompts))
-    assert said.startswith("5 of 7 prompts are longer than the 16 tokens that CLIP takes")
+    (said,) = notes(model, prompts)
+    assert said.startswith("note: 5 of 7 prompts are longer than the 16 tokens that CLIP takes")
     assert "number 1 (" in said
     assert "and 2 more" in said or ", 2 more" in said
     assert "--long-prompts chunk" in said
-    assert notices(lambda: images(model, prompts)) == []
-    (said,) = notices(lambda: images(model, [SHORT], LONGER))
-    assert said.startswith("1 of 1 negative prompts are longer")
+    assert notes(model, prompts) == []
+    (said,) = notes(model, [SHORT], LONGER)
+    assert said.startswith("note: 1 of 1 negative prompts are longer")
     chunked = from_pipeline(pipelines.stable_diffusion(), long_prompts="chunk")
-    assert notices(lambda: images(chunked, prompts, LONGER)) == []
+    assert notes(chunked, prompts, LONGER) == []
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,21 @@ def test_a_study_sees_the_images_that_one_samples(files, tmp_path):
     assert not torch.equal(evaluator.images(PLAN, range(4)), plain.images(PLAN, range(4)))
 
 
+def test_variant_and_prediction_type_reach_the_model(tmp_path):
+    pipe = pipelines.stable_diffusion().to(torch.bfloat16)
+    pipe.save_pretrained(tmp_path / "m", variant="other")
+    torch.nn.init.zeros_(pipe.unet.conv_out.weight)
+    pipe.save_pretrained(tmp_path / "m")
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a fox\n")
+    base = {"id": str(tmp_path / "m")}
+    found = {
+        Evaluator(study(tmp_path, base | more, prompts=str(prompts)), tmp_path).identity
+        for more in ({}, {"variant": "other"}, {"prediction_type": "v_prediction"})
+    }
+    assert len(found) == 3
+
+
 def test_each_setting_changes_the_identity_of_a_run(files, tmp_path):
     base = {"id": str(files / "sd")}
     found = {Evaluator(study(files, base), tmp_path).identity}
