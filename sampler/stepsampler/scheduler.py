@@ -97,6 +97,37 @@ def _outside(schedule: Any) -> str | None:
     return None
 
 
+# Options of diffusers' schedulers under which a level or a timestep means something else than here,
+# or a prediction is changed, and the value that changes nothing
+LEVELS = {
+    "rescale_betas_zero_snr": False,
+    "thresholding": False,
+    "sigma_data": None,  # EDM's preconditioning: Cosmos
+    "timestep_type": "discrete",  # else the network is told log sigma
+    "snr_shift_scale": 1.0,  # CogVideoX
+    "invert_sigmas": False,  # time from 0 to 1: Mochi, OmniGen
+    "stages": None,  # levels of several resolutions: Helios
+    "num_policy_substeps": None,  # several steps of a policy for each of the network: pi-Flow
+}
+FOREIGN = ("FlowMapEulerDiscreteScheduler",)  # the network is told where a step ends
+
+
+def _check_levels(config: Mapping[str, Any]) -> None:
+    """Refuse a scheduler whose levels mean something else than those of a schedule."""
+    for option, harmless in LEVELS.items():
+        value = config.get(option)
+        if value and value != harmless:
+            raise ValueError(f"{option}={value} of the pipeline's scheduler is not supported")
+    if config.get("_class_name") in FOREIGN:
+        raise ValueError(f"{config['_class_name']}: the network is told where a step ends")
+    flow = "beta_schedule" not in config or config.get("prediction_type") == "flow_prediction"
+    if flow and config.get("num_train_timesteps", 1000) != 1000:
+        raise ValueError(
+            "num_train_timesteps of a flow model's scheduler must be 1000, "
+            f"got {config['num_train_timesteps']}"
+        )
+
+
 def _needed(count: int | None) -> int:
     if count is None or count < 1:
         raise ValueError(f"without a schedule num_inference_steps must be at least 1, got {count}")
@@ -189,11 +220,9 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ValueError: a config of neither kind, or with an option that changes the model's
                 levels or predictions and is not supported.
         """
-        for option in ("rescale_betas_zero_snr", "thresholding"):
-            if config.get(option):
-                raise ValueError(f"{option} of the pipeline's scheduler is not supported")
         if "beta_schedule" not in config and "shift" not in config:
             raise ValueError("the config has neither the betas nor the shift of a noise schedule")
+        _check_levels(config)
         if "beta_schedule" not in config or config.get("use_flow_sigmas"):
             kwargs.setdefault("prediction_type", "flow_prediction")
             kwargs.setdefault("shift", config.get("flow_shift", config.get("shift")))
@@ -248,8 +277,10 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         shifted by `shift`, or by `mu` where the config has `use_dynamic_shifting`.
 
         Raises:
-            ValueError: neither a schedule nor a number of steps.
+            ValueError: neither a schedule nor a number of steps, or a pipeline that was built
+                around this scheduler wants levels of another meaning.
         """
+        _check_levels(self.config)  # which pipelines add to
         held = self.config.schedule
         if held:
             self._levels, timesteps, self._rows = held["sigmas"], held["timesteps"], held["rows"]
