@@ -26,11 +26,14 @@ from stepsampler.scheduler import StepScheduler, plan
 
 # Packages of diffusers.pipelines that call the network apart for each half, the conditional one
 # first, or for one half only. Everywhere else a batch of two equal halves is a doubled one.
-APART = frozenset(
-    "bria_fibo2 chroma chronoedit cogview4 flux flux2 glm_image helios hunyuan_video joyimage "
-    "kandinsky5 krea2 longcat_image lucy lumina2 nucleusmoe_image ovis_image qwenimage "
-    "qwenimage21 skyreels_v2 wan".split()  # noqa: SIM905
-)
+# fmt: off
+APART = frozenset({
+    "bria_fibo2", "chroma", "chronoedit", "cogview4", "flux", "flux2",
+    "glm_image", "helios", "hunyuan_video", "joyimage", "kandinsky5", "krea2",
+    "longcat_image", "lucy", "lumina2", "nucleusmoe_image", "ovis_image", "qwenimage",
+    "qwenimage21", "skyreels_v2", "wan",
+})
+# fmt: on
 # Packages that double the batch with the conditional half first. Everywhere else it is the second.
 COND_FIRST = frozenset({"dit", "omnigen", "z_image"})
 # Packages whose guidance is more than a combination of two predictions.
