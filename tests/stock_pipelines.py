@@ -79,6 +79,13 @@ def _video_vae(**options):
     )  # fmt: skip
 
 
+def _qwen_vae():
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=24, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1,
+        temperal_downsample=[False, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+
+
 def flow(**options):
     return FlowMatchEulerDiscreteScheduler(**options)
 
@@ -89,11 +96,7 @@ def qwen_image():
         in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=WIDTH, axes_dims_rope=(8, 4, 4),
     )  # fmt: skip
-    vae = diffusers.AutoencoderKLQwenImage(
-        base_dim=24, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
-    )  # fmt: skip
-    pipe = diffusers.QwenImagePipeline(flow(), vae, None, None, transformer)
+    pipe = diffusers.QwenImagePipeline(flow(), _qwen_vae(), None, None, transformer)
     names = ("prompt_embeds_mask", "negative_prompt_embeds_mask")
     call = {**texts(2, 7, WIDTH), **masks(2, 7, names=names), "height": 32, "width": 32}
     return Subject(pipe, {**call, "latents": noise(2, 16, 16)}, "true_cfg_scale", None)
@@ -164,11 +167,7 @@ def krea2():
         text_intermediate_size=32, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
         axes_dims_rope=(8, 4, 4),
     )  # fmt: skip
-    vae = diffusers.AutoencoderKLQwenImage(
-        base_dim=24, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
-    )  # fmt: skip
-    pipe = diffusers.Krea2Pipeline(flow(), vae, None, None, transformer)
+    pipe = diffusers.Krea2Pipeline(flow(), _qwen_vae(), None, None, transformer)
     names = ("prompt_embeds_mask", "negative_prompt_embeds_mask")
     call = {**texts(2, 7, 2, WIDTH), **masks(2, 7, names=names), "height": 32, "width": 32}
     return Subject(pipe, {**call, "latents": noise(2, 16, 16)}, offset=-1.0)

@@ -109,7 +109,7 @@ def test_a_network_that_takes_its_scale_as_an_embedding_is_refused(pipe):
 
 
 def controlled(pipe):
-    net = diffusers.ControlNetModel.from_unet(pipe.unet)
+    net = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8))
     for block in net.controlnet_down_blocks:
         torch.nn.init.normal_(block.weight, std=0.1, generator=torch.manual_seed(1))
     made = diffusers.StableDiffusionControlNetPipeline(
