@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import diffusers
+import models_page
 import pipelines
 import pytest
 import stock_pipelines
@@ -15,7 +16,7 @@ from stock_pipelines import GUIDABLE
 
 from stepsampler import UserError
 from stepsampler.grids import from_sigmas
-from stepsampler.guided import APART, guided
+from stepsampler.guided import APART, COND_FIRST, OWN_RULE, guided
 from stepsampler.noise import FlowSchedule
 from stepsampler.scheduler import StepScheduler
 
@@ -222,3 +223,26 @@ def test_the_packages_that_call_apart_are_those_of_the_sources():
     scheduler_of_their_own = {"cosmos", "kandinsky6", "longcat_audio_dit"}
     one_half_only = {"flux2"} - apart.keys()
     assert set(apart) - scheduler_of_their_own == APART - one_half_only
+
+
+def test_the_halves_of_a_doubled_batch_are_as_in_the_sources():
+    root = Path(diffusers.__file__).parent / "pipelines"
+    split = re.compile(r"(\w+), (\w+) = \w+\.chunk\(2\)|(\w+), (\w+) = torch\.split\(\s*noise")
+    seen, cond_first = set(), set()
+    for file in root.rglob("pipeline_*.py"):
+        text = file.read_text()
+        if "deprecated" in file.parts or "scheduler.step(" not in text:
+            continue
+        package = file.relative_to(root).parts[0]
+        for names in (tuple(filter(None, found)) for found in split.findall(text)):
+            negative = [bool(re.search("neg|uncond", name)) for name in names]
+            if sum(negative) == 1:
+                seen.add(package)
+                cond_first |= {package} if negative[1] else set()
+    assert len(seen) > 25
+    assert cond_first <= {*COND_FIRST, *OWN_RULE, "stable_cascade"}, "its network is no U-Net"
+
+
+def test_the_page_of_models_is_that_of_the_installed_diffusers():
+    page = models_page.PAGE.read_text(encoding="utf-8")
+    assert page == models_page.replaced(page), "run python tests/models_page.py"
