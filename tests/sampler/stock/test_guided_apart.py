@@ -144,6 +144,21 @@ def test_flux_is_guided_by_two_calls_too():
     torch.testing.assert_close(found, subject.run(3, 3.0), rtol=1e-5, atol=1e-5)
 
 
+@every
+def test_half_precision_is_not_taken_for_another_combination(subject):
+    subject.pipe.to(torch.bfloat16)
+    subject.call = {
+        k: v.bfloat16() if torch.is_tensor(v) and v.is_floating_point() else v
+        for k, v in subject.call.items()
+    }
+    if "prompt" in subject.call:  # Z-Image: lists of embeddings, and latents that stay in float32
+        for key in ("prompt_embeds", "negative_prompt_embeds"):
+            subject.call[key] = [v.bfloat16() for v in subject.call[key]]
+        subject.call["latents"] = subject.call["latents"].float()
+    with guided(subject.pipe, schedule_of(4.0, 1.0, 2.5)):
+        assert subject.run(3, 6.0).isfinite().all()
+
+
 # ---- refused in words
 
 
@@ -162,13 +177,11 @@ def test_options_that_change_the_guidance_are_refused(name, options, message):
 
 
 def test_a_pipeline_with_a_guider_is_refused_by_name():
-    subject = stock_pipelines.hunyuan_image()
-    for scales in ((4.0, 4.0, 4.0), (1.0, 1.0, 1.0)):
-        with (
-            pytest.raises(UserError, match="HunyuanImagePipeline guides by its component 'guider'"),
-            guided(subject.pipe, schedule_of(*scales)),
-        ):
-            pass
+    for pipe in (stock_pipelines.hunyuan_image().pipe, diffusers.QwenImageModularPipeline()):
+        for scales in ((4.0, 4.0, 4.0), (1.0, 1.0, 1.0)):
+            message = f"{type(pipe).__name__} guides by its component 'guider'"
+            with pytest.raises(UserError, match=message), guided(pipe, schedule_of(*scales)):
+                pass
 
 
 def test_levels_of_edm_in_a_flow_scheduler_are_refused():
