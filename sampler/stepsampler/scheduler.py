@@ -7,7 +7,6 @@ this file alone can be copied into the `scheduler` folder of a hub repository. A
 reloads where this module was imported before; diffusers then looks here for `SchedulerMixin`.
 """
 
-import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,74 +26,41 @@ logger = logging.get_logger(__name__)
 
 
 def plan(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers that the scheduler executes, as plain JSON: the one place that knows solvers.
+    """The numbers that the scheduler executes, as plain JSON: see `stepsampler.rows`."""
+    from stepsampler.rows import plain
 
-    `schedule` is a `Schedule` or the parsed JSON of its file, `config` that of a scheduler.
+    return {"format": FORMAT, **plain(schedule, config)}
 
-    Raises:
-        ScheduleError (a ValueError): the schedule was made for another model, or needs more than
-            one network call for each of the scheduler's steps.
-    """
-    from stepsampler.noise import FlowSchedule, NoiseSchedule
-    from stepsampler.schedule import Schedule
-    from stepsampler.solvers import tableau
-    from stepsampler.support.checks import ScheduleError
 
-    if not isinstance(schedule, Schedule):
-        schedule = Schedule.from_json(json.dumps(schedule))
-    for needs, what in (
-        (schedule.solver == "heun", "heun calls the network twice a step"),
-        (schedule.golden_noise, "golden noise calls the network before the first step"),
-        (schedule.steps[0].analytic is not None, "an analytic first step calls no network"),
-        (any(s.churn for s in schedule.steps), "churn draws from a generator of each image"),
-    ):
-        if needs:
-            raise ScheduleError(f"{what}, which a scheduler of a stock pipeline cannot do")
-    prediction_type = config["prediction_type"]
-    flow = prediction_type == "flow_prediction"
-    noise = FlowSchedule() if flow else NoiseSchedule.from_scheduler_config(config)
-    if schedule.flow != flow:
-        raise ScheduleError(
-            f"the pipeline's prediction type is {prediction_type}, but the schedule's `model` "
-            f"names {schedule.model.prediction_type if schedule.model else 'none'}"
+# Options of diffusers' schedulers under which a level or a timestep means something else than here,
+# or a prediction is changed, and the value that changes nothing
+LEVELS = {
+    "rescale_betas_zero_snr": False,
+    "thresholding": False,
+    "sigma_data": None,  # of a flow: Cosmos, whose levels are those of EDM
+    "timestep_type": "discrete",  # else the network is told log sigma
+    "snr_shift_scale": 1.0,  # CogVideoX
+    "invert_sigmas": False,  # time from 0 to 1: Mochi, OmniGen
+    "stages": None,  # levels of several resolutions: Helios
+    "num_policy_substeps": None,  # several steps of a policy for each of the network: pi-Flow
+}
+FOREIGN = ("FlowMapEulerDiscreteScheduler",)  # the network is told where a step ends
+
+
+def _check_levels(config: Mapping[str, Any]) -> None:
+    """Refuse a scheduler whose levels mean something else than those of a schedule."""
+    flow = "beta_schedule" not in config or config.get("prediction_type") == "flow_prediction"
+    for option, harmless in LEVELS.items():
+        value = config.get(option)
+        if value and value != harmless and (flow or option != "sigma_data"):
+            raise ValueError(f"{option} of the pipeline's scheduler is not supported, got {value}")
+    if config.get("_class_name") in FOREIGN:
+        raise ValueError(f"{config['_class_name']}: the network is told where a step ends")
+    if flow and config.get("num_train_timesteps") != 1000:
+        raise ValueError(
+            "num_train_timesteps of a flow model's scheduler must be 1000, "
+            f"got {config.get('num_train_timesteps')}"
         )
-    if schedule.model:
-        difference = schedule.model.mismatch(noise.spec(schedule.model.family, prediction_type))
-        if difference:
-            raise ScheduleError(f"the schedule was made for {difference}")
-    noise.check_range(schedule)
-    rows = []
-    for row in tableau(schedule):
-        updates = {"advance": row.advance, "correct": row.correct}
-        rows.append(
-            {
-                name: {"state": u.state, "x0": list(u.x0), "points": list(u.points)}
-                for name, u in updates.items()
-                if u
-            }
-        )
-    return {
-        "format": FORMAT,
-        "prediction_type": prediction_type,
-        "sigmas": list(schedule.sigmas),
-        "timesteps": [noise.network_time(step.sigma) for step in schedule.steps],
-        "decode": schedule.decode,
-        "rows": rows,
-    }
-
-
-def _outside(schedule: Any) -> str | None:
-    """What of a schedule a scheduler leaves to the pipeline."""
-    steps = (
-        schedule["steps"] if isinstance(schedule, Mapping) else [vars(s) for s in schedule.steps]
-    )
-    if len({step["guidance_scale"] for step in steps}) > 1:
-        return "varies the guidance scale"
-    if any(step.get("free_u") for step in steps):
-        return "uses Free-U"
-    if any(step.get("guidance_rescale") for step in steps):
-        return "rescales guidance"
-    return None
 
 
 def _needed(count: int | None) -> int:
@@ -153,8 +119,10 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         config = {**betas, "prediction_type": prediction_type}
         if schedule is not None:
             if not isinstance(schedule, Mapping) or schedule.get("format") != FORMAT:
+                from stepsampler.rows import outside
+
                 made = plan(schedule, config)
-                left = _outside(schedule)
+                left = outside(schedule)
                 if left:
                     logger.warning(
                         f"The schedule {left}, which a scheduler alone cannot do: "
@@ -189,14 +157,14 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ValueError: a config of neither kind, or with an option that changes the model's
                 levels or predictions and is not supported.
         """
-        for option in ("rescale_betas_zero_snr", "thresholding"):
-            if config.get(option):
-                raise ValueError(f"{option} of the pipeline's scheduler is not supported")
         if "beta_schedule" not in config and "shift" not in config:
             raise ValueError("the config has neither the betas nor the shift of a noise schedule")
+        _check_levels(config)
         if "beta_schedule" not in config or config.get("use_flow_sigmas"):
             kwargs.setdefault("prediction_type", "flow_prediction")
             kwargs.setdefault("shift", config.get("flow_shift", config.get("shift")))
+        # Without this diffusers would put our defaults in place of the other class's
+        config = {k: v for k, v in config.items() if k != "_use_default_values"}
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
@@ -248,8 +216,10 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         shifted by `shift`, or by `mu` where the config has `use_dynamic_shifting`.
 
         Raises:
-            ValueError: neither a schedule nor a number of steps.
+            ValueError: neither a schedule nor a number of steps, or a pipeline that was built
+                around this scheduler wants levels of another meaning.
         """
+        _check_levels(self.config)  # which pipelines add to
         held = self.config.schedule
         if held:
             self._levels, timesteps, self._rows = held["sigmas"], held["timesteps"], held["rows"]

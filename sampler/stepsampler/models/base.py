@@ -34,7 +34,7 @@ class LatentModel(ABC):
 
     `net` is the U-Net or transformer, `shape` that of one latent, (channels, height, width). The
     pipeline stays on the devices where it is: offloading and device maps are left to diffusers.
-    After `compile`, `compiled` is true.
+    `compiled` is true after `compile`, and where the network came compiled.
 
     Raises:
         UserError: the pipeline lacks a part, or the size is none that it can make.
@@ -61,7 +61,13 @@ class LatentModel(ABC):
     def __init__(self, pipeline: Any, size: int | None = None) -> None:
         self.pipeline = pipeline
         self._check_parts()
-        self.net = getattr(pipeline, "unet", None) or pipeline.transformer
+        unet = getattr(pipeline, "unet", None)
+        self.net = checked(pipeline.transformer if unet is None else unet)
+        # as diffusers' pipelines may be handed over: compiled in place, or in a wrapper
+        self.compiled = (
+            hasattr(self.net, "_orig_mod")
+            or getattr(self.net, "_compiled_call_impl", None) is not None
+        )
         if self.net.config.get("time_cond_proj_dim"):
             raise UserError(
                 "the U-Net takes the guidance scale as an embedding (a latent consistency model), "
@@ -267,6 +273,8 @@ class LatentModel(ABC):
         Free-U changes attributes that a compiled network has as constants, and gradients through
         one are not to be trusted (some were lost): both take the network as it was.
         """
+        if self.compiled:
+            return
         if hasattr(self.net, "enable_freeu"):  # leaves attributes that it would have to ask for
             self.net.enable_freeu(1.0, 1.0, 1.0, 1.0)
             self.net.disable_freeu()
@@ -375,6 +383,20 @@ def wider(channels: int, latent: int) -> str:
         f"{WIDER.get(channels, 'it wants more than a latent')}; only text-to-image models are "
         "supported"
     )
+
+
+def checked(net: Any) -> Any:
+    """A network of a pipeline, as it is or compiled, offloaded or with adapters.
+
+    Raises:
+        UserError: it is wrapped in something that hides its config, where pipelines look too.
+    """
+    if not hasattr(net, "config"):
+        raise UserError(
+            f"the pipeline's network is a {type(net).__name__} without a config; hand over the "
+            "diffusers network itself"
+        )
+    return net
 
 
 def to_pixels(images: Tensor) -> Tensor:

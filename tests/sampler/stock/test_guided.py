@@ -306,13 +306,14 @@ def test_a_call_without_guidance_is_refused():
         assert state(pipe) == before
 
 
-def test_guidance_by_two_calls_a_step_is_refused():
-    pipe = pipelines.flux(False)
-    schedule = from_sigmas([1.0, 0.6], 0.0, [3.0, 1.0], 1, "ddim", FLUX)
-    latents, options = latents_of("flux", pipe), pipelines.CALL["flux-schnell"]
-    options = {**options, "true_cfg_scale": 3.0, "negative_prompt": ["", ""]}
-    with pytest.raises(UserError, match="apart for each half cannot"), guided(pipe, schedule):
-        run(pipe, latents, schedule, **options)
+def test_guidance_beside_the_distilled_one_is_refused():
+    pipe = pipelines.flux(True)
+    options = {**pipelines.CALL["flux-dev"], "true_cfg_scale": 3.0, "negative_prompt": ["", ""]}
+    with (
+        pytest.raises(UserError, match="more than once .* beside the distilled one"),
+        guided(pipe, DISTILLED),
+    ):
+        run(pipe, latents_of("flux", pipe), DISTILLED, **options)
 
 
 def test_rescaling_by_the_pipeline_is_refused():

@@ -1,0 +1,75 @@
+"""A schedule as the plain numbers that `StepScheduler` holds and executes."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from stepsampler.noise import FlowSchedule, NoiseSchedule
+from stepsampler.schedule import Schedule
+from stepsampler.solvers import tableau
+from stepsampler.support.checks import ScheduleError
+
+
+def plain(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that the scheduler executes, as plain JSON.
+
+    `schedule` is a `Schedule` or the parsed JSON of its file, `config` that of a scheduler.
+
+    Raises:
+        ScheduleError (a ValueError): the schedule was made for another model, or needs more than
+            one network call for each of the scheduler's steps.
+    """
+    if not isinstance(schedule, Schedule):
+        schedule = Schedule.from_json(json.dumps(schedule))
+    for needs, what in (
+        (schedule.solver == "heun", "heun calls the network twice a step"),
+        (schedule.golden_noise, "golden noise calls the network before the first step"),
+        (schedule.steps[0].analytic is not None, "an analytic first step calls no network"),
+        (any(s.churn for s in schedule.steps), "churn draws from a generator of each image"),
+    ):
+        if needs:
+            raise ScheduleError(f"{what}, which a scheduler of a stock pipeline cannot do")
+    prediction_type = config["prediction_type"]
+    flow = prediction_type == "flow_prediction"
+    noise = FlowSchedule() if flow else NoiseSchedule.from_scheduler_config(config)
+    if schedule.flow != flow:
+        raise ScheduleError(
+            f"the pipeline's prediction type is {prediction_type}, but the schedule's `model` "
+            f"names {schedule.model.prediction_type if schedule.model else 'none'}"
+        )
+    if schedule.model:
+        difference = schedule.model.mismatch(noise.spec(schedule.model.family, prediction_type))
+        if difference:
+            raise ScheduleError(f"the schedule was made for {difference}")
+    noise.check_range(schedule)
+    rows = []
+    for row in tableau(schedule):
+        updates = {"advance": row.advance, "correct": row.correct}
+        rows.append(
+            {
+                name: {"state": u.state, "x0": list(u.x0), "points": list(u.points)}
+                for name, u in updates.items()
+                if u
+            }
+        )
+    return {
+        "prediction_type": prediction_type,
+        "sigmas": list(schedule.sigmas),
+        "timesteps": [noise.network_time(step.sigma) for step in schedule.steps],
+        "decode": schedule.decode,
+        "rows": rows,
+    }
+
+
+def outside(schedule: Any) -> str | None:
+    """What of a schedule a scheduler leaves to the pipeline."""
+    steps = (
+        schedule["steps"] if isinstance(schedule, Mapping) else [vars(s) for s in schedule.steps]
+    )
+    if len({step["guidance_scale"] for step in steps}) > 1:
+        return "varies the guidance scale"
+    if any(step.get("free_u") for step in steps):
+        return "uses Free-U"
+    if any(step.get("guidance_rescale") for step in steps):
+        return "rescales guidance"
+    return None
