@@ -81,4 +81,4 @@ def test_evaluate_refuses_the_options_where_nothing_is_made(tmp_path):
     (tmp_path / "images").mkdir()
     called = ["evaluate", str(tmp_path / "images"), "--variant", "fp16"]
     said = str(CliRunner().invoke(search, called).exception)
-    assert said.startswith("--config, --variant, --prediction-type, --vae, --lora and --textual-i")
+    assert said.startswith("--variant: of the model, but nothing that it makes is scored")
