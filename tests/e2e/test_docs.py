@@ -13,9 +13,12 @@ from stepsampler.presets import names
 from stepsearch.cli.app import app as search_app
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = [DOCS / "coming-from-seed.md", DOCS / "schedules.md", DOCS / "searching.md"]
-README = DOCS.parent / "README.md"
-TESTS = DOCS.parent / "tests"
+ROOT = DOCS.parent
+PAGES = sorted(DOCS.glob("*.md"))
+README = ROOT / "README.md"
+EVERY = [README, ROOT / "CONTRIBUTING.md", *PAGES]
+INDEX = DOCS / "README.md"
+TESTS = ROOT / "tests"
 PROGRAMS = {
     name: typer.main.get_command(program).commands
     for name, program in {"stepsample": app, "stepsearch": search_app}.items()
@@ -29,6 +32,23 @@ def options(program, word):
     return {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
 
 
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+def links(page):
+    """Targets inside the repository, with their headings."""
+    found = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    return [target for target in found if "://" not in target]
+
+
+def anchors(page):
+    """Of the headings, as GitHub writes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    heads = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
 def inline_code(text):
     return re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
 
@@ -40,7 +60,7 @@ def commands(text):
     return [shlex.split(c) for c in found if c.startswith("stepsample ")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_presets_named_in_the_docs_exist(page):
     text = page.read_text(encoding="utf-8")
     words = [word for code in (*inline_code(text), *map(" ".join, commands(text)))
@@ -52,7 +72,7 @@ def test_presets_named_in_the_docs_exist(page):
             assert any(pattern.match(name) for name in names()), word
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_in_the_docs_have_the_options_they_show(page):
     for words in commands(page.read_text(encoding="utf-8")):
         known = options("stepsample", words[1])
@@ -78,26 +98,112 @@ def test_tests_named_in_the_docs_exist():
         assert any(pattern.fullmatch(name) for name in there), word
 
 
-def test_options_named_in_the_readme_exist():
-    text = README.read_text(encoding="utf-8")
-    demo = (README.parent / "scripts/demo").read_text(encoding="utf-8")
+# Options of other programs than ours, by the page that says what they are there
+FOREIGN = {
+    "coming-from-seed.md": {"--stop_steps", "--use_afs", "--use_free_predictor", "--statistics_dir"}
+    | {
+        "--scale",
+        "--seed",
+        "--ddim_steps",
+        "--steps",
+        "--n_iter",
+        "--n_samples",
+        "--H",
+        "--W",
+        "--C",
+        "--f",
+        "--ckpt",
+    }
+    | {"--precision", "--from-file", "--unconditional_prompt", "--outdir", "--skip_save"}
+    | {"--inner_lcm_step", "--method", "--skip_type", "--naf-opt"},
+    "schedules.md": {"--sigmas", "--sampling-method", "--cfg-scale", "--guidance"},
+}
+
+
+def known_options(words):
+    """Of a command line, or of any program of ours for an option alone; None for another's."""
+    if words[0] in PROGRAMS:
+        return options(words[0], words[1])
+    if words[0].startswith("-"):
+        return {o for p, found in PROGRAMS.items() for c in found for o in options(p, c)}
+    words = words[1:] if words[0] == "python" else words
+    named = [ROOT / words[0], *(ROOT / "scripts" / "bench").glob(Path(words[0]).name)]
+    script = next((path for path in named if path.is_file()), None)
+    return script and {o for o in words if o in script.read_text(encoding="utf-8")}
+
+
+def shown_options(page):
+    """(code, option, those that are known) for whatever a page shows of a command."""
+    text = page.read_text(encoding="utf-8")
     lines = "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL))
     lines = [line.removeprefix("$ ") for line in lines.replace("\\\n", " ").splitlines()]
+    for code in (*lines, *inline_code(text)):
+        words = shlex.split(code, comments=True) if "--" in code else []
+        known = known_options(words) if words else None
+        for word in words if known is not None else ():
+            if re.match("--?[A-Za-z]", word):
+                yield code, word, known | {"--help"} | FOREIGN.get(page.name, set())
+
+
+@pytest.mark.parametrize("page", EVERY, ids=name_of)
+def test_options_named_in_the_docs_exist(page):
+    for code, word, known in shown_options(page):
+        assert word in known, code
+
+
+def test_the_readme_and_the_docs_show_options():
+    counts = {name_of(page): len(list(shown_options(page))) for page in EVERY}
+    assert counts["README.md"] > 10
+    assert sum(counts.values()) > 200
+
+
+@pytest.mark.parametrize("page", EVERY, ids=name_of)
+def test_every_link_leads_to_a_file_and_its_heading(page):
+    for target in links(page):
+        path, _, heading = target.partition("#")
+        there = page.parent / path if path else page
+        assert there.exists(), target
+        if heading:
+            assert heading in anchors(there), target
+
+
+def test_the_index_lists_every_page_once():
+    listed = [target for target in links(INDEX) if target.endswith(".md") and "/" not in target]
+    assert sorted(listed) == [page.name for page in PAGES if page != INDEX]
+
+
+def test_a_newcomer_reads_160_lines_at_most():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 160
+    assert max(len(line) for line in lines if not line.startswith(("|", "!"))) < 140
+
+
+def test_the_architecture_names_every_wing_and_only_paths_that_are_there():
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    paths = [code for code in inline_code(text) if "/" in code and " " not in code]
+    assert len(paths) > 40
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for contract in project["tool"]["importlinter"]["contracts"]:
+        for wing in re.findall(r"\w+", " ".join(contract.get("layers", ()))):
+            if contract.get("containers") == ["stepsearch"] and wing not in ("config", "paths"):
+                assert f"**`{wing}`**" in text, wing
+
+
+def test_the_names_that_the_architecture_tells_to_extend_are_in_those_files():
+    """Constants and functions in a row of the table are in one of the row's files."""
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     seen = 0
-    for words in (shlex.split(code, comments=True) for code in [*lines, *inline_code(text)]
-                  if "--" in code and not code.startswith("mlflow ")):  # fmt: skip
-        for word in words:
-            if not word.startswith("-"):
-                continue
-            if words[0] in PROGRAMS:
-                known = options(words[0], words[1])
-            elif words[0] == "scripts/demo":
-                known = {word} if word in demo else set()
-            else:  # an option alone, of any program
-                known = {o for p, found in PROGRAMS.items() for c in found for o in options(p, c)}
-            assert word in known, " ".join(words)
-            seen += 1
-    assert seen > 20
+    for row in (line for line in text.splitlines() if line.startswith("|")):
+        codes = inline_code(row)
+        files = [ROOT / code for code in codes if code.endswith(".py")]
+        sources = "".join(path.read_text(encoding="utf-8") for path in files)
+        for code in codes:
+            if re.fullmatch(r"[A-Z]{4,}|_?[a-z]+(_[a-z]+)+|_[a-z]+", code):
+                assert re.search(rf"^(def )?{code}\b", sources, re.M), code
+                seen += 1
+    assert seen > 8
 
 
 def test_every_seed_preset_is_in_the_map():
