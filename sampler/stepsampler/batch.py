@@ -3,34 +3,43 @@
 Image k shows caption k with the seed first + k. `manifest.jsonl` begins with what the images depend
 on, and then has a line for each image, written after its file. Blocks of `batch_size` images are
 made whole or not at all, so that a resumed run makes the same images bit for bit on a CPU.
+
+An item of which there is no image, as it is no caption, the model refuses it or its image is not
+finite, has a line in `left-out.jsonl` instead, and stops none of the others. What the model made of
+it is remembered there: without that file, it is tried again.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.generate import generate
 from stepsampler.models import LatentModel, note_cuts
 from stepsampler.schedule import Schedule
-from stepsampler.support.captions import Caption
+from stepsampler.support.captions import Caption, LeftOut, shown
 from stepsampler.support.files import write_text
 from stepsampler.support.pictures import save_png
 
 FORMAT = "stepsample.batch/1"
 MANIFEST = "manifest.jsonl"
+LEFT_OUT = "left-out.jsonl"
+NOT_FINITE = "the image is not finite: the schedule overflows, or the number format does"
+HOPELESS = 16  # images that are not finite before any is made: then all would be
 
 
 def run_batch(
     model: LatentModel,
     schedule: Schedule,
-    captions: Sequence[Caption],
+    captions: Sequence[Caption | LeftOut],
     out: Path,
     *,
     first_seed: int = 0,
@@ -44,8 +53,8 @@ def run_batch(
     for one, is in none of its tensors. Any change of them makes another model.
 
     Raises:
-        UserError: the folder belongs to another schedule, model, set of captions or seeds, or has
-            images of which no manifest tells.
+        UserError: the folder belongs to another schedule, model, set of captions or seeds, has
+            images of which no manifest tells, or no image can be made.
     """
     identity = {
         "format": FORMAT,
@@ -57,51 +66,180 @@ def run_batch(
         "negative_prompt": negative_prompt,
         "batch_size": batch_size,
     }
-    note_cuts(model, (caption.text for caption in captions), [negative_prompt])
+    texts = (item.text for item in captions if isinstance(item, Caption))
+    note_cuts(model, texts, [negative_prompt])
     manifest = out / MANIFEST
-    blocks = [
-        range(start, min(start + batch_size, len(captions)))
-        for start in range(0, len(captions), batch_size)
-    ]
-    done = _resume(manifest, identity, captions) & set(range(len(captions)))
+    there, lost = _resume(manifest, identity, captions)
+    done = there & set(range(len(captions)))
+    _write_lost(out, lost)
     yield len(done)
-    for block in blocks:
-        if block[0] in done:
+    broken = 0
+    with _few_encoded(model, 2 * batch_size):
+        for start in range(0, len(captions), batch_size):
+            block = range(start, min(start + batch_size, len(captions)))
+            if all(k in done or k in lost for k in block):
+                continue
+            lines, failed = _make(
+                model, schedule, captions, block, out, first_seed, negative_prompt
+            )
+            lost |= failed
+            broken += sum(line["reason"] == NOT_FINITE for line in failed.values())
+            done |= {line["index"] for line in lines}
+            if broken >= HOPELESS and not done:
+                break
+            if failed:
+                _append(out / LEFT_OUT, failed.values())
+            _append(manifest, lines)
+            yield len(done)
+    if captions and not done:
+        first = [LeftOut(f"number {k}", line["reason"]) for k, line in sorted(lost.items())]
+        raise UserError(f"{out}: no image could be made: {shown(first)}")
+    _write_lost(out, lost)
+
+
+def _make(
+    model: LatentModel,
+    schedule: Schedule,
+    captions: Sequence[Caption | LeftOut],
+    block: range,
+    out: Path,
+    first_seed: int,
+    negative_prompt: str,
+) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
+    """The images of a block, written: their lines in the manifest, and what failed by index."""
+    chosen = {k: item for k in block if isinstance(item := captions[k], Caption)}
+    texts = {k: item.text for k, item in chosen.items()}
+    failed: dict[int, str] = {}
+    try:
+        made = _images(model, schedule, texts, first_seed, negative_prompt)
+    except UserError:
+        failed = _refused(model, texts)
+        if not failed:
+            raise
+        rest = {k: text for k, text in texts.items() if k not in failed}
+        made = _images(model, schedule, rest, first_seed, negative_prompt)
+    lines = []
+    for k, text in texts.items():
+        if k in failed:
             continue
-        texts = [captions[k].text for k in block]
-        seeds = [first_seed + k for k in block]
-        (made,) = generate(
-            model,
-            schedule,
-            texts,
-            seeds,
-            negative_prompts=negative_prompt,
-            batch_size=batch_size,
-        )
-        lines = []
-        for k, image in zip(block, made.images, strict=True):
-            file = f"{k:06d}.png"
-            save_png(image, out / file)
-            record: dict[str, Any] = {
-                "index": k,
-                "seed": first_seed + k,
-                "prompt": captions[k].text,
-            }
-            if captions[k].image is not None:
-                record["image"] = captions[k].image
-            record |= {"file": file, "sha256": _digest((out / file).read_bytes())}
-            lines.append(json.dumps(record))
-        _append(manifest, lines)
-        done |= set(block)
-        yield len(done)
+        if k not in made:
+            failed[k] = NOT_FINITE
+            continue
+        file = f"{k:06d}.png"
+        save_png(made[k], out / file)
+        record: dict[str, Any] = {"index": k, "seed": first_seed + k, "prompt": text}
+        if (image := chosen[k].image) is not None:
+            record["image"] = image
+        lines.append(record | {"file": file, "sha256": _digest((out / file).read_bytes())})
+    return lines, {k: {"index": k, "prompt": texts[k], "reason": r} for k, r in failed.items()}
 
 
-def _resume(manifest: Path, identity: dict[str, Any], captions: Sequence[Caption]) -> set[int]:
-    """Which images are there, in whole blocks: what was cut off, lost or changed is dropped.
+def _images(
+    model: LatentModel,
+    schedule: Schedule,
+    texts: Mapping[int, str],
+    first_seed: int,
+    negative_prompt: str,
+) -> dict[int, Tensor]:
+    """One network batch, by index; without those that are not finite."""
+    if not texts:
+        return {}
+    (made,) = generate(
+        model,
+        schedule,
+        list(texts.values()),
+        [first_seed + k for k in texts],
+        negative_prompts=negative_prompt,
+        batch_size=len(texts),
+        finite_only=True,
+    )
+    return {seed - first_seed: row for seed, row in zip(made.seeds, made.images, strict=True)}
+
+
+def _refused(model: LatentModel, texts: Mapping[int, str]) -> dict[int, str]:
+    """Why the model takes none of these prompts, such as the name of a class that it lacks."""
+    found = {}
+    for k, text in texts.items():
+        try:
+            model.encode([text])
+        except UserError as error:
+            found[k] = str(error)
+    return found
+
+
+@contextmanager
+def _few_encoded(model: LatentModel, most: int) -> Iterator[None]:
+    """Each caption comes once: a set of any length takes the memory of a few."""
+    before, model.most_encoded = model.most_encoded, most
+    try:
+        yield
+    finally:
+        model.most_encoded = before
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the images depend on, and the line of each; what a kill cut off is left out.
+
+    Raises:
+        UserError: not a manifest of `stepsample batch`.
+    """
+    try:
+        first, *lines = path.read_text(encoding="utf-8-sig").split("\n")
+        known = json.loads(first)
+        records = [json.loads(line) for line in lines[:-1]]  # what follows the last newline is cut
+        for record in records:
+            for name, kind in (("index", int), ("prompt", str), ("file", str), ("sha256", str)):
+                if not isinstance(record[name], kind):
+                    raise TypeError(f"{name} must be {kind.__name__}")
+        if not isinstance(known, dict):
+            raise TypeError("the first line must be an object")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: not a manifest of `stepsample batch`: {error}") from error
+    return known, records
+
+
+def read_left_out(out: Path) -> list[dict[str, Any]]:
+    """The items of a folder of which there is no image: `index`, `reason`, and where the caption
+    stands (`place`) or, if the model is why, the `prompt`.
+
+    Raises:
+        UserError: not such a list.
+    """
+    path = out / LEFT_OUT
+    if not path.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        for line in lines:
+            if not isinstance(line["index"], int) or not isinstance(line["reason"], str):
+                raise TypeError("index must be a number and reason a text")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: not a list of `stepsample batch`: {error}") from error
+    return lines
+
+
+def _write_lost(out: Path, lost: Mapping[int, dict[str, Any]]) -> None:
+    if lost:
+        lines = (json.dumps(line) + "\n" for _, line in sorted(lost.items()))
+        write_text(out / LEFT_OUT, "".join(lines))
+    else:
+        (out / LEFT_OUT).unlink(missing_ok=True)
+
+
+def _resume(
+    manifest: Path, identity: dict[str, Any], captions: Sequence[Caption | LeftOut]
+) -> tuple[set[int], dict[int, dict[str, Any]]]:
+    """Which images are there, in whole blocks, and what was left out: what was cut off, lost or
+    changed is dropped.
 
     The captions may be more than before, or fewer: an image beyond them stays. The last block was
     perhaps a smaller one; where captions follow it, it is no longer whole.
     """
+    lost: dict[int, dict[str, Any]] = {
+        k: {"index": k, "place": item.place, "reason": item.reason}
+        for k, item in enumerate(captions)
+        if isinstance(item, LeftOut)
+    }
     if not manifest.exists():
         for k in range(len(captions)):
             if (file := manifest.parent / f"{k:06d}.png").exists():
@@ -110,45 +248,51 @@ def _resume(manifest: Path, identity: dict[str, Any], captions: Sequence[Caption
                     "another --out"
                 )
         write_text(manifest, json.dumps(identity) + "\n")
-        return set()
-    first, *lines = manifest.read_text(encoding="utf-8").split("\n")
-    try:
-        known = json.loads(first)
-        records = [json.loads(line) for line in lines[:-1]]  # what follows the last newline is cut
-        found = {int(record["index"]): record for record in records}
-        files = {k: manifest.parent / str(record["file"]) for k, record in found.items()}
-        sums = {k: str(record["sha256"]) for k, record in found.items()}
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{manifest}: not a manifest of `stepsample batch`: {error}") from error
+        return set(), lost
+    known, records = read_manifest(manifest)
     for name, value in identity.items():
-        theirs = known.get(name) if isinstance(known, dict) else None
+        theirs = known.get(name)
         if theirs != value:
             raise UserError(
                 f"{manifest}: the folder was begun with another {name}, {theirs!r}, not {value!r}; "
                 "give another --out"
             )
-    for k, caption in enumerate(captions):
-        shown = Caption(found[k].get("prompt"), found[k].get("image")) if k in found else caption
-        if shown != caption:
+    found = {record["index"]: record for record in records}
+    for k, record in found.items():
+        earlier = Caption(record["prompt"], record.get("image"))
+        if k < len(captions) and earlier != captions[k]:
             raise UserError(
                 f"{manifest}: the folder was begun with other captions: number {k} is "
-                f"{tuple(shown)}, not {tuple(caption)}; give another --out"
+                f"{tuple(earlier)}, not {tuple(captions[k])}; give another --out"
             )
-    there = {k for k in found if files[k].is_file() and _digest(files[k].read_bytes()) == sums[k]}
-    size, end = identity["batch_size"], max([len(captions), *(k + 1 for k in there)])
-    kept = set()
-    for start in {k - k % size for k in there}:
+    # Of earlier runs: what the model refused of these captions, and all that is beyond them.
+    for line in read_left_out(manifest.parent):
+        k = line["index"]
+        if k >= len(captions) or line.get("prompt") == captions[k][0]:
+            lost.setdefault(k, line)
+    there = {
+        k
+        for k, record in found.items()
+        if (file := manifest.parent / record["file"]).is_file()
+        and _digest(file.read_bytes()) == record["sha256"]
+    }
+    settled = there | set(lost)
+    size, end = identity["batch_size"], max([len(captions), *(k + 1 for k in settled)])
+    whole = set()
+    for start in {k - k % size for k in settled}:
         block = range(start, min(start + size, end))
-        kept |= set(block) if there.issuperset(block) else set()
-    if len(kept) < len(records) or lines[-1]:
-        whole = [first, *(json.dumps(found[k]) for k in sorted(kept))]
-        write_text(manifest, "\n".join(whole) + "\n")
-    return kept
+        whole |= set(block) if settled.issuperset(block) else set()
+    kept = there & whole
+    if len(kept) < len(records) or not manifest.read_bytes().endswith(b"\n"):
+        lines = (json.dumps(line) + "\n" for line in (known, *(found[k] for k in sorted(kept))))
+        write_text(manifest, "".join(lines))
+    # A block that is made again is made as it was, with what failed in it.
+    return kept, {k: line for k, line in lost.items() if k in whole or "prompt" not in line}
 
 
-def _append(manifest: Path, lines: Sequence[str]) -> None:
-    with manifest.open("a", encoding="utf-8") as file:
-        file.write("".join(line + "\n" for line in lines))
+def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
 

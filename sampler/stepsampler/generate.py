@@ -5,16 +5,19 @@ whatever else is in the batch; at another place or batch size latents agree to a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stepsampler.errors import UserError, is_out_of_memory
+from stepsampler.errors import NotFiniteError, UserError, is_out_of_memory
 from stepsampler.models import LatentModel, note_cuts
 from stepsampler.sample import sample
 from stepsampler.schedule import Schedule
+
+
+NO_IMAGES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,17 @@ def generate(
     *,
     negative_prompts: Sequence[str] | str = "",
     batch_size: int = 16,
+    finite_only: bool = False,
 ) -> Iterator[Batch]:
     """Yield batches of at most `batch_size` images; `prompts` and `seeds` are of equal length.
 
-    Prompts of which the model sees a part only are told on stderr, once.
+    Prompts of which the model sees a part only are told on stderr, once. With `finite_only` an
+    image that is not finite is missing from its batch, and stops nothing.
 
     Raises:
         UserError: unequal lengths, a schedule made for another kind of model, a negative prompt
             for a model that takes none, or a batch that does not fit into the device's memory.
+        NotFiniteError: an image that is not finite.
     """
     if isinstance(negative_prompts, str):
         negative_prompts = [negative_prompts] * len(prompts)
@@ -78,8 +84,11 @@ def generate(
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
         with fitting(model, len(seeds[part])):
-            images = _images(model, schedule, prompts[part], seeds[part], negative_prompts[part])
-        yield Batch(tuple(seeds[part]), tuple(prompts[part]), images)
+            negative = negative_prompts[part]
+            found = _images(model, schedule, prompts[part], seeds[part], negative, finite_only)
+        chosen = [(seeds[start + k], prompts[start + k]) for k in found]
+        images = torch.stack(list(found.values())) if found else NO_IMAGES
+        yield Batch(tuple(seed for seed, _ in chosen), tuple(text for _, text in chosen), images)
 
 
 @contextmanager
@@ -103,8 +112,9 @@ def _images(
     prompts: Sequence[str],
     seeds: Sequence[int],
     negative_prompts: Sequence[str],
-) -> Tensor:
-    """One batch, uint8 on the CPU.
+    finite_only: bool,
+) -> dict[int, Tensor]:
+    """One batch by place, uint8 on the CPU.
 
     Images whose prompts are of other lengths, as chunks can be, take network calls of their own:
     each image is that of its own prompts, whatever it is batched with.
@@ -115,12 +125,18 @@ def _images(
     for k, (prompt, negative) in enumerate(zip(prompts, negative_prompts, strict=True)):
         lengths = model.length(prompt), model.length(negative, True) if guided else 0
         parts.setdefault(lengths, []).append(k)
-    images = []
+    images: dict[int, Tensor] = {}
     for places in parts.values():
         draw = noise_source([seeds[k] for k in places], model.shape, model.device)
         cond = model.encode([prompts[k] for k in places])
         uncond = model.encode([negative_prompts[k] for k in places], True) if guided else None
         made = sample(model.denoiser(cond, uncond), draw(), schedule, draw)
-        images.append(model.decode(made).cpu())
-    order = torch.tensor([k for places in parts.values() for k in places])
-    return torch.cat(images)[order.argsort()]
+        try:
+            images |= zip(places, model.decode(made).cpu(), strict=True)
+        except NotFiniteError:
+            if not finite_only:
+                raise
+            for k, latent in zip(places, made, strict=True):
+                with suppress(NotFiniteError):
+                    images[k] = model.decode(latent[None]).cpu()[0]
+    return dict(sorted(images.items()))

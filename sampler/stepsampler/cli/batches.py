@@ -28,7 +28,7 @@ from stepsampler.cli.options import (
     open_model,
     open_plan,
 )
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, say
 
 app = typer.Typer()
 
@@ -38,9 +38,14 @@ LABEL = 40  # characters of a schedule's name beside a row
 @app.command()
 def batch(
     schedule: ScheduleName,
-    prompts: Annotated[Path, typer.Option(help="Text, COCO captions, preferences, CSV, parquet.")],
+    prompts: Annotated[
+        Path, typer.Option(help="Text, JSON (COCO, MJHQ, lists), JSON lines, CSV, TSV, parquet.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images and manifest.")],
-    column: Annotated[str | None, typer.Option(help="Of CSV, parquet or JSON objects.")] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Of CSV, TSV, parquet or JSON objects; a number where no header is."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only that many captions.")] = None,
     shuffle_seed: Annotated[int | None, typer.Option(help="Mix the captions first.")] = None,
     first_seed: Annotated[
@@ -64,17 +69,21 @@ def batch(
 ) -> None:
     """Make one image for each caption of a file; run it again to go on after a kill.
 
-    COCO: one caption per image, that of the lowest annotation id, by image id.
+    COCO: one caption per image, that of the lowest annotation id, by image id. What is no caption,
+    or what the model refuses, is left out and listed in left-out.jsonl; the exit code is then 1.
     """
-    from stepsampler.support.captions import read_captions
+    from stepsampler.support.captions import LeftOut, read_set, shown
 
     check_folder(out)
     plan = open_plan(schedule, guidance_scale)
-    captions = read_captions(prompts, column, limit, shuffle_seed)
+    found = read_set(prompts, column, limit, shuffle_seed)
+    captions = found.items
+    for note in found.notes:
+        say(f"{prompts}: {note}")
 
     from rich.progress import Progress
 
-    from stepsampler.batch import MANIFEST, run_batch
+    from stepsampler.batch import LEFT_OUT, MANIFEST, read_left_out, run_batch
 
     progress = run_batch(
         open_model(
@@ -105,10 +114,19 @@ def batch(
         },
     )
     with Progress() as bar:
-        task = bar.add_task("sampling", total=len(captions))
+        task = bar.add_task("sampling", total=len(found.captions))
+        done = 0
         for done in progress:
             bar.update(task, completed=done)
-    typer.echo(f"{out}: {len(captions)} images of {plan.passes} passes each, and {MANIFEST}")
+    typer.echo(f"{out}: {done} images of {plan.passes} passes each, and {MANIFEST}")
+    lost = [line for line in read_left_out(out) if line["index"] < len(captions)]
+    if lost:
+        first = [
+            LeftOut(line.get("place", f"number {line['index']}"), line["reason"]) for line in lost
+        ]
+        count = f"{len(lost):,} of {len(captions):,} captions"
+        say(f"{out}: {count} left out: {shown(first)}; all are in {LEFT_OUT}")
+        raise typer.Exit(1)
 
 
 @app.command()

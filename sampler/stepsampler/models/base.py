@@ -51,6 +51,7 @@ class LatentModel(ABC):
     chunked: ClassVar[bool] = False
     guidance: str = "classifier-free"
     compiled: bool = False
+    most_encoded: int | None = None  # prompts of which the conditions are kept
 
     pipeline: Any
     net: Any
@@ -244,7 +245,8 @@ class LatentModel(ABC):
             self._encoded.move_to_end(key)
             rows.append(self._encoded[key])
         size = sum(v.nbytes for row in self._encoded.values() for v in row.values())
-        while size > KEPT and len(self._encoded) > 1:
+        most = self.most_encoded or len(self._encoded)
+        while (size > KEPT or len(self._encoded) > most) and len(self._encoded) > 1:
             _, oldest = self._encoded.popitem(last=False)
             size -= sum(v.nbytes for v in oldest.values())
         return {name: stack([row[name] for row in rows]) for name in rows[0]}
