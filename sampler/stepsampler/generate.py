@@ -16,7 +16,6 @@ from stepsampler.models import LatentModel, note_cuts
 from stepsampler.sample import sample
 from stepsampler.schedule import Schedule
 
-
 NO_IMAGES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 

@@ -89,7 +89,7 @@ def generate(
     """
     check_folder(out)
     plan = open_plan(schedule, guidance_scale)
-    texts = given_prompts(prompt, prompts)
+    texts, others = given_prompts(prompt, prompts)
     if not texts and seeds is None:
         raise UserError(NO_PROMPT)
     if seeds is None:
@@ -155,3 +155,5 @@ def generate(
             f"{len(moved)} of them got a number, as other images have their names: "
             f"{', '.join(moved[:NAMED])}{more}"
         )
+    if others:  # some of --prompts were left out, and are named above
+        raise typer.Exit(1)

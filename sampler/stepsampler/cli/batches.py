@@ -162,7 +162,7 @@ def grid(
         raise UserError(f"--out must name a file, but {str(out)!r} is a folder")
     check_folder(out.parent, "the folder of --out")
     plans = [open_plan(name, guidance_scale) for name in schedules]
-    texts = given_prompts(prompt, prompts)
+    texts, others = given_prompts(prompt, prompts)
     if not texts:
         raise UserError(NO_PROMPT)
     pairs = [(text, seed) for text in texts for seed in parse_seeds(seeds)]
@@ -211,3 +211,5 @@ def grid(
     place = keeping(out, lambda path: save_sheet(sheet, path, len(pairs), labels, captions))
     taken = f"; another picture has the name {out.name}" if place != out else ""
     typer.echo(f"{place}: {len(plans)} rows of {len(pairs)} images{taken}")
+    if others:
+        raise typer.Exit(1)

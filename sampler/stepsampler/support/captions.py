@@ -89,9 +89,15 @@ def read_captions(
     return found.captions
 
 
-def given_prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
-    """The texts of --prompt, and then those of the file of --prompts."""
-    return [*(given or []), *(caption.text for caption in (read_captions(file) if file else []))]
+def given_prompts(given: Sequence[str] | None, file: Path | None) -> tuple[list[str], bool]:
+    """The texts of --prompt, and then those of the file of --prompts; whether it had others."""
+    if file is None:
+        return list(given or ()), False
+    found = read_set(file)
+    for sentence in found.said:
+        say(sentence)
+    texts = [caption.text for caption in found.captions]
+    return [*(given or ()), *texts], len(texts) < len(found.items)
 
 
 def shown(lost: Sequence[LeftOut]) -> str:

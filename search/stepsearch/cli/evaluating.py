@@ -65,8 +65,11 @@ def evaluate(
     fit: Annotated[
         str, typer.Option(help="How files are brought to size: crop, squash512 or none.")
     ] = "crop",
+    exif: Annotated[
+        str, typer.Option(help="Turn files as their EXIF orientation says: apply or ignore.")
+    ] = "apply",
     prompts: Annotated[
-        str, typer.Option(help="Bundled prompts, or a text file with one a line.")
+        str, typer.Option(help="Bundled prompts, or any file that stepsample batch takes.")
     ] = "fashion-mnist",
     clip_score: Annotated[
         str | None, typer.Option(help="Folder or hub id of the CLIP model for the CLIP score.")
@@ -105,6 +108,8 @@ def evaluate(
         raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
     if fit not in ("crop", "squash512", "none"):
         raise UserError(f"--fit must be crop, squash512 or none, got {fit!r}")
+    if exif not in ("apply", "ignore"):
+        raise UserError(f"--exif must be apply or ignore, got {exif!r}")
     if timestep_spacing not in (None, "leading", "trailing", "linspace"):
         raise UserError(
             f"--timestep-spacing must be leading, trailing or linspace, got {timestep_spacing!r}"
@@ -166,12 +171,12 @@ def evaluate(
         load_prompts,
         model_digest,
     )
-    from stepsearch.metrics.images import Fit
+    from stepsearch.metrics.pixels import Exif, Fit
     from stepsearch.metrics.pretrained import ClipScore
     from stepsearch.metrics.protocol import Seeds
 
     check_device(device)
-    fitting = cast(Fit, fit)  # checked above
+    fitting, turning = cast(Fit, fit), cast(Exif, exif)  # checked above
     distances = distance or ["fd"]
     check(distances, images)
     chosen = Seeds.of(seeds, images, first_seed)
@@ -227,9 +232,11 @@ def evaluate(
         )
     elif size is None and fit == "crop":
         size = side_of(files, images)
-    contenders += images_of(files, chosen.range, side, fitting, captioned=clip_score is not None)
+    captioned = clip_score is not None
+    contenders += images_of(files, chosen.range, side, fitting, turning, captioned=captioned)
     fitted = None if fit == "none" else size
-    metrics = load_metrics(extractor or ["texture"], reference, fitted, fitting, cache, device)
+    real = (reference, fitted, fitting, turning)
+    metrics = load_metrics(extractor or ["texture"], *real, cache, device)
     clip = ClipScore(clip_score, device, clip_long_prompts) if clip_score else None
     harness = Harness(metrics, texts, batch_size, cache, clock, judge, clip)
     settings = {
@@ -244,6 +251,7 @@ def evaluate(
         "reference": reference,
         "range": seeds,
         "fit": fit,
+        "exif": exif,
         "size": size,
     }
     now = identity(harness, chosen.range, settings)

@@ -10,7 +10,8 @@ from stepsampler.presets import open_schedule
 from stepsearch.compare.contenders import Contender, OnFiles, OnSchedule, OnStock
 from stepsearch.compare.harness import Harness, Metric
 from stepsearch.metrics.features import load_extractor
-from stepsearch.metrics.images import Fit, ImageFiles
+from stepsearch.metrics.images import ImageFiles
+from stepsearch.metrics.pixels import Exif, Fit
 from stepsearch.metrics.reference import load_reference
 
 
@@ -39,13 +40,18 @@ def schedules_on(
 
 
 def images_of(
-    files: Sequence[Path], seeds: range, size: int | None, fit: Fit, captioned: bool
+    files: Sequence[Path],
+    seeds: range,
+    size: int | None,
+    fit: Fit,
+    exif: Exif,
+    captioned: bool,
 ) -> list[OnFiles]:
     """A contender for each folder or zip; with `captioned`, it says what its images show.
 
     Without a size, files are taken as they are and must be of one size.
     """
-    found = [OnFiles(path, len(seeds), seeds.start, size, fit) for path in files]
+    found = [OnFiles(path, len(seeds), seeds.start, size, fit, exif) for path in files]
     for contender in found if captioned else ():
         contender.read_captions()
     return found
@@ -56,6 +62,7 @@ def load_metrics(
     reference: str,
     size: int | None,
     fit: Fit,
+    exif: Exif,
     cache: Path,
     device: str,
 ) -> list[Metric]:
@@ -63,7 +70,8 @@ def load_metrics(
     metrics = []
     for spec in extractors:
         extractor = load_extractor(spec, device)
-        metrics.append(Metric(extractor, load_reference(reference, extractor, size, cache, fit)))
+        real = load_reference(reference, extractor, size, cache, fit, exif)
+        metrics.append(Metric(extractor, real))
     return metrics
 
 

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stepsampler.batch import MANIFEST
+from stepsampler.batch import MANIFEST, read_manifest
 from stepsampler.denoiser import stack
 from stepsampler.errors import UserError
 from stepsampler.generate import fitting, generate
@@ -22,7 +21,8 @@ from stepsampler.models.base import quantised
 from stepsampler.models.flux import pack
 from stepsampler.schedule import Schedule
 from stepsearch.metrics.alignment import Prompt
-from stepsearch.metrics.images import Fit, ImageFiles
+from stepsearch.metrics.images import ImageFiles
+from stepsearch.metrics.pixels import Exif, Fit
 
 
 class Contender(Protocol):
@@ -205,9 +205,15 @@ class OnFiles:
     prompted = captioned = False
 
     def __init__(
-        self, source: Path, n: int, first: int, size: int | None = None, fit: Fit = "crop"
+        self,
+        source: Path,
+        n: int,
+        first: int,
+        size: int | None = None,
+        fit: Fit = "crop",
+        exif: Exif = "apply",
     ) -> None:
-        found = ImageFiles.find(source)
+        found = ImageFiles.find(source, exif)
         if len(found.names) < n:
             raise UserError(
                 f"{source}: {len(found.names)} images, but {n} are wanted; lower --images"
@@ -217,7 +223,8 @@ class OnFiles:
         self.name = str(source)
         self.steps: int | None = None
         self.passes: float | None = None
-        self.identity = _digest(f"files {found.digest()} {size} {fit} {first} {self.files.drawn}")
+        what = f"files {found.digest()} {size} {fit} {first} {self.files.drawn}"
+        self.identity = _digest(f"{what} {self.files.preparation}".strip())
 
     def read_captions(self) -> None:
         """Take what each image shows from the manifest that `stepsample batch` wrote beside them.
@@ -232,11 +239,8 @@ class OnFiles:
                 f"--clip-score: {source}: it is not known what its images show: no {MANIFEST} of "
                 "`stepsample batch` lies there; score it without"
             )
-        try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-            found = {str(row["file"]): str(row["prompt"]) for row in rows}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a manifest of `stepsample batch`: {error}") from error
+        _, rows = read_manifest(path)
+        found = {row["file"]: row["prompt"] for row in rows}
         lacking = [name for name in self.files.names if name not in found]
         if lacking:
             raise UserError(f"--clip-score: {path}: it has no line for {lacking[0]}")

@@ -215,7 +215,7 @@ def _paired(result: Result) -> dict[tuple[int, str], tuple[float, float, float]]
 
 
 def identity(harness: Harness, seeds: range, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the numbers depend on, contenders apart. `settings`: range, fit, size and names."""
+    """What the numbers depend on, contenders apart. `settings`: range, fit, exif, size, names."""
     return {
         "format": FORMAT,
         "n": len(seeds),
@@ -270,6 +270,7 @@ def read_earlier(path: Path, now: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path}: the format must be {FORMAT!r}, got {kind!r}")
     for key in ("n", "seeds", "range", "fit", "size"):
         _same(path, key, earlier.get(key), now[key])
+    _same(path, "exif", earlier.get("exif", now["exif"]), now["exif"])  # not in older results
     try:
         names = [[metric["name"] for metric in data["metrics"]] for data in (earlier, now)]
         _same(path, "metrics", *map(", ".join, names))

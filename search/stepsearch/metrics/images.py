@@ -1,7 +1,6 @@
 """Sets of image files: a folder or a zip, read as uint8 batches, with one clear sentence if not."""
 
 import hashlib
-import io
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -9,35 +8,35 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stepsampler.batch import MANIFEST
+from stepsampler.batch import LEFT_OUT as NOT_MADE
+from stepsampler.batch import MANIFEST, read_left_out
 from stepsampler.errors import UserError
+from stepsearch.metrics.pixels import (
+    CONVERTED_MODES,
+    Exif,
+    Fit,
+    Head,
+    UnreadableError,
+    read_head,
+    read_pixels,
+)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 # Pictures too, but not read: named, so that nobody believes that they count.
 LEFT_OUT = (".gif", ".jfif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".exr", ".npy")
-CONVERTED_MODES = ("1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr")  # to RGB, and named
-NAMED = 5  # files that an error or a note names
-# What files raise that are damaged, encrypted, away, or no images
-BROKEN = (OSError, ValueError, SyntaxError, RuntimeError, zlib.error, zipfile.BadZipFile)
-
-# crop:      the largest centred square, resized to the wanted size (aspect ratio kept)
-# squash512: the whole image resized to 512 x 512, whatever its shape; bicubic
-# none:      as it is
-Fit = Literal["crop", "squash512", "none"]
-
-
-class Head(NamedTuple):
-    """What an image file says of itself before its pixels."""
-
-    name: str
-    mode: str
-    size: tuple[int, int]  # width, height
+NAMED = 5  # files that a note names
+TURNED = {
+    "apply": "were turned as their EXIF says",
+    "ignore": "were not turned as their EXIF says (--exif ignore)",
+}
+REFUSED = 20  # and an error, each with its reason
+# What files and zips raise that are damaged, encrypted or away
+BROKEN = (OSError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
 @dataclass
@@ -49,9 +48,10 @@ class ImageFiles:
     left_out: Sequence[str] = ()  # pictures of a kind that is not read
     total: int = 0  # of those that these were chosen of
     drawn: bool = False  # rather than the first by name
+    exif: Exif = "apply"
 
     @classmethod
-    def find(cls, source: Path) -> "ImageFiles":
+    def find(cls, source: Path, exif: Exif = "apply") -> "ImageFiles":
         """List the image files of a folder or zip.
 
         Raises:
@@ -64,19 +64,19 @@ class ImageFiles:
         elif zipfile.is_zipfile(source):
             try:
                 with zipfile.ZipFile(source) as archive:
-                    names = [n for n in archive.namelist() if not n.startswith("__MACOSX/")]
+                    names = archive.namelist()
             except BROKEN as error:
                 raise UserError(f"{source}: a damaged zip ({error})") from error
         else:
             raise UserError(f"{source}: neither a folder of images nor a zip of them")
         names.sort()
-        read, left_out = (
-            [n for n in names if n.lower().endswith(suffixes)] for suffixes in (SUFFIXES, LEFT_OUT)
-        )
+        pictures = [n for n in names if n.lower().endswith((*SUFFIXES, *LEFT_OUT))]
+        read = [n for n in pictures if n.lower().endswith(SUFFIXES) and not _of_macos(n)]
+        left_out = sorted(set(pictures) - set(read))
         if not read:
             others = f"; not read are {_listed(left_out)}" if left_out else ""
             raise UserError(f"{source}: no images in it ({', '.join(SUFFIXES)}){others}")
-        return cls(source, read, left_out)
+        return cls(source, read, left_out, exif=exif)
 
     def chosen(self, n: int) -> "ImageFiles":
         """n of them in the order in which they are measured.
@@ -88,19 +88,19 @@ class ImageFiles:
         total, drawn = len(self.names), not (self.source / MANIFEST).is_file()
         order = np.random.default_rng(0).permutation(total) if drawn else range(total)
         names = [self.names[i] for i in order[:n]]
-        return ImageFiles(self.source, names, self.left_out, total, drawn)
+        return ImageFiles(self.source, names, self.left_out, total, drawn, self.exif)
 
     def digest(self) -> str:
         """Of the content of the files, whatever their names and their folder."""
         key = hashlib.sha256()
-        for _, data in self._bytes(self.names):
+        for _, data, _ in self._bytes(self.names):
             key.update(hashlib.sha256(data).digest())
         return key.hexdigest()
 
     @cached_property
     def note(self) -> str:
-        """Which of the images these are, how many are not RGB and are made so, and what is left
-        out; mostly empty.
+        """Which of the images these are, how many are not as one expects, and what is left out;
+        mostly empty.
 
         From the heads of the files, so that it is the same where their features are recalled.
         """
@@ -108,14 +108,27 @@ class ImageFiles:
         if len(self.names) < self.total:
             how = "drawn" if self.drawn else "the first"
             said.append(f"{len(self.names)} of {self.total} images, {how}")
-        converted = [head.name for head in self.heads if head.mode in CONVERTED_MODES]
-        if converted:
-            count = f"{len(converted)} of {len(self.names)}"
-            said.append(f"{count} images were not RGB: {_listed(converted)}")
+        for names, what in (
+            ([head.name for head in self.heads if head.mode in CONVERTED_MODES], "were not RGB"),
+            ([head.name for head in self.heads if head.turned], TURNED[self.exif]),
+            (
+                [head.name for head in self.heads if head.several],
+                "have more frames or pages than the first, which is read",
+            ),
+        ):
+            if names:
+                said.append(f"{len(names)} of {len(self.names)} images {what}: {_listed(names)}")
         if self.left_out:
             kinds = f"{len(self.left_out)} files of kinds that are not read"
             said.append(f"without {kinds}: {_listed(self.left_out)}")
+        if lost := read_left_out(self.source):
+            said.append(f"{len(lost)} captions have no image ({NOT_MADE})")
         return f"{self.source}: {'; '.join(said)}" if said else ""
+
+    @cached_property
+    def preparation(self) -> str:
+        """What `exif` changes of these images; empty where none is turned, or none was to be."""
+        return "exif" if self.exif == "apply" and any(h.turned for h in self.heads) else ""
 
     @cached_property
     def heads(self) -> list[Head]:
@@ -126,9 +139,8 @@ class ImageFiles:
             for name in self.names:
                 try:
                     with archive.open(name) if archive else (self.source / name).open("rb") as file:
-                        image = _open(file)
-                        found.append(Head(name, image.mode, image.size))
-                except BROKEN:
+                        found.append(read_head(name, file, self.exif))
+                except (*BROKEN, UnreadableError):
                     continue
         return found
 
@@ -170,10 +182,12 @@ class ImageFiles:
         self.check(size, fit)
         chosen = self.names if names is None else self.names[names.start : names.stop]
         rows: list[Tensor] = []
-        for _, data in self._bytes(chosen):
+        for _, data, why in self._bytes(chosen):
             try:
-                row = _read(data, size, fit)
-            except BROKEN:
+                if why:
+                    raise UnreadableError(why)
+                row = read_pixels(data, size, fit, self.exif)
+            except UnreadableError:
                 raise self._unreadable() from None
             if rows and (len(rows) == batch or rows[0].shape != row.shape):
                 yield torch.stack(rows)
@@ -185,60 +199,42 @@ class ImageFiles:
     def _unreadable(self) -> UserError:
         """Decodes every file: slow, but then one try shows all that are broken."""
         broken = []
-        for name, data in self._bytes(self.names):
+        for name, data, why in self._bytes(self.names):
             try:
-                _read(data, None, "none")
-            except BROKEN:
-                broken.append(name)
+                if why:
+                    raise UnreadableError(why)
+                read_pixels(data, None, "none", self.exif)
+            except UnreadableError as error:
+                broken.append(f"{name} ({error})")
         count = f"{len(broken)} of {len(self.names)}"
         return UserError(
-            f"{self.source}: {count} files cannot be read as images: {_listed(broken)}"
+            f"{self.source}: {count} files cannot be read as images: {_listed(broken, REFUSED)}"
         )
 
-    def _bytes(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
-        """Nothing of a file that cannot be read: no image either, and named as such."""
+    def _bytes(self, names: list[str]) -> Iterator[tuple[str, bytes, str]]:
+        """Name, content, and why there is none."""
         archive = None if self.source.is_dir() else zipfile.ZipFile(self.source)
         with archive or nullcontext():
             for name in names:
+                data, why = b"", ""
                 try:
                     data = archive.read(name) if archive else (self.source / name).read_bytes()
+                except OSError as error:
+                    why = error.strerror or "not to be read"
                 except BROKEN:
-                    data = b""
-                yield name, data
+                    why = "damaged in the zip, or encrypted"
+                yield name, data, why
+
+
+def _of_macos(name: str) -> bool:
+    """What macOS puts beside files in archives and on foreign disks, under the names of images."""
+    *folders, last = name.split("/")
+    return last.startswith("._") or "__MACOSX" in folders
 
 
 def _size(head: Head) -> str:
     return f"{head.size[0]} x {head.size[1]}"
 
 
-def _open(file: IO[bytes]) -> Any:
-    """An image of PIL with its head alone read.
-
-    Raises:
-        ValueError: too large, or of a mode that does not become RGB without loss.
-    """
-    from PIL import Image
-
-    try:
-        image = Image.open(file)
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error
-    if image.mode not in ("RGB", *CONVERTED_MODES):
-        raise ValueError(f"mode {image.mode}")
-    return image
-
-
-def _read(data: bytes, size: int | None, fit: Fit) -> Tensor:
-    from PIL import Image, ImageOps
-
-    with _open(io.BytesIO(data)) as opened:
-        image = opened.convert("RGB")
-    if fit == "squash512":
-        image = image.resize((512, 512), Image.Resampling.BICUBIC)
-    elif fit == "crop" and size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(sorted(names)[:NAMED]) + (", …" if len(names) > NAMED else "")
+def _listed(names: Sequence[str], most: int = NAMED) -> str:
+    return ", ".join(sorted(names)[:most]) + (", …" if len(names) > most else "")

@@ -21,8 +21,9 @@ from torch import Tensor
 from stepsampler.errors import UserError
 from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.features import AXES, WHOLE, Extractor, Together, each
-from stepsearch.metrics.images import Fit, ImageFiles
+from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.interchange import read_npz
+from stepsearch.metrics.pixels import Exif, Fit
 from stepsearch.paths import bundled, write_whole
 
 SAMPLE = 2000  # features that are kept for distances that moments are not enough for
@@ -44,7 +45,8 @@ class Reference:
     sample: NDArray[np.float32] | None = None  # (m, axes) of the images behind `test`
     note: str = ""  # what was unusual about the images or the file
     size: int | None = None  # to which the images were brought; None: as they were, or not known
-    fit: str = ""  # and how (`images.Fit`), where they were files
+    fit: str = ""  # and how (`pixels.Fit`), where they were files
+    exif: str = ""  # what was done about the EXIF orientation (`pixels.Exif`), where any has one
     parts: tuple["Reference", ...] = ()  # those of several extractors at once
 
     @classmethod
@@ -60,6 +62,7 @@ class Reference:
             note="; ".join(dict.fromkeys(part.note for part in parts if part.note)),
             size=parts[0].size,
             fit=parts[0].fit,
+            exif=parts[0].exif,
             parts=tuple(parts),
         )
 
@@ -138,6 +141,7 @@ class Reference:
             "n": json.dumps([self.search.n, self.test.n]),
             "note": self.note,
             "prepared": json.dumps([self.size, self.fit]),
+            "exif": self.exif,
         }
         write_whole(path, lambda p: save_file(tensors, p, info))
 
@@ -173,6 +177,7 @@ class Reference:
                 info.get("note", ""),
                 size,
                 fit,
+                info.get("exif", ""),
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not reference statistics ({error})") from error
@@ -230,13 +235,18 @@ def some(features: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def load_reference(
-    source: str, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit = "crop"
+    source: str,
+    extractor: Extractor,
+    size: int | None,
+    cache: Path,
+    fit_to: Fit = "crop",
+    exif: Exif = "apply",
 ) -> Reference:
     """Statistics of real images, for `extractor`.
 
     source is one of
         the name of bundled data, such as fashion-mnist
-        a folder or a zip of images, prepared to `size` as `fit_to` says (`images.Fit`); the
+        a folder or a zip of images, prepared to `size` as `fit_to` and `exif` say (`pixels`); the
             validation images of COCO are such a folder. Cached under `cache` by the content
         an `.npz` of others (`interchange`); statistics in it are taken for official Inception
             only, as it does not say how they were made; images in it (ADM) for any extractor
@@ -247,7 +257,7 @@ def load_reference(
     """
     if isinstance(extractor, Together):
         refuse_for_several(source, extractor.name)
-        own = [load_reference(source, part, size, cache, fit_to) for part in extractor.parts]
+        own = [load_reference(source, part, size, cache, fit_to, exif) for part in extractor.parts]
         return Reference.beside(own)
     path = ours = bundled(f"{source}-{extractor.name}.safetensors")
     if not path.exists():
@@ -260,7 +270,7 @@ def load_reference(
         if path.suffix == ".npz":
             return _from_npz(path, extractor, size, cache, fit_to)
         if path.suffix != ".safetensors":
-            path = _cached(path, extractor, size, cache, fit_to)
+            path = _cached(path, extractor, size, cache, fit_to, exif)
     reference = Reference.load(path)
     reference.check(extractor)
     if path == ours and size:  # files that are scored as they are may have any size
@@ -269,6 +279,11 @@ def load_reference(
         raise UserError(
             f"reference {source}: its images were prepared as {reference.fit} to {reference.size} "
             f"pixels, these are as {fit_to} to {size}"
+        )
+    if reference.exif and reference.exif != exif:
+        raise UserError(
+            f"reference {source}: its images were prepared with --exif {reference.exif}, these are "
+            f"with {exif}"
         )
     return reference
 
@@ -295,14 +310,18 @@ def is_bundled(source: str, spec: str) -> bool:
     return all(bundled(f"{source}-{name}.safetensors").exists() for name in names)
 
 
-def _cached(source: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit) -> Path:
-    files = ImageFiles.find(source)
+def _cached(
+    source: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit, exif: Exif
+) -> Path:
+    files = ImageFiles.find(source, exif)
     what = f"{extractor.name} {extractor.digest} {extractor.axes} {size} {fit_to} {SAMPLE} drawn"
+    what = f"{what} {files.preparation}".strip()  # nothing where no image is turned
     key = hashlib.sha256(f"{what} {files.digest()}".encode()).hexdigest()[:16]
     path = cache / f"reference-{key}.safetensors"
     if not path.exists():
         reference = fit(extractor, files.batches(size, fit_to), axes=extractor.axes)
-        replace(reference, note=files.note, size=size, fit=fit_to).save(path)
+        turned = exif if any(head.turned for head in files.heads) else ""
+        replace(reference, note=files.note, size=size, fit=fit_to, exif=turned).save(path)
     return path
 
 

@@ -68,9 +68,9 @@ def test_broken_files_are_counted_and_named(tmp_path):
     for k in (1, 2, 3, 5, 6, 7):
         (tmp_path / f"{k}.png").write_bytes((tmp_path / f"{k}.png").read_bytes()[:200])
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")  # 16 bits
-    with pytest.raises(
-        UserError, match=r"7 of 10 files .*: 1\.png, 2\.png, 3.png, 5.png, 6.png, …"
-    ):
+    cut = ", ".join(rf"{k}\.png \(damaged or cut off\)" for k in (1, 2, 3, 5, 6, 7))
+    deep = r"deep\.png \(mode I;16, more than 8 bits a channel or no colours\)"
+    with pytest.raises(UserError, match=f"7 of 10 files cannot be read as images: {cut}, {deep}$"):
         list(ImageFiles.find(tmp_path).batches(8, batch=2))
 
 
@@ -94,7 +94,7 @@ def test_sizes_are_compared_and_broken_files_counted_beyond_the_range_that_is_re
     for k in (1, 5):  # heads are whole
         path = tmp_path / "broken" / f"{k}.png"
         path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"2 of 6 files cannot be read as images: 1\.png, 5\.png$"):
+    with pytest.raises(UserError, match=r"2 of 6 files cannot .*: 1\.png \(.*\), 5\.png \(.*\)$"):
         list(ImageFiles.find(tmp_path / "broken").batches(names=range(3)))
     assert [len(b) for b in ImageFiles.find(tmp_path / "broken").chosen(1).batches()] == [1]
 
@@ -118,7 +118,7 @@ def test_images_are_drawn_unless_they_are_a_batch_of_ours(tmp_path):
 def test_a_link_to_nowhere_is_named(tmp_path):
     draw(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "absent.png")
-    with pytest.raises(UserError, match=r"1 of 2 files cannot be read as images: b\.png$"):
+    with pytest.raises(UserError, match=r"1 of 2 files cannot .*: b\.png \(No such file"):
         list(ImageFiles.find(tmp_path).batches())
 
 
