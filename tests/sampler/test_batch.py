@@ -1,7 +1,9 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from stepsampler import UserError
@@ -10,7 +12,8 @@ from stepsampler.cli.app import app
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsampler.noise import NoiseSchedule
-from stepsampler.support.captions import Caption
+from stepsampler.support.captions import Caption, LeftOut
+from stepsearch.rehearsal import miniatures
 
 SD = NoiseSchedule.scaled_linear()
 CAPTIONS = [Caption(f"a photo of a {thing}", str(i)) for i, thing in enumerate(["bag", "shirt"])]
@@ -185,8 +188,6 @@ def test_a_manifest_that_is_none_is_refused(model, schedule, tmp_path, text):
 
 
 def test_a_grid_has_a_row_for_each_schedule(schedule, tmp_path):
-    from PIL import Image
-
     schedule.save(tmp_path / "s.json")
     out = tmp_path / "g.png"
     arguments = ["grid", str(tmp_path / "s.json"), "seed-sd-4", "--prompt", "a bag", "--prompt"]
@@ -209,3 +210,155 @@ def test_a_grid_is_a_png_file(tmp_path, name):
     result = CliRunner().invoke(app, ["grid", "seed-sd-4", "--prompt", "a bag", "-o", str(out)])
     assert str(result.exception) == f"--out must name a .png file, got {str(out)!r}"
     assert not out.exists()
+
+
+MIXED = [CAPTIONS[0], LeftOut("line 2", "null"), *CAPTIONS[2:], LeftOut("line 6", "empty")]
+
+
+def lost(out):
+    return [json.loads(line) for line in (out / "left-out.jsonl").read_text().splitlines()]
+
+
+def test_what_is_no_caption_keeps_its_number_and_stops_nothing(model, schedule, tmp_path):
+    run(model, schedule, tmp_path / "whole")
+    out = tmp_path / "out"
+    assert run(model, schedule, out, MIXED) == [0, 1, 3, 4]
+    assert [record["index"] for record in manifest(out)[1:]] == [0, 2, 3, 4]
+    assert lost(out) == [
+        {"index": 1, "place": "line 2", "reason": "null"},
+        {"index": 5, "place": "line 6", "reason": "empty"},
+    ]
+    same = ("000002.png", "000003.png")  # a block without a gap
+    assert all(contents(out)[name] == contents(tmp_path / "whole")[name] for name in same)
+    before = contents(out)
+    assert run(model, schedule, out, MIXED) == [4]
+    assert contents(out) == before
+
+
+def test_a_row_that_is_mended_is_made(model, schedule, tmp_path):
+    run(model, schedule, tmp_path / "whole")
+    out = tmp_path / "out"
+    run(model, schedule, out, MIXED[:5])
+    assert run(model, schedule, out) == [3, 5]  # its block again, with both
+    assert not (out / "left-out.jsonl").exists()
+    made, whole = contents(out), contents(tmp_path / "whole")
+    assert {k: v for k, v in made.items() if k.endswith("png")} == {
+        k: v for k, v in whole.items() if k.endswith("png")
+    }
+
+
+def test_a_row_that_breaks_afterwards_is_another_set(model, schedule, tmp_path):
+    run(model, schedule, tmp_path, CAPTIONS)
+    with pytest.raises(UserError, match=r"number 1 is .*, not \('line 2', 'null'\)"):
+        run(model, schedule, tmp_path, MIXED[:5])
+
+
+def test_fewer_captions_forget_nothing_that_was_left_out_beyond(model, schedule, tmp_path):
+    run(model, schedule, tmp_path, MIXED)
+    before = contents(tmp_path)
+    assert run(model, schedule, tmp_path, MIXED[:3]) == [2]
+    assert contents(tmp_path) == before
+    assert run(model, schedule, tmp_path, MIXED) == [4]
+
+
+@pytest.fixture
+def dit(tmp_path):
+    miniatures.dit().save_pretrained(tmp_path / "dit")
+    return load(str(tmp_path / "dit"))
+
+
+def test_a_prompt_that_the_model_refuses_is_left_out(dit, tmp_path):
+    schedule = make_schedule("power", 2, dit.noise, guidance_scale=1.0)
+    texts = ["1", "no such class", "2", "0", "none such", "nor this"]
+    captions = [Caption(text) for text in texts]
+    assert run(dit, schedule, tmp_path / "out", captions) == [0, 1, 3, 3]
+    assert [line["index"] for line in lost(tmp_path / "out")] == [1, 4, 5]
+    assert "a prompt of this model is a class" in lost(tmp_path / "out")[0]["reason"]
+    before = contents(tmp_path / "out")
+    assert run(dit, schedule, tmp_path / "out", captions) == [3]  # remembered
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "out" / "000000.png").unlink()
+    assert run(dit, schedule, tmp_path / "out", captions) == [2, 3]
+    assert {n: d for n, d in contents(tmp_path / "out").items() if n != "manifest.jsonl"} == {
+        n: d for n, d in before.items() if n != "manifest.jsonl"
+    }
+    with pytest.raises(UserError, match=r"no image could be made: number 0 \(a prompt of"):
+        run(dit, schedule, tmp_path / "none", captions[1:2])
+
+
+def broken_for(model, monkeypatch, words):
+    """The condition of a prompt with one of these words is NaN, and so is its image."""
+    encode = type(model)._encode
+
+    def nan(self, prompt, negative):
+        made = encode(self, prompt, negative)
+        bad = any(word in prompt for word in words)
+        return {name: value * (float("nan") if bad else 1) for name, value in made.items()}
+
+    monkeypatch.setattr(type(model), "_encode", nan)
+
+
+def test_an_image_that_is_not_finite_is_left_out(schedule, tmp_path, monkeypatch):
+    model = load("tiny")
+    run(model, schedule, tmp_path / "whole")
+    broken_for(model, monkeypatch, ["shirt", "dress", "coat"])
+    model._encoded.clear()
+    out = tmp_path / "out"
+    assert run(model, schedule, out) == [0, 1, 1, 2]
+    assert [(line["index"], line["reason"][:23]) for line in lost(out)] == [
+        (k, "the image is not finite") for k in (1, 2, 3)
+    ]
+    for k in (0, 4):
+        a, b = (
+            np.array(Image.open(tmp_path / name / f"{k:06d}.png")).astype(int)
+            for name in ("out", "whole")
+        )
+        assert abs(a - b).max() <= 1  # decoded alone
+    before = contents(out)
+    assert run(model, schedule, out) == [2]
+    assert contents(out) == before
+    (out / "000000.png").unlink()  # the same again, bit for bit
+    run(model, schedule, out)
+    assert contents(out)["000000.png"] == before["000000.png"]
+
+
+def test_a_schedule_under_which_nothing_is_finite_ends_soon(schedule, tmp_path, monkeypatch):
+    model = load("tiny")
+    broken_for(model, monkeypatch, [""])
+    many = [Caption(f"a bag {k}") for k in range(1000)]
+    with pytest.raises(UserError, match="no image could be made: number 0 .the image is not fin"):
+        run(model, schedule, tmp_path, many)
+
+
+def test_a_long_set_keeps_the_conditions_of_a_few(schedule, tmp_path):
+    model = load("tiny")
+    for _ in run_batch(
+        model, schedule, [Caption(f"a bag {k}") for k in range(12)], tmp_path, batch_size=2
+    ):
+        assert len(model._encoded) <= 4
+    assert model.most_encoded is None
+
+
+def test_the_command_says_what_it_left_out_by_its_exit_code(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a bag"}\n{"prompt": null}\n{"prompt": "b"}\n')
+    command = ["batch", "seed-sd-4", "--prompts", str(tmp_path / "p.jsonl"), "-o"]
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "2 images of 4 passes each" in result.output or "2 images" in result.output
+    assert "1 of 3 captions left out: line 2 (null); all are in left-out.jsonl" in result.output
+    (tmp_path / "out" / "left-out.jsonl").unlink()
+    assert CliRunner().invoke(app, [*command, str(tmp_path / "out")]).exit_code == 1
+    command = ["seed-sd-4", "--prompts", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "g")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "left out: line 2 (null)" in result.output
+    assert len(list((tmp_path / "g").glob("p*.png"))) == 2
+
+
+@pytest.mark.parametrize("image", ["/etc/x", "../../x", "a/b", ".", "x" * 5000, "\ud83d", "a\0b"])
+def test_the_id_of_an_image_is_no_path(model, schedule, tmp_path, image):
+    captions = [Caption("a bag", image), Caption("a coat", image)]
+    assert run(model, schedule, tmp_path / "out", captions) == [0, 2]
+    assert sorted(p.name for p in tmp_path.rglob("*.png")) == ["000000.png", "000001.png"]
+    assert [record["image"] for record in manifest(tmp_path / "out")[1:]] == [image, image]
+    assert run(model, schedule, tmp_path / "out", captions) == [2]
