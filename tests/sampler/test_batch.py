@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from stepsampler import UserError
-from stepsampler.batch import model_digest, run_batch
+from stepsampler.batch import MANIFEST, model_digest, read_manifest, run_batch
 from stepsampler.cli.app import app
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
@@ -362,3 +362,16 @@ def test_the_id_of_an_image_is_no_path(model, schedule, tmp_path, image):
     assert sorted(p.name for p in tmp_path.rglob("*.png")) == ["000000.png", "000001.png"]
     assert [record["image"] for record in manifest(tmp_path / "out")[1:]] == [image, image]
     assert run(model, schedule, tmp_path / "out", captions) == [2]
+
+
+@pytest.mark.parametrize("change", ["bom", "crlf", "cut"])
+def test_a_manifest_is_read_as_editors_and_kills_leave_it(model, schedule, tmp_path, change):
+    run(model, schedule, tmp_path)
+    path = tmp_path / MANIFEST
+    known, records = read_manifest(path)
+    data = path.read_bytes()
+    changed = {"bom": b"\xef\xbb\xbf" + data, "crlf": data.replace(b"\n", b"\r\n")}
+    path.write_bytes(changed.get(change, data + b'{"index": 5, "pro'))
+    assert read_manifest(path) == (known, records)
+    assert [record["prompt"] for record in records] == [caption.text for caption in CAPTIONS]
+    assert run(model, schedule, tmp_path) == [5]

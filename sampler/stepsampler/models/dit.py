@@ -29,7 +29,8 @@ class DiT(LatentModel):
             return int(prompt)
         labels = self.pipeline.labels
         if prompt not in labels:
-            names = f" or one of {len(labels)} names such as {next(iter(labels))!r}" if labels else ""
+            first = next(iter(labels), None)
+            names = f" or one of {len(labels)} names such as {first!r}" if labels else ""
             raise UserError(
                 f"a prompt of this model is a class, 0 to {count - 1}{names}, got {prompt!r}"
             )

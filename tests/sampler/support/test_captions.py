@@ -240,3 +240,11 @@ def test_places_are_those_of_the_file_before_it_is_mixed(tmp_path):
     assert mixed.items != whole.items
     assert sorted(mixed.items) == sorted(whole.items)
     assert read_set(tmp_path / "p.json", limit=2).items == [Caption("a"), LeftOut("item 1", "null")]
+
+
+def test_prompts_of_a_study_say_what_they_left_out(tmp_path, capsys):
+    from stepsearch.metrics.evaluator import load_prompts
+
+    (tmp_path / "p.json").write_text(json.dumps(["a", None, "b"]))
+    assert [prompt.text for prompt in load_prompts(str(tmp_path / "p.json"))] == ["a", "b"]
+    assert "1 of 3 captions left out: item 1 (null)" in capsys.readouterr().err

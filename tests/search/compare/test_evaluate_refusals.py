@@ -84,7 +84,7 @@ GOOD = ["good", "--reference", "good", "--images"]
         # corrupt files
         (
             ["corrupt", "--images", "4", "--reference", "good"],
-            "corrupt: 2 of 4 files cannot be read as images: 001.png, 003.png",
+            "corrupt: 2 of 4 files cannot be read as images: 001.png (damaged or",
         ),
         (["good", "--reference", "corrupt"], "corrupt: 2 of 4 files cannot be read as images"),
         (
@@ -112,7 +112,7 @@ GOOD = ["good", "--reference", "good", "--images"]
         ),
         (
             ["gaps", "--images", "130", "--reference", "good"],
-            "gaps: 2 of 130 files cannot be read as images: 060.png, 120.png",
+            "gaps: 2 of 130 files cannot be read as images: 060.png (damaged or",
         ),
         # nothing there
         (["empty", "--reference", "good"], "empty: no images in it (.png, .jpg"),
