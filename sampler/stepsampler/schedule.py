@@ -289,7 +289,7 @@ def load(path: str | Path) -> Schedule:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ScheduleError(f"a schedule has at most {MAX_BYTES:,} bytes, this file has more")
-        return Schedule.from_json(content.decode("utf-8"))
+        return Schedule.from_json(content.decode("utf-8-sig"))
     except OSError as error:
         raise ScheduleError(f"{path}: {error.strerror}") from error
     except (ScheduleError, UnicodeDecodeError) as error:

@@ -356,7 +356,7 @@ def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) 
         UserError: names the file, the key, the rule and the value.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -22,6 +22,12 @@ def test_a_minimal_study_has_defaults_and_the_name_of_its_file(tmp_path):
     assert (config.name, config.model.id, config.search.algorithm) == ("x", "tiny", "gp-local")
 
 
+def test_a_study_with_a_byte_order_mark_and_crlf_is_read(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
+    assert load_config(path).space == load_config(written(tmp_path, MINIMAL)).space
+
+
 def test_overrides_replace_single_values(tmp_path):
     path = written(tmp_path, MINIMAL + "[search]\ntrials = 7\nseed = 3\n")
     config = load_config(path, {"search": {"trials": 9}})

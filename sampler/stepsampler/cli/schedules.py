@@ -190,7 +190,7 @@ def import_schedule(
     from stepsampler.formats import Target, read
 
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: {error}") from error
     noise, spec, guidance = _model(model)

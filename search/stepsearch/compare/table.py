@@ -262,7 +262,7 @@ def read_earlier(path: Path, now: dict[str, Any]) -> dict[str, Any]:
         UserError: another n, other seeds, range, metrics or preparation; or no such file.
     """
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = json.loads(path.read_text(encoding="utf-8-sig"))
         kind = earlier.get("format")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a result of stepsearch evaluate ({error})") from error
