@@ -6,7 +6,7 @@ A row that cannot be read is a row with a fault, so that it costs itself alone.
 import csv
 import json
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,7 +235,8 @@ def _csv(path: Path, column: str | None) -> Table:
         file.seek(0)
         fitting = (d for d in DELIMITERS if _among(_header(head, d), column))
         delimiter = next(fitting, DELIMITERS[0])
-        return _cells(path, _records(file, delimiter), column)
+        header = column is None or not column.isdecimal()
+        return _cells(path, _records(file, delimiter, header), column)
 
 
 def _header(line: str, delimiter: str) -> list[str]:
@@ -282,8 +283,11 @@ class _Lines:
 Record = tuple[int, list[str], str | None]  # line, cells, or what is wrong with them
 
 
-def _records(file: Iterable[str], delimiter: str) -> Iterator[Record]:
-    """Quoted cells may have several lines; a quote that ends no cell costs its line alone."""
+def _records(file: Iterable[str], delimiter: str, header: bool) -> Iterator[Record]:
+    """Quoted cells may have several lines; a quote that ends no cell costs its line alone.
+
+    Under a header, so does one that ends a cell of another line, of which there are then too many.
+    """
     lines, width = _Lines(file), 0
     while True:
         lines.begin()
@@ -295,7 +299,7 @@ def _records(file: Iterable[str], delimiter: str) -> Iterator[Record]:
         except csv.Error:
             cells, wrong = [], "a quote that does not enclose a whole cell"
         width = width or len(cells)
-        if wrong or len(cells) != width:
+        if wrong or (header and len(cells) != width):
             lines.give_back()
         if cells or wrong:
             yield lines.number + 1, cells, wrong
@@ -304,21 +308,23 @@ def _records(file: Iterable[str], delimiter: str) -> Iterator[Record]:
 def _cells(path: Path, records: Iterator[Record], column: str | None) -> Table:
     """Of records: the first is the header, unless the column is a number, from 0, without one."""
     notes: list[str] = []
-    _, first, wrong = next(records, (1, [], None))
-    if wrong:
-        raise UserError(f"{path}: line 1: {wrong}")
-    numbered = column is not None and column.isdecimal() and column not in first
-    if numbered:
-        place = int(column or 0)
-        if place >= len(first):
-            raise UserError(f"{path}: no column {column}, counted from 0: there are {len(first)}")
-        header = _among([first[place]], None)
+    first = next(records, (1, [], None))
+    every: Iterable[Record] = records
+    if column is not None and column.isdecimal() and column not in first[1]:
+        place, found = int(column), [first, *records]
+        widths = Counter(len(cells) for _, cells, wrong in found if not wrong)
+        width = widths.most_common(1)[0][0] if widths else 0
+        if place >= width:
+            raise UserError(f"{path}: no column {column}, counted from 0: there are {width}")
+        every = found[1:] if _among(first[1][place : place + 1], None) else found  # a header
     else:
-        place, header = _column(path, first, column, notes), [0]
-    rows = [] if header else [Row("line 1", first[place])]
-    for number, cells, wrong in records:
-        if not wrong and len(cells) != len(first):
-            wrong = f"{len(cells)} cells, not {len(first)}"
+        if first[2]:
+            raise UserError(f"{path}: line 1: {first[2]}")
+        place, width = _column(path, first[1], column, notes), len(first[1])
+    rows = []
+    for number, cells, wrong in every:
+        if not wrong and len(cells) != width:
+            wrong = f"{len(cells)} cells, not {width}"
         at = f"line {number}"
         rows.append(Row(at, fault=wrong) if wrong else Row(at, cells[place]))
     return Table(rows, notes)

@@ -116,3 +116,13 @@ def test_a_column_among_several_is_said(tmp_path):
     ]
     assert read_set(tmp_path / "two.csv", "caption").said == []
     assert read_captions(tmp_path / "two.csv", "CAPTION") == [Caption("x")]
+
+
+def test_without_a_header_the_first_row_may_be_the_broken_one(tmp_path):
+    (tmp_path / "p.tsv").write_text("a stray\ttab\tu0\na fox\tu1\na cat\tu2\n")
+    (tmp_path / "p.csv").write_text('"a stray" quote,u0\na fox,u1\n"a\ncat",u2\n')
+    for name in ("p.tsv", "p.csv"):
+        found = read_set(tmp_path / name, "0")
+        assert found.captions == [Caption("a fox"), Caption("a cat")]
+        assert isinstance(found.items[0], LeftOut)
+        assert len(found.items) == 3
