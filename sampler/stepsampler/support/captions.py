@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stepsampler.errors import UserError, say
-from stepsampler.support.rows import Row, fault, listed, read_table
+from stepsampler.support.rows import Row, Table, fault, listed, opened
+from stepsampler.support.rows_cells import read_csv, read_parquet, read_tsv
+from stepsampler.support.rows_json import read_json, read_jsonl
+
+READERS: dict[str, Callable[[Path, str | None], Table]] = {
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+}
 
 
 class Caption(NamedTuple):
@@ -63,7 +74,7 @@ def read_set(
     Raises:
         UserError: a file that cannot be read, is of another kind or shape, or has no caption.
     """
-    rows, notes = read_table(path, column)
+    rows, notes = _table(path, column)
     items = [_judged(row) for row in rows]
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(items)
@@ -110,3 +121,24 @@ def _judged(row: Row) -> Caption | LeftOut:
     if reason:
         return LeftOut(row.place, reason)
     return Caption(row.value if row.plain else " ".join(row.value.split()), row.image)
+
+
+def _table(path: Path, column: str | None) -> Table:
+    """All rows of a file, of the kind that its suffix names.
+
+    Raises:
+        UserError: a file that cannot be read, is of another kind or shape, or lacks the column.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix in READERS:
+            return READERS[suffix](path, column)
+        if suffix not in ("", ".txt"):
+            raise UserError(f"{path}: the suffix must be .txt or {', '.join(READERS)}")
+        if column is not None:
+            raise UserError(f"{path}: a text file has no column {column!r}")
+        with opened(path, None) as file:
+            lines = ((n, line.strip()) for n, line in enumerate(file, 1))
+            return Table([Row(f"line {n}", line, plain=True) for n, line in lines if line], [])
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error

@@ -1,0 +1,151 @@
+"""Caption sets in columns: CSV, TSV and parquet."""
+
+import csv
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stepsampler.errors import UserError
+from stepsampler.support.rows import Row, Table, among, find_column, opened
+
+DELIMITERS = (",", ";", "\t")  # of a .csv: the first that gives its header a column of captions
+SPAN = 100  # lines at most of a record of CSV: beyond, its quote was never closed
+
+
+def read_tsv(path: Path, column: str | None) -> Table:
+    """A quote is plain text, as in the files of Conceptual Captions and PartiPrompts."""
+    with opened(path, "") as file:
+        lines = ((n, line.rstrip("\r\n")) for n, line in enumerate(file, 1))
+        return _cells(path, ((n, line.split("\t"), None) for n, line in lines if line), column)
+
+
+def read_csv(path: Path, column: str | None) -> Table:
+    """Cells between commas, or semicolons or tabs where only these make a header of the column."""
+    with opened(path, "") as file, _long_fields():
+        head = file.readline()
+        file.seek(0)
+        fitting = (d for d in DELIMITERS if among(_header(head, d), column))
+        delimiter = next(fitting, DELIMITERS[0])
+        header = column is None or not column.isdecimal()
+        return _cells(path, _records(file, delimiter, header), column)
+
+
+def _header(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """A cell of any length is read: its length is its own fault, not that of the file."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+class _Lines:
+    """The lines of a file, of which those that a record took can be given back."""
+
+    def __init__(self, file: Iterable[str]) -> None:
+        self.file, self.ahead = iter(file), deque[str]()
+        self.taken: list[str] = []
+        self.number = 0  # of lines before those taken
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if len(self.taken) == SPAN:
+            raise StopIteration
+        self.taken.append(self.ahead.popleft() if self.ahead else next(self.file))
+        return self.taken[-1]
+
+    def begin(self) -> None:
+        self.number += len(self.taken)
+        self.taken.clear()
+
+    def give_back(self) -> None:
+        """All but the first."""
+        self.ahead.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
+
+
+Record = tuple[int, list[str], str | None]  # line, cells, or what is wrong with them
+
+
+def _records(file: Iterable[str], delimiter: str, header: bool) -> Iterator[Record]:
+    """Quoted cells may have several lines; a quote that ends no cell costs its line alone.
+
+    Under a header, so does one that ends a cell of another line, of which there are then too many.
+    """
+    lines, width = _Lines(file), 0
+    while True:
+        lines.begin()
+        wrong = None
+        try:
+            cells = next(csv.reader(lines, delimiter=delimiter, strict=True))
+        except StopIteration:
+            return
+        except csv.Error:
+            cells, wrong = [], "a quote that does not enclose a whole cell"
+        width = width or len(cells)
+        if wrong or (header and len(cells) != width):
+            lines.give_back()
+        if cells or wrong:
+            yield lines.number + 1, cells, wrong
+
+
+def _cells(path: Path, records: Iterator[Record], column: str | None) -> Table:
+    """Of records: the first is the header, unless the column is a number, from 0, without one."""
+    notes: list[str] = []
+    first = next(records, (1, [], None))
+    every: Iterable[Record] = records
+    if column is not None and column.isdecimal() and column not in first[1]:
+        place, found = int(column), [first, *records]
+        widths = Counter(len(cells) for _, cells, wrong in found if not wrong)
+        width = widths.most_common(1)[0][0] if widths else 0
+        if place >= width:
+            raise UserError(f"{path}: no column {column}, counted from 0: there are {width}")
+        every = found[1:] if among(first[1][place : place + 1], None) else found  # a header
+    else:
+        if first[2]:
+            raise UserError(f"{path}: line 1: {first[2]}")
+        place, width = find_column(path, first[1], column, notes), len(first[1])
+    rows = []
+    for number, cells, wrong in every:
+        if not wrong and len(cells) != width:
+            wrong = f"{len(cells)} cells, not {width}"
+        at = f"line {number}"
+        rows.append(Row(at, fault=wrong) if wrong else Row(at, cells[place]))
+    return Table(rows, notes)
+
+
+def read_parquet(path: Path, column: str | None) -> Table:
+    """A column of texts, be they strings, bytes or of a dictionary."""
+    try:
+        import pyarrow
+        from pyarrow import parquet, types
+    except ImportError as error:
+        raise UserError(f"{path}: reading parquet needs pyarrow (pip install pyarrow)") from error
+    notes: list[str] = []
+    try:
+        with path.open("rb") as file:
+            table = parquet.ParquetFile(file)
+            names = table.schema_arrow.names
+            if column is not None and column.isdecimal() and column not in names:
+                column = names[int(column)] if int(column) < len(names) else column
+            name = names[find_column(path, names, column, notes)]
+            values = table.read(columns=[name]).column(0)
+        if types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if types.is_string(values.type):  # its bytes, as one that is not UTF-8 would stop all
+            values = values.cast(pyarrow.binary())
+        elif types.is_large_string(values.type):
+            values = values.cast(pyarrow.large_binary())
+        found = values.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: not a whole parquet file, or not a plain column") from error
+    texts = (v.decode(errors="surrogateescape") if isinstance(v, bytes) else v for v in found)
+    return Table([Row(f"row {i}", text) for i, text in enumerate(texts)], notes)
