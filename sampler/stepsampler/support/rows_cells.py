@@ -25,9 +25,10 @@ def read_csv(path: Path, column: str | None) -> Table:
     with opened(path, "") as file, _long_fields():
         head = file.readline()
         file.seek(0)
-        fitting = (d for d in DELIMITERS if among(_header(head, d), column))
-        delimiter = next(fitting, DELIMITERS[0])
         header = column is None or not column.isdecimal()
+        wanted = column if header else None  # which a file may have where a number is given
+        fitting = (d for d in DELIMITERS if among(_header(head, d), wanted))
+        delimiter = next(fitting, DELIMITERS[0])
         return _cells(path, _records(file, delimiter, header), column)
 
 

@@ -62,6 +62,8 @@ def test_in_tsv_a_quote_is_plain_text(tmp_path):
 def test_a_number_is_a_column_of_a_file_with_a_header_too(tmp_path):
     (tmp_path / "h.csv").write_text("id,prompt\n1,a fox\n2,a cat\n")
     assert read_captions(tmp_path / "h.csv", "1") == [Caption("a fox"), Caption("a cat")]
+    (tmp_path / "s.csv").write_text("id;prompt\n1;a fox, red\n")
+    assert read_captions(tmp_path / "s.csv", "1") == [Caption("a fox, red")]
     (tmp_path / "named.csv").write_text("0,prompt\nx,a fox\n")
     assert read_captions(tmp_path / "named.csv", "0") == [Caption("x")]
 
