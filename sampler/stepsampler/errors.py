@@ -23,11 +23,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return "out of memory" in text or "can't allocate memory" in text
 
 
-def say(sentence: str) -> None:
-    """A line on stderr about what does not stop a command."""
-    print(sentence, file=sys.stderr)  # noqa: T201
-
-
 def run_command_line(app: Callable[..., object], name: str) -> None:
     """Run a typer app; a UserError becomes one line on stderr and exit code 2."""
     try:

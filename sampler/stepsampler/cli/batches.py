@@ -28,7 +28,7 @@ from stepsampler.cli.options import (
     open_model,
     open_plan,
 )
-from stepsampler.errors import UserError, say
+from stepsampler.errors import UserError, note
 
 app = typer.Typer()
 
@@ -78,8 +78,8 @@ def batch(
     plan = open_plan(schedule, guidance_scale)
     found = read_set(prompts, column, limit, shuffle_seed)
     captions = found.items
-    for note in found.notes:
-        say(f"{prompts}: {note}")
+    for sentence in found.notes:
+        note(f"{prompts}: {sentence}")
 
     from rich.progress import Progress
 
@@ -125,7 +125,7 @@ def batch(
             LeftOut(line.get("place", f"number {line['index']}"), line["reason"]) for line in lost
         ]
         count = f"{len(lost):,} of {len(captions):,} captions"
-        say(f"{out}: {count} left out: {shown(first)}; all are in {LEFT_OUT}")
+        note(f"{out}: {count} left out: {shown(first)}; all are in {LEFT_OUT}")
         raise typer.Exit(1)
 
 

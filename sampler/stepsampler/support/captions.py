@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stepsampler.errors import UserError, say
+from stepsampler.errors import UserError, note
 from stepsampler.support.rows import Row, Table, fault, listed, opened
 from stepsampler.support.rows_cells import read_csv, read_parquet, read_tsv
 from stepsampler.support.rows_json import read_json, read_jsonl
@@ -91,12 +91,11 @@ def read_captions(
     column: str | None = None,
     limit: int | None = None,
     shuffle_seed: int | None = None,
-    say: Callable[[str], None] = say,
 ) -> list[Caption]:
-    """Those of `read_set` that can be shown; `say` is told of the others."""
+    """Those of `read_set` that can be shown; the others are named on stderr."""
     found = read_set(path, column, limit, shuffle_seed)
     for sentence in found.said:
-        say(sentence)
+        note(sentence)
     return found.captions
 
 
@@ -106,7 +105,7 @@ def given_prompts(given: Sequence[str] | None, file: Path | None) -> tuple[list[
         return list(given or ()), False
     found = read_set(file)
     for sentence in found.said:
-        say(sentence)
+        note(sentence)
     texts = [caption.text for caption in found.captions]
     return [*(given or ()), *texts], len(texts) < len(found.items)
 
