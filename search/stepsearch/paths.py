@@ -1,9 +1,11 @@
 """Where bundled files and models lie, and how files are written whole."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+
+from stepsampler.support.files import replacing
 
 
 def bundled(name: str) -> Path:
@@ -27,11 +29,26 @@ def local_folder(name: str) -> Path | None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary name beside `path`, then rename: nobody ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write to a temporary name beside `path`, then rename: nobody ever sees half a file.
+
+    Raises:
+        OSError: names `path` and the reason, such as a full disk.
+    """
+    from safetensors import SafetensorError
+
+    with naming(path), replacing(path) as temporary:
+        try:
+            write(temporary)
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say which file it is about; one of a write to an open file does not."""
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
