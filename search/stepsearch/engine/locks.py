@@ -93,7 +93,7 @@ def pulse(folder: Path) -> Iterator[None]:
         finally:
             ended.set()
             thread.join()
-            del _beating[path]
+            _beating.pop(path, None)
             path.unlink(missing_ok=True)
 
 

@@ -242,21 +242,24 @@ def searched(study: optuna.Study) -> float:
     where a trial of a higher number began later: a clock that was set back since is set right.
     """
     states = (TrialState.COMPLETE, TrialState.PRUNED)
-    last: dict[object, float] = {}
+    last: dict[object, float] = {}  # when the last trial of a machine began, of a worker ended
     back: dict[object, float] = {}
     spans = []
     for trial in sorted(study.get_trials(deepcopy=False, states=states), key=lambda t: t.number):
         if not (trial.datetime_start and trial.datetime_complete):
             continue
-        machine = tuple(trial.user_attrs.get("worker", ())[2:3])
+        worker = tuple(trial.user_attrs.get("worker", ()))
+        machine = worker[2:3]
         start = trial.datetime_start.timestamp()
-        seconds = trial.datetime_complete.timestamp() - start
+        lasted = max(0.0, trial.datetime_complete.timestamp() - start)
         start += back.get(machine, 0.0)
         if start < last.get(machine, -inf):
-            back[machine] = back.get(machine, 0.0) + last[machine] - start
-            start = last[machine]
-        last[machine] = start
-        spans.append((start, start + trial.user_attrs.get("seconds", max(0.0, seconds))))
+            known = max(last[machine], last.get(worker, -inf))
+            back[machine] = back.get(machine, 0.0) + known - start
+            start = known
+        end = start + trial.user_attrs.get("seconds", lasted)
+        last[machine], last[worker] = start, end
+        spans.append((start, end))
     total, until = 0.0, -inf
     for began, ended in sorted(spans):
         total += max(0.0, ended - max(began, until))
