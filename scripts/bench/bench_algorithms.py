@@ -275,7 +275,7 @@ def main() -> None:
         f"stops after {args.hours:g} hours",
         flush=True,
     )
-    end = time.time() + 3600 * args.hours
+    end = time.monotonic() + 3600 * args.hours
     args.out.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, multiprocessing.cpu_count() // args.processes)
     rows: list[dict] = []

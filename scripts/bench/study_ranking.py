@@ -241,7 +241,7 @@ def _analyse(args: argparse.Namespace, extractor: int, steps: int) -> Rows:
 
 
 def _make(job: Job, deadline: float) -> bool:
-    if time.time() > deadline:
+    if time.monotonic() > deadline:
         return False
     _bench.make(job)
     return True
@@ -250,7 +250,7 @@ def _make(job: Job, deadline: float) -> bool:
 def make_all(jobs: list[Job], args: argparse.Namespace, bench: Bench) -> int:
     """Make what is not there yet until the hours are over; returns how many were made."""
     global _bench
-    deadline = time.time() + 3600 * args.hours
+    deadline = time.monotonic() + 3600 * args.hours
     if args.workers == 1:
         _bench = bench
         return _count(map(_make, jobs, [deadline] * len(jobs)), len(jobs))

@@ -1,9 +1,15 @@
-"""Where bundled files and models lie, and how files are written whole."""
+"""Where bundled files, models and runs lie, and how files are written whole."""
 
-import os
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+
+from stepsampler.errors import UserError
+from stepsampler.support.files import replacing
+
+RUNS = Path("runs")
 
 
 def bundled(name: str) -> Path:
@@ -26,12 +32,64 @@ def local_folder(name: str) -> Path | None:
         return None
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary name beside `path`, then rename: nobody ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+def find_runs(given: Path, needed: str) -> list[Path]:
+    """The folders of the runs that `given` stands for and that hold the file `needed`.
+
+    A folder stands for itself; a study file for its runs in `runs/`, the one without a suffix
+    first, so that the first one is meant where there is no choice. Without it there is only one.
+
+    Raises:
+        UserError: there is none, or there are several with a suffix: it lists them.
+    """
+    if given.suffix != ".toml" or given.is_dir():
+        folders = [given]
+    else:
+        others = RUNS.glob("*/study.json")
+        folders = [RUNS / given.stem, *sorted(f.parent for f in others if _name(f) == given.stem)]
+    whole = list(dict.fromkeys(folder for folder in folders if (folder / needed).exists()))
+    if not whole:
+        cut = [str(folder) for folder in folders if (folder / "study.json").exists()]
+        if needed == "study.json":
+            raise UserError(f"{folders[0]}: no run has started here; `stepsearch run` starts one")
+        on = f" (under way or cut off: {', '.join(dict.fromkeys(cut))})" if cut else ""
+        raise UserError(f"{folders[0]}: no finished run; `stepsearch run` makes one{on}")
+    if whole[0] != folders[0] and len(whole) > 1:
+        raise UserError(
+            f"{given}: several runs: {', '.join(map(str, whole))}; give the folder of one of them"
+        )
+    return whole
+
+
+def _name(study: Path) -> str | None:
+    """Of the study whose settings a file holds."""
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        name = json.loads(study.read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return str(name)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write to a temporary name beside `path`, then rename: nobody ever sees half a file.
+
+    Raises:
+        OSError: names `path` and the reason, such as a full disk.
+    """
+    from safetensors import SafetensorError
+
+    with naming(path), replacing(path) as temporary:
+        try:
+            write(temporary)
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say which file it is about; one of a write to an open file does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

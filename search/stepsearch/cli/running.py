@@ -1,5 +1,7 @@
 """The commands of `stepsearch` about one run: run, check, worker, status, export."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stepsampler.errors import UserError
+from stepsearch.paths import RUNS, find_runs
 
 app = typer.Typer()
 
@@ -14,7 +17,10 @@ StudyFile = Annotated[Path, typer.Argument(help="Study file, such as studies/tin
 RunFolder = Annotated[
     Path | None, typer.Option("--run", help="Folder of the run; default runs/<study>.")
 ]
-
+RunOf = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="Folder of the run, such as runs/x, or its study file."),
+]
 
 # What `--quick` changes: enough to pass through every stage, far too little to conclude anything.
 QUICK: dict[str, dict[str, Any]] = {
@@ -61,12 +67,24 @@ def run(
     chosen = {key: value for key, value in given.items() if value is not None}
     config = load_config(study, {**overrides, "search": {**overrides.get("search", {}), **chosen}})
     variant = ("-quick" if quick else "") + ("" if seed is None else f"-seed{seed}")
-    folder = run_folder or Path("runs") / (config.name + variant)
+    folder = run_folder or RUNS / (config.name + variant)
     devices = _devices(workers, gpus)
 
+    from stepsearch.engine.locks import only_run
     from stepsearch.report.session import run_session  # torch and optuna load here, not for --help
 
-    run_session(config, folder, devices, tracking, quick)
+    with _interruptible(folder), only_run(folder):
+        run_session(config, folder, devices, tracking, quick)
+
+
+@contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    """One sentence and exit code 130 for Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; {folder} keeps what is done, the same command goes on", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -91,7 +109,7 @@ def check(
 
 @app.command()
 def worker(
-    folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-3-steps.")],
+    run_: RunOf,
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
 ) -> None:
     """Join a search that is under way with one more process."""
@@ -99,13 +117,15 @@ def worker(
 
     from stepsearch.engine.study import claimed, work
 
+    folder = find_runs(run_, "study.json")[0]
     config = claimed(folder)
     from stepsearch.metrics.evaluator import Evaluator
 
-    evaluator = Evaluator(config, folder / "cache", device)
-    for note in evaluator.notes:
-        typer.echo(note, err=True)
-    typer.echo(f"{work(folder, config, evaluator, worker=os.getpid())} trials")
+    with _interruptible(folder):
+        evaluator = Evaluator(config, folder / "cache", device)
+        for note in evaluator.notes:
+            typer.echo(note, err=True)
+        typer.echo(f"{work(folder, config, evaluator, worker=os.getpid())} trials")
 
 
 @app.command()
@@ -117,24 +137,25 @@ def export(
     """Write the schedule with which the study's run ended."""
     from stepsampler.schedule import load
 
-    folder = run_folder or Path("runs") / study.stem
-    if not (folder / "best.json").exists():
-        raise UserError(f"{folder}: no finished run; start it with: stepsearch run {study}")
+    folder, *others = find_runs(run_folder or study, "best.json")
     schedule = load(folder / "best.json")
     schedule.save(out)
     source = schedule.provenance.get("source", "")
-    typer.echo(f"{out}: {schedule.num_steps} steps, {schedule.passes} passes ({source})")
+    typer.echo(
+        f"{out}: {schedule.num_steps} steps, {schedule.passes} passes ({source}), from {folder}"
+    )
+    if others:
+        typer.echo(f"  there are also {', '.join(map(str, others))}: --run chooses")
 
 
 @app.command()
-def status(
-    folder: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/tiny-3-steps.")],
-) -> None:
+def status(run_: RunOf) -> None:
     """Say how far a run is."""
-    from stepsearch.engine.study import claimed, distance_of, finished, open_study, pruned
+    from stepsearch.engine.study import claimed, distance_of, finished, pruned, read_study
 
+    folder = find_runs(run_, "study.json")[0]
     config = claimed(folder)
-    study = open_study(folder, config)
+    study = read_study(folder, config)
     done = sorted(finished(study), key=distance_of)
     ended = len(pruned(study))
     more = f", {ended} pruned" if ended else ""

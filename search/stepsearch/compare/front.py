@@ -22,6 +22,7 @@ from stepsearch.engine.study import claimed, identity_of
 from stepsearch.metrics.distance import Score
 from stepsearch.metrics.evaluator import FRONT, Evaluator, Measurement, objective_name, seeds_of
 from stepsearch.metrics.protocol import Job, held_out
+from stepsearch.paths import find_runs
 
 # Settings of a run that its test does not depend on
 ELSEWHERE = ("images", "rungs", "selection_images")
@@ -39,14 +40,12 @@ class Finished:
 
     @classmethod
     def read(cls, path: Path) -> "Finished":
-        """Read a run's folder; a study file stands for its default one.
+        """Read a run's folder; a study file stands for its run.
 
         Raises:
             UserError: no finished run is there.
         """
-        folder = Path("runs") / path.stem if path.suffix == ".toml" else path
-        if not (folder / "best.json").exists():
-            raise UserError(f"{folder}: no finished run; `stepsearch run` makes one")
+        folder = find_runs(path, "best.json")[0]
         others = sorted((folder / "front").glob("*.json"))
         return cls(
             folder,

@@ -4,22 +4,18 @@ The journal is the only truth. A worker asks under a lock, so that the budget is
 all workers; a trial whose worker died is marked failed and its point is enqueued again.
 """
 
-import fcntl
 import json
-import os
-import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
@@ -29,7 +25,9 @@ from stepsampler.models import LatentModel
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.engine.algorithms import make_algorithm
+from stepsearch.engine.journal import JOURNAL, JournalLock, open_storage
 from stepsearch.engine.ladder import ALIVE, RungPruner, climb
+from stepsearch.engine.locks import is_dead, locked, named, pulse, this_process
 from stepsearch.engine.stopping import stopped
 from stepsearch.metrics.evaluator import Evaluator
 from stepsearch.paths import write_whole
@@ -39,6 +37,9 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 MAX_FAILURES = 5
+DEATHS = 3  # of workers at one point, after which it is not tried again
+OVERDUE = 10  # times as long as any trial took, and at least
+LEAST = 600.0  # seconds, is what another command's last trial is waited for
 GUIDED = "guided"  # a constraint of studies over guidance scales
 # May change between the parts of a run: the budget, and what the run does not look at.
 FREE = {
@@ -56,13 +57,15 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     neither another worker nor a resumed one asks for the same points again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mend_journal(folder / "journal.log")
-    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    (folder / JOURNAL).touch()
+    lock = JournalLock(folder)
+    lock.acquire()  # mends what a kill left
+    lock.release()
     study = optuna.create_study(
         study_name=config.name,
-        storage=storage,
+        storage=open_storage(folder),
         load_if_exists=True,
-        directions=["minimize", "maximize"] if config.search.both else ["minimize"],
+        directions=_directions(config),
     )
     entropy = (config.search.seed, worker, len(study.get_trials(deepcopy=False)))
     search = config.search
@@ -71,21 +74,17 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     return study
 
 
-def mend_journal(path: Path) -> None:
-    """Cut off a last line that a kill or a full disk left unfinished.
+def read_study(folder: Path, config: StudyConfig) -> optuna.Study:
+    """The study of a folder, to look at; nothing is written, and nobody is waited for."""
+    if (folder / JOURNAL).exists():
+        with suppress(KeyError):  # the first line is not written yet
+            return optuna.load_study(study_name=config.name, storage=open_storage(folder))
+    return optuna.create_study(study_name=config.name, directions=_directions(config))
 
-    Optuna overlooks it only until the next line is appended to it, and then reads no further.
-    """
-    if not path.exists():
-        return
-    lock = JournalFileSymlinkLock(str(path))  # under which Optuna writes
-    lock.acquire()
-    try:
-        with path.open("rb+") as file:
-            text = file.read()
-            file.truncate(text.rfind(b"\n") + 1)
-    finally:
-        lock.release()
+
+def _directions(config: StudyConfig) -> list[StudyDirection]:
+    both = [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]
+    return both if config.search.both else both[:1]
 
 
 def enqueue(study: optuna.Study, points: Sequence[tuple[Params, str]]) -> None:
@@ -96,44 +95,65 @@ def enqueue(study: optuna.Study, points: Sequence[tuple[Params, str]]) -> None:
             study.enqueue_trial(params, user_attrs={"origin": origin})
 
 
-def reap(study: optuna.Study, folder: Path) -> int:
-    """Fail the running trials of dead workers of this host, and enqueue their points again."""
+def reap(
+    study: optuna.Study, folder: Path, overdue: Container[int] = (), asking: bool = False
+) -> int:
+    """Fail the running trials of dead workers, and enqueue their points again; returns how many.
+
+    A worker of this machine is known to be dead at once, one of another machine after a minute of
+    silence, which begins when its trial is first looked at here. Trials that are `overdue` are
+    treated alike. `asking` leaves those alone that nobody has signed yet: the lock tells that their
+    worker died, but waits for one that is thinking of a point.
+    """
+
+    def lost(trial: FrozenTrial) -> bool:
+        if "worker" not in trial.user_attrs:
+            return not asking
+        return trial.number in overdue or is_dead(folder, trial.user_attrs["worker"])
+
+    if not any(map(lost, _running(study))):
+        return 0
     dead = 0
     with locked(folder):  # nobody is between asking for a trial and signing it
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            host, process = trial.user_attrs.get("worker", (socket.gethostname(), ""))
-            if host != socket.gethostname() or _alive(process):
-                continue
-            study.tell(trial.number, state=TrialState.FAIL)
-            params = trial.params or trial.system_attrs.get("fixed_params", {})
-            if params:
-                attrs = {k: v for k, v in trial.user_attrs.items() if k == "origin"}
-                study.enqueue_trial(params, user_attrs={**attrs, "retry_of": trial.number})
+        for trial in filter(lost, _running(study)):
+            try:
+                study.tell(trial.number, state=TrialState.FAIL)
+            except (UpdateFinishedTrialError, ValueError):
+                continue  # it has come to its end just now
             dead += 1
+            deaths = trial.user_attrs.get("deaths", 0) + 1
+            params = trial.params or trial.system_attrs.get("fixed_params", {})
+            if params and deaths < DEATHS:
+                attrs = {k: v for k, v in trial.user_attrs.items() if k == "origin"}
+                attrs |= {"retry_of": trial.number, "deaths": deaths}
+                study.enqueue_trial(params, user_attrs=attrs)
     return dead
 
 
-def this_process(pid: int | None = None) -> str:
-    """The process number with the time of its start, since numbers are used again."""
-    pid = pid or os.getpid()
-    try:
-        start = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        start = ""  # not Linux, or gone
-    return f"{pid} {start}"
+def wait_for_others(study: optuna.Study, folder: Path, say: Callable[[str], None]) -> int:
+    """Wait for the last trials of workers that joined from elsewhere.
+
+    Returns the number of trials that died or took too long meanwhile, whose points are to be tried
+    again. `say` hears of each trial that is waited for.
+    """
+    took = [t.user_attrs.get("seconds", 0.0) for t in finished(study)]
+    limit = max(LEAST, OVERDUE * max(took, default=0.0))
+    began: dict[int, float] = {}
+    dead = 0
+    while running := _running(study):
+        now = time.monotonic()
+        for trial in running:
+            if trial.number not in began:
+                who = named(trial.user_attrs.get("worker", []))
+                say(f"waiting for trial {trial.number} of {who}, {limit / 60:.0f} minutes at most")
+            began.setdefault(trial.number, now)
+        dead += reap(study, folder, {n for n, since in began.items() if now - since > limit})
+        time.sleep(0.5)
+    return dead
 
 
-def _alive(process: str) -> bool:
-    if not process:
-        return False
-    pid = int(process.split()[0])
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return this_process(pid) == process
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -161,64 +181,90 @@ def run_trials(
 ) -> int:
     """One worker: ask, evaluate, tell, until the study's budget is spent or more does not pay.
 
-    `deadline` is a time of `time.time()` after which no new trial starts here.
+    `deadline` is a time of `time.monotonic()` after which no new trial starts here.
     """
     done = failures = 0
-    while time.time() < deadline:
-        with locked(folder):
-            if len(study.get_trials(deepcopy=False, states=ALIVE)) >= config.search.trials:
-                break
-            if searched(study) >= 60 * (config.search.minutes or inf):
-                break
-            if stopped(study, config.search.patience):
-                break
-            trial = study.ask()
-            trial.set_user_attr("worker", (socket.gethostname(), this_process()))
-            params = {
-                name: trial.suggest_float(name, d.low, d.high, log=d.log)
-                for name, d in space.distributions.items()
-            }
-        schedule = space.schedule(params)
-        trial.set_user_attr("schedule", schedule.to_json())
-        if config.evaluation.guidance_scales:  # without guidance there is nothing to scale
-            trial.set_constraint(GUIDED, 0.0 if any(map(is_guided, schedule.steps)) else 1.0)
-        floor = nan if config.search.both else alignment_floor
-        state, value = climb(trial, schedule, config.evaluation, evaluator, floor)
-        values = None if value is None or state != TrialState.COMPLETE else [value]
-        if values and config.search.both:
-            values.append(trial.user_attrs["alignment"])
-        study.tell(trial, values, state)
-        if state == TrialState.FAIL:
-            failures += 1
-            if failures == MAX_FAILURES:
-                raise UserError(f"the images of {failures} trials in a row are not finite")
-            continue
-        failures = 0
-        done += 1
+    with pulse(folder):
+        while time.monotonic() < deadline:
+            with locked(folder):
+                if len(study.get_trials(deepcopy=False, states=ALIVE)) >= config.search.trials:
+                    break
+                if searched(study) >= 60 * (config.search.minutes or inf):
+                    break
+                if stopped(study, config.search.patience):
+                    break
+                trial = study.ask()
+                trial.set_user_attr("worker", this_process())
+                params = {
+                    name: trial.suggest_float(name, d.low, d.high, log=d.log)
+                    for name, d in space.distributions.items()
+                }
+            try:
+                ended = _measure(study, trial, config, space, params, evaluator, alignment_floor)
+            except UpdateFinishedTrialError:
+                continue  # this process was taken for dead, perhaps it slept: retried elsewhere
+            if ended == TrialState.FAIL:
+                failures += 1
+                if failures == MAX_FAILURES:
+                    raise UserError(f"the images of {failures} trials in a row are not finite")
+                continue
+            failures = 0
+            done += 1
     return done
 
 
+def _measure(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    config: StudyConfig,
+    space: SearchSpace,
+    params: Params,
+    evaluator: Evaluator,
+    alignment_floor: float,
+) -> TrialState:
+    """Bring a trial to its end; returns which."""
+    schedule = space.schedule(params)
+    trial.set_user_attr("schedule", schedule.to_json())
+    if config.evaluation.guidance_scales:  # without guidance there is nothing to scale
+        trial.set_constraint(GUIDED, 0.0 if any(map(is_guided, schedule.steps)) else 1.0)
+    floor = nan if config.search.both else alignment_floor
+    state, value = climb(trial, schedule, config.evaluation, evaluator, floor)
+    values = None if value is None or state != TrialState.COMPLETE else [value]
+    if values and config.search.both:
+        values.append(trial.user_attrs["alignment"])
+    return study.tell(trial, values, state, skip_if_finished=True).state
+
+
 def searched(study: optuna.Study) -> float:
-    """Seconds in which a trial was under way that came to its end, over all calls and workers."""
+    """Seconds in which a trial was under way that came to its end, over all calls and workers.
+
+    How long each took is told by the clock that never jumps. When it began is that of its machine,
+    where a trial of a higher number began later: a clock that was set back since is set right.
+    """
     states = (TrialState.COMPLETE, TrialState.PRUNED)
-    trials = study.get_trials(deepcopy=False, states=states)
+    last: dict[object, float] = {}  # when the last trial of a machine began, of a worker ended
+    back: dict[object, float] = {}
+    spans = []
+    for trial in sorted(study.get_trials(deepcopy=False, states=states), key=lambda t: t.number):
+        if not (trial.datetime_start and trial.datetime_complete):
+            continue
+        worker = tuple(trial.user_attrs.get("worker", ()))
+        machine = worker[2:3]
+        start = trial.datetime_start.timestamp()
+        lasted = max(0.0, trial.datetime_complete.timestamp() - start)
+        start += back.get(machine, 0.0)
+        if start < last.get(machine, -inf):
+            known = max(last[machine], last.get(worker, -inf))
+            back[machine] = back.get(machine, 0.0) + known - start
+            start = known
+        end = start + trial.user_attrs.get("seconds", lasted)
+        last[machine], last[worker] = start, end
+        spans.append((start, end))
     total, until = 0.0, -inf
-    for began, ended in sorted(
-        (t.datetime_start.timestamp(), t.datetime_complete.timestamp())
-        for t in trials
-        if t.datetime_start and t.datetime_complete
-    ):
+    for began, ended in sorted(spans):
         total += max(0.0, ended - max(began, until))
         until = max(until, ended)
     return total
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock under which trials are counted and asked for."""
-    with (folder / "ask.lock").open("w") as file:  # released by the system if we are killed
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def claim_folder(folder: Path, config: StudyConfig) -> None:

@@ -4,15 +4,27 @@ Only the parent process writes, so the database is created once. The search runs
 tracking off, down or deleted half-way: the first error is reported and ends the mirroring.
 """
 
+import hashlib
+import json
+import logging
 import os
+import re
+import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import optuna
 
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
+from stepsearch.paths import write_whole
+
+ARTIFACTS = "mlartifacts"
+EXPERIMENT = "stepsearch"
+DATABASE_PATIENCE = 5  # seconds
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -55,11 +67,12 @@ class MlflowTracking:
 
     Children are found again by the tag `stepsearch.trial` or `stepsearch.contender`, so a second
     sync adds nothing.
-    `warn` receives one sentence when MLflow fails.
+    `warn` receives one sentence when MLflow fails. It never holds a password of `uri`.
     """
 
     def __init__(self, uri: str | None, warn: Callable[[str], None]) -> None:
         self._uri, self._warn, self._alive = uri, warn, True
+        self._secrets = _passwords(uri or "")
         self._client: Any = None
         self._parent = self._experiment = ""
         self._mirrored: set[int] = set()
@@ -86,33 +99,28 @@ class MlflowTracking:
         except Exception as error:  # whatever MLflow raises must not end a search
             self._alive = False
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            self._warn(f"MLflow tracking stops here, the search goes on: {reason[0][:200]}")
+            news = f"MLflow tracking stops here, the search goes on: {reason[0]}"
+            self._warn(without_passwords(news, self._secrets)[:250])
 
     def _start(self, config: StudyConfig, folder: Path) -> None:
-        from mlflow import MlflowClient
-
-        uri = self._uri or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
-        self._client = client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name("stepsearch")
-        self._experiment = (
-            experiment.experiment_id
-            if experiment
-            else client.create_experiment(
-                "stepsearch", artifact_location=(folder.absolute() / "mlartifacts").as_uri()
-            )
-        )
+        logging.getLogger("urllib3").addFilter(self._filter)
+        self._connect(folder)
+        client = self._client
+        self._experiment = self._find_experiment(folder)
+        self._sweep(folder)
         name = f"{config.name}-{config.search.algorithm}-{config.search.seed}"
-        key = f"{name} {folder.absolute()}"
-        known = client.search_runs([self._experiment], f"tags.`stepsearch.study` = '{key}'")
+        key = _key(folder)
+        known = client.search_runs([self._experiment], f"tags.`stepsearch.run` = '{key}'")
         if known:
-            self._parent = known[0].info.run_id
+            self._parent, logged = known[0].info.run_id, known[0].data.params
         else:
-            tags = {"stepsearch.study": key, "mlflow.runName": name}
-            self._parent = client.create_run(self._experiment, tags=tags).info.run_id
-            for section, values in config.model_dump().items():
-                if isinstance(values, dict):
-                    for field, value in values.items():
-                        client.log_param(self._parent, f"{section}.{field}", value)
+            tags = {
+                "stepsearch.run": key,
+                "stepsearch.folder": str(folder.absolute()),
+                "mlflow.runName": name,
+            }
+            self._parent, logged = client.create_run(self._experiment, tags=tags).info.run_id, {}
+        self._log_settings(config, logged)
         children = client.search_runs(
             [self._experiment], f"tags.`mlflow.parentRunId` = '{self._parent}'", max_results=10000
         )
@@ -123,6 +131,74 @@ class MlflowTracking:
                 self._mirrored.add(int(run.data.tags["stepsearch.trial"]))
             else:  # it was cut off: written again from the start
                 client.delete_run(run.info.run_id)
+
+    def _connect(self, folder: Path) -> None:
+        from mlflow import MlflowClient
+
+        for logger in ("mlflow", "alembic", "sqlalchemy"):
+            for handler in logging.getLogger(logger).handlers:
+                handler.addFilter(self._filter)
+        uri = self._uri or _sqlite(folder.absolute() / "mlflow.db")
+        if urlsplit(uri).scheme in ("http", "https"):
+            uri = _with_credentials_aside(uri)
+        elif "://" in uri:
+            _check_database(uri)
+        self._client = MlflowClient(tracking_uri=uri)
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove the empty folder that MLflow makes for an address with %3F or the like in it."""
+        path = Path(_sqlite(folder.absolute()).removeprefix("sqlite:///"))
+        if self._uri is None and path != folder.absolute():
+            with suppress(OSError):
+                os.removedirs(path)
+
+    def _filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_passwords(record.getMessage(), self._secrets), ()
+        record.exc_info = record.exc_text = None
+        return True
+
+    def _find_experiment(self, folder: Path) -> str:
+        """Where this run belongs; its artifacts are never in the folder of another run.
+
+        MLflow keeps the place of artifacts with the experiment, from its first run on. A store in
+        the run's folder has them there, a database file beside it, others where they keep theirs.
+        """
+        location: str | None = None
+        if self._uri is None:
+            location = (folder.absolute() / ARTIFACTS).as_uri()
+        elif self._uri.startswith("sqlite:///"):
+            file = Path(unquote(self._uri.removeprefix("sqlite:///").partition("?")[0]))
+            location = (file.absolute().parent / ARTIFACTS).as_uri()
+        own = hashlib.sha256((location or "").encode()).hexdigest()[:8]
+        for name in (EXPERIMENT, f"{EXPERIMENT}-{own}"):
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                from mlflow.exceptions import MlflowException
+
+                try:
+                    return str(self._client.create_experiment(name, artifact_location=location))
+                except MlflowException:  # another run was faster
+                    found = self._client.get_experiment_by_name(name)
+                    if found is None:
+                        raise
+            place = str(found.artifact_location)
+            of_a_run = place.startswith(("file:", "/")) and place.endswith(f"/{ARTIFACTS}")
+            if place == location or not of_a_run:
+                break
+        return str(found.experiment_id)
+
+    def _log_settings(self, config: StudyConfig, logged: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        params = [
+            Param(f"{section}.{field}", str(value))
+            for section, values in config.model_dump().items()
+            if isinstance(values, dict)
+            for field, value in values.items()
+            if f"{section}.{field}" not in logged
+        ]
+        for start in range(0, len(params), 100):  # MLflow takes no more at once
+            self._client.log_batch(self._parent, params=params[start : start + 100])
 
     def _sync(self, study: optuna.Study) -> None:
         from mlflow.entities import Metric, Param
@@ -178,3 +254,72 @@ class MlflowTracking:
         for file in files:
             self._client.log_artifact(self._parent, str(file))
         self._client.set_terminated(self._parent, "FINISHED")
+
+
+def without_passwords(text: str, passwords: tuple[str, ...] = ()) -> str:
+    """The text without what stands before the @ of an address, and without these words."""
+    for word in passwords:
+        text = text.replace(word, "…")
+    return re.sub(r"(password|pwd|token)=[^&\s'\"]+", r"\1=…", re.sub(r"://\S*@", "://…@", text))
+
+
+def _passwords(uri: str) -> tuple[str, ...]:
+    _, _, rest = uri.partition("://")
+    word = rest.rpartition("@")[0].partition(":")[2]
+    return (word, unquote(word)) if len(word) > 3 else ()  # shorter ones are in every text
+
+
+def _with_credentials_aside(uri: str) -> str:
+    """The address without user and password, which MLflow takes from the environment as well."""
+    parts = urlsplit(uri)
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError(
+            "its address is not valid; / ? # and : of a user or password must be %2F %3F %23 %3A"
+        ) from None
+    if parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _sqlite(path: Path) -> str:
+    """The address of a database file, whatever characters its path has."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _check_database(uri: str) -> None:
+    """Raise where a database does not answer: MLflow tries ten times, for minutes, and says so."""
+    from sqlalchemy import create_engine, make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        address = make_url(uri)
+        address.get_dialect()
+    except (ArgumentError, NoSuchModuleError, ImportError):
+        return  # a store of another kind: MLflow knows
+    if address.drivername == "sqlite" and address.database:
+        Path(address.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+    limited = address.get_backend_name() in ("postgresql", "mysql")
+    wait = {"connect_timeout": DATABASE_PATIENCE} if limited else {}
+    engine = create_engine(address, connect_args=wait)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
+
+
+def _key(folder: Path) -> str:
+    """What tells a run from all others, also from one of the same path elsewhere and from a copy.
+
+    A digest: MLflow's filters know no way to write a quotation mark.
+    """
+    path = folder / "tracking.json"
+    if not path.exists():
+        write_whole(path, lambda p: p.write_text(json.dumps({"run": secrets.token_hex(16)})))
+    word = json.loads(path.read_text())["run"]
+    return hashlib.sha256(f"{word} {folder.absolute()}".encode()).hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule
 from stepsearch.engine.ladder import infeasible
-from stepsearch.engine.study import claimed, distance_of, finished, open_study, schedule_of
+from stepsearch.engine.study import claimed, distance_of, finished, read_study, schedule_of
 from stepsearch.space.box import Params, SearchSpace
 
 
@@ -25,7 +25,7 @@ def earlier_best(folder: Path, count: int) -> list[tuple[str, Schedule, int]]:
     if not (folder / "result.json").exists() or not (folder / "journal.log").exists():
         raise UserError(f"search.start_from: {folder} holds no finished run")
     config = claimed(folder)
-    trials = {t.number: t for t in finished(open_study(folder, config))}
+    trials = {t.number: t for t in finished(read_study(folder, config))}
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     chosen = [row["trial"] for row in result["selection"] if row["trial"] in trials]
     ranked = sorted(trials.values(), key=distance_of)

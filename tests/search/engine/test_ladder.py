@@ -186,9 +186,6 @@ def test_a_killed_worker_leaves_a_trial_that_is_retried_and_no_rival(tmp_path):
         run_trials(study, tmp_path, config, space, GaussianEvaluator(dies_at=2), 0.0)
     (dead,) = study.trials
     assert list(dead.intermediate_values) == [20]  # it died on the second rung
-    study._storage.set_trial_user_attr(
-        dead._trial_id, "worker", [*dead.user_attrs["worker"][:1], "1 0"]
-    )
     assert reap(study, tmp_path) == 1
     run_trials(study, tmp_path, config, space, GaussianEvaluator(), 0.0)
     assert study.trials[0].state == TrialState.FAIL

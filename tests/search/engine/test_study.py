@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from math import log
 
@@ -19,10 +16,8 @@ from stepsearch.engine.study import (
     enqueue,
     finished,
     open_study,
-    reap,
     run_trials,
     schedule_of,
-    this_process,
 )
 from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.evaluator import Measurement
@@ -204,26 +199,6 @@ def test_low_alignment_makes_a_trial_infeasible(tmp_path):
     assert all(t.constraints["alignment"] > 0 for t in study.trials)
 
 
-def test_a_trial_of_a_dead_worker_is_retried_at_the_same_point(tmp_path):
-    config, space = setting(trials=3)
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    study = open_study(tmp_path, config)
-    for process in (f"{child.pid} 12345", this_process()):  # a dead worker and a living one
-        trial = study.ask(space.distributions)
-        trial.set_user_attr("worker", (os.uname().nodename, process))
-    assert reap(study, tmp_path) == 1
-    assert reap(study, tmp_path) == 0
-    run_trials(study, tmp_path, config, space, Toy(), 0.5)
-    dead, alive, retry, other = study.trials
-    assert dead.state == TrialState.FAIL
-    assert alive.state == TrialState.RUNNING  # counted: the budget is three, one of them running
-    assert retry.params == dead.params
-    assert retry.user_attrs["retry_of"] == 0
-    assert "origin" not in retry.user_attrs  # it was the algorithm's own
-    assert other.state == TrialState.COMPLETE
-
-
 @pytest.mark.parametrize("left", [1, 30])
 def test_a_line_that_a_kill_cut_short_does_not_end_the_study(tmp_path, left):
     config, space = setting(trials=3)
@@ -234,11 +209,6 @@ def test_a_line_that_a_kill_cut_short_does_not_end_the_study(tmp_path, left):
     config, space = setting(trials=5)
     run_trials(open_study(tmp_path, config), tmp_path, config, space, Toy(), 0.5)
     assert len(finished(open_study(tmp_path, config))) >= 4  # the torn line was the third's end
-
-
-def test_a_number_that_was_used_again_is_another_process():
-    assert this_process().split()[0] == str(os.getpid())
-    assert this_process(os.getppid()) != this_process()
 
 
 def test_a_resumed_study_asks_for_other_points_than_at_its_start(tmp_path):

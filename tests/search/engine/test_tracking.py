@@ -1,4 +1,9 @@
+import base64
+import http.server
+import logging
+import shutil
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -7,7 +12,7 @@ import pytest
 
 from stepsampler.schedule import Schedule, Step
 from stepsearch.config import StudyConfig
-from stepsearch.engine.tracking import MlflowTracking
+from stepsearch.engine.tracking import MlflowTracking, without_passwords
 
 CONFIG = StudyConfig.model_validate({"name": "toy", "space": {"num_steps": 3, "passes": 6}})
 
@@ -78,3 +83,146 @@ def test_a_second_mirror_adds_nothing_and_a_torn_run_is_written_again(tmp_path, 
     (parent,) = [r for r in runs if r not in children and r.info.run_id != karras.info.run_id]
     assert parent.data.metrics["test_fd"] == 1.5
     assert parent.data.params["space.num_steps"] == "3"
+
+
+def mirrored(uri, folder, study=None):
+    """A run with a picture; returns what was warned of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "grid.png").write_bytes(b"x")
+    warnings = []
+    tracker = MlflowTracking(uri, warnings.append)
+    tracker.start(CONFIG, folder)
+    if study:
+        tracker.sync(study)
+    tracker.finish({"test_fd": 1.0}, [folder / "grid.png"])
+    return warnings
+
+
+def pictures(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("mlartifacts/**/grid.png"))
+
+
+def old_store(uri, run):
+    """As an earlier version made it: everybody's artifacts in the folder of the first run."""
+    from mlflow import MlflowClient
+
+    location = (run / "mlartifacts").as_uri()
+    MlflowClient(uri).create_experiment("stepsearch", artifact_location=location)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_runs_that_share_a_store_keep_their_files_apart_and_in_no_run_of_another(tmp_path, old):
+    uri = f"sqlite:///{tmp_path / 'team.db'}"
+    if old:
+        old_store(uri, tmp_path / "first")
+    for name in ("first", "second"):
+        assert mirrored(uri, tmp_path / name) == []
+    assert not pictures(tmp_path / "first")
+    assert not pictures(tmp_path / "second")
+    assert len({Path(p).parts[1] for p in pictures(tmp_path)}) == 2  # by the run
+
+
+def test_an_experiment_whose_files_its_owner_has_placed_is_used_as_it_is(tmp_path):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'team.db'}"
+    place = (tmp_path / "bucket").as_uri()
+    MlflowClient(uri).create_experiment("stepsearch", artifact_location=place)
+    assert mirrored(uri, tmp_path / "run") == []
+    assert len(list((tmp_path / "bucket").rglob("grid.png"))) == 1
+
+
+def test_a_copy_of_a_run_writes_into_itself(tmp_path, study):
+    mirrored(None, tmp_path / "one", study)
+    before = sorted(tmp_path.glob("one/mlartifacts/**/*"))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert mirrored(None, tmp_path / "two", study) == []
+    assert sorted(tmp_path.glob("one/mlartifacts/**/*")) == before
+    assert len(pictures(tmp_path / "two")) == 2  # the copied one, and its own
+
+
+def test_two_runs_of_the_same_path_on_different_machines_are_two(tmp_path, study):
+    """As in containers that all work in /workspace."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'team.db'}"
+    for _ in range(2):
+        assert mirrored(uri, tmp_path / "run", study) == []
+        shutil.rmtree(tmp_path / "run")
+    client = MlflowClient(uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "stepsearch"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert len([r for r in runs if "stepsearch.run" in r.data.tags]) == 2
+    assert len([r for r in runs if "stepsearch.trial" in r.data.tags]) == 4
+
+
+@pytest.mark.parametrize("name", ["a'b", "a?b", "a%20b", 'a b"#`;ü日本'])
+def test_the_runs_folder_may_have_any_name(tmp_path, name):
+    for _ in range(2):
+        assert mirrored(None, tmp_path / name) == []
+    assert len(pictures(tmp_path)) == 1  # found again
+    assert [p.name for p in tmp_path.iterdir()] == [name]  # no other folder, no other database
+    assert (tmp_path / name / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("word", ["geheim", "ge%40heim", "ge@heim", "ge/heim"])
+def test_no_message_holds_a_password(tmp_path, word, caplog, capfd, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with caplog.at_level(logging.DEBUG):
+        (news,) = mirrored(f"http://user:{word}@127.0.0.1:{port}", tmp_path)
+    said = news + caplog.text + "".join(capfd.readouterr())
+    assert news.startswith("MLflow tracking stops here, the search goes on: ")
+    assert "heim" not in said
+    assert "ge%40" not in said
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "foo://user:geheim@host/db",
+        "postgresql://user:geheim@127.0.0.1:9/db",
+        "mysql+pymysql://user:geheim@127.0.0.1:9/db?password=geheim",
+    ],
+)
+def test_no_message_about_a_database_holds_its_password(tmp_path, uri, capfd):
+    (news,) = mirrored(uri, tmp_path)
+    assert "geheim" not in news + "".join(capfd.readouterr())
+
+
+def test_passwords_in_a_text_that_is_not_ours():
+    text = "no http://me:pw@host/x?a=1&password=pw nor postgresql://me:p@w@host, 'pwd=pw'"
+    assert "pw" not in without_passwords(text).replace("pwd", "")
+    assert without_passwords("http://host/x, me@host") == "http://host/x, me@host"
+
+
+def test_a_password_still_reaches_the_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers["Authorization"])
+            self.send_error(401)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (news,) = mirrored(f"http://me:ge%40heim@127.0.0.1:{server.server_port}", tmp_path)
+    server.shutdown()
+    assert seen[0] == "Basic " + base64.b64encode(b"me:ge@heim").decode()
+    assert "401" in news
+
+
+def test_a_database_that_is_away_is_given_up_in_seconds_and_one_sentence(tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    began = time.monotonic()
+    (news,) = mirrored(f"sqlite:///{tmp_path}/file/x.db", tmp_path / "run")
+    assert time.monotonic() - began < 30
+    assert "retried" not in "".join(capfd.readouterr())
+    assert news.startswith("MLflow tracking stops here")

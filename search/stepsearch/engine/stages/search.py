@@ -1,6 +1,5 @@
 """The search: every worker asks for trials; meanwhile what they finish is shown and tracked."""
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import wait
 from math import inf, isnan
@@ -11,7 +10,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.engine.stopping import stopped
-from stepsearch.engine.study import distance_of, enqueue, finished, make_plan, pruned, reap
+from stepsearch.engine.study import (
+    distance_of,
+    enqueue,
+    finished,
+    make_plan,
+    pruned,
+    reap,
+    wait_for_others,
+)
 from stepsearch.engine.transfer import start_points
 from stepsearch.rivals.baselines import Candidate, Placements
 from stepsearch.space.box import Params, SearchSpace
@@ -61,17 +68,22 @@ def search(
                     shown.add(trial.number)
                     record = _show(tools, trial, len(shown), len(ended), floor, record)
             tools.tracker.sync(study)
+            reap(study, folder, asking=True)
         for future in futures:
             tools.workers.result(future)  # an error of a worker is ours
-        if not reap(study, folder):
+        again = reap(study, folder)
+        again += wait_for_others(study, folder, lambda news: _say(tools, study, news))
+        if not again:
             break
-    while study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        time.sleep(1)  # a worker that joined from elsewhere is at its last trial
-        reap(study, folder)
     if reason := stopped(study, options.patience):
         done = len(finished(study)) + len(pruned(study))
         news = f"stopped after {done} of {options.trials} trials: {reason}"
         tools.report("search", done, done, news)
+
+
+def _say(tools: Tools, study: optuna.Study, news: str) -> None:
+    done = len(finished(study)) + len(pruned(study))
+    tools.report("search", done, tools.config.search.trials, news)
 
 
 def _show(

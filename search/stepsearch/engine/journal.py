@@ -1,0 +1,83 @@
+"""The file in which Optuna keeps a study: read, written under our lock, mended after a kill."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from stepsampler.errors import UserError
+from stepsearch.engine.locks import FolderLock
+from stepsearch.paths import naming
+
+JOURNAL = "journal.log"
+
+
+class JournalLock(FolderLock):
+    """The lock under which the journal is written, in the place of Optuna's own.
+
+    Optuna's link points at the journal by the path as given: that of a relative one points nowhere,
+    and is never taken over. Nor does it know its holder, so that a kill costs half a minute.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, f"{JOURNAL}.lock", "the journal")
+
+    def acquire(self) -> bool:
+        """Wait for the lock, and cut off a last line that a kill or a full disk left unfinished.
+
+        Optuna overlooks such a line only until the next one is appended to it, and then reads no
+        further.
+        """
+        super().acquire()
+        try:
+            _mend(self.folder / JOURNAL)
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+
+def _mend(path: Path) -> None:
+    with path.open("rb+") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        text = b""
+        while end and b"\n" not in text:
+            start = max(0, end - 65536)
+            file.seek(start)
+            text, end = file.read(end - start), start
+        whole = end + text.rfind(b"\n") + 1
+        if whole < size:
+            file.truncate(whole)
+
+
+class Journal(JournalFileBackend):
+    """Optuna's, whose errors name the file."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with naming(Path(self._file_path)):
+            super().append_logs(logs)
+
+
+def open_storage(folder: Path) -> JournalStorage:
+    """The journal of a folder; reading it needs no lock, and no right to write where it exists.
+
+    Raises:
+        UserError: names a line that is no record.
+    """
+    path = folder.resolve() / JOURNAL  # whoever changes the working directory still finds it
+    try:
+        lock: Any = JournalLock(folder)  # Optuna's base class is private
+        return JournalStorage(Journal(str(path), lock_obj=lock))
+    except ValueError as error:
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+            try:
+                json.loads(line)
+            except ValueError:
+                raise UserError(
+                    f"{path}: line {number} is damaged; the run can go on from the lines before "
+                    "it if you remove it and those after it"
+                ) from error
+        raise

@@ -1,0 +1,86 @@
+"""Which run a study file stands for; how commands about a run end."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from stepsampler import UserError, load
+from stepsampler.schedule import Schedule, Step
+from stepsearch.cli.app import app
+from stepsearch.compare.front import Finished
+from stepsearch.paths import find_runs
+
+invoke = CliRunner().invoke
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def a_run(here, folder, study="x", finished=True):
+    path = here / "runs" / folder
+    path.mkdir(parents=True)
+    (path / "study.json").write_text(json.dumps({"name": study}))
+    if finished:
+        Schedule((Step(1.0),), 0.0, "ddim").save(path / "best.json")
+
+
+def test_export_finds_a_run_of_a_seed(here):
+    a_run(here, "x-seed1")
+    said = invoke(app, ["export", "studies/x.toml", "-o", "best.json"])
+    assert said.exit_code == 0, said.output
+    assert "from runs/x-seed1" in said.output
+    assert load(here / "best.json") == load(here / "runs" / "x-seed1" / "best.json")
+
+
+def test_export_lists_several_runs_and_takes_none(here):
+    for name in ("x-seed1", "x-quick", "mine"):
+        a_run(here, name)
+    a_run(here, "x-seed2", finished=False)
+    a_run(here, "x-seed3", study="x-seed3")  # a study of that name
+    with pytest.raises(UserError, match="several runs: runs/mine, runs/x-quick, runs/x-seed1;"):
+        find_runs(here / "studies" / "x.toml", "best.json")
+
+
+def test_the_run_without_a_suffix_is_meant_and_the_others_are_named(here):
+    for name in ("x", "x-seed1"):
+        a_run(here, name)
+    said = invoke(app, ["export", "x.toml", "-o", "best.json"]).output
+    assert "from runs/x\n" in said
+    assert "there are also runs/x-seed1: --run chooses" in said
+
+
+def test_a_run_that_is_not_finished_is_named(here):
+    a_run(here, "x-seed1", finished=False)
+    with pytest.raises(UserError, match=r"runs/x: no finished run; .*\(.*cut off: runs/x-seed1\)"):
+        find_runs(here / "x.toml", "best.json")
+    with pytest.raises(UserError, match="runs/y: no run has started here"):
+        find_runs(here / "y.toml", "study.json")
+
+
+def test_front_and_status_take_a_study_file_of_such_a_run(here):
+    a_run(here, "x-seed1")
+    with pytest.raises(UserError, match="runs/x-seed1/study.json: another version"):
+        Finished.read(here / "x.toml")  # it found the folder; the settings are not whole
+    error = invoke(app, ["status", "x.toml"]).exception
+    assert "runs/x-seed1/study.json: another version" in str(error)
+
+
+def test_a_folder_is_itself_and_one_named_like_a_study_file_too(here):
+    a_run(here, "v1.toml")
+    assert find_runs(here / "runs" / "v1.toml", "best.json") == [here / "runs" / "v1.toml"]
+
+
+def test_ctrl_c_is_one_sentence_and_130(here, monkeypatch):
+    def session(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stepsearch.report.session.run_session", session)
+    (here / "x.toml").write_text("[space]\nnum_steps = 3\npasses = 6\n")
+    said = invoke(app, ["run", "x.toml", "--seed", "1"])
+    assert said.exit_code == 130
+    assert said.output == "stopped; runs/x-seed1 keeps what is done, the same command goes on\n"
+    assert not (here / "runs" / "x-seed1" / "alive" / "run").is_symlink()
