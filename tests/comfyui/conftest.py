@@ -1,4 +1,7 @@
-"""These tests need ComfyUI and run in `.venv-comfyui` (scripts/test_comfyui), nowhere else."""
+"""These tests need ComfyUI and run in `.venv-comfyui` (scripts/test_comfyui), nowhere else.
+
+`--write-table` puts what a whole session has measured into docs/schedules.md.
+"""
 
 import importlib.util
 import tempfile
@@ -17,3 +20,14 @@ else:
 
     comfy.cli_args.args.cpu = True
     comfy.cli_args.args.base_directory = tempfile.mkdtemp(prefix="comfyui-")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-table", action="store_true", help="what was measured, to the docs")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if session.config.getoption("--write-table") and exitstatus == 0:
+        import table
+
+        table.write()

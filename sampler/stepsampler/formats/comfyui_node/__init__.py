@@ -257,11 +257,11 @@ def exact(sampling: Any, plan: Plan) -> Any:
             """Fractional: log sigma is linear between whole timesteps, as in `sigma()`."""
             if not whole:
                 return super().timestep(sigma)
-            levels = self.log_sigmas.to(sigma.device)
-            log = sigma.log().clamp(levels[0], levels[-1])
-            at = torch.searchsorted(levels, log.contiguous()).clamp(1, len(levels) - 1)
+            levels = self.sigmas.double().log().cpu()
+            log = sigma.double().log().cpu().clamp(levels[0], levels[-1])
+            at = torch.searchsorted(levels, log).clamp(1, len(levels) - 1)
             below, above = levels[at - 1], levels[at]
-            return at - 1 + (log - below) / (above - below)
+            return (at - 1 + (log - below) / (above - below)).float().to(sigma.device)
 
         def noise_scaling(
             self, sigma: Any, noise: Any, latent: Any, max_denoise: Any = False
