@@ -5,6 +5,9 @@
 
 import importlib.util
 import tempfile
+from pathlib import Path
+
+import pytest
 
 if importlib.util.find_spec("comfy") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -31,3 +34,16 @@ def pytest_sessionfinish(session, exitstatus):
         import table
 
         table.write()
+
+
+@pytest.fixture
+def place():
+    """Where our node looks for schedules."""
+    import folder_paths
+
+    folder = Path(folder_paths.models_dir) / "schedules"
+    assert folder_paths.get_folder_paths("schedules") == [str(folder)]
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()

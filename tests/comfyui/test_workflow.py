@@ -1,12 +1,9 @@
 """Whole workflows, as a page or a script posts them to ComfyUI's server."""
 
-from pathlib import Path
-
-import folder_paths
 import pytest
 import server
 from cases import ALL, PROMPTS, SHAPE, TINY, ours
-from test_node import FOLDER
+from loaded import FOLDER
 
 PROMPT = next(iter(PROMPTS))
 SIDE = 8 * SHAPE[1]  # ComfyUI takes 8 pixels for each entry of an empty latent; our VAE makes 2
@@ -59,9 +56,7 @@ def with_our_node(file):
     }
 
 
-def test_our_node_from_a_copied_folder_to_a_saved_image():
-    place = Path(folder_paths.get_folder_paths("schedules")[0])
-    place.mkdir(parents=True, exist_ok=True)
+def test_our_node_from_a_copied_folder_to_a_saved_image(place):
     schedule = ALL["studies: tiny-3-steps"]
     schedule.save(place / "best.json")
     assert grey_levels(server.post(with_our_node("best.json")), images(schedule)) <= 1

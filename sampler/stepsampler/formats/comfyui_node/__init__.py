@@ -34,7 +34,8 @@ FORMAT = "stepsearch.schedule/1"
 FOLDER = "schedules"  # of ComfyUI's models
 MAX_BYTES = 1_000_000
 OF_SCHEDULE = ("format", "solver", "guidance", "decode", "model", "steps", "final_sigma")
-OF_STEP = ("sigma", "guidance_scale", "order", "guidance_rescale")
+OF_STEP = ("sigma", "guidance_scale", "order", "guidance_rescale", "free_u")
+FREE_U = ("b1", "b2", "s1", "s2")
 STEPSAMPLER = "(ComfyUI alone cannot: install stepsampler in its Python)"
 CLOSE = 1e-5  # relative; ComfyUI has sigmas in float32
 PREDICTIONS = {
@@ -55,6 +56,7 @@ class Call(NamedTuple):
     sigma: float
     guidance_scale: float
     guidance_rescale: float
+    free_u: dict[str, float] | None
 
 
 class Plan(NamedTuple):
@@ -90,13 +92,11 @@ def _with_stepsampler(text: str) -> Plan:
     from stepsampler.solvers import tableau
 
     schedule = stepsampler.Schedule.from_json(text)
-    if any(step.free_u for step in schedule.steps):
-        raise ValueError("Free-U per step is not done by this node")
     rows = tableau(schedule)
     calls = [
-        Call(row.step.sigma, row.step.guidance_scale, row.step.guidance_rescale)
-        for row in rows
-        if row.step.analytic is None
+        Call(s.sigma, s.guidance_scale, s.guidance_rescale, vars(s.free_u) if s.free_u else None)
+        for s in (row.step for row in rows)
+        if s.analytic is None
     ]
     model = schedule.model
     return Plan(
@@ -114,18 +114,8 @@ def _runner(rows: Any, sigmas: Any) -> Callable[..., Any]:
     """The loop of stepsampler as one of ComfyUI's sampler functions."""
     from stepsampler.sample import execute
 
-    def run(
-        model: Any,
-        x: torch.Tensor,
-        given: torch.Tensor,
-        extra_args: Any = None,
-        callback: Any = None,
-        disable: Any = None,
-    ) -> torch.Tensor:
-        same = len(given) == len(sigmas) and all(
-            isclose(float(a), b, rel_tol=CLOSE) for a, b in zip(given, sigmas, strict=True)
-        )
-        if not same:
+    def run(model: Any, x: Any, given: Any, extra_args: Any, callback: Any, **_: Any) -> Any:
+        if not _close(given, sigmas, CLOSE):
             raise ValueError(
                 "the SAMPLER of a schedule runs all of it: give it the SIGMAS beside it"
             )
@@ -133,10 +123,10 @@ def _runner(rows: Any, sigmas: Any) -> Callable[..., Any]:
 
         def denoise(x: Any, step: Any) -> Any:
             nonlocal seen
-            seen = model(x, x.new_full((len(x),), step.sigma), **(extra_args or {}))
+            seen = model(x, x.new_full((len(x),), step.sigma), **extra_args)
             return seen
 
-        generator = torch.Generator().manual_seed((extra_args or {}).get("seed") or 0)
+        generator = torch.Generator().manual_seed(extra_args.get("seed") or 0)
 
         def draw() -> torch.Tensor:
             return torch.randn(x.shape, generator=generator).to(x)
@@ -162,15 +152,17 @@ def _alone(data: dict[str, Any]) -> Plan:
     sigmas = [_number(x) for x in (*(step["sigma"] for step in steps), data["final_sigma"])]
     if not steps or any(a <= b for a, b in pairwise(sigmas)) or sigmas[-1] < 0:
         raise ValueError(f"sigmas must fall to 0 or above, got {sigmas}")
-    scales = [_number(step["guidance_scale"]) for step in steps]
-    rescales = [_number(step.get("guidance_rescale", 0.0)) for step in steps]
-    orders = [step["order"] for step in steps]
     calls = []
-    for i, (scale, phi, order) in enumerate(zip(scales, rescales, orders, strict=True)):
-        twice = data["solver"] == "heun" and order == 2
-        calls += [Call(sigma, scale, phi) for sigma in sigmas[i : i + 1 + twice]]
+    for i, step in enumerate(steps):
+        scale = _number(step["guidance_scale"])
+        phi, free_u = _number(step.get("guidance_rescale", 0.0)), step.get("free_u")
+        if free_u:
+            free_u = {name: _number(free_u[name]) for name in FREE_U}
+        twice = data["solver"] == "heun" and step["order"] == 2
+        calls += [Call(sigma, scale, phi, free_u) for sigma in sigmas[i : i + 1 + twice]]
     model = data.get("model") or {}
     prediction = model.get("prediction_type")
+    orders = [step["order"] for step in steps]
     name = stock_sampler(data["solver"], orders, sigmas[-1], prediction == "flow_prediction")
     return Plan(
         sigmas,
@@ -217,26 +209,25 @@ def check_model(plan: Plan, sampling: Any) -> None:
         ValueError: names what differs.
     """
     if plan.prediction is not None:
-        found = _prediction(sampling)
-        if found != plan.prediction:
-            raise ValueError(f"the schedule is for {plan.prediction}, but the model has {found}")
+        kind = _prediction(sampling)
+        if kind != plan.prediction:
+            raise ValueError(f"the schedule is for {plan.prediction}, but the model has {kind}")
     if plan.prediction == "flow_prediction":
         return
     levels = [float(s) for s in sampling.sigmas]
-    last = len(levels) - 1
-    noise = [levels[round(last * k / 4)] for k in range(5)]
-    if plan.noise and not all(
-        isclose(a, b, rel_tol=1e-3) for a, b in zip(plan.noise, noise, strict=True)
-    ):
-        listed = [", ".join(f"{s:.4g}" for s in ours) for ours in (plan.noise, noise)]
-        raise ValueError(
-            f"the schedule is for a noise schedule with sigmas {listed[0]}, "
-            f"but the model has {listed[1]}"
-        )
-    if plan.sigmas[0] > levels[-1] * 1.001:
-        raise ValueError(
-            f"the first sigma, {plan.sigmas[0]:g}, is above the model's highest, {levels[-1]:g}"
-        )
+    found = [levels[round((len(levels) - 1) * k / 4)] for k in range(5)]
+    if plan.noise and not _close(plan.noise, found, 1e-3):
+        ours, theirs = (", ".join(f"{s:.4g}" for s in noise) for noise in (plan.noise, found))
+        raise ValueError(f"the schedule is for sigmas {ours}, but the model has {theirs}")
+    first, top = plan.sigmas[0], levels[-1]
+    if first > top * 1.001:
+        raise ValueError(f"the first sigma, {first:g}, is above the model's highest, {top:g}")
+
+
+def _close(a: Any, b: Any, relative: float) -> bool:
+    if len(a) != len(b):
+        return False
+    return all(isclose(float(x), float(y), rel_tol=relative) for x, y in zip(a, b, strict=True))
 
 
 def _prediction(sampling: Any) -> str:
@@ -263,9 +254,7 @@ def exact(sampling: Any, plan: Plan) -> Any:
             below, above = levels[at - 1], levels[at]
             return (at - 1 + (log - below) / (above - below)).float().to(sigma.device)
 
-        def noise_scaling(
-            self, sigma: Any, noise: Any, latent: Any, max_denoise: Any = False
-        ) -> Any:
+        def noise_scaling(self, sigma: Any, noise: Any, latent: Any, *_: Any, **__: Any) -> Any:
             return super().noise_scaling(sigma, noise, latent, False)
 
         def inverse_noise_scaling(self, sigma: Any, latent: Any) -> Any:
@@ -316,7 +305,34 @@ class StepGuider(comfy.samplers.CFGGuider):  # type: ignore[misc]
             options["sampler_cfg_function"] = _rescaling(
                 call.guidance_rescale, _prediction(self.inner_model.model_sampling)
             )
+        if call.free_u:
+            _add_free_u(options, call.free_u, self.inner_model.diffusion_model.num_res_blocks[-1])
         return super().predict_noise(x, timestep, options, seed)
+
+
+def _add_free_u(options: dict[str, Any], values: dict[str, float], blocks: int) -> None:
+    """Free-U (Si et al. 2023) where diffusers has it: in the first two levels of the decoder.
+
+    ComfyUI's own node asks for the number of channels instead, and meets other blocks.
+    """
+
+    def patch(h: Any, skip: Any, at: dict[str, Any]) -> tuple[Any, Any]:
+        level = at["block"][1] // (blocks + 1)
+        if level > 1:
+            return h, skip
+        gain, scale = values[f"b{level + 1}"], values[f"s{level + 1}"]
+        half = h.shape[1] // 2
+        both, axes = torch.cat([h[:, :half] * gain, h[:, half:]], dim=1), (-2, -1)
+        spectrum = torch.fft.fftshift(torch.fft.fftn(skip.float(), dim=axes), dim=axes)
+        row, column = skip.shape[-2] // 2, skip.shape[-1] // 2
+        spectrum[..., row - 1 : row + 1, column - 1 : column + 1] *= scale
+        low = torch.fft.ifftn(torch.fft.ifftshift(spectrum, dim=axes), dim=axes).real
+        return both, low.to(skip.dtype)
+
+    transformer = dict(options.get("transformer_options", {}))
+    patches = dict(transformer.get("patches", {}))
+    patches["output_block_patch"] = [*patches.get("output_block_patch", []), patch]
+    options["transformer_options"] = transformer | {"patches": patches}
 
 
 def _rescaling(phi: float, prediction: str) -> Callable[[dict[str, Any]], Any]:
@@ -366,14 +382,16 @@ class StepSchedule:
         plan = read(folder_paths.get_full_path_or_raise(FOLDER, schedule))
         sampling = model.get_model_object("model_sampling")
         check_model(plan, sampling)
+        network = model.get_model_object("diffusion_model")
+        if any(call.free_u for call in plan.calls) and not hasattr(network, "num_res_blocks"):
+            raise ValueError(f"{schedule} uses Free-U, which only U-Nets with skips have")
         guided = not plan.distilled and any(call.guidance_scale != 1 for call in plan.calls)
         if guided and negative is None:
             raise ValueError(f"{schedule} has guided steps: connect a negative prompt")
         patched = model.clone()
         patched.add_object_patch("model_sampling", exact(sampling, plan))
         guider = StepGuider(patched, plan)
-        conds = {"positive": positive} | ({"negative": negative} if guided else {})
-        guider.inner_set_conds(conds)
+        guider.inner_set_conds({"positive": positive, **({"negative": negative} if guided else {})})
         return torch.FloatTensor(plan.sigmas), plan.sampler, guider
 
 
