@@ -51,7 +51,9 @@ def presets(pattern: Annotated[str, typer.Argument(help="Part of the names.")] =
 
 @app.command()
 def make(
-    grid: Annotated[str, typer.Argument(help="A placement such as linspace, or a preset.")],
+    grid: Annotated[
+        str, typer.Argument(help="A placement such as linspace, a preset or a schedule file.")
+    ],
     out: Out,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of steps.")] = None,
     solver: Annotated[str | None, typer.Option(help="Default dpmpp-midpoint.")] = None,
@@ -78,7 +80,7 @@ def make(
     model: Annotated[str | None, typer.Option(help="As for import; default sd.")] = None,
     whole_timesteps: WholeTimesteps = False,
 ) -> None:
-    """Write a schedule: a placement with any number of steps, or a preset, guided otherwise.
+    """Write a schedule: a placement with any number of steps, or another schedule, changed.
 
     Steps too early for the order, and the one onto sigma 0, get a lower one.
     """
@@ -87,13 +89,14 @@ def make(
     interval = _interval(guidance_interval)
     noise: Noise | None = None
     gains = None if free_u in (None, "off") else FreeU(*_numbers("--free-u", free_u, 4))
-    if grid in names() and (grid not in PLACEMENTS or steps is None):
+    file = grid.endswith(".json")
+    if file or (grid in names() and (grid not in PLACEMENTS or steps is None)):
         given = {"--steps": steps, "--solver": solver, "--order": order, "--model": model}
         given |= {"--analytic": analytic, "--lower-order-final": lower_order_final or None}
         for name, value in given.items():
             if value is not None:
-                raise UserError(f"{name} is fixed by the preset {grid}")
-        plan = preset(grid).schedule
+                raise UserError(f"{name} is fixed by {'' if file else 'the preset '}{grid}")
+        plan = open_schedule(grid)
         scale = max(step.guidance_scale for step in plan.steps)
         if guidance_scale is not None or interval:
             plan = guide(plan, scale if guidance_scale is None else guidance_scale, interval)

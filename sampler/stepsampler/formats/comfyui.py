@@ -104,6 +104,8 @@ def read(text: str, target: Target) -> Reading:
     try:
         data = json.loads(text)
         return comfyui_nodes.read(_loose(data) or graph(data), target)
+    except UserError:
+        raise
     except common.MALFORMED as error:
         raise UserError(f"{ENTRY}, got {type(error).__name__}: {error}") from error
 

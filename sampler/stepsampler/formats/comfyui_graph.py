@@ -5,11 +5,12 @@ reroutes and subgraphs; what comes out here has names and links alone.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from stepsampler.errors import UserError
 
+SWITCH = "ComfySwitchNode"
 SEED = ("seed", "control_after_generate")
 # Names of the widgets, in the page's order, of the nodes whose values are read (ComfyUI 0.30).
 WIDGETS: Mapping[str, tuple[str, ...]] = {
@@ -37,11 +38,14 @@ WIDGETS: Mapping[str, tuple[str, ...]] = {
     "ExponentialScheduler": ("steps", "sigma_max", "sigma_min"),
     "ModelSamplingDiscrete": ("sampling", "zsnr"),
     "ModelSamplingSD3": ("shift",),
+    "ModelSamplingAuraFlow": ("shift",),
     "ModelSamplingFlux": ("max_shift", "base_shift", "width", "height"),
     "RescaleCFG": ("multiplier",),
     "FluxGuidance": ("guidance",),
+    SWITCH: ("switch",),
     "CLIPTextEncodeFlux": ("clip_l", "t5xxl", "guidance"),
 }
+CIRCLE = "the workflow's links go round in a circle"
 MUTED, BYPASSED = 2, 4  # modes of a page's node
 INPUT, OUTPUT = -10, -20  # nodes of a subgraph that stand for its slots
 
@@ -89,7 +93,7 @@ def graph(data: Any) -> Graph:
             raise UserError(f"node {key}: inputs must be an object, got {given!r}")
         inputs = {name: _value(value) for name, value in given.items()}
         nodes[str(key)] = Node(str(key), node["class_type"], inputs)
-    return nodes
+    return _valued(nodes)
 
 
 def _value(value: Any) -> Any:
@@ -125,19 +129,29 @@ def _page(data: Mapping[str, Any]) -> Graph:
             if link:
                 inputs[str(slot["name"])] = link
         nodes[node.id] = Node(node.id, str(node.data["type"]), inputs)
-    for key, node_ in nodes.items():  # the page's own primitive is a value, not a node of a server
-        given = {
-            name: nodes[value.node].inputs.get("value", value)
-            if isinstance(value, Link) and _is_primitive(nodes.get(value.node))
-            else value
-            for name, value in node_.inputs.items()
-        }
-        nodes[key] = replace(node_, inputs=given)
-    return {key: node_ for key, node_ in nodes.items() if node_.kind != "PrimitiveNode"}
+    return _valued(nodes)
 
 
-def _is_primitive(node: Node | None) -> bool:
-    return node is not None and node.kind == "PrimitiveNode"
+def _valued(nodes: Graph) -> Graph:
+    """With the values of primitives, and past switches, which only hand something on."""
+
+    def valued(value: Any) -> Any:
+        for _ in range(len(nodes) + 1):
+            node = nodes.get(value.node) if isinstance(value, Link) else None
+            if node and node.kind.startswith("Primitive"):
+                value = node.inputs.get("value")
+            elif node and node.kind == SWITCH:
+                on = valued(node.inputs.get("switch"))
+                value = node.inputs.get("on_true" if on else "on_false")
+            else:
+                return value
+        raise UserError(CIRCLE)
+
+    return {
+        key: Node(key, node.kind, {name: valued(value) for name, value in node.inputs.items()})
+        for key, node in nodes.items()
+        if not node.kind.startswith("Primitive") and node.kind != SWITCH
+    }
 
 
 def _flatten(
@@ -227,7 +241,7 @@ def _resolve(
             source = _through(node, source.slot)
         else:
             return source
-    raise UserError("the workflow's links go round in a circle")
+    raise UserError(CIRCLE)
 
 
 def _through(node: _Raw, slot: int) -> Link | None:

@@ -217,14 +217,13 @@ class _Reader:
             high, low = self._number(node, "sigma_max"), self._number(node, "sigma_min")
             if not high > low > 0:
                 raise UserError(f"{node}: sigma_max must be above sigma_min, and that above 0")
-            ramp, rho = np.linspace(0, 1, n), inf
             if node.kind == "ExponentialScheduler":
                 return [*np.geomspace(high, low, n).tolist(), 0.0]
             rho = self._number(node, "rho", 7.0)
             if rho <= 0:
                 raise UserError(f"{node}: rho must be above 0, got {rho:g}")
             ends = high ** (1 / rho), low ** (1 / rho)
-            return [*((ends[0] + ramp * (ends[1] - ends[0])) ** rho).tolist(), 0.0]
+            return [*(np.linspace(*ends, n) ** rho).tolist(), 0.0]
         raise UserError(f"the sigmas come from {node}, which is not read; {', '.join(SIGMAS)} are")
 
     def _all_in_one(self, node: Node, patches: list[Node]) -> list[float]:
@@ -334,11 +333,11 @@ class _Reader:
 
     def _start(self, latent: Node) -> None:
         self.seen.add(latent.id)
+        if latent.kind == "EmptyLatentImage":
+            return
         if not re.search(r"Empty\w*Latent", latent.kind):
             self.lost.append(f"{latent}: it does not start from noise alone")
-        elif latent.kind == "EmptySD3LatentImage" and not isinstance(
-            self.target.noise, FlowSchedule
-        ):
+        elif not isinstance(self.target.noise, FlowSchedule):
             raise UserError(f"{latent} is for a flow model; name it with --model")
 
     def _lose(self, node: Node) -> None:
@@ -356,12 +355,9 @@ class _Reader:
 
     def _value(self, node: Node, name: str, default: Any = None) -> Any:
         value = node.inputs.get(name, default)
-        source = self._upstream(value)
         if isinstance(value, Link):
-            if source is None or not source.kind.startswith("Primitive"):
-                raise UserError(f"{name} of {node} comes from {source}, which is not read")
-            self.seen.add(source.id)
-            value = source.inputs.get("value")
+            source = self._upstream(value) or "another node"
+            raise UserError(f"{name} of {node} comes from {source}, which is not read")
         if value is None:
             raise UserError(f"{node}: {name} is missing")
         return value

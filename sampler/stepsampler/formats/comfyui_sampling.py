@@ -72,11 +72,10 @@ def scheduler(name: str, n: int, levels: Levels) -> list[float]:
         UserError: one that is not read.
     """
     high, low, top = levels.entry(levels.size - 1), levels.entry(0), levels.size - 1
-    ramp = np.linspace(0, 1, n)
     if name == "normal":
-        sigmas = [levels.at(t) for t in np.linspace(levels.first, levels.last, n)]
+        sigmas = [levels.at(t) for t in np.linspace(levels.first, levels.last, n).tolist()]
     elif name == "sgm_uniform":
-        sigmas = [levels.at(t) for t in np.linspace(levels.first, levels.last, n + 1)[:-1]]
+        sigmas = [levels.at(t) for t in np.linspace(levels.first, levels.last, n + 1).tolist()[:-1]]
     elif name == "simple":
         sigmas = [levels.entry(top - int(i * (levels.size / n))) for i in range(n)]
     elif name == "ddim_uniform":
@@ -85,11 +84,11 @@ def scheduler(name: str, n: int, levels: Levels) -> list[float]:
         places = np.rint(beta_distribution.ppf(1 - np.arange(n) / n, 0.6, 0.6) * top)
         sigmas = [levels.entry(int(i)) for i in dict.fromkeys(places)]
     elif name == "karras":
-        sigmas = ((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist()
+        sigmas = (np.linspace(high ** (1 / 7), low ** (1 / 7), n) ** 7).tolist()
     elif name == "exponential":
         sigmas = np.geomspace(high, low, n).tolist()
     elif name == "kl_optimal":
-        sigmas = [tan(angle) for angle in np.linspace(atan(high), atan(low), n)]
+        sigmas = [tan(angle) for angle in np.linspace(atan(high), atan(low), n).tolist()]
     else:
         raise UserError(
             "scheduler must be one of normal, sgm_uniform, simple, ddim_uniform, beta, karras, "
