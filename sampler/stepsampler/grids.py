@@ -258,3 +258,51 @@ def from_sigmas(
         left = last + 1 - i if lower_order_final else most
         steps.append(Step(sigma, w, min(order, most, left, SOLVERS[solver]), corrector))
     return Schedule(tuple(steps), final_sigma, solver, model)
+
+
+def is_whole(schedule: Schedule, noise: NoiseSchedule) -> bool:
+    """Whether the network is called at whole training timesteps, to a twentieth of one."""
+    times = [noise.timestep(step.sigma) for step in schedule.steps if step.analytic is None]
+    return all(abs(t - round(t)) <= 0.05 for t in times)
+
+
+def whole_timesteps(schedule: Schedule, noise: Noise, *, spread: bool = False) -> Schedule:
+    """The schedule with its levels at the nearest whole training timesteps.
+
+    Some tools tell the network no others. The final sigma stays, since the network is not called
+    there, but for Heun's second call. With `spread` steps that would fall on one timestep get the
+    next ones, so that any schedule has a nearest one.
+
+    Raises:
+        UserError: a flow model, which has no whole timesteps; or, without `spread`, two levels
+            that would fall on one timestep.
+    """
+    if not isinstance(noise, NoiseSchedule):
+        raise UserError("a flow model has no whole timesteps: it is told sigma itself")
+    times = [noise.timestep(step.sigma) for step in schedule.steps]
+    whole = _falling(times)
+    for i, (time, moved) in enumerate(zip(times, whole, strict=True)):
+        if round(time) != moved and not spread:
+            raise UserError(
+                f"steps {i - 1} and {i} would both be at the whole timestep {round(time)}"
+            )
+    steps = [replace(s, sigma=noise.sigma(t)) for s, t in zip(schedule.steps, whole, strict=True)]
+    final, last = schedule.final_sigma, whole[-1]
+    if final and schedule.solver == "heun":
+        final = noise.sigma(round(noise.timestep(final)))
+    if final >= steps[-1].sigma:
+        if not spread:
+            raise UserError(f"the final sigma {final:g} would not be below the last step's")
+        final = noise.sigma(last - 0.5) if last else noise.sigma_min / 2
+    golden = schedule.golden_noise
+    if golden:
+        golden = replace(golden, sigma=noise.sigma(round(noise.timestep(golden.sigma))))
+    return replace(schedule, steps=tuple(steps), final_sigma=final, golden_noise=golden)
+
+
+def _falling(times: Sequence[float]) -> list[int]:
+    """The nearest whole numbers from 0 on, each at least one below that before it."""
+    whole = [round(t) for t in times]
+    for i in range(1, len(whole)):
+        whole[i] = min(whole[i], whole[i - 1] - 1)
+    return [max(t, len(whole) - 1 - i) for i, t in enumerate(whole)]

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging
 from torch import Tensor
@@ -98,6 +99,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     _compatibles: ClassVar = [e.name for e in KarrasDiffusionSchedulers]
     order = 1
 
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -134,7 +136,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                     f"the schedule's rows are for {schedule['prediction_type']}, "
                     f"but the model's prediction type is {prediction_type}"
                 )
-        self.register_to_config(**config, shift=shift, schedule=schedule)
+            self.register_to_config(schedule=schedule)
         self.flow = prediction_type == "flow_prediction"
         if not self.flow:
             stock = DDIMScheduler(**betas)

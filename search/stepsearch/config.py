@@ -89,6 +89,7 @@ class SpaceConfig(_Section):
     first_sigma: Range | None = None  # None: where the baseline starts
     final_sigma: Range = (0.02, 0.6)  # below the model's sigma_min means exactly 0
     sigma_min: Range | None = None  # of karras, the last before a final 0; None: the model's
+    whole_timesteps: bool = False  # levels at whole training timesteps, as other tools tell them
     # Guidance
     guidance_scale: Range = (0.6, 4.0)  # below 1 means off: w = 1, one pass instead of two
     # "off": every step is unguided, as those of unconditional models must be.

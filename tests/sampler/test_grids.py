@@ -4,8 +4,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepsampler import UserError
-from stepsampler.grids import AYS, GRIDS, PLACEMENTS, karras, log_linear, make_schedule, power
+from stepsampler.grids import (
+    AYS,
+    GRIDS,
+    PLACEMENTS,
+    from_sigmas,
+    is_whole,
+    karras,
+    log_linear,
+    make_schedule,
+    power,
+    whole_timesteps,
+)
 from stepsampler.noise import FlowSchedule, NoiseSchedule
+from stepsampler.presets import MODELS, preset
 
 SD = NoiseSchedule.scaled_linear()
 
@@ -155,3 +167,37 @@ def test_lower_order_final_counts_the_steps_that_are_left():
         for low in (False, True)
     ]
     assert orders == [[1, 2, 3, 3, 3, 1], [1, 2, 3, 3, 2, 1]]
+
+
+def test_whole_timesteps_are_the_nearest_in_the_models_table():
+    """As ComfyUI finds them: the index of the nearest log sigma."""
+    table = np.log(np.sqrt(1 / np.array(SD.alphas_cumprod) - 1))
+    for name in ("seed-sd-8", "seed-sd-5", "gits-sd15-dpmpp-5"):
+        schedule = preset(name).schedule
+        moved = whole_timesteps(schedule, SD)
+        nearest = [int(np.abs(np.log(s.sigma) - table).argmin()) for s in schedule.steps]
+        assert [s.sigma for s in moved.steps] == pytest.approx(np.exp(table[nearest]), rel=1e-12)
+        assert moved.final_sigma == schedule.final_sigma
+        assert is_whole(moved, SD)
+        assert whole_timesteps(moved, SD) == moved
+    assert not is_whole(preset("seed-sd-8").schedule, SD)
+    assert is_whole(preset("ays-sd15").schedule, SD)  # published with three digits
+
+
+def test_levels_that_would_fall_on_one_timestep_are_refused_or_spread():
+    close = from_sigmas([SD.sigma(t) for t in (500.3, 500.1, 0.2, 0.1)], 0.01, [1.0] * 4, 1, "ddim")
+    with pytest.raises(UserError, match="steps 0 and 1 would both be at the whole timestep 500"):
+        whole_timesteps(close, SD)
+    spread = whole_timesteps(close, SD, spread=True)
+    assert [SD.timestep(s.sigma) for s in spread.steps] == pytest.approx([500, 499, 1, 0])
+    near = from_sigmas([SD.sigma(100.4)], SD.sigma(100.2), [1.0], 1, "ddim")
+    with pytest.raises(UserError, match="the final sigma .* would not be below the last step's"):
+        whole_timesteps(near, SD)
+    assert 0 < whole_timesteps(near, SD, spread=True).final_sigma < SD.sigma(100)
+    with pytest.raises(UserError, match="a flow model has no whole timesteps"):
+        whole_timesteps(from_sigmas([1.0], 0.0, [1.0], 1, "ddim", MODELS["flux"]), FlowSchedule())
+
+
+def test_the_second_call_of_heun_is_at_a_whole_timestep_too():
+    heun = from_sigmas([SD.sigma(500.2)], SD.sigma(20.3), [1.0], 2, "heun")
+    assert SD.timestep(whole_timesteps(heun, SD).final_sigma) == pytest.approx(20)

@@ -1,9 +1,11 @@
 """The commands of `stepsample` that make, show, compare and translate schedules."""
 
+import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +17,7 @@ from stepsampler.support.files import write_text
 
 if TYPE_CHECKING:
     from stepsampler.noise import Noise
+    from stepsampler.schedule import Schedule
 
 app = typer.Typer()
 
@@ -24,6 +27,10 @@ Solver = Annotated[str, typer.Option(help="ddim, dpmpp-midpoint, unipc-bh2, …"
 Order = Annotated[int, typer.Option(min=1, help="Highest order of the solver.")]
 Scale = Annotated[float, typer.Option(help="Guidance scale; 1 is none.")]
 Lossy = Annotated[bool, typer.Option("--lossy", help="Leave out what the tool cannot hold.")]
+WholeTimesteps = Annotated[
+    bool,
+    typer.Option("--whole-timesteps", help="Move the levels to whole timesteps of the model."),
+]
 SHIFTS = {"sd3": 3.0, "flux": 3.158}  # FLUX.1's at 1024 x 1024, e^1.15
 
 
@@ -44,7 +51,9 @@ def presets(pattern: Annotated[str, typer.Argument(help="Part of the names.")] =
 
 @app.command()
 def make(
-    grid: Annotated[str, typer.Argument(help="A placement such as linspace, or a preset.")],
+    grid: Annotated[
+        str, typer.Argument(help="A placement such as linspace, a preset or a schedule file.")
+    ],
     out: Out,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of steps.")] = None,
     solver: Annotated[str | None, typer.Option(help="Default dpmpp-midpoint.")] = None,
@@ -69,22 +78,25 @@ def make(
         bool, typer.Option("--lower-order-final", help="Lower orders over the last steps.")
     ] = False,
     model: Annotated[str | None, typer.Option(help="As for import; default sd.")] = None,
+    whole_timesteps: WholeTimesteps = False,
 ) -> None:
-    """Write a schedule: a placement with any number of steps, or a preset, guided otherwise.
+    """Write a schedule: a placement with any number of steps, or another schedule, changed.
 
     Steps too early for the order, and the one onto sigma 0, get a lower one.
     """
     from stepsampler.grids import PLACEMENTS, guide, make_schedule
 
     interval = _interval(guidance_interval)
+    noise: Noise | None = None
     gains = None if free_u in (None, "off") else FreeU(*_numbers("--free-u", free_u, 4))
-    if grid in names() and (grid not in PLACEMENTS or steps is None):
+    file = grid.endswith(".json")
+    if file or (grid in names() and (grid not in PLACEMENTS or steps is None)):
         given = {"--steps": steps, "--solver": solver, "--order": order, "--model": model}
         given |= {"--analytic": analytic, "--lower-order-final": lower_order_final or None}
         for name, value in given.items():
             if value is not None:
-                raise UserError(f"{name} is fixed by the preset {grid}")
-        plan = preset(grid).schedule
+                raise UserError(f"{name} is fixed by {'' if file else 'the preset '}{grid}")
+        plan = open_schedule(grid)
         scale = max(step.guidance_scale for step in plan.steps)
         if guidance_scale is not None or interval:
             plan = guide(plan, scale if guidance_scale is None else guidance_scale, interval)
@@ -116,6 +128,8 @@ def make(
         steps_of = enumerate(plan.steps)
         new = [replace(step, free_u=gains if i >= free_u_from else None) for i, step in steps_of]
         plan = replace(plan, steps=tuple(new))
+    if whole_timesteps:
+        plan = _whole(plan, noise)
     plan.save(out)
     typer.echo(f"{out}: {plan.num_steps} steps, {plan.passes} passes per image")
 
@@ -153,9 +167,20 @@ def diff(first: ScheduleName, second: ScheduleName) -> None:
 @app.command(name="export")
 def export_schedule(
     schedule: ScheduleName,
-    to: Annotated[str, typer.Option(help="comfyui, sd.cpp or diffusers:SCHEDULER.")],
+    to: Annotated[
+        str, typer.Option(help="comfyui, comfyui-workflow, sd.cpp or diffusers:SCHEDULER.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: print it.")] = None,
     shift: Annotated[float, typer.Option(min=0.01, help="Of a flow scheduler.")] = 1.0,
+    scheduler_config: Annotated[
+        Path | None, typer.Option(help="Of a flow scheduler that is kept as it is (JSON).")
+    ] = None,
+    mu: Annotated[float | None, typer.Option(help="Its dynamic shift.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The file that a workflow loads.")] = None,
+    for_version: Annotated[
+        str | None, typer.Option(help="Of sd.cpp, for guidance per step: 97d2990 or mended.")
+    ] = None,
+    whole_timesteps: WholeTimesteps = False,
     lossy: Lossy = False,
 ) -> None:
     """Translate a schedule for another tool.
@@ -164,9 +189,20 @@ def export_schedule(
     """
     from stepsampler.formats import export
 
-    text = export(open_schedule(schedule), to, lossy=lossy, shift=shift)
-    for lost in text.lost:
-        print(f"stepsample: left out: {lost}", file=sys.stderr)  # noqa: T201
+    plan = open_schedule(schedule)
+    if whole_timesteps:
+        plan = _whole(plan, None)
+    text = export(
+        plan,
+        to,
+        lossy=lossy,
+        shift=shift,
+        scheduler_config=_config(scheduler_config),
+        mu=mu,
+        checkpoint=checkpoint,
+        version=for_version,
+    )
+    _say(text.lost, text.notes)
     if out:
         write_text(out, text.text)
     else:
@@ -175,29 +211,66 @@ def export_schedule(
 
 @app.command(name="import")
 def import_schedule(
-    file: Annotated[Path, typer.Argument(help="What the other tool takes.")],
+    file: Annotated[Path, typer.Argument(help="What the other tool takes, or a PNG of ComfyUI.")],
     source: Annotated[str, typer.Option("--from", help="comfyui, sd.cpp or diffusers.")],
     out: Out,
     model: Model = "sd",
     solver: Solver = "dpmpp-midpoint",
     order: Order = 2,
     guidance_scale: Scale = 7.5,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Leave out what a schedule does not hold.")
+    ] = False,
 ) -> None:
-    """Make a schedule from another tool's text.
+    """Make a schedule from another tool's text, or from a ComfyUI workflow.
 
-    Solver, order and guidance are taken where the text says nothing of them.
+    Solver, order and guidance are taken where the text says nothing of them. What else in it
+    changes the images is refused, or with --lossy left out and listed on stderr.
     """
-    from stepsampler.formats import Target, read
+    from stepsampler.formats import Target, reading
+    from stepsampler.formats.files import text_of
 
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: {error}") from error
     noise, spec, guidance = _model(model)
     target = Target(noise, spec, _solver(solver), order, guidance_scale, guidance)
-    plan = read(text, source, target)
+    try:
+        found = reading(text_of(file), source, target, lossy=lossy)
+    except UserError as error:
+        raise UserError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+    _say(found.lost, found.notes)
+    plan = found.schedule
     plan.save(out)
     typer.echo(f"{out}: {plan.num_steps} steps, {plan.passes} passes per image")
+
+
+def _say(lost: Sequence[str], notes: Sequence[str]) -> None:
+    for line in (*(f"left out: {what}" for what in lost), *notes):
+        print(f"stepsample: {line}", file=sys.stderr)  # noqa: T201
+
+
+def _whole(plan: "Schedule", noise: "Noise | None") -> "Schedule":
+    """At the whole timesteps of a model, or of the well-known one that it was made for."""
+    from stepsampler.grids import whole_timesteps
+    from stepsampler.noise import noise_of
+
+    noise = noise or noise_of(plan)
+    if noise is None:
+        raise UserError("--whole-timesteps: those of the schedule's model are not known")
+    try:
+        return whole_timesteps(plan, noise)
+    except UserError as error:
+        raise UserError(f"--whole-timesteps: {error}") from error
+
+
+def _config(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: a scheduler's config is an object, got {type(config).__name__}")
+    return config
 
 
 def _model(name: str) -> "tuple[Noise, ModelSpec, str]":

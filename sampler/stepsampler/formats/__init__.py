@@ -1,58 +1,83 @@
 """Schedules in other tools' words, and back: ComfyUI, stable-diffusion.cpp, stock diffusers.
 
-What a tool cannot hold is refused, or, where it is asked for, left out and listed.
+What a tool cannot hold is refused, or, where it is asked for, left out and listed; so is what a
+text says and a schedule does not hold.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from stepsampler.errors import UserError
-from stepsampler.formats import comfyui, sdcpp, stock
-from stepsampler.formats.common import Target, Text
+from stepsampler.formats import comfyui, comfyui_workflow, sdcpp, stock
+from stepsampler.formats.common import Options, Reading, Target, Text
 from stepsampler.schedule import Schedule
 
-__all__ = ["FORMATS", "Target", "Text", "export", "read"]
+__all__ = ["FORMATS", "Options", "Reading", "Target", "Text", "export", "read", "reading"]
 
 
 class Format(NamedTuple):
     """One tool."""
 
-    export: Callable[[Schedule, str | None, float], Text]
-    read: Callable[[str, Target], Schedule]
+    export: Callable[[Schedule, Options], Text]
+    read: Callable[[str, Target], Reading]
 
 
 FORMATS = {
     "comfyui": Format(comfyui.export, comfyui.read),
+    "comfyui-workflow": Format(comfyui_workflow.export, comfyui.read),
     "sd.cpp": Format(sdcpp.export, sdcpp.read),
     "diffusers": Format(stock.export, stock.read),
 }
 WITHOUT = ("a1111", "forge")  # no documented way in
 
 
-def export(schedule: Schedule, to: str, *, lossy: bool = False, shift: float = 1.0) -> Text:
+def export(
+    schedule: Schedule,
+    to: str,
+    *,
+    lossy: bool = False,
+    shift: float = 1.0,
+    scheduler_config: Mapping[str, Any] | None = None,
+    mu: float | None = None,
+    checkpoint: str | None = None,
+    version: str | None = None,
+) -> Text:
     """The text for `to`: a key of FORMATS, diffusers with the scheduler's name after a colon.
 
-    `shift` is that of the flow scheduler that gets the sigmas.
+    `shift` is that of the flow scheduler that gets the sigmas; or `scheduler_config` is its whole
+    config, kept as it is, and `mu` what the pipeline passes to it. `checkpoint` is the file that a
+    workflow loads, `version` one of `sdcpp.VERSIONS`.
 
     Raises:
         UserError: an unknown format, or one that cannot hold the schedule and `lossy` is false.
     """
     name, _, detail = to.partition(":")
-    text = _format(name).export(schedule, detail or None, shift)
+    options = Options(detail or None, shift, scheduler_config, mu, checkpoint, version)
+    text = _format(name).export(schedule, options)
     if text.lost and not lossy:
         raise UserError(f"{to} cannot hold {'; '.join(text.lost)} (--lossy leaves it out)")
     return text
 
 
-def read(text: str, source: str, target: Target) -> Schedule:
+def reading(text: str, source: str, target: Target, *, lossy: bool = False) -> Reading:
     """A schedule from another tool's text; what the text does not say is taken from `target`.
 
     `source` is as for `export`; a diffusers text names its scheduler itself.
 
     Raises:
-        UserError: an unknown format, or a text that is not of it.
+        UserError: an unknown format, a text that is not of it, or one that says more of how images
+            are made than a schedule holds and `lossy` is false.
     """
-    return _format(source.partition(":")[0]).read(text, target)
+    found = _format(source.partition(":")[0]).read(text, target)
+    if found.lost and not lossy:
+        lost = "; ".join(found.lost)
+        raise UserError(f"a schedule does not hold {lost} (--lossy leaves it out)")
+    return found
+
+
+def read(text: str, source: str, target: Target) -> Schedule:
+    """`reading`, for the schedule alone."""
+    return reading(text, source, target).schedule
 
 
 def _format(name: str) -> Format:

@@ -1,35 +1,60 @@
-"""ComfyUI: the inputs of its core nodes for custom sampling, as JSON by node.
+"""ComfyUI: the inputs of its core nodes for custom sampling, as JSON by node; and its workflows.
 
 `ManualSigmas` and `KSamplerSelect` go into SamplerCustomAdvanced, with a `CFGGuider`. Guidance per
 step is a chain of `CFGOverride` nodes, of which each holds for a range of the noise schedule: with
 Stable Diffusion's betas the percent p is the timestep 999 (1 - p). Distilled guidance is
-`FluxGuidance`.
+`FluxGuidance`. `comfyui_workflow` puts these nodes into a whole workflow.
 
-ComfyUI starts from noise * sqrt(1 + sigma^2) where the first sigma is the model's highest, 0.2 %
-more than here, and reads sigmas as float32.
+ComfyUI starts from noise * sqrt(1 + sigma^2) where the first sigma is the model's highest, 0.234 %
+more than here, reads sigmas as float32, and tells a model with betas the nearest whole timestep.
 """
 
 import json
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 from stepsampler.errors import UserError
-from stepsampler.formats import common
-from stepsampler.formats.common import Sampler, Target, Text
+from stepsampler.formats import comfyui_nodes, common
+from stepsampler.formats.comfyui_graph import Graph, Node, graph
+from stepsampler.formats.comfyui_sampling import SAMPLERS, manual_sigmas
+from stepsampler.formats.common import Options, Reading, Target, Text
+from stepsampler.grids import is_whole
 from stepsampler.noise import NoiseSchedule, noise_of
 from stepsampler.schedule import Schedule
 
-SAMPLERS = {
-    "euler": Sampler("ddim", 1, True),
-    "heun": Sampler("heun", 2, True),
-    "ipndm": Sampler("ipndm", 4, True),
-    "dpmpp_2m": Sampler("dpmpp-midpoint", 2, False),  # lambda of a flow: -log sigma, not ours
-}
 DIGITS = 3  # of a percent
+HIGHEST = 100.0  # of a guidance scale: its server refuses more
+ENTRY = (  # of the file without links
+    "expected JSON with the inputs of ManualSigmas, KSamplerSelect and CFGGuider by node, or a "
+    "workflow"
+)
 
 
-def export(schedule: Schedule, _detail: str | None, _shift: float) -> Text:
+def export(schedule: Schedule, _options: Options) -> Text:
+    nodes, lost, notes = inputs(schedule)
+    return Text(json.dumps(nodes, indent=2) + "\n", lost, notes)
+
+
+def inputs(schedule: Schedule) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """The inputs by node, what is lost, and what is to be known of what ComfyUI makes of them."""
     sampler, lost = common.for_a_list(SAMPLERS, schedule)
+    notes = []
+    for i, step in enumerate(schedule.steps):
+        if step.guidance_scale > HIGHEST:
+            lost.append(f"guidance {step.guidance_scale:g} of step {i} ({HIGHEST:g} at most)")
+    capped = [replace(s, guidance_scale=min(s.guidance_scale, HIGHEST)) for s in schedule.steps]
+    schedule = replace(schedule, steps=tuple(capped))
+    digits = 1 if schedule.guidance == "distilled" else 2
+    rounded = {round(s.guidance_scale, digits) for s in capped}
+    if rounded != {s.guidance_scale for s in capped}:
+        part = "tenths" if digits == 1 else "hundredths"
+        notes.append(f"ComfyUI's page rounds guidance to {part}; its server does not")
+    noise = noise_of(schedule)
+    if isinstance(noise, NoiseSchedule) and not is_whole(schedule, noise):
+        notes.append(
+            "ComfyUI tells the network the nearest whole timesteps (--whole-timesteps moves the "
+            "levels there)"
+        )
     nodes: dict[str, Any] = {
         "ManualSigmas": {"sigmas": common.sigma_list(schedule)},
         "KSamplerSelect": {"sampler_name": sampler},
@@ -45,13 +70,15 @@ def export(schedule: Schedule, _detail: str | None, _shift: float) -> Text:
             lost.append(f"guidance per step ({ranges}; {highest:g} instead)")
         else:
             nodes["CFGOverride"] = ranges
-    return Text(json.dumps(nodes, indent=2) + "\n", tuple(lost))
+    return nodes, tuple(lost), tuple(notes)
 
 
 def _overrides(schedule: Schedule) -> list[dict[str, float]] | str:
     """A range for each run of steps with one scale, cut halfway between two steps; or why not."""
     if schedule.guidance == "distilled":
         return "FluxGuidance takes one scale"
+    if common.per_step_guidance_of_heun(schedule):
+        return "the second call of a Heun step gets that of the next step"
     noise = noise_of(schedule)
     if not isinstance(noise, NoiseSchedule):
         return "the percents of this model are not known"
@@ -69,49 +96,28 @@ def _overrides(schedule: Schedule) -> list[dict[str, float]] | str:
     return ranges
 
 
-def read(text: str, target: Target) -> Schedule:
-    """What `export` writes, or a bare list of sigmas."""
+def read(text: str, target: Target) -> Reading:
+    """A workflow of either kind, what `export` writes, or a bare list of sigmas."""
     if not text.lstrip().startswith("{"):
-        return common.build(common.sigmas_from(text), None, None, target)
+        sigmas = manual_sigmas(text)
+        return Reading(common.build(sigmas, None, None, target))
     try:
-        nodes = json.loads(text)
-        sigmas = common.sigmas_from(nodes["ManualSigmas"]["sigmas"])
-        name = nodes["KSamplerSelect"]["sampler_name"]
-        scale = float(nodes["CFGGuider"]["cfg"])
-        ranges = [
-            (float(r["cfg"]), float(r["start_percent"]), float(r["end_percent"]))
-            for r in nodes.get("CFGOverride", [])
-        ]
-        if "FluxGuidance" in nodes:
-            scale = float(nodes["FluxGuidance"]["guidance"])
+        data = json.loads(text)
+        return comfyui_nodes.read(_loose(data) or graph(data), target)
+    except UserError:
+        raise
     except common.MALFORMED as error:
-        raise UserError(
-            "expected JSON with the inputs of ManualSigmas, KSamplerSelect and CFGGuider by node, "
-            f"got {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(name, str) or name not in SAMPLERS:
-        raise UserError(f"sampler_name must be one of {', '.join(SAMPLERS)}, got {name!r}")
-    scales = [scale] * (len(sigmas) - 1)
-    if ranges:
-        scales = _scales(sigmas, scale, ranges, target)
-    if "FluxGuidance" in nodes:
-        target = target._replace(guidance="distilled")
-    return common.build(sigmas, scales, SAMPLERS[name], target)
+        raise UserError(f"{ENTRY}, got {type(error).__name__}: {error}") from error
 
 
-def _scales(
-    sigmas: list[float], scale: float, ranges: list[tuple[float, float, float]], target: Target
-) -> list[float]:
-    noise = target.noise
-    if not isinstance(noise, NoiseSchedule):
-        raise UserError("CFGOverride can be read for models with betas, not for flow models")
-    if any(end < start for _, start, end in ranges) or any(
-        later[1] < earlier[2] for earlier, later in pairwise(ranges)
-    ):
-        raise UserError("the ranges of CFGOverride must rise and not overlap")
-    scales = []
-    for sigma in sigmas[:-1]:
-        percent = 1 - noise.timestep(sigma) / noise.last
-        inside = [cfg for cfg, start, end in ranges if start <= percent < end]
-        scales.append(inside[0] if inside else scale)
-    return scales
+def _loose(data: dict[str, Any]) -> Graph | None:
+    """The nodes of what `export` writes; None for a workflow."""
+    named = {kind: value for kind, value in data.items() if kind in comfyui_nodes.LOOSE}
+    if not named or any(isinstance(v, dict) and "class_type" in v for v in data.values()):
+        return None
+    nodes = {}
+    for kind, value in data.items():
+        for i, given in enumerate(value if isinstance(value, list) else [value]):
+            key = f"{kind}/{i}" if isinstance(value, list) else kind
+            nodes[key] = Node(key, kind, dict(given))
+    return nodes

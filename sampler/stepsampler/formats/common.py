@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stepsampler.errors import UserError
 from stepsampler.grids import from_sigmas
@@ -27,6 +27,26 @@ class Text(NamedTuple):
 
     text: str
     lost: tuple[str, ...] = ()  # what it does not hold
+    notes: tuple[str, ...] = ()  # what the tool does with it that is to be known
+
+
+class Reading(NamedTuple):
+    """What was read of another tool's text."""
+
+    schedule: Schedule
+    lost: tuple[str, ...] = ()  # what else in the text changes the images
+    notes: tuple[str, ...] = ()  # what is no part of a schedule
+
+
+class Options(NamedTuple):
+    """What an export may be told beside the schedule."""
+
+    detail: str | None = None  # after the colon of the format's name
+    shift: float = 1.0  # of the flow scheduler that gets the sigmas
+    scheduler_config: Mapping[str, Any] | None = None  # of the flow scheduler, kept as it is
+    mu: float | None = None  # which the pipeline passes to it
+    checkpoint: str | None = None  # the file that a workflow loads
+    version: str | None = None  # of the tool
 
 
 class Target(NamedTuple):
@@ -125,17 +145,23 @@ def sigma_list(schedule: Schedule) -> str:
     return ", ".join(map(plain, schedule.sigmas))
 
 
-def sigmas_from(text: str) -> list[float]:
-    """Numbers between commas or spaces, with or without brackets.
+def numbers_from(text: str, what: str = "sigmas") -> list[float]:
+    """Numbers between commas, semicolons or spaces, with or without brackets.
 
     Raises:
-        UserError: something else.
+        UserError: something else; `what` names what was expected.
     """
-    words = re.split(r"[\s,]+", text.strip().strip("[]").strip())
+    words = [word for word in re.split(r"[\s,;]+", text.strip().strip("[]()")) if word]
     try:
         return [float(word) for word in words]
     except ValueError as error:
-        raise UserError(f"expected a list of sigmas, {error}") from error
+        raise UserError(f"expected a list of {what}, {error}") from error
+
+
+def per_step_guidance_of_heun(schedule: Schedule) -> bool:
+    """Whether the second call of a Heun step would get the guidance of the next step."""
+    twice = schedule.solver == "heun" and any(step.order > 1 for step in schedule.steps)
+    return twice and not one_guidance(schedule)
 
 
 def highest_guidance(schedule: Schedule) -> float:

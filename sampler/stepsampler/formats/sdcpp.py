@@ -3,6 +3,11 @@
 `--sigmas` takes them all, where the last step lands included, and sets the number of steps.
 Guidance per step is `guidance_schedule` of `--extra-sample-args`: `<scale>x<steps>` joined by +,
 from the last steps to the first. Distilled guidance is `--guidance`.
+
+At 97d2990 (August 2026) that list is read one place off: its samplers count steps from one, the
+list is indexed from zero, so that each step has the guidance of the next and the last one reads
+before the list. One more entry behind the first step's mends it there, and is wrong where that
+is mended. Heun's calls have numbers that fit neither. Unguided steps save no passes.
 """
 
 import re
@@ -11,7 +16,7 @@ from itertools import groupby
 
 from stepsampler.errors import UserError
 from stepsampler.formats import common
-from stepsampler.formats.common import Sampler, Target, Text
+from stepsampler.formats.common import Options, Reading, Sampler, Target, Text
 from stepsampler.schedule import Schedule
 
 SAMPLERS = {
@@ -21,9 +26,38 @@ SAMPLERS = {
     "dpm++2m": Sampler("dpmpp-midpoint", 2, False),  # lambda of a flow: -log sigma, not ours
 }
 
+# How many more entries than steps a version takes in a list of guidance.
+VERSIONS = {"97d2990": 1, "mended": 0}
+# Arguments that change the path of the sampling, and are no part of a schedule.
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}  # else of a flow
+LIST = "guidance_schedule="
+BENDING = (
+    "--img-cfg-scale",
+    "--slg-scale",
+    "--skip-layers",
+    "--init-img",
+    "-i",
+    "--mask",
+    "--end-img",
+    "--timestep-shift",
+    "--moe-boundary",
+    "--high-noise-steps",
+    "--high-noise-cfg-scale",
+    "--high-noise-guidance",
+    "--high-noise-sampling-method",
+    "--high-noise-slg-scale",
+    "--cache-mode",
+    "--scm-mask",
+    "--hires",
+    "--control-net",
+    "--ref-image",
+    "-r",
+)
 
-def export(schedule: Schedule, _detail: str | None, _shift: float) -> Text:
+
+def export(schedule: Schedule, options: Options) -> Text:
     sampler, lost = common.for_a_list(SAMPLERS, schedule)
+    notes: list[str] = []
     sigmas = common.sigma_list(schedule).replace(" ", "")
     words = ["--sampling-method", sampler, "--steps", str(schedule.num_steps), "--sigmas", sigmas]
     highest = common.plain(common.highest_guidance(schedule))
@@ -34,13 +68,35 @@ def export(schedule: Schedule, _detail: str | None, _shift: float) -> Text:
     else:
         words += ["--cfg-scale", highest]
         if not common.one_guidance(schedule):
-            runs = [(w, len(list(g))) for w, g in groupby(s.guidance_scale for s in schedule.steps)]
-            spec = "+".join(f"{common.plain(w)}x{count}" for w, count in reversed(runs))
-            words += ["--extra-sample-args", f"guidance_schedule={spec}"]
-    return Text(shlex.join(words) + "\n", tuple(lost))
+            spec, why = _list(schedule, options.version)
+            if why:
+                lost.append(f"guidance per step ({highest} instead): {why}")
+            else:
+                words += ["--extra-sample-args", f"guidance_schedule={spec}"]
+                notes += [f"its list of guidance is for the version {options.version}"]
+            if any(step.guidance_scale == 1 for step in schedule.steps):
+                notes += ["unguided steps save no passes there"]
+    return Text(shlex.join(words) + "\n", tuple(lost), tuple(notes))
 
 
-def read(text: str, target: Target) -> Schedule:
+def _list(schedule: Schedule, version: str | None) -> tuple[str, str | None]:
+    """The list of guidance for a version, or why there is none."""
+    if version is not None and version not in VERSIONS:
+        raise UserError(f"--for-version must be one of {', '.join(VERSIONS)}, got {version!r}")
+    if common.per_step_guidance_of_heun(schedule):
+        return "", "the calls of a Heun step get that of other steps"
+    if version is None:
+        return "", (
+            "versions such as 97d2990 (August 2026) shift it by one step; "
+            "--for-version 97d2990 or mended says which it is for"
+        )
+    scales = [step.guidance_scale for step in schedule.steps]
+    scales = [*[scales[0]] * VERSIONS[version], *scales]
+    runs = [(w, len(list(same))) for w, same in groupby(scales)]
+    return "+".join(f"{common.plain(w)}x{count}" for w, count in reversed(runs)), None
+
+
+def read(text: str, target: Target) -> Reading:
     """A command line, or some of its arguments: `--sigmas` must be there."""
     try:
         words = shlex.split(text)
@@ -49,16 +105,32 @@ def read(text: str, target: Target) -> Schedule:
     given = dict(zip(words, [*words[1:], ""], strict=True))
     if "--sigmas" not in given:
         raise UserError("expected arguments of stable-diffusion.cpp with --sigmas")
-    sigmas = common.sigmas_from(given["--sigmas"])
+    sigmas = common.numbers_from(given["--sigmas"])
     name = given.get("--sampling-method")
     if name is not None and name not in SAMPLERS:
         raise UserError(f"--sampling-method must be one of {', '.join(SAMPLERS)}, got {name!r}")
     distilled = "--guidance" in given
     scale = _number(given, "--guidance" if distilled else "--cfg-scale", target.guidance_scale)
-    scales = _schedule(given.get("--extra-sample-args", ""), len(sigmas) - 1, scale)
+    extra = given.get("--extra-sample-args", "")
+    scales = _schedule(extra, len(sigmas) - 1, scale)
     if distilled:
         target = target._replace(guidance="distilled")
-    return common.build(sigmas, scales, SAMPLERS[name] if name else None, target)
+    made = common.build(sigmas, scales, SAMPLERS[name] if name else None, target)
+    lost = [
+        word if word == "--hires" else f"{word} {given[word]}" for word in words if word in BENDING
+    ]
+    predicted = PREDICTIONS.get(given.get("--prediction", ""), "flow_prediction")
+    if "--prediction" in given and target.model and target.model.prediction_type != predicted:
+        lost.append(f"--prediction {given['--prediction']} of another model")
+    if distilled and "--cfg-scale" in given and _number(given, "--cfg-scale", 1.0) != 1:
+        lost.append(f"--cfg-scale {given['--cfg-scale']} beside --guidance")
+    parts = [part.strip() for part in re.split("[,;]", extra)]
+    lost += [
+        f"{part} of --extra-sample-args" for part in parts if part and not part.startswith(LIST)
+    ]
+    if common.per_step_guidance_of_heun(made):
+        lost.append("guidance per step of heun, whose calls get that of other steps")
+    return Reading(made, tuple(lost))
 
 
 def _number(given: dict[str, str], name: str, default: float) -> float:

@@ -4,10 +4,10 @@
     pipe(prompt, guidance_scale=guidance_scale, **call)
 
 EulerDiscrete takes sigmas with the one on which the last step lands, DPMSolverMultistep whole
-timesteps, FlowMatchEuler sigmas without the last, 0, to which it applies its shift again. Nothing
-else takes a list without changing it. DPMSolverMultistep works at unit variance: it starts 0.2 %
-above ours, and a latent that keeps noise is decoded as alpha * x. StepScheduler is ours: its text
-is the file `scheduler/scheduler_config.json` of a pipeline's folder.
+timesteps, FlowMatchEuler sigmas without the last, 0, which it shifts again and, in some configs,
+stretches (`stock_flow`). Nothing else takes a list without changing it. DPMSolverMultistep works
+at unit variance: it starts 0.2 % above ours, and a latent that keeps noise is decoded as alpha * x.
+StepScheduler is ours: its text is the file `scheduler/scheduler_config.json` of a pipeline.
 """
 
 import json
@@ -17,7 +17,8 @@ from typing import Any
 
 from stepsampler.errors import UserError
 from stepsampler.formats import common
-from stepsampler.formats.common import Sampler, Target, Text
+from stepsampler.formats.common import Options, Reading, Sampler, Target, Text
+from stepsampler.formats.stock_flow import RANDOM, REPLACING, Shifting
 from stepsampler.noise import FlowSchedule, NoiseSchedule, noise_of
 from stepsampler.schedule import Schedule, Step
 
@@ -31,11 +32,45 @@ BETAS = {  # of Stable Diffusion, and of DDPM and DiT
     NoiseSchedule.scaled_linear(): ("scaled_linear", 0.00085, 0.012),
     NoiseSchedule.linear(): ("linear", 0.0001, 0.02),
 }
+FLOW_KEYS = (
+    "shift",
+    "use_dynamic_shifting",
+    "time_shift_type",
+    "shift_terminal",
+    *REPLACING,
+    RANDOM,
+)
+# What a config may say beside what is read: it has no say where a list is given.
+READ = {
+    EULER: ("timestep_spacing", "interpolation_type", *OFF),
+    DPM: (
+        "algorithm_type",
+        "solver_type",
+        "solver_order",
+        "lower_order_final",
+        "final_sigmas_type",
+        "timestep_spacing",
+    ),
+    FLOW: FLOW_KEYS,
+}
+MODEL = (  # of the model, which is the target
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "prediction_type",
+    "steps_offset",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+)
 CLOSE = 1e-4  # relative; sigmas nearer than that are the same
 
 
-def export(schedule: Schedule, name: str | None, shift: float) -> Text:
+def export(schedule: Schedule, options: Options) -> Text:
     """The list for the scheduler `name`, or the config of a StepScheduler."""
+    name = options.detail
     if name == "StepScheduler":
         return _step_scheduler(schedule)
     if name not in (EULER, DPM, FLOW):
@@ -50,7 +85,7 @@ def export(schedule: Schedule, name: str | None, shift: float) -> Text:
     if not common.one_guidance(schedule):
         lost.append(f"guidance per step ({common.highest_guidance(schedule):g} instead)")
     export_to = {EULER: _euler, DPM: _dpm}.get(name)
-    config, call, more = export_to(schedule) if export_to else _flow(schedule, shift)
+    config, call, more = export_to(schedule) if export_to else _flow(schedule, options)
     data = {
         "scheduler": name,
         "config": config,
@@ -84,7 +119,7 @@ def _step_scheduler(schedule: Schedule) -> Text:
     return Text(text, tuple(lost))
 
 
-Parts = tuple[Mapping[str, object], Mapping[str, Sequence[float]], list[str]]  # config, call, lost
+Parts = tuple[Mapping[str, object], Mapping[str, Any], list[str]]  # config, call, lost
 
 
 def _order_one(schedule: Schedule) -> list[str]:
@@ -103,20 +138,26 @@ def _euler(schedule: Schedule) -> Parts:
     return config, {"sigmas": list(schedule.sigmas)}, lost
 
 
-def _flow(schedule: Schedule, shift: float) -> Parts:
+def _flow(schedule: Schedule, options: Options) -> Parts:
     lost = _order_one(schedule)
     if schedule.final_sigma > 0:
         lost.append(f"the final sigma {schedule.final_sigma:g} (0 instead)")
-    noise = _flow_noise(shift)
-    sigmas = [noise.timestep(step.sigma) / noise.last for step in schedule.steps]
-    config = {"shift": shift, "use_dynamic_shifting": False, "shift_terminal": None, **OFF}
-    return config, {"sigmas": sigmas}, lost
-
-
-def _flow_noise(shift: float) -> FlowSchedule:
-    if not 0.001 <= shift <= 1000:  # nearer to 0 or infinity, all sigmas would be one
-        raise UserError(f"shift must be at least 0.001 and at most 1000, got {shift:g}")
-    return FlowSchedule(shift)
+    given = options.scheduler_config
+    config = {
+        "shift": options.shift,
+        "use_dynamic_shifting": False,
+        "shift_terminal": None,
+        "invert_sigmas": False,
+        "stochastic_sampling": False,
+        **OFF,
+    }
+    shifting = Shifting.of(config if given is None else given, options.mu)
+    sigmas = shifting.handed([step.sigma for step in schedule.steps])
+    if given is None:
+        return config, {"sigmas": sigmas}, lost
+    kept = {name: given[name] for name in FLOW_KEYS if name in given}
+    dynamic = {"mu": options.mu} if given.get("use_dynamic_shifting") else {}
+    return kept, {"sigmas": sigmas, **dynamic}, lost
 
 
 def _dpm(schedule: Schedule) -> Parts:
@@ -174,44 +215,85 @@ def dpm_orders(n: int, order: int, lower_last: bool, ends: str) -> list[int]:
     return orders
 
 
-def read(text: str, target: Target) -> Schedule:
-    """What `export` writes: `scheduler`, `config`, `call`, `guidance_scale`."""
+def read(text: str, target: Target) -> Reading:
+    """What `export` writes: `scheduler`, `config`, `call`, `guidance_scale`; or bare timesteps."""
+    if not text.lstrip().startswith("{"):
+        return Reading(_bare(text, target))
     try:
         data = json.loads(text)
         name, config, call = data["scheduler"], data["config"], data["call"]
         key = "timesteps" if name == DPM else "sigmas"
         numbers = [float(x) for x in call[key]]
         scale = float(data.get("guidance_scale", target.guidance_scale))
-        shift, order = float(config.get("shift", 1.0)), int(config.get("solver_order", 2))
+        order = int(config.get("solver_order", 2))
         heun, ends = config.get("solver_type") == "heun", config.get("final_sigmas_type", "zero")
         lower_last = bool(config.get("lower_order_final", True))
+        mu = None if call.get("mu") is None else float(call["mu"])
+        if name not in (EULER, DPM, FLOW):
+            raise UserError(f"scheduler must be one of {EULER}, {DPM}, {FLOW}, got {name!r}")
+        flow = isinstance(target.noise, FlowSchedule)
+        if flow != (name == FLOW):
+            kind = "a flow model" if flow else "a model with betas"
+            raise UserError(f"{name} is not for {kind}; name another with --model")
+        if not numbers:
+            raise UserError(f"{key} must not be empty")
+        lost = _unread(name, config, call)
+        shifting = Shifting.of(config, mu) if name == FLOW else None
     except common.MALFORMED as error:
         raise UserError(
             "expected JSON with scheduler, config, call (sigmas or timesteps) and guidance_scale, "
             f"got {type(error).__name__}: {error}"
         ) from error
-    if name not in (EULER, DPM, FLOW):
-        raise UserError(f"scheduler must be one of {EULER}, {DPM}, {FLOW}, got {name!r}")
-    flow = isinstance(target.noise, FlowSchedule)
-    if flow != (name == FLOW):
-        kind = "a flow model" if flow else "a model with betas"
-        raise UserError(f"{name} is not for {kind}; name another with --model")
-    if not numbers:
-        raise UserError(f"{key} must not be empty")
     if name == EULER:
-        return common.build(numbers, [scale] * (len(numbers) - 1), Sampler("ddim", 1, True), target)
+        scales = [scale] * (len(numbers) - 1)
+        return Reading(common.build(numbers, scales, Sampler("ddim", 1, True), target), lost)
     scales = [scale] * len(numbers)
-    if isinstance(target.noise, FlowSchedule):
-        noise = _flow_noise(shift)
-        for number in numbers:
-            if not 0 < number <= 1:
-                raise UserError(f"a sigma of a flow must be above 0 and at most 1, got {number:g}")
-        sigmas = [noise.sigma(s * noise.last) for s in numbers]
-        return common.build([*sigmas, 0.0], scales, Sampler("ddim", 1, True), target)
-    sigmas = [target.noise.sigma(t) for t in numbers]
+    if shifting:
+        sigmas = [*shifting.run(numbers), 0.0]
+        return Reading(common.build(sigmas, scales, Sampler("ddim", 1, True), target), lost)
+    sigmas = _sigmas(numbers, target)
     final = target.noise.sigma_min if ends == "sigma_min" else 0.0
     orders = dpm_orders(len(sigmas), order, lower_last, ends)
     steps = [Step(s, scale, o) for s, o in zip(sigmas, orders, strict=True)]
     solver = "ddim" if order == 1 else "dpmpp-heun" if heun else "dpmpp-midpoint"
     decode = "alpha-x" if final else "x"
-    return Schedule(tuple(steps), final, solver, target.model, decode=decode)
+    return Reading(Schedule(tuple(steps), final, solver, target.model, decode=decode), lost)
+
+
+def _unread(name: str, config: Mapping[str, Any], call: Mapping[str, Any]) -> tuple[str, ...]:
+    """What else is said, and changes the images."""
+    known = (*READ[name], *MODEL)
+    lost = [
+        f"{key} = {json.dumps(value)} of the config"
+        for key, value in config.items()
+        if value not in (None, False) and key not in known and not key.startswith("_")
+    ]
+    if config.get("algorithm_type", "dpmsolver++") != "dpmsolver++":
+        lost.append(f"algorithm_type = {json.dumps(config['algorithm_type'])} of the config")
+    mine = ("timesteps", "sigmas", "mu", "num_inference_steps")
+    return tuple(lost + [f"{key} of the call" for key in call if key not in mine])
+
+
+def _bare(text: str, target: Target) -> Schedule:
+    """The timesteps of a call, from the first to the last; the last step lands on sigma 0.
+
+    Raises:
+        UserError: something else, such as sigmas.
+    """
+    timesteps = common.numbers_from(text, "timesteps")
+    if timesteps and timesteps[0] <= target.noise.sigma_max:
+        raise UserError(
+            f"a bare list is one of timesteps, up to {target.noise.last}, and this one starts at "
+            f"{timesteps[0]:g}: sigmas are read with --from comfyui"
+        )
+    return common.build([*_sigmas(timesteps, target), 0.0], None, None, target)
+
+
+def _sigmas(timesteps: Sequence[float], target: Target) -> list[float]:
+    last = target.noise.last
+    for t in timesteps:
+        if not 0 <= t <= last:
+            raise UserError(f"a timestep must be at least 0 and at most {last}, got {t:g}")
+    if isinstance(target.noise, FlowSchedule):  # the network is told 1000 sigma, whatever the shift
+        return [t / last for t in timesteps]
+    return [target.noise.sigma(t) for t in timesteps]

@@ -31,7 +31,7 @@ from stepsearch.metrics.evaluator import Evaluator, Measurement
 from stepsearch.metrics.reference import Reference
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, wanted
 from stepsearch.rivals.placement import Placement, recall_or_place
-from stepsearch.space.box import check_box
+from stepsearch.space.check import check_box
 
 T = TypeVar("T")
 

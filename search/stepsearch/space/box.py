@@ -22,8 +22,7 @@ from optuna.distributions import FloatDistribution
 from scipy.optimize import minimize_scalar
 
 from stepsampler.errors import UserError
-from stepsampler.grids import GRIDS, from_sigmas, power
-from stepsampler.models import LatentModel
+from stepsampler.grids import GRIDS, from_sigmas, power, whole_timesteps
 from stepsampler.noise import Noise
 from stepsampler.schedule import SOLVERS, WITHOUT_FORMS, FreeU, ModelSpec, Schedule, Step
 from stepsampler.solvers import FORMS
@@ -31,7 +30,6 @@ from stepsearch.config import NO_ANALYTIC, SpaceConfig
 
 Params = dict[str, float]
 SHORTEST_GAP = 0.02  # of an even gap: some grids end with a step from sigma_min to 0
-PROBES = 100  # random points at which a box is tried out
 FREE_U_SETS = (("b1", "b2", "s1", "s2"), ("b1_second", "b2_second", "s1_second", "s2_second"))
 
 
@@ -55,7 +53,7 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         if self.model.prediction_type == "flow_prediction":
-            for name in ("analytic", "churn", "decode"):
+            for name in ("analytic", "churn", "decode", "whole_timesteps"):
                 if getattr(self.config, name):
                     raise UserError(f"space.{name} is not for a flow model")
 
@@ -168,7 +166,8 @@ class SearchSpace:
             if not steps[i - 1].corrector:  # after one there is no fresh noise
                 steps[i] = replace(steps[i], churn=max(0.0, params.get("churn", 0.0)))
         decode = "alpha-x" if params.get("decode", 0.0) >= 0.5 else "x"
-        return replace(plan, steps=tuple(steps), guidance=self.guidance, decode=decode)
+        plan = replace(plan, steps=tuple(steps), guidance=self.guidance, decode=decode)
+        return whole_timesteps(plan, self.noise, spread=True) if c.whole_timesteps else plan
 
     def params(self, schedule: Schedule) -> tuple[Params, bool]:
         """The point nearest to a schedule, and whether it is that schedule."""
@@ -324,39 +323,6 @@ class SearchSpace:
         timesteps = [self.noise.timestep(s) for s in sigmas]
         shortest = SHORTEST_GAP * timesteps[0] / (len(sigmas) - 1)
         return np.array([max(start - end, shortest) for start, end in pairwise(timesteps)])
-
-
-def check_box(config: SpaceConfig, model: LatentModel) -> None:
-    """Refuse a box that holds schedules which the model cannot run, before the first image.
-
-    Raises:
-        UserError: names the axis; or what is wrong with one of some random points.
-    """
-    if not model.conditional and config.guidance != "off":
-        raise UserError(
-            f'space.guidance must be "off", the model is unconditional, got "{config.guidance}"'
-        )
-    if config.free_u and not hasattr(model.net, "enable_freeu"):
-        raise UserError("space.free_u: only U-Nets with skips have Free-U, the model is none")
-    highest = model.noise.sigma_max
-    for name in ("final_sigma", "sigma_min"):
-        interval = getattr(config, name)
-        if interval and interval[1] >= highest:
-            raise UserError(
-                f"space.{name}: high must be below the model's largest sigma, {highest:g}, "
-                f"got {interval[1]}"
-            )
-    space = SearchSpace(config, model.noise, model.spec, "linspace", model.guidance)
-    box = space.distributions
-    if not box:
-        raise UserError("space: every value is fixed, so there is nothing to search")
-    generator = np.random.default_rng(0)
-    for _ in range(PROBES):
-        point = {name: float(generator.uniform(d.low, d.high)) for name, d in box.items()}
-        try:
-            model.check(space.schedule(point))
-        except UserError as error:
-            raise UserError(f"space has schedules that do not fit the model: {error}") from error
 
 
 def within_budget(guidance: list[float], passes: int) -> list[float]:

@@ -349,13 +349,13 @@ def test_export_lists_what_it_left_out_on_stderr(run):
     with pytest.raises(UserError, match="comfyui cannot hold Free-U per step"):
         run("export", "seed-xl-6", "--to", "comfyui")
     result = run("export", "seed-xl-6", "--to", "comfyui", "--lossy")
-    assert result.stderr == "stepsample: left out: Free-U per step\n"
+    assert result.stderr.startswith("stepsample: left out: Free-U per step\n")
     assert json.loads(result.stdout)["KSamplerSelect"] == {"sampler_name": "euler"}
 
 
 def test_import_names_the_file_that_is_no_text(run, tmp_path):
-    (tmp_path / "x").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="x: 'utf-8' codec"):
+    (tmp_path / "x").write_bytes(b"\xff\xd8")
+    with pytest.raises(UserError, match="x: neither a text in UTF-8 nor a PNG of ComfyUI"):
         run("import", "x", "--from", "comfyui", "-o", "y.json")
 
 

@@ -77,7 +77,11 @@ from stepsampler.presets import names, preset
         (flow(final=0.1), "sd.cpp", "divides the latent by 1 - sigma"),
         (baseline(solver="ipndm", order=4), "sd.cpp", r"\(ipndm instead\)"),
         (baseline(), "a1111", "a1111 has no documented way"),
-        (baseline(), "invoke", "the format must be one of comfyui, sd.cpp, diffusers"),
+        (
+            baseline(),
+            "invoke",
+            "the format must be one of comfyui, comfyui-workflow, sd.cpp, diffusers",
+        ),
         (
             replace(guide(flow(), 3.0, (0.3, 0.8)), guidance="distilled"),
             "comfyui",
@@ -110,25 +114,26 @@ def test_what_was_left_out_is_listed_when_asked_for():
 @pytest.mark.parametrize(
     ("text", "source", "message"),
     [
-        ("x, y", "comfyui", "expected a list of sigmas, could not convert"),
+        ("x, y", "comfyui", "expected a list of sigmas, found no number in 'x, y'"),
         ("", "comfyui", "expected a list of sigmas"),
         ("1.0", "comfyui", "at least two sigmas, got 1"),
         ("--sigmas 1.0", "sd.cpp", "at least two sigmas, got 1"),
         ("1.0, 2.0", "comfyui", "step 0: sigma must fall, got 1 -> 2"),
-        ("nan, 2.0", "comfyui", "must be finite"),
+        ("nan, 2.0", "comfyui", "at least two sigmas, got 1"),  # as the node reads it
+        ("5, 1e-2", "comfyui", "knows no exponents, and reads '1e-2' as two numbers"),
         ("{", "comfyui", "expected JSON with the inputs of ManualSigmas"),
         ('{"ManualSigmas": 3}', "comfyui", "expected JSON with the inputs of ManualSigmas"),
         (
             '{"ManualSigmas": {"sigmas": "2,1"}, "KSamplerSelect": {"sampler_name": "lcm"}, '
             '"CFGGuider": {"cfg": 1}}',
             "comfyui",
-            "sampler_name must be one of euler, heun, ipndm, dpmpp_2m, got 'lcm'",
+            "sampler_name must be one of euler, heun, ipndm, dpmpp_2m, ddim, got 'lcm'",
         ),
         (
             '{"ManualSigmas": {"sigmas": "2,1"}, "KSamplerSelect": {"sampler_name": ["euler"]}, '
             '"CFGGuider": {"cfg": 1}}',
             "comfyui",
-            r"sampler_name must be one of euler, heun, ipndm, dpmpp_2m, got \['euler'\]",
+            r"sampler_name must be one of euler, heun, ipndm, dpmpp_2m, ddim, got \['euler'\]",
         ),
         ("--steps 4", "sd.cpp", "with --sigmas"),
         ("--sigmas '2,1", "sd.cpp", "No closing quotation"),
@@ -139,14 +144,18 @@ def test_what_was_left_out_is_listed_when_asked_for():
             "sd.cpp",
             "expected <scale>x<steps>, got '7'",
         ),
-        ("[]", "diffusers", "expected JSON with scheduler, config, call"),
+        ("{}", "diffusers", "expected JSON with scheduler, config, call"),
         ('{"scheduler": "DDIM", "config": {}, "call": {"sigmas": []}}', "diffusers", "must be one"),
         (
             '{"scheduler": "EulerDiscreteScheduler", "config": {}, "call": {"sigmas": []}}',
             "diffusers",
             "sigmas must not be empty",
         ),
-        ("1, 0", "toml", "the format must be one of comfyui, sd.cpp, diffusers, got 'toml'"),
+        (
+            "1, 0",
+            "toml",
+            "the format must be one of comfyui, comfyui-workflow, sd.cpp, diffusers, got 'toml'",
+        ),
         ("1, 0", "forge", "forge has no documented way"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from exporting import FLOW_TARGET, SD, SPEC, START, TARGET, baseline, ours, toy_x0
 
 from stepsampler import UserError
-from stepsampler.formats import Target, export, read
+from stepsampler.formats import Target, export, read, reading
 from stepsampler.grids import from_sigmas, guide
 from stepsampler.presets import preset
 
@@ -73,7 +73,7 @@ def test_comfyui_nodes_hold_the_schedule(schedule):
 
 @pytest.mark.parametrize("schedule", HELD)
 def test_stable_diffusion_cpp_arguments_hold_the_schedule(schedule):
-    text = export(schedule, "sd.cpp").text
+    text = export(schedule, "sd.cpp", version="mended").text
     words = shlex.split(text)
     sigmas = words[words.index("--sigmas") + 1]
     assert [float(s) for s in sigmas.split(",")] == list(schedule.sigmas)
@@ -93,13 +93,82 @@ def same_trajectory(a, b):
     return replace(a, provenance={}) == replace(b, provenance={})
 
 
+BY_STEP = from_sigmas([10.0, 5.0, 2.0, 1.0], 0.1, [8.0, 6.0, 6.0, 4.0], 1, "ddim", SPEC)
+
+
+def told(text, n, counts_from_one):
+    """The scale of each step as stable-diffusion.cpp takes it: `guidance.cpp`, 97d2990."""
+    words = shlex.split(text)
+    cfg = float(words[words.index("--cfg-scale") + 1])
+    spec = words[words.index("--extra-sample-args") + 1].removeprefix("guidance_schedule=")
+    runs = [part.split("x") for part in spec.split("+")]
+    scales = [float(scale) for scale, count in runs for _ in range(int(count))]
+    if len(scales) > n + 1:
+        scales = scales[:n]
+    scales += [cfg] * (n - len(scales))
+    places = [len(scales) - 1 - (i + counts_from_one) for i in range(n)]
+    assert min(places) >= 0, "reads before the list"
+    return [scales[place] for place in places]
+
+
+@pytest.mark.parametrize(("version", "counts_from_one"), [("97d2990", 1), ("mended", 0)])
+def test_each_step_of_stable_diffusion_cpp_gets_its_own_guidance(version, counts_from_one):
+    exported = export(BY_STEP, "sd.cpp", version=version)
+    assert told(exported.text, 4, counts_from_one) == [8.0, 6.0, 6.0, 4.0]
+    assert read(exported.text, "sd.cpp", TARGET) == BY_STEP
+    with pytest.raises(AssertionError, match="before the list"):
+        told(export(BY_STEP, "sd.cpp", version="mended").text, 4, 1)
+
+
+def test_guidance_per_step_of_stable_diffusion_cpp_needs_a_version():
+    with pytest.raises(
+        UserError, match=r"cannot hold guidance per step \(8.0 instead\): .*97d2990"
+    ):
+        export(BY_STEP, "sd.cpp")
+    with pytest.raises(UserError, match="--for-version must be one of 97d2990, mended, got 'x'"):
+        export(BY_STEP, "sd.cpp", version="x")
+    lost = export(BY_STEP, "sd.cpp", lossy=True)
+    assert "guidance_schedule" not in lost.text
+    interval = export(guide(baseline(), 7.5, (0.5, 3.0)), "sd.cpp", version="mended")
+    assert interval.notes[-1] == "unguided steps save no passes there"
+    assert export(baseline(), "sd.cpp").notes == ()
+
+
+@pytest.mark.parametrize("to", ["comfyui", "comfyui-workflow", "sd.cpp"])
+def test_heun_with_guidance_per_step_is_lost(to):
+    heun = guide(baseline("karras", 5, "heun", 2), 7.5, (0.5, 3.0))
+    with pytest.raises(UserError, match="guidance per step .* Heun step get"):
+        export(heun, to, version="mended")
+    assert export(baseline("karras", 5, "heun", 2), to).lost == ()
+
+
 def test_guidance_of_stable_diffusion_cpp_runs_from_the_last_steps_to_the_first():
-    schedule = from_sigmas([10.0, 5.0, 2.0, 1.0], 0.1, [8.0, 6.0, 6.0, 4.0], 1, "ddim", SPEC)
-    words = shlex.split(export(schedule, "sd.cpp").text)
+    words = shlex.split(export(BY_STEP, "sd.cpp", version="mended").text)
     assert words[-2:] == ["--extra-sample-args", "guidance_schedule=4.0x1+6.0x2+8.0x1"]
-    short = "--sigmas 10,5,2,1,0.1 --cfg-scale 8 --extra-sample-args guidance_schedule=4x1+6x2,mu=1"
+    short = "--sigmas 10,5,2,1,0.1 --cfg-scale 8 --extra-sample-args guidance_schedule=4x1+6x2"
     scales = [s.guidance_scale for s in read(short, "sd.cpp", TARGET).steps]
     assert scales == [8.0, 6.0, 6.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        ("--extra-sample-args guidance_schedule=4x4,apg_eta=1", "apg_eta=1 of --extra-sample-args"),
+        ("--slg-scale 2.5", "--slg-scale 2.5"),
+        ("--prediction v", "--prediction v of another model"),
+        ("--guidance 3.5 --cfg-scale 4", "--cfg-scale 4 beside --guidance"),
+        ("--hires --init-img a.png", "--hires; --init-img a.png"),
+        (
+            "--sampling-method heun --extra-sample-args guidance_schedule=4x1+6x3",
+            "guidance per step of heun",
+        ),
+    ],
+)
+def test_other_arguments_that_bend_the_sampling_are_named(words, lost):
+    text = f"--sigmas 10,5,2,1,0.1 {words}"
+    with pytest.raises(UserError, match=f"a schedule does not hold {re.escape(lost)}"):
+        reading(text, "sd.cpp", TARGET)
+    assert reading(text, "sd.cpp", TARGET, lossy=True).schedule.num_steps == 4
 
 
 def test_guidance_ranges_of_comfyui_lie_between_the_steps():

@@ -26,12 +26,17 @@ EITHER = pytest.mark.parametrize(
 # ---- diffusers' scheduler contract (its SchedulerCommonTest), with and without a schedule
 
 
+def chosen(scheduler):
+    """The config without diffusers' own notes."""
+    return {k: v for k, v in scheduler.config.items() if k != "_use_default_values"}
+
+
 @EITHER
 def test_a_saved_scheduler_loads_and_steps_the_same(make, tmp_path):
     scheduler = make()
     scheduler.save_pretrained(tmp_path)
     again = StepScheduler.from_pretrained(tmp_path)
-    assert dict(again.config) == dict(scheduler.config)
+    assert chosen(again) == chosen(scheduler)
     x, output = torch.randn(2, 2, 4, 8, 8, generator=torch.manual_seed(0))
     for each in (scheduler, again):
         each.set_timesteps(5)
@@ -47,9 +52,21 @@ def test_the_config_survives_a_stock_scheduler_and_back(make):
     for cls in compatibles:
         other = cls.from_config(scheduler.config)
         again = StepScheduler.from_config(other.config)
-        assert {k: v for k, v in again.config.items() if k in scheduler.config} == dict(
-            scheduler.config
-        )
+        config = chosen(scheduler)
+        assert {k: v for k, v in again.config.items() if k in config} == config
+
+
+def test_a_default_is_no_choice_for_another_class():
+    """diffusers records defaults in the config, so that another class keeps its own."""
+    ours, stock = StepScheduler(), diffusers.DDIMScheduler()
+    assert {"beta_start", "beta_schedule"} <= set(ours.config["_use_default_values"])
+    for cls in (diffusers.LCMScheduler, diffusers.TCDScheduler, diffusers.EulerDiscreteScheduler):
+        switched, expected = (cls.from_config(each.config).config for each in (ours, stock))
+        for name in ("beta_start", "beta_end", "beta_schedule"):
+            assert switched[name] == expected[name]
+    assert diffusers.LCMScheduler.from_config(ours.config).config.beta_schedule == "scaled_linear"
+    kept = StepScheduler(beta_schedule="linear")  # said, though it is the default
+    assert diffusers.LCMScheduler.from_config(kept.config).config.beta_schedule == "linear"
 
 
 @EITHER

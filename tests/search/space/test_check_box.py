@@ -7,7 +7,7 @@ from stepsampler import UserError
 from stepsampler.models import from_pipeline
 from stepsearch.config import SpaceConfig
 from stepsearch.rehearsal.miniatures import FAMILIES
-from stepsearch.space.box import check_box
+from stepsearch.space.check import check_box
 
 
 @pytest.mark.parametrize(

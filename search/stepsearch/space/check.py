@@ -1,0 +1,43 @@
+"""Whether the model at hand can run what is in a box."""
+
+import numpy as np
+
+from stepsampler.errors import UserError
+from stepsampler.models import LatentModel
+from stepsearch.config import SpaceConfig
+from stepsearch.space.box import SearchSpace
+
+PROBES = 100  # random points at which a box is tried out
+
+
+def check_box(config: SpaceConfig, model: LatentModel) -> None:
+    """Refuse a box that holds schedules which the model cannot run, before the first image.
+
+    Raises:
+        UserError: names the axis; or what is wrong with one of some random points.
+    """
+    if not model.conditional and config.guidance != "off":
+        raise UserError(
+            f'space.guidance must be "off", the model is unconditional, got "{config.guidance}"'
+        )
+    if config.free_u and not hasattr(model.net, "enable_freeu"):
+        raise UserError("space.free_u: only U-Nets with skips have Free-U, the model is none")
+    highest = model.noise.sigma_max
+    for name in ("final_sigma", "sigma_min"):
+        interval = getattr(config, name)
+        if interval and interval[1] >= highest:
+            raise UserError(
+                f"space.{name}: high must be below the model's largest sigma, {highest:g}, "
+                f"got {interval[1]}"
+            )
+    space = SearchSpace(config, model.noise, model.spec, "linspace", model.guidance)
+    box = space.distributions
+    if not box:
+        raise UserError("space: every value is fixed, so there is nothing to search")
+    generator = np.random.default_rng(0)
+    for _ in range(PROBES):
+        point = {name: float(generator.uniform(d.low, d.high)) for name, d in box.items()}
+        try:
+            model.check(space.schedule(point))
+        except UserError as error:
+            raise UserError(f"space has schedules that do not fit the model: {error}") from error
