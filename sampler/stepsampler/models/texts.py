@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LONG_PROMPTS = ("cut", "chunk")
 SHOWN = 3  # prompts of a sentence about cut ones, with so many characters of each
 LETTERS = 40
+AT_ONCE = 256  # texts: the tokens of a set of any length take the memory of a few
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,11 @@ def limits(pipeline: Any) -> list[Limit]:
 
 def _counter(pipeline: Any, tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
     def count(texts: Sequence[str]) -> list[int]:
-        texts = [converted(pipeline, tokenizer, text) for text in texts]
-        return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+        found: list[int] = []
+        for start in range(0, len(texts), AT_ONCE):
+            few = [converted(pipeline, tokenizer, t) for t in texts[start : start + AT_ONCE]]
+            found += [len(ids) for ids in tokenizer(few, verbose=False)["input_ids"]]
+        return found
 
     return count
 

@@ -10,7 +10,7 @@ from transformers import CLIPTextModel
 from stepsampler import Schedule, Step, UserError
 from stepsampler.denoiser import stack
 from stepsampler.generate import generate, seeded_noise
-from stepsampler.models import from_pipeline
+from stepsampler.models import from_pipeline, load
 from stepsampler.models.additions import add_textual_inversion
 from stepsampler.models.texts import clip_chunks
 
@@ -267,3 +267,19 @@ def test_words_of_several_vectors_count_and_stay_in_one_chunk(tmp_path):
     assert second[1:5] == word
     assert not set(word) & set(first)
     assert len(first) == len(second) == 16
+
+
+def test_prompts_of_a_long_set_are_counted_a_few_at_a_time(monkeypatch):
+    model = load("tiny")
+    tokenizer, sizes = model.pipeline.tokenizer, []
+    call = type(tokenizer).__call__
+
+    def spy(self, text, **options):
+        sizes.append(len(text))
+        return call(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", spy)
+    texts = [f"a photo of a bag, a shirt, a coat and boot number {k}, in grey" for k in range(1000)]
+    (sentence,) = model.cuts(["a bag", *texts])
+    assert sentence.startswith("1000 of 1001 prompts are longer")
+    assert max(sizes) <= 256
