@@ -222,8 +222,7 @@ def check_model(plan: Plan, sampling: Any) -> None:
     if plan.noise and not _close(plan.noise, found, 1e-3):
         ours, theirs = (", ".join(f"{s:.4g}" for s in noise) for noise in (plan.noise, found))
         raise ValueError(f"the schedule is for sigmas {ours}, but the model has {theirs}")
-    first, top = plan.sigmas[0], levels[-1]
-    if first > top * 1.001:
+    if (first := plan.sigmas[0]) > (top := levels[-1]) * 1.001:
         raise ValueError(f"the first sigma, {first:g}, is above the model's highest, {top:g}")
 
 
