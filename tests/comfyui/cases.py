@@ -136,9 +136,7 @@ def text_for_core_nodes(schedule):
 
 
 HEUN = "made: heun interval"
-EXPORTED = {
-    name: text for name, s in ALL.items() if name != HEUN and (text := text_for_core_nodes(s))
-}
+EXPORTED = {name: text for name, s in ALL.items() if (text := text_for_core_nodes(s))}
 WITH_FREE_U = [name for name, s in ALL.items() if any(step.free_u for step in s.steps)]
 MEASURED = {}  # (column, name) -> distances of latents
 

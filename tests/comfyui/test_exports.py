@@ -24,6 +24,8 @@ from cases import (
 )
 
 from stepsampler.formats import export
+from stepsampler.grids import whole_timesteps
+from stepsampler.solvers import tableau
 
 
 @pytest.mark.parametrize("name", EXPORTED)
@@ -40,6 +42,25 @@ def test_core_nodes_make_our_latents_from_their_start_at_their_timesteps(name, p
     assert all(t == round(t) for t in network.times)
 
 
+@pytest.mark.parametrize("name", EXPORTED)
+def test_on_whole_timesteps_only_the_start_is_another(name):
+    """What `--whole-timesteps` is for: core nodes tell the network what the file says."""
+    schedule, prompt = whole_timesteps(ALL[name], TINY.noise, spread=True), next(iter(PROMPTS))
+    nodes, model = json.loads(export(schedule, "comfyui").text), comfy_model()
+    latents = engine.run(nodes, model, *prompts_of(prompt), PROMPTS[prompt], SHAPE) * SCALE
+    first = schedule.steps[0].sigma
+    at_the_top = first == pytest.approx(TINY.noise.sigma_max, rel=1e-5)
+    start = sqrt(1 + first**2) / first if at_the_top else 1.0
+    assert distance(latents, ours(schedule, prompt, start=start)) < tolerance(schedule, prompt)
+    assert model.model.diffusion_model.times == [
+        round(TINY.noise.timestep(s)) for s in called(schedule)
+    ]
+
+
+def called(schedule):
+    return [row.step.sigma for row in tableau(schedule)]
+
+
 def test_that_start_and_those_timesteps_are_no_trifle():
     """What the documentation says of them: neither alone explains the difference."""
     prompt = next(iter(PROMPTS))
@@ -54,6 +75,7 @@ def test_that_start_and_those_timesteps_are_no_trifle():
 
 def test_guidance_per_step_of_heun_is_another_image_in_core_nodes():
     """Which have it by sigma: the second call of a step gets the guidance of the next one."""
+    assert HEUN not in EXPORTED
     schedule = ALL[HEUN]
     orders = tuple(replace(step, order=1) for step in schedule.steps)
     nodes = json.loads(export(replace(schedule, solver="ddim", steps=orders), "comfyui").text)

@@ -30,6 +30,7 @@ from stepsampler.formats import comfyui, common
 from stepsampler.grids import from_sigmas
 from stepsampler.presets import MODELS
 from stepsampler.sample import sample
+from stepsampler.schedule import SOLVERS
 from stepsampler.solvers import tableau
 
 PROMPT = next(iter(PROMPTS))
@@ -70,6 +71,10 @@ def test_alone_it_runs_the_rules_of_comfyui_and_refuses_others_by_name(place, na
             run(ALONE, file)
         return
     assert distance(run(ALONE, file), ours(schedule, PROMPT)) < tolerance(schedule, PROMPT)
+
+
+def test_its_rules_are_those_of_stepsampler():
+    assert set(ALONE.RULES.split()) == set(SOLVERS)
 
 
 def test_alone_it_chooses_the_sampler_that_the_export_names(place):
@@ -186,6 +191,14 @@ def test_another_kind_of_model_is_refused(place, node, kind, settings, message):
 
 
 @BOTH
+def test_a_schedule_for_no_model_in_particular_is_for_no_flow(place, node):
+    schedule = from_sigmas([1.0, 0.5], 0.0, [1.0, 1.0], 1, "ddim", None)
+    with pytest.raises(ValueError, match="a flow model: a schedule for it must name one"):
+        run(node, save(place, schedule), model=flows.model("FLOW"))
+    assert distance(run(node, save(place, schedule)), ours(schedule, PROMPT)) < 1e-4
+
+
+@BOTH
 def test_a_start_above_the_model_is_refused(place, node):
     schedule = from_sigmas([20.0, 1.0], 0.0, [1.0, 1.0], 1, "ddim", None)
     with pytest.raises(ValueError, match="first sigma, 20, is above the model's highest, 14.61"):
@@ -223,6 +236,16 @@ def test_guidance_needs_a_negative_prompt_and_no_guidance_none(place, node):
             '{"format": "stepsearch.schedule/1", "solver": "ddim", "final_sigma": 2, "steps": '
             '[{"sigma": 1, "guidance_scale": 1, "order": 1}]}',
             "fall",
+        ),
+        (
+            '{"format": "stepsearch.schedule/1", "solver": "eular", "final_sigma": 0, "steps": '
+            '[{"sigma": 1, "guidance_scale": 1, "order": 1}]}',
+            "eular",
+        ),
+        (
+            '{"format": "stepsearch.schedule/1", "solver": "ddim", "final_sigma": 0, "steps": '
+            f'[{{"sigma": 1{"0" * 400}, "guidance_scale": 1, "order": 1}}]}}',
+            "too large",
         ),
         (" " * 1_000_001, "at most 1,000,000 bytes"),
     ],

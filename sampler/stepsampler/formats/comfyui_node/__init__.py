@@ -36,8 +36,10 @@ MAX_BYTES = 1_000_000
 OF_SCHEDULE = ("format", "solver", "guidance", "decode", "model", "steps", "final_sigma")
 OF_STEP = ("sigma", "guidance_scale", "order", "guidance_rescale", "free_u")
 FREE_U = ("b1", "b2", "s1", "s2")
+RULES = "ddim dpmpp-midpoint dpmpp-heun exact deis unipc-bh1 unipc-bh2 ipndm heun"
 STEPSAMPLER = "(ComfyUI alone cannot: install stepsampler in its Python)"
 CLOSE = 1e-5  # relative; ComfyUI has sigmas in float32
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 PREDICTIONS = {
     "flow_prediction": kinds.CONST,
     "sample": kinds.X0,
@@ -84,7 +86,7 @@ def read(path: str) -> Plan:
             raise ValueError(f"a schedule has at most {MAX_BYTES:,} bytes")
         text = content.decode("utf-8")
         return _alone(json.loads(text)) if stepsampler is None else _with_stepsampler(text)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except MALFORMED as error:
         raise ValueError(f"{Path(path).name} cannot be used as a schedule: {error}") from error
 
 
@@ -115,7 +117,7 @@ def _runner(rows: Any, sigmas: Any) -> Callable[..., Any]:
     from stepsampler.sample import execute
 
     def run(model: Any, x: Any, given: Any, extra_args: Any, callback: Any, **_: Any) -> Any:
-        if not _close(given, sigmas, CLOSE):
+        if not _close(given.tolist(), sigmas, CLOSE):
             raise ValueError(
                 "the SAMPLER of a schedule runs all of it: give it the SIGMAS beside it"
             )
@@ -194,7 +196,7 @@ def stock_sampler(solver: str, orders: list[int], final_sigma: float, flow: bool
         "heun": ("heun", [1 if i in last else 2 for i in range(n)]),
         "ipndm": ("ipndm", [1 if i in last else min(i + 1, 4) for i in range(n)]),
     }
-    if set(orders) == {1}:
+    if set(orders) == {1} and solver in RULES.split():  # each is Euler's at order 1
         return "euler"
     for name, pattern in patterns.items():
         if pattern == (solver, orders) and not (flow and name == "dpmpp_2m"):
@@ -208,10 +210,11 @@ def check_model(plan: Plan, sampling: Any) -> None:
     Raises:
         ValueError: names what differs.
     """
-    if plan.prediction is not None:
-        kind = _prediction(sampling)
-        if kind != plan.prediction:
-            raise ValueError(f"the schedule is for {plan.prediction}, but the model has {kind}")
+    kind, wanted = _prediction(sampling), plan.prediction
+    if wanted is None and kind == "flow_prediction":
+        raise ValueError("the model is a flow model: a schedule for it must name one")
+    if wanted is not None and kind != wanted:
+        raise ValueError(f"the schedule is for {wanted}, but the model has {kind}")
     if plan.prediction == "flow_prediction":
         return
     levels = [float(s) for s in sampling.sigmas]
@@ -219,22 +222,20 @@ def check_model(plan: Plan, sampling: Any) -> None:
     if plan.noise and not _close(plan.noise, found, 1e-3):
         ours, theirs = (", ".join(f"{s:.4g}" for s in noise) for noise in (plan.noise, found))
         raise ValueError(f"the schedule is for sigmas {ours}, but the model has {theirs}")
-    first, top = plan.sigmas[0], levels[-1]
-    if first > top * 1.001:
+    if (first := plan.sigmas[0]) > (top := levels[-1]) * 1.001:
         raise ValueError(f"the first sigma, {first:g}, is above the model's highest, {top:g}")
 
 
 def _close(a: Any, b: Any, relative: float) -> bool:
-    if len(a) != len(b):
-        return False
-    return all(isclose(float(x), float(y), rel_tol=relative) for x, y in zip(a, b, strict=True))
+    pairs = zip(a, b, strict=False)
+    return len(a) == len(b) and all(isclose(x, y, rel_tol=relative) for x, y in pairs)
 
 
 def _prediction(sampling: Any) -> str:
     if isinstance(sampling, kinds.EDM):
         return "EDM"
     names = [name for name, kind in PREDICTIONS.items() if isinstance(sampling, kind)]
-    return names[0] if names else type(sampling).__mro__[2].__name__
+    return names[0] if names else type(sampling).__name__
 
 
 def exact(sampling: Any, plan: Plan) -> Any:
