@@ -170,7 +170,7 @@ def _flatten(
     links = {}
     for entry in scope.get("links", []):
         key, origin, slot, target, to = _link(entry)
-        at = entries[slot] if origin == INPUT and slot < len(entries) else None
+        at = entries[slot] if origin == INPUT and 0 <= slot < len(entries) else None
         links[key] = at if origin == INPUT else Link(f"{prefix}{origin}", slot)
         if target == OUTPUT:
             exits[Link(prefix.removesuffix(":"), to)] = links[key]
@@ -247,6 +247,6 @@ def _resolve(
 def _through(node: _Raw, slot: int) -> Link | None:
     """What a bypassed node lets through: an input of the same type, that of the slot first."""
     outputs, slots = node.data.get("outputs") or [], _slots(node.data)
-    kind = outputs[slot].get("type") if slot < len(outputs) else None
+    kind = outputs[slot].get("type") if 0 <= slot < len(outputs) else None
     order = sorted(range(len(slots)), key=lambda i: i != slot)
     return next((node.sources[i] for i in order if slots[i].get("type") == kind), None)

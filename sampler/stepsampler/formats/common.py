@@ -14,7 +14,7 @@ from stepsampler.schedule import ModelSpec, Schedule, Step
 # What reading JSON of another shape raises: a list for a number, a number beyond all floats, …
 MALFORMED = (
     ValueError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
     OverflowError,

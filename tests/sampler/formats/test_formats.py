@@ -8,6 +8,7 @@ import pytest
 from exporting import FLOW_TARGET, SPEC, TARGET, baseline, flow
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from workflows import KSAMPLER, between, inside, page
 
 from stepsampler import FreeU, GoldenNoise, ModelSpec, Schedule, Step, UserError
 from stepsampler.formats import Target, export, read
@@ -195,11 +196,21 @@ EXPORTED = [
     (export(schedule, to, lossy=True).text, to.partition(":")[0], target)
     for schedule, to, target in [
         (INTERVAL, "comfyui", TARGET),
+        (INTERVAL, "comfyui-workflow", TARGET),
         (preset("oss-flux-10").schedule, "comfyui", FLOW_TARGET),
         (baseline(), "diffusers:DPMSolverMultistepScheduler", TARGET),
         (baseline(order=1), "diffusers:EulerDiscreteScheduler", TARGET),
         (flow(), "diffusers:FlowMatchEulerDiscreteScheduler", FLOW_TARGET),
     ]
+]
+EXPORTED += [
+    (json.dumps(data), "comfyui", TARGET)
+    for data in (
+        KSAMPLER,
+        between(page(), "ModelSamplingDiscrete", ["eps", False]),
+        between(page(), "CFGOverride", [1.0, 0.0, 0.5]),
+        inside(page(), promoted=4.0),
+    )
 ]
 ODD = [None, True, 0, -1, 0.5, 2, 10**400, float("nan"), float("inf"), -1e308, 1e-320, "", "x", "1"]
 ODD += [[], ["x"], [0], [[1]], {}, {"x": 1}]
