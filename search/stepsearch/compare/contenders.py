@@ -18,7 +18,7 @@ from stepsampler.errors import UserError
 from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel
 from stepsampler.models.base import quantised
-from stepsampler.models.flux import pack
+from stepsampler.models.family.flux import pack
 from stepsampler.schedule import Schedule
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.images import ImageFiles

@@ -158,7 +158,7 @@ def test_the_command_takes_models_without_latents(family, tmp_path, monkeypatch,
 @pytest.mark.parametrize("family", ["sd3", "flux-dev", "flux-schnell", "sana", "pixart-sigma"])
 def test_a_stock_pipeline_starts_from_the_noise_of_the_seeds(family):
     """What the network is first called with is what a schedule would start from."""
-    from stepsampler.models.flux import unpack
+    from stepsampler.models.family.flux import unpack
 
     model = from_pipeline(pipelines.FAMILIES[family](), pipelines.SIZE)
     called = []
