@@ -1,0 +1,26 @@
+"""Latents as the tokens of a transformer: each is a square of 2 x 2 entries."""
+
+import torch
+from torch import Tensor
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(n, channels, 2 h, 2 w) -> (n, h w, 4 channels)."""
+    n, channels, height, width = latents.shape
+    squares = latents.reshape(n, channels, height // 2, 2, width // 2, 2)
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpack(tokens: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `pack`, to latents of the height and width of `like`."""
+    n, _, channels = tokens.shape
+    height, width = like.shape[2:]
+    squares = tokens.reshape(n, height // 2, width // 2, channels // 4, 2, 2)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(n, channels // 4, height, width)
+
+
+def places(latents: Tensor) -> Tensor:
+    """Of each token: 0, its row, its column; (h w, 3), in the dtype of the latents."""
+    rows, columns = (torch.arange(side // 2, device=latents.device) for side in latents.shape[2:])
+    grid = torch.cartesian_prod(rows, columns)
+    return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).to(latents.dtype)
