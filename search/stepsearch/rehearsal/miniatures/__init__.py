@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stepsearch.rehearsal.miniatures.flows import flux, sana, sd3
+from stepsearch.rehearsal.miniatures.newer import z_image
 from stepsearch.rehearsal.miniatures.parts import autoencoder
 from stepsearch.rehearsal.miniatures.transformers import dit, pixart_alpha, pixart_sigma
 from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, sdxl, stable_diffusion
@@ -27,6 +28,7 @@ __all__ = [
     "sd3",
     "sdxl",
     "stable_diffusion",
+    "z_image",
 ]
 
 FAMILIES: dict[str, Callable[..., Any]] = {
@@ -41,4 +43,5 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "sana": sana,
     "ddpm": ddpm,
     "ddim": ddim,
+    "z-image": z_image,
 }
