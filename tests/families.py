@@ -35,12 +35,14 @@ def true_cfg(w: float) -> dict[str, Any]:
 class Stock:
     """`scale` gives the options for our w.
 
-    `doubles`: guidance takes a second pass. `negative`: the call takes negative prompts.
+    `doubles`: guidance takes a second pass. `negative`: the call takes negative prompts. `even`:
+    the pipeline of a flow hands evenly spaced levels to its scheduler.
     """
 
     scale: Callable[[float], dict[str, Any]] = plain
     doubles: bool = True
     negative: bool = True
+    even: bool = True
     cond_first: bool = False  # of the halves of a doubled batch
 
 
@@ -50,13 +52,15 @@ STOCK = {
     "pixart-alpha": Stock(),
     "pixart-sigma": Stock(),
     "dit": Stock(negative=False, cond_first=True),
-    "sd3": Stock(),
+    "sd3": Stock(even=False),
     "flux-dev": Stock(doubles=False, negative=False),
     "flux-schnell": Stock(true_cfg),
-    "sana": Stock(),
+    "sana": Stock(even=False),
     "ddpm": Stock(lambda w: {}, doubles=False, negative=False),
     "ddim": Stock(lambda w: {}, doubles=False, negative=False),
     "z-image": Stock(lambda w: {"guidance_scale": w - 1}, cond_first=True),
+    "chroma": Stock(),
+    "qwen-image": Stock(true_cfg),
 }
 SIZES = {"height": pipelines.SIZE, "width": pipelines.SIZE, "use_resolution_binning": False}
 

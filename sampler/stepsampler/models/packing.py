@@ -3,6 +3,22 @@
 import torch
 from torch import Tensor
 
+from stepsampler.models.base import LatentModel
+
+
+class PackedModel(LatentModel):
+    """A transformer on packed latents; `_call` packs and unpacks, so that `shape` is an image's."""
+
+    def _trained_shape(self) -> tuple[int, int]:
+        return self.net.config.in_channels // 4, self.pipeline.default_sample_size
+
+    @property
+    def _tokens(self) -> int:
+        return (self.shape[1] // 2) * (self.shape[2] // 2)
+
+    def as_stock(self, noise: Tensor) -> Tensor:
+        return pack(noise)
+
 
 def pack(latents: Tensor) -> Tensor:
     """(n, channels, 2 h, 2 w) -> (n, h w, 4 channels)."""

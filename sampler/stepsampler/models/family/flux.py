@@ -9,11 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from stepsampler.denoiser import Condition
-from stepsampler.models.base import LatentModel
-from stepsampler.models.packing import pack, places, unpack
+from stepsampler.models.packing import PackedModel, pack, places, unpack
 
 
-class Flux(LatentModel):
+class Flux(PackedModel):
     pipelines = ("FluxPipeline",)
     family = "flux"
 
@@ -21,13 +20,6 @@ class Flux(LatentModel):
         super().__init__(pipeline, size)
         if self.net.config.guidance_embeds:
             self.guidance = "distilled"
-
-    def _trained_shape(self) -> tuple[int, int]:
-        return self.net.config.in_channels // 4, self.pipeline.default_sample_size
-
-    @property
-    def _tokens(self) -> int:
-        return (self.shape[1] // 2) * (self.shape[2] // 2)
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         states, pooled, _ = self.pipeline.encode_prompt([prompt], device=self.device)
@@ -45,6 +37,3 @@ class Flux(LatentModel):
             **condition,
         )[0]
         return unpack(output, x)
-
-    def as_stock(self, noise: Tensor) -> Tensor:
-        return pack(noise)

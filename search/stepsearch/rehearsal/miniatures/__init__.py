@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stepsearch.rehearsal.miniatures.flows import flux, sana, sd3
-from stepsearch.rehearsal.miniatures.newer import z_image
+from stepsearch.rehearsal.miniatures.newer import chroma, qwen_image, z_image
 from stepsearch.rehearsal.miniatures.parts import autoencoder
 from stepsearch.rehearsal.miniatures.transformers import dit, pixart_alpha, pixart_sigma
 from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, sdxl, stable_diffusion
@@ -18,12 +18,14 @@ __all__ = [
     "BETAS",
     "FAMILIES",
     "autoencoder",
+    "chroma",
     "ddim",
     "ddpm",
     "dit",
     "flux",
     "pixart_alpha",
     "pixart_sigma",
+    "qwen_image",
     "sana",
     "sd3",
     "sdxl",
@@ -44,4 +46,6 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "z-image": z_image,
+    "chroma": chroma,
+    "qwen-image": qwen_image,
 }

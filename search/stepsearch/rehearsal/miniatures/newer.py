@@ -3,7 +3,13 @@
 from typing import Any
 
 from stepsearch.rehearsal.miniatures.parts import autoencoder, fresh, spread
-from stepsearch.rehearsal.miniatures.texts import qwen3_encoder, qwen_tokenizer
+from stepsearch.rehearsal.miniatures.texts import (
+    qwen3_encoder,
+    qwen25_vl,
+    qwen_tokenizer,
+    t5_encoder,
+    t5_tokenizer,
+)
 
 
 @fresh
@@ -32,4 +38,77 @@ def z_image() -> Any:
         text_encoder=qwen3_encoder(tokenizer),
         tokenizer=tokenizer,
         transformer=transformer,
+    )
+
+
+@fresh
+def chroma() -> Any:
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    tokenizer = t5_tokenizer()
+    transformer = ChromaTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    spread(transformer)
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=t5_encoder(tokenizer),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
+@fresh
+def qwen_image() -> Any:
+    """The levels are stretched to end at 0.02, as the model's own scheduler has it."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    tokenizer = qwen_tokenizer()
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+    spread(transformer, gain=2.5)
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_image_seq_len=8192, max_shift=0.9, shift_terminal=0.02
+        ),
+        vae=qwen_autoencoder(),
+        text_encoder=qwen25_vl(tokenizer),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
+def qwen_autoencoder() -> Any:
+    """Of videos; images twice as wide as their latents."""
+    from diffusers import AutoencoderKLQwenImage
+
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[-0.7571, -0.7089, -0.9113, 0.1075],
+        latents_std=[2.8184, 1.4541, 2.3275, 2.6558],
     )

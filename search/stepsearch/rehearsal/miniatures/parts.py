@@ -44,8 +44,12 @@ def autoencoder(**options: Any) -> Any:
     )
 
 
-def spread(transformer: Any) -> None:
-    """Random weights where transformers start at zero, so that conditions show in the output."""
+def spread(transformer: Any, gain: float = 1.0) -> None:
+    """Random weights where transformers start at zero, so that conditions show in the output.
+
+    With a `gain` of all weights also those show that are a few words of a long text.
+    """
     for parameter in transformer.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
+        parameter.data *= gain

@@ -97,3 +97,34 @@ def qwen3_encoder(tokenizer: Any, width: int = 32, layers: int = 2) -> Any:
             head_dim=8,
         )
     )
+
+
+def qwen25_vl(tokenizer: Any, layers: int = 2) -> Any:
+    """With eyes, which text-to-image pipelines carry along and never open."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [2, 3, 3],
+            "rope_theta": 10000.0,
+        },
+    }
+    vision: dict[str, Any] = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+    }
+    vision |= {"out_hidden_size": 32, "fullatt_block_indexes": [0]}
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    )
