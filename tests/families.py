@@ -61,6 +61,8 @@ STOCK = {
     "z-image": Stock(lambda w: {"guidance_scale": w - 1}, cond_first=True),
     "chroma": Stock(),
     "qwen-image": Stock(true_cfg),
+    "flux2-dev": Stock(doubles=False, negative=False),
+    "flux2-klein": Stock(negative=False),
 }
 SIZES = {"height": pipelines.SIZE, "width": pipelines.SIZE, "use_resolution_binning": False}
 

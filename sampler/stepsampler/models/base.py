@@ -46,6 +46,7 @@ class LatentModel(ABC):
     family: ClassVar[str]
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
     channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
+    patch: ClassVar[int] = 2  # sides of latents are multiples of it
     conditional: ClassVar[bool] = True  # takes a prompt, be it a text or a class
     # Layer of CLIP, from the last one, whose states the network takes; None: layers cannot be left
     # out. `chunked`: all texts go through CLIP alone, so that long prompts can go in chunks.
@@ -160,14 +161,18 @@ class LatentModel(ABC):
         """Of images of `size` pixels; by default those the model was trained on."""
         channels, side = self._trained_shape()
         vae = self.pipeline.components.get("vae")
-        latent = channels if vae is None else vae.config.get("latent_channels", channels)
+        latent = channels if vae is None else self._vae_channels(vae.config, channels)
         if channels != latent:
             raise UserError(f"the model cannot be sampled: {wider(channels, latent)}")
         size = size or side * self._factor
-        multiple = 2 * self._factor
+        multiple = self.patch * self._factor
         if size % multiple or size < multiple:
             raise UserError(f"size must be a multiple of {multiple} pixels, got {size}")
         return (channels, size // self._factor, size // self._factor)
+
+    def _vae_channels(self, config: Any, channels: int) -> int:
+        """Channels that latents must have for the VAE; `channels` if it does not say."""
+        return int(config.get("latent_channels", channels))
 
     @property
     def size(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stepsearch.rehearsal.miniatures.flows import flux, sana, sd3
-from stepsearch.rehearsal.miniatures.newer import chroma, qwen_image, z_image
+from stepsearch.rehearsal.miniatures.newer import chroma, flux2, flux2_klein, qwen_image, z_image
 from stepsearch.rehearsal.miniatures.parts import autoencoder
 from stepsearch.rehearsal.miniatures.transformers import dit, pixart_alpha, pixart_sigma
 from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, sdxl, stable_diffusion
@@ -23,6 +23,8 @@ __all__ = [
     "ddpm",
     "dit",
     "flux",
+    "flux2",
+    "flux2_klein",
     "pixart_alpha",
     "pixart_sigma",
     "qwen_image",
@@ -48,4 +50,6 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "z-image": z_image,
     "chroma": chroma,
     "qwen-image": qwen_image,
+    "flux2-dev": flux2,
+    "flux2-klein": flux2_klein,
 }

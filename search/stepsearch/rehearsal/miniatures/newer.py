@@ -4,6 +4,7 @@ from typing import Any
 
 from stepsearch.rehearsal.miniatures.parts import autoencoder, fresh, spread
 from stepsearch.rehearsal.miniatures.texts import (
+    mistral3,
     qwen3_encoder,
     qwen25_vl,
     qwen_tokenizer,
@@ -112,3 +113,65 @@ def qwen_autoencoder() -> Any:
         latents_mean=[-0.7571, -0.7089, -0.9113, 0.1075],
         latents_std=[2.8184, 1.4541, 2.3275, 2.6558],
     )
+
+
+@fresh
+def flux2() -> Any:
+    """FLUX.2 dev: guidance is an input; three of the thirty layers' states are the condition."""
+    from diffusers import Flux2Pipeline
+
+    tokenizer = qwen_tokenizer()
+    return Flux2Pipeline(
+        text_encoder=mistral3(tokenizer), tokenizer=tokenizer, **_flux2(guidance_embeds=True)
+    )
+
+
+@fresh
+def flux2_klein(is_distilled: bool = False) -> Any:
+    from diffusers import Flux2KleinPipeline
+    from transformers import Qwen3ForCausalLM
+
+    tokenizer = qwen_tokenizer()
+    return Flux2KleinPipeline(
+        text_encoder=qwen3_encoder(tokenizer, 8, 27, Qwen3ForCausalLM),
+        tokenizer=tokenizer,
+        is_distilled=is_distilled,
+        **_flux2(guidance_embeds=False),
+    )
+
+
+def _flux2(guidance_embeds: bool) -> Any:
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2Transformer2DModel,
+    )
+
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
+    )
+    spread(transformer, gain=2.0)
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return {
+        "transformer": transformer,
+        "vae": vae,
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    }

@@ -83,12 +83,14 @@ def qwen_tokenizer() -> Any:
     return tokenizer
 
 
-def qwen3_encoder(tokenizer: Any, width: int = 32, layers: int = 2) -> Any:
+def qwen3_encoder(tokenizer: Any, width: int = 32, layers: int = 2, cls: Any = None) -> Any:
     from transformers import Qwen3Config, Qwen3Model
 
-    return Qwen3Model(
+    return (cls or Qwen3Model)(
         Qwen3Config(
             vocab_size=len(tokenizer),
+            bos_token_id=None,
+            eos_token_id=None,
             hidden_size=width,
             intermediate_size=width,
             num_hidden_layers=layers,
@@ -96,6 +98,28 @@ def qwen3_encoder(tokenizer: Any, width: int = 32, layers: int = 2) -> Any:
             num_key_value_heads=1,
             head_dim=8,
         )
+    )
+
+
+def mistral3(tokenizer: Any) -> Any:
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    text: dict[str, Any] = {
+        "model_type": "mistral",
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    vision: dict[str, Any] = {"model_type": "pixtral", "hidden_size": 8, "intermediate_size": 8}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8}
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=text, vision_config=vision, image_token_index=0)
     )
 
 
