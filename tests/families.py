@@ -63,6 +63,7 @@ STOCK = {
     "qwen-image": Stock(true_cfg),
     "flux2-dev": Stock(doubles=False, negative=False),
     "flux2-klein": Stock(negative=False),
+    "lumina2": Stock(),
 }
 SIZES = {"height": pipelines.SIZE, "width": pipelines.SIZE, "use_resolution_binning": False}
 

@@ -224,6 +224,19 @@ def test_the_guidance_of_flux_dev_is_distilled_and_never_taken_for_another():
         short_schedule(dev, 3.5, guidance_rescale=0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("z-image", {"cfg_truncation": 0.1}), ("lumina2", {"cfg_trunc_ratio": 0.4})],
+)
+def test_truncated_guidance_is_a_schedule_without_it_in_the_last_steps(name, options):
+    pipeline = prepare(name)
+    theirs = stock_images(name, pipeline, 3, 4.0, **options)
+    model = take(name, pipeline)
+    ours = our_images(model, stock_schedule(model, 3, 4.0, 1.0, 1.0), PROMPTS).float()
+    torch.testing.assert_close(ours, theirs, atol=1.0, rtol=0)
+    assert (stock_images(name, pipeline, 3, 4.0) - theirs).abs().max() > 3
+
+
 @pytest.mark.parametrize("name", ["flux-dev", "flux2-dev"])
 def test_distilled_guidance_of_each_step_is_told_to_the_network(name):
     scales = [1.0, 6.0, 2.5]

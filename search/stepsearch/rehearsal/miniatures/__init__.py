@@ -9,7 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 from stepsearch.rehearsal.miniatures.flows import flux, sana, sd3
-from stepsearch.rehearsal.miniatures.newer import chroma, flux2, flux2_klein, qwen_image, z_image
+from stepsearch.rehearsal.miniatures.newer import (
+    chroma,
+    flux2,
+    flux2_klein,
+    lumina2,
+    qwen_image,
+    z_image,
+)
 from stepsearch.rehearsal.miniatures.parts import autoencoder
 from stepsearch.rehearsal.miniatures.transformers import dit, pixart_alpha, pixart_sigma
 from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, sdxl, stable_diffusion
@@ -25,6 +32,7 @@ __all__ = [
     "flux",
     "flux2",
     "flux2_klein",
+    "lumina2",
     "pixart_alpha",
     "pixart_sigma",
     "qwen_image",
@@ -52,4 +60,5 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "qwen-image": qwen_image,
     "flux2-dev": flux2,
     "flux2-klein": flux2_klein,
+    "lumina2": lumina2,
 }

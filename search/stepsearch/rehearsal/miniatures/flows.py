@@ -6,6 +6,8 @@ from stepsearch.rehearsal.miniatures.parts import autoencoder, fresh, spread
 from stepsearch.rehearsal.miniatures.texts import (
     clip_encoder,
     clip_tokenizer,
+    gemma,
+    gemma_tokenizer,
     t5_encoder,
     t5_tokenizer,
 )
@@ -87,11 +89,8 @@ def sana() -> Any:
         SanaPipeline,
         SanaTransformer2DModel,
     )
-    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
-    words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "▁": 4}
-    letters = {chr(c): 5 + i for i, c in enumerate(range(33, 127))}
-    tokenizer = GemmaTokenizer(vocab=words | letters, merges=[])
+    tokenizer = gemma_tokenizer()
     transformer = SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -107,17 +106,7 @@ def sana() -> Any:
     spread(transformer)
     return SanaPipeline(
         tokenizer=tokenizer,
-        text_encoder=Gemma2Model(
-            Gemma2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=8,
-                intermediate_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                head_dim=4,
-            )
-        ),
+        text_encoder=gemma(tokenizer),
         vae=AutoencoderDC(
             latent_channels=4,
             attention_head_dim=2,

@@ -4,6 +4,8 @@ from typing import Any
 
 from stepsearch.rehearsal.miniatures.parts import autoencoder, fresh, spread
 from stepsearch.rehearsal.miniatures.texts import (
+    gemma,
+    gemma_tokenizer,
     mistral3,
     qwen3_encoder,
     qwen25_vl,
@@ -175,3 +177,35 @@ def _flux2(guidance_embeds: bool) -> Any:
         "vae": vae,
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
     }
+
+
+@fresh
+def lumina2() -> Any:
+    """Its pipeline takes images to be eight times as wide as their latents, whatever the VAE."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        Lumina2Pipeline,
+        Lumina2Transformer2DModel,
+    )
+
+    tokenizer = gemma_tokenizer()
+    transformer = Lumina2Transformer2DModel(
+        sample_size=4,
+        in_channels=4,
+        hidden_size=32,
+        num_layers=1,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=16,
+        axes_dim_rope=(4, 6, 6),
+        cap_feat_dim=8,
+    )
+    spread(transformer, gain=2.0)
+    return Lumina2Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=autoencoder(blocks=4, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=gemma(tokenizer, layers=2),
+        tokenizer=tokenizer,
+    )

@@ -30,14 +30,14 @@ def fresh(build: Callable[..., Any]) -> Callable[..., Any]:
     return builder
 
 
-def autoencoder(**options: Any) -> Any:
-    """Images twice as wide as their latents."""
+def autoencoder(blocks: int = 2, **options: Any) -> Any:
+    """Images twice as wide as their latents, or 2 ** (blocks - 1) times."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8,) * blocks,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
         norm_num_groups=4,
         sample_size=32,
         **options,

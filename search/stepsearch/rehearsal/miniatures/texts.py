@@ -152,3 +152,27 @@ def qwen25_vl(tokenizer: Any, layers: int = 2) -> Any:
     return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     )
+
+
+def gemma_tokenizer() -> Any:
+    from transformers import GemmaTokenizer
+
+    words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "▁": 4}
+    letters = {chr(c): 5 + i for i, c in enumerate(range(33, 127))}
+    return GemmaTokenizer(vocab=words | letters, merges=[])
+
+
+def gemma(tokenizer: Any, layers: int = 1) -> Any:
+    from transformers import Gemma2Config, Gemma2Model
+
+    return Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=4,
+        )
+    )
