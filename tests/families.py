@@ -64,6 +64,7 @@ STOCK = {
     "flux2-dev": Stock(doubles=False, negative=False),
     "flux2-klein": Stock(negative=False),
     "lumina2": Stock(),
+    "krea2": Stock(lambda w: {"guidance_scale": w - 1}),
 }
 SIZES = {"height": pipelines.SIZE, "width": pipelines.SIZE, "use_resolution_binning": False}
 

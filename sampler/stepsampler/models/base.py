@@ -47,14 +47,15 @@ class LatentModel(ABC):
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
     channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
     patch: ClassVar[int] = 2  # sides of latents are multiples of it
+    # Texts differ in length, and the network is told of their padding: by `mask`, a condition that
+    # is left out where there is none, or otherwise (`pads`).
+    mask: ClassVar[str | None] = None
+    pads: ClassVar[bool] = False
     conditional: ClassVar[bool] = True  # takes a prompt, be it a text or a class
     # Layer of CLIP, from the last one, whose states the network takes; None: layers cannot be left
     # out. `chunked`: all texts go through CLIP alone, so that long prompts can go in chunks.
     clip_layer: ClassVar[int | None] = None
     chunked: ClassVar[bool] = False
-    pads: ClassVar[bool] = (
-        False  # texts differ in length, and the network is told how long they are
-    )
     guidance: str = "classifier-free"
     compiled: bool = False
     most_encoded: int | None = None  # prompts of which the conditions are kept
@@ -259,8 +260,11 @@ class LatentModel(ABC):
         while (size > KEPT or len(self._encoded) > most) and len(self._encoded) > 1:
             _, oldest = self._encoded.popitem(last=False)
             size -= sum(v.nbytes for v in oldest.values())
-        join = padded if self.pads else stack
-        return {name: join([row[name] for row in rows]) for name in rows[0]}
+        join = padded if self.pads or self.mask else stack
+        condition = {name: join([row[name] for row in rows]) for name in rows[0]}
+        if self.mask and condition[self.mask].all():  # attention is faster without
+            del condition[self.mask]
+        return condition
 
     def length(self, prompt: str, negative: bool = False) -> int:
         """Tokens of a prompt as the network gets it; 0 where all have equally many."""

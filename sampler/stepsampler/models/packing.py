@@ -36,7 +36,7 @@ def unpack(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def places(latents: Tensor) -> Tensor:
-    """Of each token: 0, its row, its column; (h w, 3), in the dtype of the latents."""
+    """Of each token: 0, its row, its column; whole numbers (h w, 3)."""
     rows, columns = (torch.arange(side // 2, device=latents.device) for side in latents.shape[2:])
     grid = torch.cartesian_prod(rows, columns)
-    return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).to(latents.dtype)
+    return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1)

@@ -279,6 +279,13 @@ def test_the_shift_of_flux2_depends_on_the_number_of_steps(size):
         assert ours == pytest.approx(pipeline.scheduler.sigmas.tolist(), abs=1e-6)
 
 
+def test_a_distilled_krea2_has_the_same_shift_at_all_sizes():
+    pipeline = pipelines.krea2(is_distilled=True)
+    stock_images("krea2", pipeline, 3, 1.0)
+    ours = make_schedule("linspace", 3, take("krea2", pipeline).noise).sigmas
+    assert ours == pytest.approx(pipeline.scheduler.sigmas.tolist(), abs=1e-6)
+
+
 def test_a_class_is_given_by_number_or_name_and_an_unknown_one_is_refused():
     model = take("dit")
     encoded = model.encode(["2", "man-eater", "Tinca tinca", "999", ""])

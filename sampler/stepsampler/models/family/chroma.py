@@ -22,7 +22,7 @@ class Chroma(PackedModel):
         return {"encoder_hidden_states": states, "attention_mask": mask}
 
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
-        tokens, images = pack(x), places(x)
+        tokens, images = pack(x), places(x).to(x.dtype)
         texts, mask = condition["encoder_hidden_states"], condition["attention_mask"]
         output = self.net(
             tokens,

@@ -26,7 +26,7 @@ class Flux(PackedModel):
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
-        images = places(x)
+        images = places(x).to(x.dtype)
         texts = images.new_zeros(condition["encoder_hidden_states"].shape[1], 3)
         output = self.net(
             pack(x),

@@ -4,7 +4,6 @@ The stock pipeline's `true_cfg_scale` is w, and needs a negative prompt, be it a
 comes of guidance is rescaled, token by token, to the length of the prediction under the prompt.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,23 +12,16 @@ from torch import Tensor
 from stepsampler.denoiser import Condition, classifier_free
 from stepsampler.models.packing import PackedModel, pack, unpack
 
-MASK = "encoder_hidden_states_mask"
-
 
 class QwenImage(PackedModel):
     pipelines = ("QwenImagePipeline",)
     family = "qwen-image"
-
-    def encode(self, prompts: Sequence[str], negative: bool = False) -> Condition:
-        """Without a mask where no text is padded, as the stock pipeline has it: it is faster."""
-        condition = dict(super().encode(prompts, negative))
-        if condition[MASK].all():
-            del condition[MASK]
-        return condition
+    mask = "encoder_hidden_states_mask"
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         states, _ = self.pipeline.encode_prompt([prompt], device=self.device)
-        return {"encoder_hidden_states": states, MASK: states.new_ones(states.shape[:2]).bool()}
+        every = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return {"encoder_hidden_states": states, "encoder_hidden_states_mask": every}
 
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         height, width = (side // 2 for side in x.shape[2:])

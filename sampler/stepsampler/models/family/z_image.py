@@ -15,6 +15,7 @@ from stepsampler.models.base import LatentModel
 class ZImage(LatentModel):
     pipelines = ("ZImagePipeline",)
     family = "z-image"
+    pads = True
 
     def _trained_shape(self) -> tuple[int, int]:
         return self.net.config.in_channels, 1024 // self._factor  # the stock pipeline's default
@@ -28,11 +29,12 @@ class ZImage(LatentModel):
         (states,), _ = self.pipeline.encode_prompt(
             [prompt], device=self.device, do_classifier_free_guidance=False
         )
-        return {"states": states[None], "lengths": torch.tensor([len(states)])}
+        return {"encoder_hidden_states": states[None], "lengths": torch.tensor([len(states)])}
 
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         lengths = condition["lengths"].tolist()
-        texts = [row[:length] for row, length in zip(condition["states"], lengths, strict=True)]
+        states = condition["encoder_hidden_states"]
+        texts = [row[:length] for row, length in zip(states, lengths, strict=True)]
         images = list(x.unsqueeze(2).unbind())
         output = self.net(images, 1 - at / 1000, texts, return_dict=False)[0]
         return -torch.stack(output).squeeze(2)

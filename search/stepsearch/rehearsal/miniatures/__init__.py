@@ -13,6 +13,7 @@ from stepsearch.rehearsal.miniatures.newer import (
     chroma,
     flux2,
     flux2_klein,
+    krea2,
     lumina2,
     qwen_image,
     z_image,
@@ -32,6 +33,7 @@ __all__ = [
     "flux",
     "flux2",
     "flux2_klein",
+    "krea2",
     "lumina2",
     "pixart_alpha",
     "pixart_sigma",
@@ -61,4 +63,5 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "flux2-dev": flux2,
     "flux2-klein": flux2_klein,
     "lumina2": lumina2,
+    "krea2": krea2,
 }

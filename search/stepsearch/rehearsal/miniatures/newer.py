@@ -8,6 +8,7 @@ from stepsearch.rehearsal.miniatures.texts import (
     gemma_tokenizer,
     mistral3,
     qwen3_encoder,
+    qwen3_vl,
     qwen25_vl,
     qwen_tokenizer,
     t5_encoder,
@@ -208,4 +209,40 @@ def lumina2() -> Any:
         vae=autoencoder(blocks=4, scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=gemma(tokenizer, layers=2),
         tokenizer=tokenizer,
+    )
+
+
+@fresh
+def krea2(is_distilled: bool = False) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Krea2Pipeline, Krea2Transformer2DModel
+
+    tokenizer = qwen_tokenizer()
+    transformer = Krea2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        timestep_embed_dim=16,
+        text_hidden_dim=16,
+        num_text_layers=2,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=16,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 6, 6),
+    )
+    spread(transformer, gain=5.0)
+    return Krea2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_image_seq_len=6400
+        ),
+        vae=qwen_autoencoder(),
+        text_encoder=qwen3_vl(tokenizer),
+        tokenizer=tokenizer,
+        transformer=transformer,
+        text_encoder_select_layers=(1, 2),
+        is_distilled=is_distilled,
     )

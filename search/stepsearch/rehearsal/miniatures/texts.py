@@ -154,6 +154,31 @@ def qwen25_vl(tokenizer: Any, layers: int = 2) -> Any:
     )
 
 
+def qwen3_vl(tokenizer: Any, layers: int = 2) -> Any:
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [2, 1, 1],
+            "rope_theta": 10000.0,
+        },
+    }
+    vision: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16}
+    vision |= {"num_heads": 2, "out_hidden_size": 16, "deepstack_visual_indexes": [0]}
+    vision |= {"num_position_embeddings": 16}
+    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision))
+
+
 def gemma_tokenizer() -> Any:
     from transformers import GemmaTokenizer
 
