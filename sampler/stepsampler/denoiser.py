@@ -17,17 +17,25 @@ Condition = Mapping[str, Tensor]
 # (x at unit variance, or a flow's own x; time as the network takes it; condition) -> its output
 Network = Callable[[Tensor, float, Condition], Tensor]
 FreeUSwitch = Callable[[FreeU], AbstractContextManager[None]]
+# (the output under the negative prompt, that under the prompt, w) -> the guided output
+Combine = Callable[[Tensor, Tensor, float], Tensor]
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
+def classifier_free(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
+    """Ho & Salimans 2022, with their w + 1 as w."""
+    return uncond + w * (cond - uncond)
+
+
 @dataclass(frozen=True)
 class GuidedDenoiser:
-    """x0 = uncond + w (cond - uncond) (Ho & Salimans 2022); w = 1 costs one pass, any other two.
+    """x0 = uncond + w (cond - uncond), or what the family means; w = 1 costs one pass, else two.
 
-    Both halves go through the network as one batch of 2 n. Where guidance is distilled, the scale
-    is an input of the network, `guidance` of the condition, and every call is one pass. Arithmetic
-    outside of the network is done in the dtype of `x`.
+    Both halves go through the network as one batch of 2 n, or apart where their texts differ in
+    length: padding would cost time. Where guidance is distilled, the scale is an input of the
+    network, `guidance` of the condition, and every call is one pass. Arithmetic outside of the
+    network is done in the dtype of `x`.
 
     Raises:
         UserError: an unknown prediction type; guidance without an unconditional side; Free-U on a
@@ -41,6 +49,7 @@ class GuidedDenoiser:
     uncond: Condition | None
     distilled: bool = False
     free_u: FreeUSwitch | None = None
+    combine: Combine = classifier_free
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTIONS:
@@ -79,10 +88,17 @@ class GuidedDenoiser:
             raise UserError(
                 f"guidance_scale is {w:g}, but the model is unconditional: it must be 1"
             )
-        both = {k: stack([self.uncond[k], v]) for k, v in self.cond.items()}
-        uncond, cond = self.network(torch.cat([x, x]), time, both).chunk(2)
-        output = uncond + w * (cond - uncond)
+        if _shapes(self.uncond) == _shapes(self.cond):
+            both = {k: torch.cat([self.uncond[k], v]) for k, v in self.cond.items()}
+            uncond, cond = self.network(torch.cat([x, x]), time, both).chunk(2)
+        else:
+            uncond, cond = (self.network(x, time, half) for half in (self.uncond, self.cond))
+        output = self.combine(uncond, cond, w)
         return rescale(output, cond, step.guidance_rescale) if step.guidance_rescale else output
+
+
+def _shapes(condition: Condition) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in condition.items()}
 
 
 def stack(rows: Sequence[Tensor]) -> Tensor:
@@ -95,6 +111,18 @@ def stack(rows: Sequence[Tensor]) -> Tensor:
         length = lcm(*(row.shape[1] for row in rows))
         rows = [row.repeat(1, length // row.shape[1], 1) for row in rows]
     return torch.cat(list(rows))
+
+
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """As `stack`, with zeros at the end of shorter texts: for networks that are told of it."""
+    length = max(row.shape[1] for row in rows) if rows[0].ndim > 1 else 0
+    every = [
+        torch.cat([row, row.new_zeros(len(row), length - row.shape[1], *row.shape[2:])], 1)
+        if length
+        else row
+        for row in rows
+    ]
+    return torch.cat(every)
 
 
 def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:

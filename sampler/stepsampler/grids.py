@@ -12,19 +12,27 @@ import numpy as np
 from scipy.stats import beta as beta_distribution
 
 from stepsampler.errors import UserError
-from stepsampler.noise import Noise, NoiseSchedule, timesteps_to_sigmas
+from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, timesteps_to_sigmas
 from stepsampler.schedule import SOLVERS, WITH_CORRECTOR, ModelSpec, Schedule, Step
 
 Grid = Callable[[int, Noise], list[float]]
 
 
 def linspace(n: int, noise: Noise) -> list[float]:
-    """Evenly spaced timesteps from the last, then 0: diffusers' default of DPM-Solver++."""
+    """Evenly spaced timesteps from the last, then 0: diffusers' default of DPM-Solver++.
+
+    Of a flow what stock pipelines make of them, all but those of Stable Diffusion 3 and Sana, which
+    leave them to a scheduler that shifts twice or truncates.
+    """
+    if isinstance(noise, FlowSchedule):
+        return [*noise.stock_sigmas(n), 0.0]
     return [*timesteps_to_sigmas(noise, noise.snap(np.linspace(noise.last, 0, n + 1)[:-1])), 0.0]
 
 
 def trailing(n: int, noise: Noise) -> list[float]:
-    """timestep_spacing="trailing" (Lin et al. 2023, table 2)."""
+    """timestep_spacing="trailing" (Lin et al. 2023, table 2); of a flow the same as `linspace`."""
+    if isinstance(noise, FlowSchedule):
+        return linspace(n, noise)
     total = noise.count
     timesteps = noise.snap(np.arange(total, 0, -total / n)[:n]) - (total - noise.last)
     return [*timesteps_to_sigmas(noise, timesteps), 0.0]

@@ -1,7 +1,7 @@
 """Timestep <-> sigma of a pretrained model."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp
 from typing import Any
@@ -136,9 +136,16 @@ class FlowSchedule:
 
     The network gets 1000 sigma. Timesteps are a coordinate for placements: evenly spaced ones have
     the sigmas `shift * u / (1 + (shift - 1) * u)`, u = t / 1000 (Esser et al. 2024, eq. 23).
+
+    `stock_sigmas` are those of a stock pipeline that hands even ones to its scheduler. The last may
+    be `terminal`, to which the others are stretched (diffusers' `shift_terminal`); the logarithm of
+    the shift may be linear in the number of steps, `log_shift` = (slope, intercept), and `shift`
+    then is that of some number.
     """
 
     shift: float = 1.0
+    terminal: float = 0.0
+    log_shift: tuple[float, float] | None = None
     last = count = 1000
     sigma_min = 0.001
     sigma_max = 1.0
@@ -150,12 +157,25 @@ class FlowSchedule:
         Such a one is mu, linear in `tokens`, or its exponential (FLUX.1; diffusers'
         `calculate_shift` and `FlowMatchEulerDiscreteScheduler.time_shift`).
         """
+        terminal = float(config.get("shift_terminal") or 0.0)
         if not config.get("use_dynamic_shifting"):
-            return cls(float(config.get("shift") or config.get("flow_shift") or 1.0))
+            return cls(float(config.get("shift") or config.get("flow_shift") or 1.0), terminal)
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         mu = low + (high - low) * (tokens - few) / (many - few)
-        return cls(mu if config.get("time_shift_type") == "linear" else exp(mu))
+        return cls(mu if config.get("time_shift_type") == "linear" else exp(mu), terminal)
+
+    def stock_sigmas(self, n: int) -> list[float]:
+        """The n levels of the stock pipeline, shifted from evenly spaced ones; 0 follows them."""
+        own = self
+        if self.log_shift:
+            slope, intercept = self.log_shift
+            own = replace(self, shift=exp(slope * n + intercept))
+        sigmas = timesteps_to_sigmas(own, np.linspace(self.last, 0, n + 1)[:-1])
+        if not self.terminal:
+            return sigmas
+        stretch = (1 - self.terminal) / (1 - sigmas[-1]) if n > 1 else 1.0
+        return [1 - stretch * (1 - sigma) for sigma in sigmas]
 
     def sigma(self, timestep: float) -> float:
         u = min(timestep / self.last, 1.0)

@@ -203,3 +203,10 @@ def test_a_source_distribution_holds_the_folders_that_tests_read():
     project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
     included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     assert {"docs", "scripts", "studies", "tests", "README.md"} <= set(included)
+
+
+def test_the_page_about_models_has_every_pipeline_that_can_be_sampled():
+    from stepsampler.models import families
+
+    named = inline_code((DOCS / "models.md").read_text(encoding="utf-8"))
+    assert set(families()) == {word for word in named if word.endswith("Pipeline")}

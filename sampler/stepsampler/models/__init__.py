@@ -1,4 +1,4 @@
-"""Load a diffusers pipeline of any known family. Each family is one module of this package."""
+"""Load a diffusers pipeline of any known family. Each family is one module of `models.family`."""
 
 import importlib
 import pkgutil
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stepsampler.errors import UserError, is_out_of_memory
+from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import read_pipeline
@@ -130,9 +131,9 @@ def _family(pipeline: Any) -> type[LatentModel]:
 
 
 def families() -> dict[str, type[LatentModel]]:
-    """Pipeline class -> the family that samples it, from the modules of this package."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+    """Pipeline class -> the family that samples it, from the modules of `models.family`."""
+    for module in pkgutil.iter_modules(family.__path__):
+        importlib.import_module(f"{family.__name__}.{module.name}")
     every: list[Any] = [LatentModel]
     for cls in every:
         every += cls.__subclasses__()

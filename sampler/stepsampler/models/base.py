@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from stepsampler.denoiser import Condition, GuidedDenoiser, stack
+from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
@@ -30,7 +30,9 @@ class LatentModel(ABC):
     """A diffusers pipeline, taken apart into the few calls that sampling needs.
 
     A family names the pipeline classes that it samples and fills in `_encode` and `_call`; where
-    latents or images are not those of an AutoencoderKL, also `_trained_shape` and `decode`.
+    latents or images are not those of an AutoencoderKL, also `_trained_shape` and `_decoded`; where
+    a guidance scale means something of its own, `combine`. Whatever a family's network predicts and
+    is told, `_call` takes times of 0 to 1000 and gives what `prediction_type` says.
 
     `net` is the U-Net or transformer, `shape` that of one latent, (channels, height, width). The
     pipeline stays on the devices where it is: offloading and device maps are left to diffusers.
@@ -44,6 +46,11 @@ class LatentModel(ABC):
     family: ClassVar[str]
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
     channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
+    patch: ClassVar[int] = 2  # sides of latents are multiples of it
+    # Texts differ in length, and the network is told of their padding: by `mask`, a condition that
+    # is left out where there is none, or otherwise (`pads`).
+    mask: ClassVar[str | None] = None
+    pads: ClassVar[bool] = False
     conditional: ClassVar[bool] = True  # takes a prompt, be it a text or a class
     # Layer of CLIP, from the last one, whose states the network takes; None: layers cannot be left
     # out. `chunked`: all texts go through CLIP alone, so that long prompts can go in chunks.
@@ -155,14 +162,18 @@ class LatentModel(ABC):
         """Of images of `size` pixels; by default those the model was trained on."""
         channels, side = self._trained_shape()
         vae = self.pipeline.components.get("vae")
-        latent = channels if vae is None else vae.config.get("latent_channels", channels)
+        latent = channels if vae is None else self._vae_channels(vae.config, channels)
         if channels != latent:
             raise UserError(f"the model cannot be sampled: {wider(channels, latent)}")
         size = size or side * self._factor
-        multiple = 2 * self._factor
+        multiple = self.patch * self._factor
         if size % multiple or size < multiple:
             raise UserError(f"size must be a multiple of {multiple} pixels, got {size}")
         return (channels, size // self._factor, size // self._factor)
+
+    def _vae_channels(self, config: Any, channels: int) -> int:
+        """Channels that latents must have for the VAE; `channels` if it does not say."""
+        return int(config.get("latent_channels", channels))
 
     @property
     def size(self) -> int:
@@ -249,10 +260,14 @@ class LatentModel(ABC):
         while (size > KEPT or len(self._encoded) > most) and len(self._encoded) > 1:
             _, oldest = self._encoded.popitem(last=False)
             size -= sum(v.nbytes for v in oldest.values())
-        return {name: stack([row[name] for row in rows]) for name in rows[0]}
+        join = padded if self.pads or self.mask else stack
+        condition = {name: join([row[name] for row in rows]) for name in rows[0]}
+        if self.mask and condition[self.mask].all():  # attention is faster without
+            del condition[self.mask]
+        return condition
 
     def length(self, prompt: str, negative: bool = False) -> int:
-        """Tokens of a prompt as the network gets it; 0 where all prompts have equally many."""
+        """Tokens of a prompt as the network gets it; 0 where all have equally many."""
         if self.reading.long_prompts == "cut":
             return 0
         return self.encode([prompt], negative)["encoder_hidden_states"].shape[1]
@@ -268,6 +283,14 @@ class LatentModel(ABC):
     @abstractmethod
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         """One call of `net`: x of shape (n, *shape) in its dtype, times of shape (n,)."""
+
+    def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
+        """The guided output; with w = 1 it must be `cond`, since such steps never ask for it."""
+        return classifier_free(uncond, cond, w)
+
+    def as_stock(self, noise: Tensor) -> Tensor:
+        """First noise (n, *shape) as the stock pipeline takes its `latents`."""
+        return noise
 
     def compile(self) -> None:
         """Have torch compile `net` at its next call: a minute, then faster calls.
@@ -317,6 +340,7 @@ class LatentModel(ABC):
             uncond if self.conditional else None,
             self.guidance == "distilled",
             self._free_u if hasattr(self.net, "enable_freeu") else None,
+            self.combine,
         )
 
     @contextmanager

@@ -18,7 +18,6 @@ from stepsampler.errors import UserError
 from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel
 from stepsampler.models.base import quantised
-from stepsampler.models.flux import pack
 from stepsampler.schedule import Schedule
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.images import ImageFiles
@@ -171,12 +170,10 @@ class OnStock:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         # Drawn from the same generators, so that a scheduler's own noise is not this noise again.
         noise = torch.stack([torch.randn(*self.model.shape, generator=g) for g in generators])
-        if self.model.family == "flux":
-            noise = pack(noise)
         options: dict[str, Any] = {
             "num_inference_steps": self.steps,
             "generator": generators,
-            "latents": noise.to(self.model.device, self.model.dtype),
+            "latents": self.model.as_stock(noise).to(self.model.device, self.model.dtype),
             "output_type": "pt",
         }
         if self.guidance_scale is not None:

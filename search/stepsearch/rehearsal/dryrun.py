@@ -20,8 +20,8 @@ from stepsearch.engine.workers import InThisProcess
 from stepsearch.metrics.features import EXTRACTORS, WHOLE, each
 from stepsearch.metrics.reference import is_bundled
 from stepsearch.paths import bundled, local_folder
-from stepsearch.rehearsal.miniature_texts import save_clip
 from stepsearch.rehearsal.miniatures import FAMILIES
+from stepsearch.rehearsal.miniatures.texts import save_clip
 from stepsearch.report.summary import write, write_sheet
 from stepsearch.rivals.placement import ANY_MODEL
 

@@ -155,11 +155,11 @@ def test_the_command_takes_models_without_latents(family, tmp_path, monkeypatch,
     assert "takes no latents, so it cannot start from the noise of the schedules" in errors
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux-dev", "flux-schnell", "sana", "pixart-sigma"])
+@pytest.mark.parametrize(
+    "family", ["sd3", "flux-dev", "sana", "pixart-sigma", "z-image", "qwen-image", "flux2-dev"]
+)
 def test_a_stock_pipeline_starts_from_the_noise_of_the_seeds(family):
     """What the network is first called with is what a schedule would start from."""
-    from stepsampler.models.flux import unpack
-
     model = from_pipeline(pipelines.FAMILIES[family](), pipelines.SIZE)
     called = []
     model.net.register_forward_pre_hook(
@@ -168,9 +168,12 @@ def test_a_stock_pipeline_starts_from_the_noise_of_the_seeds(family):
     )
     list(OnStock(model, "d", 2).batches(range(5, 7), PROMPTS[:2], 2))
     first = called[0][-2:]
-    if family.startswith("flux"):
-        first = unpack(first, model.shape[1] // 2, model.shape[2] // 2)
-    torch.testing.assert_close(first, seeded_noise(range(5, 7), model.shape))
+    expected = model.as_stock(seeded_noise(range(5, 7), model.shape))
+    if family == "z-image":
+        first = torch.stack(first).squeeze(2)
+    if family == "flux2-dev":
+        expected = expected.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(first, expected)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from stepsearch.metrics.evaluator import observe
 from stepsearch.metrics.pretrained import ClipScore
 from stepsearch.rehearsal.check import missing
 from stepsearch.rehearsal.dryrun import dry_run
-from stepsearch.rehearsal.miniature_texts import save_clip
+from stepsearch.rehearsal.miniatures.texts import save_clip
 
 IMAGES = torch.randint(0, 256, (5, 3, 40, 40), generator=torch.manual_seed(0)).byte()
 PROMPTS = [Prompt(text) for text in ("a fox", "two blue circles", "a bag", "nothing", "a shoe")]

@@ -10,7 +10,7 @@ import torch
 from stepsampler import UserError
 from stepsearch.metrics.features import load_extractor, resized
 from stepsearch.metrics.pretrained import ClipScore
-from stepsearch.rehearsal.miniature_texts import save_clip
+from stepsearch.rehearsal.miniatures.texts import save_clip
 
 IMAGES = torch.randint(0, 256, (3, 3, 40, 52), generator=torch.manual_seed(0)).byte()
 

@@ -97,8 +97,9 @@ def test_the_disk_space_is_that_of_the_models_own_images(kind, tmp_path):
     FAMILIES[kind]().save_pretrained(tmp_path / "model")
     model = {"id": str(tmp_path / "model")}
     study = {"name": "x", "model": model, "space": {"num_steps": 2, "passes": 4}}
-    in_files = not kind.startswith("flux")  # which has none: 1024
-    known = load_model(model["id"]).size if in_files else 1024
+    loaded = load_model(model["id"])
+    in_files = "sample_size" in loaded.net.config  # else 1024
+    known = loaded.size if in_files else 1024
     assert side(StudyConfig.model_validate(study)) == known
     study["model"] = {**model, "size": 64}
     assert side(StudyConfig.model_validate(study)) == 64

@@ -1,0 +1,57 @@
+"""Qwen-Image: a flow on packed latents under Qwen2.5-VL, where guidance is a direction.
+
+The stock pipeline's `true_cfg_scale` is w, and needs a negative prompt, be it an empty one. What
+comes of guidance is rescaled, token by token, to the length of the prediction under the prompt.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepsampler.denoiser import Condition, classifier_free
+from stepsampler.models.packing import PackedModel, pack, unpack
+
+
+class QwenImage(PackedModel):
+    pipelines = ("QwenImagePipeline",)
+    family = "qwen-image"
+    mask = "encoder_hidden_states_mask"
+
+    def _encode(self, prompt: str, negative: bool) -> Condition:
+        states, _ = self.pipeline.encode_prompt([prompt], device=self.device)
+        every = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return {"encoder_hidden_states": states, "encoder_hidden_states_mask": every}
+
+    def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
+        height, width = (side // 2 for side in x.shape[2:])
+        output = self.net(
+            pack(x),
+            timestep=at / 1000,
+            img_shapes=[[(1, height, width)]] * len(x),
+            return_dict=False,
+            **condition,
+        )[0]
+        return unpack(output, x)
+
+    def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
+        """In tokens, of 2 x 2 entries."""
+        guided, wanted = pack(classifier_free(uncond, cond, w)), pack(cond)
+        ratio = wanted.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        return unpack(guided * ratio, cond)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        return decoded_frame(self.pipeline.vae, latents)
+
+
+def decoded_frame(vae: Any, latents: Tensor) -> Tensor:
+    """What a VAE of videos makes of latents with a mean and deviation a channel, in [-1, 1]."""
+    from diffusers.utils.torch_utils import get_module_execution_device
+
+    mean, std = (
+        torch.tensor(values, device=latents.device)[:, None, None]
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    frames = (latents * std + mean).to(vae.dtype).unsqueeze(2)
+    frames = frames.to(get_module_execution_device(vae))
+    return vae.decode(frames, return_dict=False)[0][:, :, 0]  # type: ignore[no-any-return]

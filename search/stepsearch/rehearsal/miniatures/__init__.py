@@ -1,0 +1,67 @@
+"""Tiny pipelines of the stock diffusers and transformers classes, with random weights, float32.
+
+Each call gives a fresh pipeline that the caller may change; its weights are the same every time and
+are made once a process. `FAMILIES` names the builders. Nothing is downloaded.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from stepsearch.rehearsal.miniatures.flows import flux, sana, sd3
+from stepsearch.rehearsal.miniatures.newer import (
+    chroma,
+    flux2,
+    flux2_klein,
+    krea2,
+    lumina2,
+    qwen_image,
+    z_image,
+)
+from stepsearch.rehearsal.miniatures.parts import autoencoder
+from stepsearch.rehearsal.miniatures.transformers import dit, pixart_alpha, pixart_sigma
+from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, sdxl, stable_diffusion
+
+__all__ = [
+    "BETAS",
+    "FAMILIES",
+    "autoencoder",
+    "chroma",
+    "ddim",
+    "ddpm",
+    "dit",
+    "flux",
+    "flux2",
+    "flux2_klein",
+    "krea2",
+    "lumina2",
+    "pixart_alpha",
+    "pixart_sigma",
+    "qwen_image",
+    "sana",
+    "sd3",
+    "sdxl",
+    "stable_diffusion",
+    "z_image",
+]
+
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "stable-diffusion": stable_diffusion,
+    "sdxl": sdxl,
+    "pixart-alpha": pixart_alpha,
+    "pixart-sigma": pixart_sigma,
+    "dit": dit,
+    "sd3": sd3,
+    "flux-dev": functools.partial(flux, True),
+    "flux-schnell": functools.partial(flux, False),
+    "sana": sana,
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "z-image": z_image,
+    "chroma": chroma,
+    "qwen-image": qwen_image,
+    "flux2-dev": flux2,
+    "flux2-klein": flux2_klein,
+    "lumina2": lumina2,
+    "krea2": krea2,
+}

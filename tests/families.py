@@ -1,0 +1,183 @@
+"""How each family's stock pipeline is asked for the images that ours makes, and both answers."""
+
+import copy
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any
+
+import pipelines
+import torch
+from pipelines import FAMILIES, PROMPTS
+
+from stepsampler import Schedule, Step
+from stepsampler.generate import generate, seeded_noise
+from stepsampler.grids import from_sigmas
+from stepsampler.models import from_pipeline
+from stepsampler.noise import is_flow
+
+SEEDS = [0, 1, 2]
+CLASSES = ["2", "tench", "999"]
+UNCONDITIONAL = ("ddpm", "ddim")
+
+
+def plain(w: float) -> dict[str, Any]:
+    return {"guidance_scale": w}
+
+
+def true_cfg(w: float) -> dict[str, Any]:
+    """Guidance needs a negative prompt there, be it an empty one."""
+    return {"true_cfg_scale": w, "negative_prompt": [""] * len(SEEDS)}
+
+
+@dataclass(frozen=True)
+class Stock:
+    """`scale` gives the options for our w.
+
+    `doubles`: guidance takes a second pass. `negative`: the call takes negative prompts. `even`:
+    the pipeline of a flow hands evenly spaced levels to its scheduler.
+    """
+
+    scale: Callable[[float], dict[str, Any]] = plain
+    doubles: bool = True
+    negative: bool = True
+    even: bool = True
+    cond_first: bool = False  # of the halves of a doubled batch
+
+
+STOCK = {
+    "stable-diffusion": Stock(),
+    "sdxl": Stock(),
+    "pixart-alpha": Stock(),
+    "pixart-sigma": Stock(),
+    "dit": Stock(negative=False, cond_first=True),
+    "sd3": Stock(even=False),
+    "flux-dev": Stock(doubles=False, negative=False),
+    "flux-schnell": Stock(true_cfg),
+    "sana": Stock(even=False),
+    "ddpm": Stock(lambda w: {}, doubles=False, negative=False),
+    "ddim": Stock(lambda w: {}, doubles=False, negative=False),
+    "z-image": Stock(lambda w: {"guidance_scale": w - 1}, cond_first=True),
+    "chroma": Stock(),
+    "qwen-image": Stock(true_cfg),
+    "flux2-dev": Stock(doubles=False, negative=False),
+    "flux2-klein": Stock(negative=False),
+    "lumina2": Stock(),
+    "krea2": Stock(lambda w: {"guidance_scale": w - 1}),
+}
+SIZES = {"height": pipelines.SIZE, "width": pipelines.SIZE, "use_resolution_binning": False}
+
+
+def prepare(name):
+    """A pipeline whose scheduler takes plain Euler (DDIM) steps from the noisiest level."""
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    pipeline = FAMILIES[name]()
+    config = pipeline.scheduler.config
+    if not is_flow(config):
+        options = {"timestep_spacing": "trailing", "clip_sample": False}
+        pipeline.scheduler = DDIMScheduler.from_config(config, **options)
+    elif "flow_shift" in config:  # that scheduler truncates timesteps to integers
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=config.flow_shift)
+    return pipeline
+
+
+def stock_images(name, pipeline, n, guidance_scale, **options):
+    """The stock pipeline's images of `PROMPTS`, with the noise that we give the seeds; 0 to 255."""
+    known = signature(pipeline.__call__).parameters
+    sizes = {key: value for key, value in SIZES.items() if key in known}
+    options = {**STOCK[name].scale(guidance_scale), **sizes, **options}
+    if name in UNCONDITIONAL:
+        options["batch_size"] = len(SEEDS)
+    elif name == "dit":
+        options["class_labels"] = [2, 0, 999]
+    else:
+        options["prompt"] = PROMPTS
+    options = copy.deepcopy(options)  # Z-Image writes into the lists
+    if name in ("stable-diffusion", "sdxl"):  # at their last timestep there is still some signal
+        pipeline.scheduler.set_timesteps(n)
+        left = pipeline.scheduler.alphas_cumprod[int(pipeline.scheduler.timesteps[0])]
+        options["latents"] = seeded_noise(SEEDS, (4, 16, 16)) * (1 - left).sqrt()
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    call = pipeline(num_inference_steps=n, generator=generators, output_type="pt", **options)
+    return (call.images * 255).round()
+
+
+@contextmanager
+def unguide(name, pipeline, steps):
+    """In these steps the network says without the prompt what it says under it."""
+    step, under, take_step = [0], [], pipeline.scheduler.step
+
+    def count(*args, **kwargs):
+        step[0] += 1
+        under.clear()
+        return take_step(*args, **kwargs)
+
+    def hook(_net, _args, output):
+        if step[0] not in steps:
+            return None
+        values = output[0]
+        if len(values) == len(SEEDS):  # two calls, that under the prompt first
+            under.append(output)
+            return under[0]
+        halves = values[: len(SEEDS)], values[len(SEEDS) :]
+        cond = halves[0 if STOCK[name].cond_first else 1]
+        both = [*cond, *cond] if isinstance(cond, list) else torch.cat([cond, cond])
+        return (both,) if isinstance(output, tuple) else type(output)(sample=both)
+
+    net = getattr(pipeline, "unet", None) or pipeline.transformer
+    handle = net.register_forward_hook(hook)
+    pipeline.scheduler.step = count
+    try:
+        yield
+    finally:
+        handle.remove()
+        pipeline.scheduler.step = take_step
+
+
+@contextmanager
+def counted(net):
+    """Rows of each call of the network."""
+    rows = []
+    handle = net.register_forward_hook(lambda _net, _args, output: rows.append(len(output[0])))
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+def stock_schedule(model, n, *guidance):
+    """The scheduler's own grid, after it has been set to n steps; one scale, or one a step."""
+    scheduler = model.pipeline.scheduler
+    scales = list(guidance) if len(guidance) > 1 else [*guidance] * n
+    if model.prediction_type == "flow_prediction":
+        sigmas = scheduler.sigmas.tolist()
+    else:
+        sigmas = [model.noise.sigma(int(t)) for t in scheduler.timesteps]
+        last = float(scheduler.final_alpha_cumprod)
+        sigmas.append(((1 - last) / last) ** 0.5)
+    schedule = from_sigmas(sigmas[:-1], sigmas[-1], scales, 1, "ddim", model.spec)
+    return replace(schedule, guidance=model.guidance)
+
+
+def our_images(model, schedule, prompts, **options):
+    batches = generate(model, schedule, prompts, SEEDS, **options)
+    return torch.cat([batch.images for batch in batches])
+
+
+def take(name, pipeline=None):
+    """Our model of a tiny pipeline."""
+    size = None if name in UNCONDITIONAL else pipelines.SIZE
+    return from_pipeline(pipeline or prepare(name), size)
+
+
+def short_schedule(model, guidance_scale=1.0, **options):
+    """Three steps for any family."""
+    first = 1.0 if model.prediction_type == "flow_prediction" else 8.0
+    steps = [Step(first * part, guidance_scale, **options) for part in (1.0, 0.6, 0.2)]
+    return Schedule(tuple(steps), 0.0, "ddim", model.spec, guidance=model.guidance)
+
+
+def prompts_of(name):
+    return [""] * 3 if name in UNCONDITIONAL else CLASSES if name == "dit" else PROMPTS
