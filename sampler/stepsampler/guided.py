@@ -20,7 +20,7 @@ from typing import Any
 from stepsampler.errors import UserError
 from stepsampler.halves import FREE_U, Guide, Network
 from stepsampler.models import families
-from stepsampler.models.base import checked
+from stepsampler.models.networks import checked
 from stepsampler.schedule import Schedule
 from stepsampler.scheduler import StepScheduler, plan
 

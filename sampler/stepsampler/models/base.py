@@ -12,18 +12,13 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.models.networks import checked, wider
+from stepsampler.models.pixels import decode_finite, to_pixels
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
 
 KEPT = 2**28  # bytes of encoded prompts
-# Input channels of U-Nets of Stable Diffusion that want more than a latent
-WIDER = {
-    5: "a model that wants depth too",
-    7: "an upscaler",
-    8: "a model that edits images",
-    9: "an inpainting model",
-}
 
 
 class LatentModel(ABC):
@@ -362,9 +357,6 @@ class LatentModel(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of shape (n, *shape) -> images, uint8 of shape (n, 3, height, width).
 
-        An image that overflows in float16 is decoded again in float32, and it alone: so that an
-        image is the same whatever it is batched with.
-
         Raises:
             NotFiniteError: a value of the latents or the images is not finite.
         """
@@ -373,21 +365,7 @@ class LatentModel(ABC):
                 "the latents are not finite: the schedule overflows, or the network does in "
                 f"{str(self.dtype).removeprefix('torch.')}"
             )
-        vae = self.pipeline.vae
-        images = self._decoded(latents)
-        bad = ~images.isfinite().flatten(1).all(1)
-        if bad.any() and vae.dtype == torch.float16:
-            images = images.float()
-            with torch.inference_mode(False):  # its weights stay ordinary tensors
-                vae.to(torch.float32)
-            images[bad] = self._decoded(latents[bad])
-            with torch.inference_mode(False):
-                vae.to(torch.float16)
-        if not images.isfinite().all():
-            raise NotFiniteError(
-                f"the images are not finite, but the latents are: the VAE ({type(vae).__name__}) "
-                "overflows; give another one, or another dtype"
-            )
+        images = decode_finite(self.pipeline.vae, self._decoded, latents)
         self.pipeline.maybe_free_model_hooks()  # back to the CPU, where the pipeline is offloaded
         return to_pixels(images)
 
@@ -400,46 +378,3 @@ class LatentModel(ABC):
         scaled = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
         scaled = scaled.to(get_module_execution_device(vae))
         return vae.decode(scaled, return_dict=False)[0]  # type: ignore[no-any-return]
-
-
-def wider(channels: int, latent: int) -> str:
-    """What is said of a network that wants more than a latent."""
-    return (
-        f"its network takes {channels} channels where latents have {latent}: "
-        f"{WIDER.get(channels, 'it wants more than a latent')}; only text-to-image models are "
-        "supported"
-    )
-
-
-def checked(net: Any) -> Any:
-    """A network of a pipeline, as it is or compiled, offloaded or with adapters.
-
-    Raises:
-        UserError: it is wrapped in something that hides its config, where pipelines look too.
-    """
-    if not hasattr(net, "config"):
-        raise UserError(
-            f"the pipeline's network is a {type(net).__name__} without a config; hand over the "
-            "diffusers network itself"
-        )
-    return net
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8, of three channels."""
-    if images.shape[1] == 1:
-        images = images.expand(-1, 3, -1, -1)
-    return quantised(images.float() / 2 + 0.5)
-
-
-def quantised(images: Tensor) -> Tensor:
-    """Images in [0, 1] -> uint8.
-
-    Raises:
-        NotFiniteError: a value is not finite; it would become black or white.
-    """
-    if not images.isfinite().all():
-        raise NotFiniteError(
-            "the images are not finite: the schedule overflows, or the number format does"
-        )
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
