@@ -328,16 +328,8 @@ def test_the_clip_score_of_a_folder_is_that_of_its_own_captions(tmp_path, monkey
     plan = make_schedule("power", 1, model.noise)
     texts = ["a bag", "a coat", "a t-shirt", "a pair of trousers"] * 2
     list(run_batch(model, plan, [Caption(t) for t in texts], tmp_path / "made", batch_size=8))
-    options = [
-        "--images",
-        6,
-        "--batch-size",
-        3,
-        "--reference",
-        "fashion-mnist",
-        "--clip-score",
-        "x",
-    ]
+    options = ["--images", 6, "--batch-size", 3, "--clip-score", "x"]
+    options += ["--reference", "fashion-mnist"]
     options += ["--cache", tmp_path / "cache"]
     code, _, errors = command(
         monkeypatch, capsys, tmp_path / "made", *options, "-o", tmp_path / "r.json"
