@@ -230,8 +230,8 @@ class _Reader:
         """Of KSampler and KSamplerAdvanced."""
         n, denoise = self._steps(node)
         if node.kind == "KSampler":
-            if denoise > 0.9999:
-                return self._named(node, n, patches)  # of ddim_uniform there may be more
+            if denoise > 0.9999:  # all of them, where BasicScheduler takes the last n + 1
+                return self._named(node, n, patches)
             return self._named(node, int(n / denoise), patches)[-(n + 1) :]
         sigmas = self._named(node, n, patches)
         start, end = (int(self._number(node, f"{edge}_at_step")) for edge in ("start", "end"))

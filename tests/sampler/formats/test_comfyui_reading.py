@@ -50,6 +50,15 @@ def test_schedulers_are_those_of_comfyui(target, name, sigmas):
     assert found.sigmas == pytest.approx(sigmas, rel=1e-5)
 
 
+def test_a_sampler_takes_all_sigmas_of_a_scheduler_and_a_scheduler_node_the_last():
+    """`ddim_uniform` makes one more where 1000 / n is not whole."""
+    assert read(changed(scheduler="ddim_uniform", steps=6), "comfyui", TARGET).num_steps == 7
+    nodes = {
+        "1": {"class_type": "BasicScheduler", "inputs": {"scheduler": "ddim_uniform", "steps": 6}}
+    }
+    assert read(json.dumps(nodes), "comfyui", TARGET).num_steps == 6
+
+
 def test_denoise_and_a_range_of_steps_cut_the_sigmas():
     twelve = read(changed(steps=12), "comfyui", TARGET).sigmas
     assert read(changed(steps=6, denoise=0.5), "comfyui", TARGET).sigmas == twelve[-7:]
