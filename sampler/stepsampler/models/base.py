@@ -12,27 +12,22 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.models.networks import checked, wider
+from stepsampler.models.pixels import to_pixels
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
 
 KEPT = 2**28  # bytes of encoded prompts
-# Input channels of U-Nets of Stable Diffusion that want more than a latent
-WIDER = {
-    5: "a model that wants depth too",
-    7: "an upscaler",
-    8: "a model that edits images",
-    9: "an inpainting model",
-}
 
 
 class LatentModel(ABC):
     """A diffusers pipeline, taken apart into the few calls that sampling needs.
 
     A family names the pipeline classes that it samples and fills in `_encode` and `_call`; where
-    latents or images are not those of an AutoencoderKL, also `_trained_shape` and `_decoded`; where
-    a guidance scale means something of its own, `combine`. Whatever a family's network predicts and
-    is told, `_call` takes times of 0 to 1000 and gives what `prediction_type` says.
+    latents or images are not those of an AutoencoderKL, also `_trained_shape` and `_decoded`, and
+    `rule` where guidance is no plain combination. `_call` takes times of 0 to 1000 and gives what
+    `prediction_type` says, whatever the network is told and gives.
 
     `net` is the U-Net or transformer, `shape` that of one latent, (channels, height, width). The
     pipeline stays on the devices where it is: offloading and device maps are left to diffusers.
@@ -47,8 +42,7 @@ class LatentModel(ABC):
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
     channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
     patch: ClassVar[int] = 2  # sides of latents are multiples of it
-    # Texts differ in length, and the network is told of their padding: by `mask`, a condition that
-    # is left out where there is none, or otherwise (`pads`).
+    # The network is told how long texts are: by `mask`, left out if none is padded, or otherwise.
     mask: ClassVar[str | None] = None
     pads: ClassVar[bool] = False
     conditional: ClassVar[bool] = True  # takes a prompt, be it a text or a class
@@ -284,9 +278,13 @@ class LatentModel(ABC):
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         """One call of `net`: x of shape (n, *shape) in its dtype, times of shape (n,)."""
 
-    def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
-        """The guided output; with w = 1 it must be `cond`, since such steps never ask for it."""
+    @staticmethod
+    def rule(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
         return classifier_free(uncond, cond, w)
+
+    def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
+        """By `rule`, of outputs of the shape of latents; `rule` takes what the network gives."""
+        return self.rule(uncond, cond, w)
 
     def as_stock(self, noise: Tensor) -> Tensor:
         """First noise (n, *shape) as the stock pipeline takes its `latents`."""
@@ -400,46 +398,3 @@ class LatentModel(ABC):
         scaled = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
         scaled = scaled.to(get_module_execution_device(vae))
         return vae.decode(scaled, return_dict=False)[0]  # type: ignore[no-any-return]
-
-
-def wider(channels: int, latent: int) -> str:
-    """What is said of a network that wants more than a latent."""
-    return (
-        f"its network takes {channels} channels where latents have {latent}: "
-        f"{WIDER.get(channels, 'it wants more than a latent')}; only text-to-image models are "
-        "supported"
-    )
-
-
-def checked(net: Any) -> Any:
-    """A network of a pipeline, as it is or compiled, offloaded or with adapters.
-
-    Raises:
-        UserError: it is wrapped in something that hides its config, where pipelines look too.
-    """
-    if not hasattr(net, "config"):
-        raise UserError(
-            f"the pipeline's network is a {type(net).__name__} without a config; hand over the "
-            "diffusers network itself"
-        )
-    return net
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8, of three channels."""
-    if images.shape[1] == 1:
-        images = images.expand(-1, 3, -1, -1)
-    return quantised(images.float() / 2 + 0.5)
-
-
-def quantised(images: Tensor) -> Tensor:
-    """Images in [0, 1] -> uint8.
-
-    Raises:
-        NotFiniteError: a value is not finite; it would become black or white.
-    """
-    if not images.isfinite().all():
-        raise NotFiniteError(
-            "the images are not finite: the schedule overflows, or the number format does"
-        )
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)

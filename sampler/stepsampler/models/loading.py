@@ -10,7 +10,7 @@ import torch
 
 from stepsampler.errors import UserError
 from stepsampler.models.additions import read_vae
-from stepsampler.models.base import WIDER, wider
+from stepsampler.models.networks import WIDER, wider
 from stepsampler.models.parts import BROKEN, check_place, choose, read_part, reason
 from stepsampler.noise import is_flow
 from stepsampler.support.weights import EPSILON, Header, V, is_weights_file, read_header

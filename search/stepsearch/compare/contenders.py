@@ -17,7 +17,7 @@ from stepsampler.denoiser import stack
 from stepsampler.errors import UserError
 from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel
-from stepsampler.models.base import quantised
+from stepsampler.models.pixels import quantised
 from stepsampler.schedule import Schedule
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.images import ImageFiles

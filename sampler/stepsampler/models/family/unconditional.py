@@ -4,7 +4,8 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.errors import UserError
-from stepsampler.models.base import LatentModel, to_pixels
+from stepsampler.models.base import LatentModel
+from stepsampler.models.pixels import to_pixels
 
 
 class Unconditional(LatentModel):
