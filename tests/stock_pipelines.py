@@ -5,7 +5,7 @@ prompts and their negatives, and latents. Nothing is downloaded.
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import diffusers
 import torch
@@ -23,8 +23,7 @@ class Subject:
     pipe: object
     call: dict
     scale: str = "guidance_scale"
-    offset: float | None = 0.0  # to a call with w + offset the pipeline guides with w; None: never
-    plain: dict = field(default_factory=dict)  # options under which it does
+    offset: float = 0.0  # called with w + offset the pipeline guides with w
 
     def run(self, steps, scale, **options):
         """The latents."""
@@ -99,7 +98,7 @@ def qwen_image():
     pipe = diffusers.QwenImagePipeline(flow(), _qwen_vae(), None, None, transformer)
     names = ("prompt_embeds_mask", "negative_prompt_embeds_mask")
     call = {**texts(2, 7, WIDTH), **masks(2, 7, names=names), "height": 32, "width": 32}
-    return Subject(pipe, {**call, "latents": noise(2, 16, 16)}, "true_cfg_scale", None)
+    return Subject(pipe, {**call, "latents": noise(2, 16, 16)}, "true_cfg_scale")
 
 
 @built
@@ -112,8 +111,7 @@ def lumina2():
     pipe = diffusers.Lumina2Pipeline(transformer, flow(), autoencoder(), None, None)
     names = ("prompt_attention_mask", "negative_prompt_attention_mask")
     call = {**texts(2, 7, WIDTH), **masks(2, 7, names=names), "height": 32, "width": 32}
-    plain = {"cfg_normalization": False}
-    return Subject(pipe, {**call, "latents": noise(2, 4, 16, 16)}, plain=plain)
+    return Subject(pipe, {**call, "latents": noise(2, 4, 16, 16)})
 
 
 @built

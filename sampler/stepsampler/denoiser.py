@@ -28,6 +28,13 @@ def classifier_free(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
     return uncond + w * (cond - uncond)
 
 
+def direction(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
+    """Guidance as a direction: along the last axis it has the length of the conditional output."""
+    guided = classifier_free(uncond, cond, w)
+    ratio: Tensor = cond.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+    return guided * ratio
+
+
 @dataclass(frozen=True)
 class GuidedDenoiser:
     """x0 = uncond + w (cond - uncond), or what the family means; w = 1 costs one pass, else two.

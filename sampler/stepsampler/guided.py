@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from types import MethodType
 from typing import Any
 
+from stepsampler.denoiser import classifier_free
 from stepsampler.errors import UserError
 from stepsampler.halves import FREE_U, Guide, Network
 from stepsampler.models import families
@@ -74,7 +75,9 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
             pipe.scheduler = StepScheduler.from_config(stock, schedule=rows)
             stack.callback(setattr, pipe, "scheduler", before)
         packages = _packages(pipe)
-        guide = Guide(pipe, schedule, bool(packages & APART), bool(packages & COND_FIRST))
+        family = families().get(type(pipe).__name__)
+        rule = family.rule if family else classifier_free
+        guide = Guide(pipe, schedule, bool(packages & APART), bool(packages & COND_FIRST), rule)
         pipe.scheduler.step = MethodType(guide.checked_step, pipe.scheduler)
         stack.callback(delattr, pipe.scheduler, "step")
         for name, net in nets.items():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepsampler.denoiser import rescale
+from stepsampler.denoiser import Combine, rescale
 from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule, Step
 from stepsampler.scheduler import StepScheduler
@@ -59,9 +59,11 @@ class _Made:
 class Guide:
     """Answers the network calls of one pipeline, and checks what comes of the answers."""
 
-    def __init__(self, pipe: Any, schedule: Schedule, apart: bool, cond_first: bool) -> None:
+    def __init__(
+        self, pipe: Any, schedule: Schedule, apart: bool, cond_first: bool, rule: Combine
+    ) -> None:
         self.pipe, self.schedule, self.name = pipe, schedule, type(pipe).__name__
-        self.apart, self.cond_first = apart, cond_first
+        self.apart, self.cond_first, self.rule = apart, cond_first, rule
         self.distilled = schedule.guidance == "distilled"
         self.made: _Made | None = None  # in the step at hand
         self.wrong: Tensor | None = None  # whether a step of this call was; on its device
@@ -118,7 +120,7 @@ class Guide:
                     f"{self.name} gets predictions of two shapes, {tuple(made.prediction.shape)} "
                     f"and {tuple(other.shape)}, from its network: it is not supported"
                 )
-            guided = _combine(step, other, made.prediction, _channels(x))
+            guided = _combine(self.rule, step, other, made.prediction, _channels(x))
             made.prediction.copy_(guided)
         return made.output
 
@@ -132,7 +134,7 @@ class Guide:
         self._refuse_rescaling()
         first, second = stacked.chunk(2)
         uncond, cond = (second, first) if self.cond_first else (first, second)
-        both = torch.cat([_combine(step, uncond, cond, _channels(x))] * 2)
+        both = torch.cat([_combine(self.rule, step, uncond, cond, _channels(x))] * 2)
         return _Made(timesteps, x, _with(output, both), both, True)
 
     def _doubled(self, x: Any) -> bool:
@@ -228,11 +230,11 @@ def _with(output: Any, prediction: Tensor) -> Any:
     return list(prediction) if isinstance(output, list) else prediction
 
 
-def _combine(step: Step, uncond: Tensor, cond: Tensor, channels: int) -> Tensor:
+def _combine(rule: Combine, step: Step, uncond: Tensor, cond: Tensor, channels: int) -> Tensor:
     if step.guidance_scale == 1:
         return cond
     u, c = uncond.float(), cond.float()
-    guided = u + step.guidance_scale * (c - u)
+    guided = rule(u, c, step.guidance_scale)
     if step.guidance_rescale:  # a learned variance in further channels has no share in it
         phi = step.guidance_rescale
         head = rescale(guided[:, :channels], c[:, :channels], phi)

@@ -13,7 +13,7 @@ from torch import Tensor
 from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.models.networks import checked, wider
-from stepsampler.models.pixels import decode_finite, to_pixels
+from stepsampler.models.pixels import to_pixels
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
@@ -25,9 +25,9 @@ class LatentModel(ABC):
     """A diffusers pipeline, taken apart into the few calls that sampling needs.
 
     A family names the pipeline classes that it samples and fills in `_encode` and `_call`; where
-    latents or images are not those of an AutoencoderKL, also `_trained_shape` and `_decoded`; where
-    a guidance scale means something of its own, `combine`. Whatever a family's network predicts and
-    is told, `_call` takes times of 0 to 1000 and gives what `prediction_type` says.
+    latents or images are not those of an AutoencoderKL, also `_trained_shape` and `_decoded`, and
+    `rule` where guidance is no plain combination. `_call` takes times of 0 to 1000 and gives what
+    `prediction_type` says, whatever the network is told and gives.
 
     `net` is the U-Net or transformer, `shape` that of one latent, (channels, height, width). The
     pipeline stays on the devices where it is: offloading and device maps are left to diffusers.
@@ -42,8 +42,7 @@ class LatentModel(ABC):
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
     channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
     patch: ClassVar[int] = 2  # sides of latents are multiples of it
-    # Texts differ in length, and the network is told of their padding: by `mask`, a condition that
-    # is left out where there is none, or otherwise (`pads`).
+    # The network is told how long texts are: by `mask`, left out if none is padded, or otherwise.
     mask: ClassVar[str | None] = None
     pads: ClassVar[bool] = False
     conditional: ClassVar[bool] = True  # takes a prompt, be it a text or a class
@@ -279,9 +278,13 @@ class LatentModel(ABC):
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         """One call of `net`: x of shape (n, *shape) in its dtype, times of shape (n,)."""
 
-    def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
-        """The guided output; with w = 1 it must be `cond`, since such steps never ask for it."""
+    @staticmethod
+    def rule(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
         return classifier_free(uncond, cond, w)
+
+    def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
+        """By `rule`, of outputs of the shape of latents; `rule` takes what the network gives."""
+        return self.rule(uncond, cond, w)
 
     def as_stock(self, noise: Tensor) -> Tensor:
         """First noise (n, *shape) as the stock pipeline takes its `latents`."""
@@ -357,6 +360,9 @@ class LatentModel(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of shape (n, *shape) -> images, uint8 of shape (n, 3, height, width).
 
+        An image that overflows in float16 is decoded again in float32, and it alone: so that an
+        image is the same whatever it is batched with.
+
         Raises:
             NotFiniteError: a value of the latents or the images is not finite.
         """
@@ -365,7 +371,21 @@ class LatentModel(ABC):
                 "the latents are not finite: the schedule overflows, or the network does in "
                 f"{str(self.dtype).removeprefix('torch.')}"
             )
-        images = decode_finite(self.pipeline.vae, self._decoded, latents)
+        vae = self.pipeline.vae
+        images = self._decoded(latents)
+        bad = ~images.isfinite().flatten(1).all(1)
+        if bad.any() and vae.dtype == torch.float16:
+            images = images.float()
+            with torch.inference_mode(False):  # its weights stay ordinary tensors
+                vae.to(torch.float32)
+            images[bad] = self._decoded(latents[bad])
+            with torch.inference_mode(False):
+                vae.to(torch.float16)
+        if not images.isfinite().all():
+            raise NotFiniteError(
+                f"the images are not finite, but the latents are: the VAE ({type(vae).__name__}) "
+                "overflows; give another one, or another dtype"
+            )
         self.pipeline.maybe_free_model_hooks()  # back to the CPU, where the pipeline is offloaded
         return to_pixels(images)
 

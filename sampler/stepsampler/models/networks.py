@@ -1,4 +1,4 @@
-"""Whether a pipeline's network is one that can be sampled from text alone."""
+"""What is looked at of a pipeline's network before it is taken."""
 
 from typing import Any
 

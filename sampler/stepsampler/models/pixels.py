@@ -1,38 +1,9 @@
-"""What a VAE makes of latents, as pixels of 8 bits."""
-
-from collections.abc import Callable
-from typing import Any
+"""Images as the bytes that are saved."""
 
 import torch
 from torch import Tensor
 
 from stepsampler.errors import NotFiniteError
-
-
-def decode_finite(vae: Any, decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
-    """Images of finite latents in [-1, 1]; `decode` uses the VAE.
-
-    An image that overflows in float16 is decoded again in float32, and it alone: so that an image
-    is the same whatever it is batched with.
-
-    Raises:
-        NotFiniteError: a value of the images is not finite all the same.
-    """
-    images = decode(latents)
-    bad = ~images.isfinite().flatten(1).all(1)
-    if bad.any() and vae.dtype == torch.float16:
-        images = images.float()
-        with torch.inference_mode(False):  # its weights stay ordinary tensors
-            vae.to(torch.float32)
-        images[bad] = decode(latents[bad])
-        with torch.inference_mode(False):
-            vae.to(torch.float16)
-    if not images.isfinite().all():
-        raise NotFiniteError(
-            f"the images are not finite, but the latents are: the VAE ({type(vae).__name__}) "
-            "overflows; give another one, or another dtype"
-        )
-    return images
 
 
 def to_pixels(images: Tensor) -> Tensor:

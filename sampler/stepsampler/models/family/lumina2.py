@@ -7,7 +7,7 @@ guidance is rescaled to the length of the prediction under the prompt: row of a 
 
 from torch import Tensor
 
-from stepsampler.denoiser import Condition, classifier_free
+from stepsampler.denoiser import Condition, direction
 from stepsampler.models.base import LatentModel
 
 
@@ -29,11 +29,10 @@ class Lumina2(LatentModel):
             )
         return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
+    @staticmethod
+    def rule(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
+        return direction(uncond, cond, w)
+
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         output = self.net(x, timestep=1 - at / 1000, return_dict=False, **condition)
         return -output[0]  # type: ignore[no-any-return]
-
-    def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
-        guided = classifier_free(uncond, cond, w)
-        ratio: Tensor = cond.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
-        return guided * ratio

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepsampler.denoiser import Condition, classifier_free
+from stepsampler.denoiser import Condition, direction
 from stepsampler.models.packing import PackedModel, pack, unpack
 
 
@@ -23,6 +23,10 @@ class QwenImage(PackedModel):
         every = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         return {"encoder_hidden_states": states, "encoder_hidden_states_mask": every}
 
+    @staticmethod
+    def rule(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
+        return direction(uncond, cond, w)
+
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         height, width = (side // 2 for side in x.shape[2:])
         output = self.net(
@@ -33,12 +37,6 @@ class QwenImage(PackedModel):
             **condition,
         )[0]
         return unpack(output, x)
-
-    def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
-        """In tokens, of 2 x 2 entries."""
-        guided, wanted = pack(classifier_free(uncond, cond, w)), pack(cond)
-        ratio = wanted.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
-        return unpack(guided * ratio, cond)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         return decoded_frame(self.pipeline.vae, latents)
