@@ -94,7 +94,20 @@ def limits(pipeline: Any) -> list[Limit]:
     return found
 
 
+def up_to(prompt: str, text: str) -> str:
+    """A template that was filled in, to the end of the prompt: what must fit for all to be seen."""
+    return text[: text.rindex(prompt) + len(prompt)]
+
+
+def chat(tokenizer: Any, prompt: str) -> str:
+    """A chat to the end of the prompt, which is the user's."""
+    messages = [{"role": "user", "content": prompt}]
+    return up_to(prompt, tokenizer.apply_chat_template(messages, tokenize=False))
+
+
 def _counter(pipeline: Any, tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor of images and texts
+
     def count(texts: Sequence[str]) -> list[int]:
         found: list[int] = []
         for start in range(0, len(texts), AT_ONCE):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
+from stepsampler.models.texts import chat, up_to
 from stepsampler.noise import FlowSchedule
 
 STEPS = 50  # of which the coordinate of placements has the shift; the stock pipelines' default
@@ -43,6 +44,16 @@ class Flux2(LatentModel):
         if config.get("use_dynamic_shifting"):
             slope, intercept = log_shift(self.shape[1] * self.shape[2])
             self.noise = FlowSchedule(exp(slope * STEPS + intercept), 0.0, (slope, intercept))
+
+    def _read(self, prompt: str) -> str:
+        if not hasattr(self.pipeline, "system_message"):  # klein
+            return chat(self.pipeline.tokenizer, prompt)
+        from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+
+        prompt = prompt.replace("[IMG]", "")  # as the stock pipeline does
+        (messages,) = format_input([prompt], self.pipeline.system_message)
+        text = self.pipeline.tokenizer.apply_chat_template(messages, tokenize=False)
+        return up_to(prompt, text)
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         states, _ = self.pipeline.encode_prompt([prompt], device=self.device)

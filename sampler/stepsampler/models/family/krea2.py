@@ -5,6 +5,7 @@ length and hides the padding, which here is not made at all. Where `is_distilled
 is the same for all sizes.
 """
 
+from dataclasses import replace
 from math import exp
 from typing import Any
 
@@ -15,6 +16,7 @@ from stepsampler.denoiser import Condition
 from stepsampler.errors import UserError
 from stepsampler.models.family.qwen_image import decoded_frame
 from stepsampler.models.packing import PackedModel, pack, places, unpack
+from stepsampler.models.texts import Limit
 from stepsampler.noise import FlowSchedule
 
 
@@ -37,6 +39,15 @@ class Krea2(PackedModel):
         super()._read_scheduler(config)
         if config.get("use_dynamic_shifting") and self.pipeline.config.is_distilled:
             self.noise = FlowSchedule(exp(1.15))
+
+    def _read(self, prompt: str) -> str:
+        return str(self.pipeline.prompt_template_encode_prefix + prompt)
+
+    def _limits(self, negative: bool) -> list[Limit]:
+        """The template's beginning has room of its own; its end takes some of the prompt's."""
+        room = self.pipeline.prompt_template_encode_start_idx
+        room -= self.pipeline.prompt_template_encode_num_suffix_tokens
+        return [replace(limit, tokens=limit.tokens + room) for limit in super()._limits(negative)]
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         states, mask = self.pipeline.encode_prompt([prompt], device=self.device)

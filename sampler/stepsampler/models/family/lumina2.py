@@ -5,10 +5,13 @@ guidance is rescaled to the length of the prediction under the prompt: row of a 
 `cfg_trunc_ratio` is a schedule with w = 1 in the last steps.
 """
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from stepsampler.denoiser import Condition, direction
 from stepsampler.models.base import LatentModel
+from stepsampler.models.texts import Limit
 
 
 class Lumina2(LatentModel):
@@ -18,6 +21,11 @@ class Lumina2(LatentModel):
     @property
     def _tokens(self) -> int:
         return self.shape[0]  # the stock pipeline takes the channels for them
+
+    def _limits(self, negative: bool) -> list[Limit]:
+        (limit,) = super()._limits(negative)
+        before = "" if negative else f"{self.pipeline.system_prompt} <Prompt Start> "
+        return [replace(limit, count=lambda texts: limit.count([before + text for text in texts]))]
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         """The stock pipeline puts an instruction before prompts, not before negative ones."""

@@ -4,6 +4,7 @@ The stock pipeline's `true_cfg_scale` is w, and needs a negative prompt, be it a
 comes of guidance is rescaled, token by token, to the length of the prediction under the prompt.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +12,21 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, direction
 from stepsampler.models.packing import PackedModel, pack, unpack
+from stepsampler.models.texts import Limit, up_to
 
 
 class QwenImage(PackedModel):
     pipelines = ("QwenImagePipeline",)
     family = "qwen-image"
     mask = "encoder_hidden_states_mask"
+
+    def _read(self, prompt: str) -> str:
+        return up_to(prompt, self.pipeline.prompt_template_encode.format(prompt))
+
+    def _limits(self, negative: bool) -> list[Limit]:
+        """The template's beginning has room of its own, and is dropped."""
+        room = self.pipeline.prompt_template_encode_start_idx
+        return [replace(limit, tokens=limit.tokens + room) for limit in super()._limits(negative)]
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         states, _ = self.pipeline.encode_prompt([prompt], device=self.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
+from stepsampler.models.texts import chat
 
 
 class ZImage(LatentModel):
@@ -23,6 +24,9 @@ class ZImage(LatentModel):
     @property
     def _tokens(self) -> int:
         return (self.shape[1] // 2) * (self.shape[2] // 2)
+
+    def _read(self, prompt: str) -> str:
+        return chat(self.pipeline.tokenizer, prompt)
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         """Texts without padding; their lengths stay on the CPU, where lists are cut to them."""
