@@ -132,8 +132,8 @@ def _family(pipeline: Any) -> type[LatentModel]:
 
 def families() -> dict[str, type[LatentModel]]:
     """Pipeline class -> the family that samples it, from the modules of `models.family`."""
-    for module in pkgutil.iter_modules(family.__path__):
-        importlib.import_module(f"{family.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(family.__path__, f"{family.__name__}."):
+        importlib.import_module(module.name)
     every: list[Any] = [LatentModel]
     for cls in every:
         every += cls.__subclasses__()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.errors import UserError
-from stepsampler.models.family.qwen_image import decoded_frame
+from stepsampler.models.family.flow.qwen_image import decoded_frame
 from stepsampler.models.packing import PackedModel, pack, places, unpack
 from stepsampler.models.texts import Limit
 from stepsampler.noise import FlowSchedule
