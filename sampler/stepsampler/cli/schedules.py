@@ -256,9 +256,12 @@ def _whole(plan: "Schedule", noise: "Noise | None") -> "Schedule":
     if noise is None:
         raise UserError("--whole-timesteps: those of the schedule's model are not known")
     try:
-        return whole_timesteps(plan, noise)
+        moved = whole_timesteps(plan, noise)
     except UserError as error:
         raise UserError(f"--whole-timesteps: {error}") from error
+    said = "Moved to whole timesteps; any score is that of the schedule before."
+    notes = [text for text in (plan.provenance.get("note"), said) if text]
+    return replace(moved, provenance={**plan.provenance, "note": " ".join(notes)})
 
 
 def _config(path: Path | None) -> dict[str, Any] | None:

@@ -56,6 +56,7 @@ def test_levels_move_to_whole_timesteps_in_files_and_exports(run):
     for name in ("best.json", "seed-sd-8"):
         run("make", name, "--whole-timesteps", "-o", "whole.json")
         assert load("whole.json").steps == expected.steps
+        assert "Moved to whole timesteps" in load("whole.json").provenance["note"]
     run("make", "karras", "--steps", "5", "--whole-timesteps", "-o", "karras.json")
     assert is_whole(load("karras.json"), SD)
     text = run("export", "best.json", "--to", "comfyui", "--whole-timesteps").stdout
