@@ -37,6 +37,8 @@ APART = frozenset({
 # fmt: on
 # Packages that double the batch with the conditional half first. Everywhere else it is the second.
 COND_FIRST = frozenset({"dit", "omnigen", "z_image"})
+# Packages that hand the doubled batch, and not one of its halves, to their scheduler.
+WHOLE = frozenset({"dit"})
 # Packages whose guidance is more than a combination of two predictions.
 OWN_RULE = {
     "ace_step": "guides by a momentum of earlier steps",
@@ -77,13 +79,16 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
         packages = _packages(pipe)
         family = families().get(type(pipe).__name__)
         rule = family.rule if family else classifier_free
-        guide = Guide(pipe, schedule, bool(packages & APART), bool(packages & COND_FIRST), rule)
+        kinds = (bool(packages & kind) for kind in (APART, COND_FIRST, WHOLE))
+        guide = Guide(pipe, schedule, *kinds, rule)
         pipe.scheduler.step = MethodType(guide.checked_step, pipe.scheduler)
         stack.callback(delattr, pipe.scheduler, "step")
         for name, net in nets.items():
             # not setattr: it would rewrite the pipeline's config
-            object.__setattr__(pipe, name, Network(net, guide))
+            network = Network(net, guide)
+            object.__setattr__(pipe, name, network)
             stack.callback(object.__setattr__, pipe, name, net)
+            stack.callback(network.leave)
             for block in net.up_blocks if hasattr(net, "enable_freeu") else ():
                 for key in FREE_U:
                     stack.callback(setattr, block, key, getattr(block, key, None))

@@ -1,5 +1,6 @@
 """What `guided` does at each call of a pipeline's network, and at each step of its scheduler."""
 
+import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule, Step
 from stepsampler.scheduler import StepScheduler
 
+DIT_NULL = 1000  # the class that DiTPipeline takes for none
 FREE_U = ("s1", "s2", "b1", "b2")
 
 
@@ -27,8 +29,16 @@ class Network:
     def __init__(self, net: Any, guide: "Guide") -> None:
         self.__dict__.update(_net=net, _guide=guide)
 
+    def leave(self) -> None:
+        """From now on only the network: pipelines that were made inside still hold this."""
+        self.__dict__.update(_guide=None)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._guide.call(self._net, args, kwargs)
+        guide = self._guide
+        return guide.call(self._net, args, kwargs) if guide else self._net(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return copy.deepcopy(self._net, memo)  # of a pipeline that is not guided
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # for isinstance
@@ -53,6 +63,7 @@ class _Made:
     output: Any
     prediction: Tensor  # what the scheduler must get, in one batch or once for each half
     guidable: bool  # a doubled batch, or both halves were called
+    doubled: bool = False
     answered: int = 1
 
 
@@ -60,10 +71,16 @@ class Guide:
     """Answers the network calls of one pipeline, and checks what comes of the answers."""
 
     def __init__(
-        self, pipe: Any, schedule: Schedule, apart: bool, cond_first: bool, rule: Combine
+        self,
+        pipe: Any,
+        schedule: Schedule,
+        apart: bool,
+        cond_first: bool,
+        whole: bool,
+        rule: Combine,
     ) -> None:
         self.pipe, self.schedule, self.name = pipe, schedule, type(pipe).__name__
-        self.apart, self.cond_first, self.rule = apart, cond_first, rule
+        self.apart, self.cond_first, self.whole, self.rule = apart, cond_first, whole, rule
         self.distilled = schedule.guidance == "distilled"
         self.made: _Made | None = None  # in the step at hand
         self.wrong: Tensor | None = None  # whether a step of this call was; on its device
@@ -99,7 +116,7 @@ class Guide:
         made = self.made
         if made is None or made.timesteps is not timesteps:
             output = net(*args, **kwargs)
-            self.made = self._first(step, x, output)
+            self.made = self._first(step, x, output, kwargs)
             return self.made.output
         made.answered += 1
         if self.distilled or not self.apart or made.answered > 2 or not _equal(x, made.x):
@@ -124,22 +141,27 @@ class Guide:
             made.prediction.copy_(guided)
         return made.output
 
-    def _first(self, step: Step, x: Any, output: Any) -> _Made:
+    def _first(self, step: Step, x: Any, output: Any, kwargs: Any) -> _Made:
         stacked, timesteps = _stacked(output), self.pipe.scheduler.timesteps
         if self.distilled:
             return _Made(timesteps, x, output, stacked, True)
-        if not self._doubled(x):  # the copy is ours to write into
+        if not self._doubled(x, kwargs):  # the copy is ours to write into
             stacked = stacked.clone()
             return _Made(timesteps, x, _with(output, stacked), stacked, False)
         self._refuse_rescaling()
         first, second = stacked.chunk(2)
         uncond, cond = (second, first) if self.cond_first else (first, second)
         both = torch.cat([_combine(self.rule, step, uncond, cond, _channels(x))] * 2)
-        return _Made(timesteps, x, _with(output, both), both, True)
+        return _Made(timesteps, x, _with(output, both), both, True, doubled=not self.whole)
 
-    def _doubled(self, x: Any) -> bool:
-        """Pipelines that double the batch give the network the same latents in both halves."""
+    def _doubled(self, x: Any, kwargs: Any) -> bool:
+        """Pipelines that double the batch give the network the same latents in both halves.
+
+        So do several images of the same noise: `_settle` sees whether one of two halves is left.
+        """
         if self.apart or not getattr(self.pipe, "do_classifier_free_guidance", True):
+            return False
+        if self.whole and not kwargs["class_labels"].chunk(2)[-1].eq(DIT_NULL).all():
             return False
         half, odd = divmod(len(x), 2)
         return not odd and _equal(x[:half], x[half:])
@@ -176,7 +198,8 @@ class Guide:
                 "it is not supported"
             )
         to_come = self.schedule.steps[index:] if first else self.schedule.steps[index : index + 1]
-        if not made.guidable and any(step.guidance_scale != 1 for step in to_come):
+        one = made.doubled and got.ndim == made.prediction.ndim and len(got) == len(made.prediction)
+        if one or (not made.guidable and any(step.guidance_scale != 1 for step in to_come)):
             raise UserError(
                 f"step {index}: the pipeline calls its network without an unconditional half: "
                 "pass it a guidance_scale above 1 (where it is called so, a true_cfg_scale above 1 "

@@ -201,7 +201,8 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if n is not None and not 0 <= begin_index < n:
             raise ValueError(
                 f"begin_index must be 0 to {n - 1}, got {begin_index}: the schedule has {n} steps, "
-                f"so call the pipeline with num_inference_steps={n}"
+                f"so call the pipeline with num_inference_steps={n}, and with a strength or "
+                "denoising_start that leaves a step of them"
             )
         self._begin_index = begin_index
 
