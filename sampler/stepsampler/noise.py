@@ -50,7 +50,7 @@ class NoiseSchedule:
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
         """Read the betas of any diffusers scheduler config of the DDPM kind."""
-        from diffusers import DDIMScheduler
+        from diffusers import DDPMScheduler  # which knows all kinds of betas
 
         wanted = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
         if "beta_schedule" not in config:
@@ -63,7 +63,7 @@ class NoiseSchedule:
                 "the model's scheduler rescales its betas to zero terminal SNR, where sigma is "
                 "infinite; such models are not supported so far"
             )
-        scheduler = DDIMScheduler(**{k: config[k] for k in wanted if config.get(k) is not None})
+        scheduler = DDPMScheduler(**{k: config[k] for k in wanted if config.get(k) is not None})
         return cls(tuple(scheduler.alphas_cumprod.double().tolist()))
 
     @property

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, DDIMScheduler, SchedulerMixin
+from diffusers import ConfigMixin, DDPMScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging
@@ -139,7 +139,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self.register_to_config(schedule=schedule)
         self.flow = prediction_type == "flow_prediction"
         if not self.flow:
-            stock = DDIMScheduler(**betas)
+            stock = DDPMScheduler(**betas)
             self.betas, self.alphas_cumprod = stock.betas, stock.alphas_cumprod
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)

@@ -15,13 +15,14 @@ from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import read_pipeline
-from stepsampler.models.texts import Reading, note_cuts
+from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
 
 __all__ = [
     "BUNDLED",
     "LatentModel",
     "check_device",
     "families",
+    "family_of",
     "from_pipeline",
     "load",
     "note_cuts",
@@ -82,7 +83,7 @@ def load(
         prediction_type=prediction_type,
         vae=vae and resolve(vae),
     )
-    _family(pipeline)  # refused before anything is added to it
+    family_of(type(pipeline).__name__)  # refused before anything is added to it
     add_loras(pipeline, loras)
     for file in textual_inversions:
         add_textual_inversion(pipeline, file)
@@ -115,14 +116,19 @@ def from_pipeline(
         UserError: no family knows its class, or `size`, `clip_skip` or `long_prompts` does not
             suit it.
     """
-    model = _family(pipeline)(pipeline, size)
+    model = family_of(type(pipeline).__name__)(pipeline, size)
+    check_vocabularies(pipeline)
     model.read_texts(Reading(clip_skip, long_prompts))
     return model
 
 
-def _family(pipeline: Any) -> type[LatentModel]:
+def family_of(name: str) -> type[LatentModel]:
+    """The family that samples pipelines of a class.
+
+    Raises:
+        UserError: there is none.
+    """
     known = families()
-    name = type(pipeline).__name__
     if name not in known:
         raise UserError(
             f"pipelines of the class {name} are not supported; {', '.join(sorted(known))} are"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.models.conditions import NO_SIZE, check_conditions, trained_side
 from stepsampler.models.networks import checked, wider
 from stepsampler.models.pixels import to_pixels
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
@@ -70,11 +71,7 @@ class LatentModel(ABC):
             hasattr(self.net, "_orig_mod")
             or getattr(self.net, "_compiled_call_impl", None) is not None
         )
-        if self.net.config.get("time_cond_proj_dim"):
-            raise UserError(
-                "the U-Net takes the guidance scale as an embedding (a latent consistency model), "
-                "which is not supported"
-            )
+        check_conditions(self.net)
         for part in self.networks:
             part.eval().requires_grad_(False)
             if self.channels_last and not hasattr(part, "_hf_hook"):
@@ -144,13 +141,8 @@ class LatentModel(ABC):
         return int(getattr(self.pipeline, "vae_scale_factor", 1))
 
     def _trained_shape(self) -> tuple[int, int]:
-        """Channels and side of the latents on which the model was trained."""
-        side = self.net.config.sample_size
-        if not isinstance(side, int):
-            if len(set(side)) > 1:
-                raise UserError(f"the model makes no square images but latents of {side}")
-            side = side[0]
-        return self.net.config.in_channels, side
+        """Channels and side of the latents on which the model was trained, 0 if unknown."""
+        return self.net.config.in_channels, trained_side(self.net.config)
 
     def _latent_shape(self, size: int | None) -> tuple[int, int, int]:
         """Of images of `size` pixels; by default those the model was trained on."""
@@ -160,6 +152,8 @@ class LatentModel(ABC):
         if channels != latent:
             raise UserError(f"the model cannot be sampled: {wider(channels, latent)}")
         size = size or side * self._factor
+        if not size:
+            raise UserError(NO_SIZE)
         multiple = self.patch * self._factor
         if size % multiple or size < multiple:
             raise UserError(f"size must be a multiple of {multiple} pixels, got {size}")

@@ -10,12 +10,15 @@ import torch
 
 from stepsampler.errors import UserError
 from stepsampler.models.additions import read_vae
+from stepsampler.models.leftovers import check_whole, note_left_out
 from stepsampler.models.networks import WIDER, wider
-from stepsampler.models.parts import BROKEN, check_place, choose, read_part, reason
+from stepsampler.models.parts import BROKEN, check_place, check_texts, choose, read_part, reason
 from stepsampler.noise import is_flow
 from stepsampler.support.weights import EPSILON, Header, V, is_weights_file, read_header
 
 PREDICTIONS = (EPSILON, V, "sample")  # that may be asked for
+# Parts of stock pipelines that are not sampled with
+NEEDLESS = ("safety_checker", "feature_extractor")
 # Whose configs a file of Stable Diffusion 2.x has: 512 pixels, or 768
 SD2 = {
     EPSILON: "stabilityai/stable-diffusion-2-1-base",
@@ -66,7 +69,7 @@ def _read_folder(
 ) -> Any:
     from diffusers import DiffusionPipeline
 
-    passed = {"safety_checker": None} | ({} if vae is None else {"vae": None})
+    passed: dict[str, Any] = dict.fromkeys(NEEDLESS) | ({} if vae is None else {"vae": None})
     try:
         if not Path(folder).is_dir():
             folder = DiffusionPipeline.download(
@@ -105,13 +108,35 @@ def _parts(name: str, folder: Path) -> dict[str, Any]:
         pairs = {k: v for k, v in entries.items() if isinstance(v, list) and len(v) == 2}
     except (ValueError, AttributeError) as error:
         raise UserError(f"model {name!r}: model_index.json is not JSON as expected") from error
+    _check_class(name, entries.get("_class_name"))
     found = {}
     for part, (library, cls) in pairs.items():
-        if library in ("diffusers", "transformers") and part != "safety_checker":
-            known = getattr(importlib.import_module(library), str(cls), None)
+        if library in ("diffusers", "transformers") and part not in NEEDLESS:
+            module = importlib.import_module(library)
+            known = getattr(module, str(cls), None)
+            if known is None:
+                raise UserError(
+                    f"model {name!r}: its {part} is a {cls}, which {library} {module.__version__} "
+                    "does not have"
+                )
+            check_texts(f"model {name!r}: {part}", folder / part)
             if isinstance(known, type) and issubclass(known, torch.nn.Module):
                 found[part] = known
     return found
+
+
+def _check_class(name: str, cls: object) -> None:
+    """Before gigabytes of weights are read."""
+    import diffusers
+
+    from stepsampler.models import family_of
+
+    if not isinstance(cls, str) or not hasattr(diffusers, cls):
+        raise UserError(
+            f"model {name!r}: model_index.json must name a pipeline class of diffusers as its "
+            f"_class_name, got {cls!r}"
+        )
+    family_of(cls)
 
 
 def _read_single_file(
@@ -143,6 +168,8 @@ def _read_single_file(
     except BROKEN as error:
         way = "; its configs can be given with --config" if given is None else ""
         raise UserError(f"model {name!r} cannot be loaded: {reason(error)}{way}") from error
+    check_whole(name, pipeline)
+    note_left_out(name, header, pipeline)
     theirs = pipeline.scheduler.config.get("prediction_type", EPSILON)
     if asked is not None:
         _set_prediction(pipeline, asked)

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from stepsampler.errors import UserError, note
-from stepsampler.support.weights import read_header
+from stepsampler.support.weights import beginning, read_header
 
 # What the libraries raise where files are missing, broken or of another model
 BROKEN = (
@@ -19,6 +19,7 @@ BROKEN = (
     RuntimeError,
     TypeError,
     AttributeError,
+    ImportError,
     SafetensorError,
 )
 _WEIGHTS = re.compile(
@@ -36,6 +37,22 @@ def check_place(what: str, name: str) -> None:
         )
 
 
+def check_texts(place: str, folder: Path) -> None:
+    """Refuse JSON and lists of words that are none: Git LFS pointers, web pages, cut off files.
+
+    Raises:
+        UserError: names the file.
+    """
+    for path in sorted(p for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model")):
+        if kind := beginning(path):
+            raise UserError(f"{place}: {path.name} is {kind}")
+        if path.suffix == ".json":
+            try:
+                json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{place}: {path.name} is no JSON, or cut off") from error
+
+
 def read_part(
     place: str, cls: Any, folder: Path, dtype: torch.dtype, variant: str | None = None
 ) -> Any:
@@ -44,6 +61,11 @@ def read_part(
     Raises:
         UserError: no weights, some of them missing, or files that are none; `place` is named.
     """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{place} holds no config.json")
+    if quantised := json.loads((folder / "config.json").read_text()).get("quantization_config"):
+        method = quantised.get("quant_method", "a way unknown here")
+        raise UserError(f"{place}: its weights are quantised ({method}), which is not supported")
     network, said = cls.from_pretrained(
         str(folder),
         variant=choose(place, folder, variant),
@@ -128,6 +150,10 @@ def reason(error: BaseException) -> str:
         return "diffusers cannot tell how the layers of its text encoder are named"
     if "size mismatch" in text or "but expected" in text or "shape" in text:
         return "its weights have other shapes than the model: it is one of another kind"
+    listed_parts = re.search(r"expected \[(.*?)\], but only \{(.*?)\} were passed", text)
+    if listed_parts:
+        expected, passed = (set(re.findall(r"\w+", part)) for part in listed_parts.groups())
+        return f"it lacks the {', '.join(sorted(expected - passed))}"
     lacks = re.search(r"(\S+) does not appear to have a file named (\S+?)\.?$", text)
     if lacks:
         return f"{lacks[1]} has no {lacks[2]}, or the hub cannot be reached"

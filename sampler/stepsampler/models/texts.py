@@ -69,6 +69,29 @@ class Reading:
             )
 
 
+def check_vocabularies(pipeline: Any) -> None:
+    """Refuse a tokenizer without its words: transformers makes one of a folder without them.
+
+    A CLIP tokenizer that states no length gets that of its encoder.
+
+    Raises:
+        UserError: names the tokenizer and how many words it has.
+    """
+    for name, tokenizer in pipeline.components.items():
+        encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
+        if not name.startswith("tokenizer") or tokenizer is None or encoder is None:
+            continue
+        words, wanted = len(tokenizer), encoder.get_input_embeddings().num_embeddings
+        if words < wanted / 2:
+            raise UserError(
+                f"the {name} of the {type(pipeline).__name__} knows {words} words and its encoder "
+                f"{wanted}: files of its vocabulary are missing"
+            )
+        longest = getattr(encoder.config, "max_position_embeddings", None)
+        if encoder.config.model_type.startswith("clip") and longest:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+
+
 @dataclass(frozen=True)
 class Limit:
     """How many tokens an encoder takes, those at both ends included, and how many texts have."""

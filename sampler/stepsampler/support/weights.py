@@ -158,6 +158,18 @@ class Header:
         return None
 
 
+def _kind(first: bytes) -> str | None:
+    start = first.lstrip(b"\xef\xbb\xbf \r\n\t")
+    return next((kind for head, kind in _BEGINNINGS if start.startswith(head)), None)
+
+
+def beginning(path: Path) -> str | None:
+    """What a file of text is instead: a Git LFS pointer or a web page."""
+    with path.open("rb") as file:
+        first = file.read(64)
+    return None if first.lstrip().startswith((b"{", b"<|")) else _kind(first)
+
+
 def is_weights_file(name: str) -> bool:
     """Whether this names a .safetensors file, and not a folder or a hub id.
 
@@ -204,9 +216,8 @@ def read_header(what: str, name: str | Path) -> Header:
         tensors = {k: (str(v["dtype"]), tuple(map(int, v["shape"]))) for k, v in data.items()}
         end = max((int(v["data_offsets"][1]) for v in data.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        for start, kind in _BEGINNINGS:
-            if first.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(start):
-                raise UserError(f"{place} is {kind}; only {SUFFIX} files are supported") from error
+        if kind := _kind(first):
+            raise UserError(f"{place} is {kind}; only {SUFFIX} files are supported") from error
         cut = first[8:9] == b"{" and size - 8 < length < 10**8
         reason = "is cut off: download it again" if cut else "is not a safetensors file"
         raise UserError(f"{place} {reason}") from error

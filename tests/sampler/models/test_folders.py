@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import diffusers
 import pipelines
 import pytest
 import torch
@@ -144,3 +145,97 @@ def test_a_vae_of_another_class_or_scale_is_refused(folder):
         (alone / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=said):
             load(str(folder), vae=str(alone))
+
+
+def edited(folder, file, **changes):
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return str(folder)
+
+
+def test_parts_that_are_not_sampled_with_may_be_missing(folder):
+    """As in folders from which somebody left out what checks images for safety."""
+    checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    processor = ["transformers", "CLIPImageProcessor"]
+    listed = {"safety_checker": checker, "feature_extractor": processor}
+    model = load(edited(folder, "model_index.json", **listed))
+    assert torch.equal(images(model), images(from_pipeline(pipelines.stable_diffusion())))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("model_index.json", {"_class_name": "X"}, "must name a pipeline class .*, got 'X'"),
+        ("model_index.json", {"_class_name": ["a", "B"]}, "must name a pipeline class of diffuse"),
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusionControlNetPipeline"},
+            "pipelines of the class StableDiffusionControlNetPipeline are not supported",
+        ),
+        ("model_index.json", {"unet": [None, None]}, "cannot be loaded: it lacks the unet"),
+        ("model_index.json", {"scheduler": ["diffusers", "X"]}, "scheduler is a X, which diffuser"),
+        (
+            "unet/config.json",
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "unet: its weights are quantised .bitsandbytes., which is not supported",
+        ),
+        (
+            "text_encoder/config.json",
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+            "text_encoder: its weights are quantised .bitsandbytes., which is not supported",
+        ),
+        ("unet/config.json", {"sample_size": None}, "does not say how large its images are"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_says_why(folder, file, changes, said):
+    with pytest.raises(UserError, match=said):
+        load(edited(folder, file, **changes))
+
+
+def test_a_model_that_does_not_state_its_size_takes_another(folder):
+    expected = images(from_pipeline(pipelines.stable_diffusion()))
+    name = edited(folder, "unet/config.json", sample_size=None)
+    assert torch.equal(images(load(name, size=32)), expected)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "content", "said"),
+    [
+        ("tokenizer", "tokenizer.json", None, "tokenizer of the .* knows 2 words and its encoder"),
+        ("tokenizer", "tokenizer.json", "version https://git-lfs", "tokenizer.json is a Git LFS"),
+        ("tokenizer", "merges.txt", "version https://git-lfs", "merges.txt is a Git LFS pointer"),
+        ("tokenizer", "tokenizer.json", '{"a":', "tokenizer: tokenizer.json is no JSON, or cut"),
+        ("unet", "config.json", None, "unet holds no config.json"),
+    ],
+)
+def test_words_and_configs_that_are_missing_or_broken_are_named(folder, part, name, content, said):
+    """Of a folder without words transformers makes a tokenizer without words, and goes on."""
+    path = folder / part / name
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=said):
+        load(str(folder))
+
+
+def test_a_tokenizer_that_states_no_length_has_that_of_its_encoder(folder):
+    (folder / "tokenizer/tokenizer_config.json").unlink()
+    model = load(str(folder))
+    assert model.pipeline.tokenizer.model_max_length == 16
+    assert torch.equal(images(model), images(from_pipeline(pipelines.stable_diffusion())))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_class_embeds": 4}, "wants a class .num_class_embeds of its config is 4."),
+        (
+            {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 32},
+            "an image, as with an IP-Adapter .encoder_hid_dim_type",
+        ),
+    ],
+)
+def test_a_network_that_wants_more_than_a_prompt_is_refused(options, said):
+    pipe = pipelines.stable_diffusion()
+    config = {k: v for k, v in pipe.unet.config.items() if not k.startswith("_")}
+    pipe.unet = diffusers.UNet2DConditionModel(**config | options)
+    with pytest.raises(UserError, match=said):
+        from_pipeline(pipe)

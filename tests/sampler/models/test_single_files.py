@@ -180,3 +180,27 @@ def test_what_is_no_model_is_named(folders, file):
             load(file, config=str(folders / "epsilon"))
     with pytest.raises(UserError, match="a variant goes with a folder or hub id, not with the fi"):
         load(file, variant="fp16")
+
+
+def test_tensors_that_are_not_of_the_model_are_counted_and_named(folders, weights, file, capsys):
+    """diffusers drops them in silence, among them whole layers that a smaller config lacks."""
+    config = str(folders / "epsilon")
+    buffers = {"betas": torch.ones(9), "model_ema.decay": torch.ones(())}
+    save_file(weights | buffers, file)
+    load(file, config=config)
+    assert "left out" not in capsys.readouterr().err
+    more = ("model.diffusion_model.middle_block.9.bias", HEAD + "decoder.a", "lora_unet_b.alpha")
+    save_file(weights | {key: torch.ones(1) for key in more}, file)
+    load(file, config=config)
+    assert f"3 of its tensors ({', '.join(sorted(more))}) are not of the model, and left out" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_text_encoder_with_gaps_is_refused(folders, weights, file):
+    key = "encoder.layers.0.mlp.fc1.bias"
+    head = "cond_stage_model.transformer.text_model."
+    save_file({k: v for k, v in weights.items() if k != head + key}, file)
+    said = rf"text_encoder: 1 of its weights .*{re.escape(key)}. is missing"
+    with pytest.raises(UserError, match=said):
+        load(file, config=str(folders / "epsilon"))
