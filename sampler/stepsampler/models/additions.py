@@ -1,7 +1,8 @@
 """What is added to a pipeline: another VAE, LoRAs, textual inversions."""
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stepsampler.support.weights import EPSILON, VAE_PREFIXES, Header, is_weight
 # In the names of LoRA tensors, what stands between the layer and the end of the first factor
 _DOWN = re.compile(r"[._](lora_down|lora_A|lora\.down|lora_linear_layer\.down)(\.\w+)?\.weight$")
 _UP = re.compile(r"[._](lora_up|lora_B|lora\.up|lora_linear_layer\.up)(\.\w+)?\.weight$")
+_PEFT = "base_model.model."  # before the names of layers in peft's own files
 # Attention of a VAE under its names before diffusers 0.18
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -118,21 +120,71 @@ def add_loras(pipeline: Any, files: Sequence[str]) -> None:
         if alone := sorted(halves[0] ^ halves[1]):
             raise UserError(f"LoRA {file!r}: {listed('layers', alone)} there by one factor of two")
         name = f"lora{len(weights)}"
+        source = _source(pipeline, file, header)
         try:
-            pipeline.load_lora_weights(
-                str(Path(file).parent),
-                weight_name=Path(file).name,
-                adapter_name=name,
-                use_safetensors=True,
-            )
+            place = {} if isinstance(source, dict) else {"weight_name": Path(file).name}
+            pipeline.load_lora_weights(source, adapter_name=name, use_safetensors=True, **place)
         except BROKEN as error:
             raise UserError(
                 f"LoRA {file!r} does not fit the model{_made_for(header)}: {reason(error)}"
             ) from error
-        _check_layers(pipeline, file, header, name)
+        _check_layers(pipeline, file, header, name, source)
         _compare(pipeline, file, header)
         weights[name] = weight
     pipeline.set_adapters(list(weights), list(weights.values()))
+
+
+def _source(pipeline: Any, file: str, header: Header) -> dict[str, torch.Tensor] | str:
+    """What diffusers takes: the folder of the file, or tensors that it would not understand there.
+
+    Those are of peft's own layout, whose alpha is in another file, and files with tensors beside
+    the factors: alphas of single layers, which are multiplied into the factors, and others, such as
+    words that were trained along, which are named and left out.
+    """
+    peft = all(key.startswith(_PEFT) for key in header.tensors)
+    kohya = any(key.startswith("lora_") for key in header.tensors)
+    alphas = [] if kohya else [key for key in header.tensors if key.endswith(".alpha")]
+    others = [k for k in header.tensors if "lora" not in k.lower() and not k.endswith(".alpha")]
+    if not (peft or alphas or others):
+        return str(Path(file).parent)
+    state: dict[str, torch.Tensor] = load_file(file)
+    scales = {key.removesuffix(".alpha"): float(state.pop(key)) for key in alphas}
+    for key in others:
+        del state[key]
+    if others:
+        note(f"LoRA {file!r}: {listed('tensors', sorted(others))} no factors, and left out")
+    share = _peft_scale(file) if peft else None
+    for key in list(state):
+        layer = _UP.sub("", key)
+        if _UP.search(key) and (share or layer in scales):
+            rank = state[key].shape[1]
+            state[key] = state[key] * (share(rank) if share else scales[layer] / rank)
+    if not peft:
+        return state
+    network = "unet" if hasattr(pipeline, "unet") else "transformer"
+    bare = {key.removeprefix(_PEFT): value for key, value in state.items()}
+    heads = (f"{network}.", "text_encoder")
+    return {k if k.startswith(heads) else f"{network}.{k}": v for k, v in bare.items()}
+
+
+def _peft_scale(file: str) -> Callable[[int], float]:
+    """Of a rank, from the file of settings that peft writes beside its weights."""
+    path = Path(file).with_name("adapter_config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        alpha = float(config["lora_alpha"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"LoRA {file!r} is as peft writes it, with its alpha in {path.name}, which is not "
+            "beside it or states none"
+        ) from error
+    if config.get("alpha_pattern"):
+        raise UserError(
+            f"LoRA {file!r}: the alpha_pattern of {path.name} is not supported; write it by "
+            "save_lora_weights of a pipeline of diffusers"
+        )
+    power = 0.5 if config.get("use_rslora") else 1.0
+    return lambda rank: alpha / rank**power
 
 
 def _made_for(header: Header) -> str:
@@ -155,14 +207,17 @@ def _compare(pipeline: Any, file: str, header: Header) -> None:
             )
 
 
-def _check_layers(pipeline: Any, file: str, header: Header, name: str) -> None:
+def _check_layers(pipeline: Any, file: str, header: Header, name: str, source: Any) -> None:
     """Count what was added: diffusers and peft drop in silence what finds no layer.
 
     Raises:
         UserError: nothing was added.
     """
     xl = hasattr(pipeline, "unet") and hasattr(pipeline, "tokenizer_2")  # names of blocks differ
-    state = pipeline.lora_state_dict(file, **({"unet_config": pipeline.unet.config} if xl else {}))
+    source = source.copy() if isinstance(source, dict) else file
+    state = pipeline.lora_state_dict(
+        source, **({"unet_config": pipeline.unet.config} if xl else {})
+    )
     state = state[0] if isinstance(state, tuple) else state
     given = [_DOWN.sub("", key) for key in state if _DOWN.search(key)]
     added = set(_layers(pipeline, name))
@@ -214,6 +269,10 @@ def weighted(text: str) -> tuple[str, float]:
     return file, number
 
 
+# Names of the one tensor of a textual inversion whose word is the name of the file
+_WORDLESS = ("emb_params", "string_to_param.*", "clip_l", "clip_g")
+
+
 def add_textual_inversion(pipeline: Any, file: str) -> None:
     """Teach the text encoders a new word: the name in the file or else the name of the file.
 
@@ -233,7 +292,8 @@ def add_textual_inversion(pipeline: Any, file: str) -> None:
             word, parts = Path(file).stem, {"": state["clip_l"], "_2": state["clip_g"]}
         elif len(state) == 1:
             ((key, vectors),) = state.items()
-            word, parts = Path(file).stem if key == "emb_params" else key, {"": vectors}
+            word = Path(file).stem if key in _WORDLESS else key
+            parts = {"_2" if key == "clip_g" else "": vectors}
         else:
             raise UserError(
                 f"textual inversion {file!r} does not fit the model: it has the tensors "
@@ -243,6 +303,13 @@ def add_textual_inversion(pipeline: Any, file: str) -> None:
             raise UserError(
                 f"textual inversion {file!r} does not fit the model: it is for two text encoders, "
                 "and the model has one"
+            )
+        if word != Path(file).stem:
+            note(f"textual inversion {file!r}: its word in prompts is {word}")
+        if len(parts) == 1 and getattr(pipeline, "text_encoder_2", None):
+            note(
+                f"textual inversion {file!r} is for one of the two text encoders; the other reads "
+                f"{word} as any text"
             )
         if any(word in getattr(pipeline, f"tokenizer{n}").get_vocab() for n in parts):
             raise UserError(

@@ -144,6 +144,11 @@ def reason(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if "meta tensor" in text:  # what diffusers makes of a checkpoint with gaps
         return "some of its weights are missing"
+    if "tiktoken" in text or "sentencepiece" in text.lower():
+        return (
+            "its tokenizer is a SentencePiece model, which needs the package sentencepiece: "
+            "pip install sentencepiece"
+        )
     if "Target modules" in text:
         return "none of its layers is of a network that the model has"
     if "infer state dict type" in text:

@@ -199,7 +199,9 @@ def read_header(what: str, name: str | Path) -> Header:
     """
     path, place = Path(name), f"{what} {str(name)!r}"
     if not is_weights_file(str(name)):
-        raise UserError(f"{place} must be a {SUFFIX} file")
+        files = sorted(path.glob(f"*{SUFFIX}"))
+        hint = f"; in that folder there is {str(files[0])!r}" if files else ""
+        raise UserError(f"{place} must be a {SUFFIX} file{hint}")
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(64)

@@ -289,3 +289,75 @@ def test_what_is_not_finite_is_said_to_be_latents_or_vae():
         model.pipeline.vae.decoder.conv_out.bias.fill_(float("inf"))
     with pytest.raises(NotFiniteError, match="but the latents are: the VAE .AutoencoderKL. overf"):
         model.decode(torch.zeros(1, 4, 16, 16))
+
+
+def by_hand(scale, down, up):
+    """The images of the tiny model with scale * up @ down in one of its projections."""
+    pipeline = pipelines.stable_diffusion()
+    layer = pipeline.unet.get_submodule(UNET.removeprefix("unet."))
+    layer.weight.data += scale * up @ down
+    return images(from_pipeline(pipeline))
+
+
+@pytest.mark.skipif(not PEFT, reason="peft is not installed")
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0), (True, 4 / 2**0.5)])
+def test_a_lora_as_peft_itself_writes_it_is_read_with_its_alpha(rslora, scale, folder, tmp_path):
+    """diffusers finds no layer in it; peft keeps the alpha in another file."""
+    from peft import LoraConfig, get_peft_model
+
+    unet = pipelines.stable_diffusion().unet
+    name = UNET.removeprefix("unet.")
+    settings = LoraConfig(r=2, lora_alpha=4, target_modules=[name], use_rslora=rslora)
+    made = get_peft_model(unet, settings)
+    layer = made.get_submodule(f"base_model.model.{name}")
+    down, up = layer.lora_A.default.weight.data, layer.lora_B.default.weight.data
+    up += torch.randn(up.shape, generator=torch.manual_seed(5))
+    made.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    difference = images(load(folder, loras=[str(file)])) - by_hand(scale, down, up)
+    assert difference.abs().max() <= 1
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match=r"with its alpha in adapter_config.json, which is not"):
+        load(folder, loras=[str(file)])
+    with pytest.raises(UserError, match="must be a .safetensors file; in that folder there is '.*"):
+        load(folder, loras=[str(tmp_path)])
+
+
+@pytest.mark.skipif(not PEFT, reason="peft is not installed")
+def test_alphas_of_layers_count_and_tensors_beside_the_factors_are_named(folder, file, capsys):
+    """diffusers refuses such a file; its message speaks of the names of LoRA parameters."""
+    made = lora((UNET, 32))
+    expected = by_hand(2.0, *made.values())
+    word = "bundle_emb.word.string_to_param.*"
+    save_file(made | {f"{UNET}.alpha": torch.tensor(4.0), word: torch.zeros(1, 32)}, file)
+    assert (images(load(folder, loras=[file])) - expected).abs().max() <= 1
+    assert f"1 of its tensors ({word}) is no factors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["clip_l", "string_to_param.*"])
+def test_a_textual_inversion_that_names_no_word_has_that_of_its_file(key, folder, tmp_path, capsys):
+    file = tmp_path / "hat.safetensors"
+    save_file({key: torch.randn(1, 32)}, file)
+    assert "hat" in load(folder, textual_inversions=[str(file)]).pipeline.tokenizer.get_vocab()
+    assert capsys.readouterr().err == ""
+    save_file({"<cap>": torch.randn(1, 32)}, file)
+    load(folder, textual_inversions=[str(file)])
+    assert "its word in prompts is <cap>" in capsys.readouterr().err
+
+
+def test_a_textual_inversion_for_one_encoder_of_two_says_so(tmp_path, capsys):
+    pipelines.sdxl().save_pretrained(tmp_path / "model")
+    file = tmp_path / "hat.safetensors"
+    for key, width, number in (("clip_l", 32, ""), ("clip_g", 48, "_2")):
+        save_file({key: torch.randn(1, width)}, file)
+        capsys.readouterr()
+        pipeline = load(str(tmp_path / "model"), textual_inversions=[str(file)]).pipeline
+        assert "hat" in getattr(pipeline, f"tokenizer{number}").get_vocab()
+        assert "is for one of the two text encoders" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_needs_another_package_names_it():
+    from stepsampler.models.parts import reason
+
+    raised = ValueError("`tiktoken` is required to read a `tiktoken` file. Install it with `pip`.")
+    assert "needs the package sentencepiece" in reason(raised)
