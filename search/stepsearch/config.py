@@ -384,9 +384,15 @@ def _sentence(error: ValidationError) -> str:
             annotation = model.model_fields[str(part)].annotation
             assert isinstance(annotation, type)
             model = annotation
-        near = difflib.get_close_matches(str(first["loc"][-1]), model.model_fields, 1, 0)
+        key = str(first["loc"][-1])
+        sections = StudyConfig.model_fields.items()
+        for name, section in sections:  # a known key in the wrong section
+            if key in getattr(section.annotation, "model_fields", ()):
+                return f"unknown key {place!r}; did you mean '{name}.{key}'?"
+        near = difflib.get_close_matches(key, model.model_fields, 1, 0)
         return f"unknown key {place!r}; did you mean {near[0]!r}?"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{place}: {message}" if place else message
-    return f"{place}: {message}, got {first['input']!r}"
+    message = message.replace("Input should be a valid tuple", 'must be a list, such as ["a", "b"]')
+    return f"{place}: {message.replace('Input should be', 'must be')}, got {first['input']!r}"

@@ -40,6 +40,12 @@ def test_overrides_replace_single_values(tmp_path):
         ("", "space: Field required"),
         ("[space", "not TOML"),
         (MINIMAL + "[serch]\n", "unknown key 'serch'; did you mean 'search'"),
+        (MINIMAL + '[model]\nloras = "a"\n', "model.loras: must be a list, such as .*, got .a."),
+        (
+            MINIMAL + '[model]\nnegative_prompt = "a"\n',
+            "unknown key 'model.negative_prompt'; did you mean 'evaluation.negative_prompt'",
+        ),
+        (MINIMAL + '[model]\ndtype = "fp16"\n', "model.dtype: must be 'float32', 'float16'"),
         (MINIMAL + "[search]\ntrails = 3\n", "unknown key 'search.trails'; did you mean 'trials'"),
         ("name = 'y'\n" + MINIMAL, "unknown key 'name'; a study is named after its file"),
         ("search = 'gp'\n" + MINIMAL, "search: .* got 'gp'"),

@@ -27,6 +27,7 @@ from stepsampler.cli.options import (
     Variant,
     Words,
     check_folder,
+    note_unguided,
     open_model,
     open_plan,
 )
@@ -120,6 +121,7 @@ def generate(
         raise UserError(NO_PROMPT)
     texts = texts or [""]
     note_cuts(loaded, texts, [negative_prompt])
+    note_unguided(plan, negative_prompt)
     batches = make(
         loaded,
         plan,

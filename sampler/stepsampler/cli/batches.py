@@ -25,6 +25,7 @@ from stepsampler.cli.options import (
     Variant,
     Words,
     check_folder,
+    note_unguided,
     open_model,
     open_plan,
 )
@@ -78,6 +79,7 @@ def batch(
     plan = open_plan(schedule, guidance_scale)
     found = read_set(prompts, column, limit, shuffle_seed)
     captions = found.items
+    note_unguided(plan, negative_prompt)
     for sentence in found.notes:
         note(f"{prompts}: {sentence}")
 
@@ -190,6 +192,8 @@ def grid(
         long_prompts,
     )
     note_cuts(loaded, texts, [negative_prompt])
+    for plan in plans:
+        note_unguided(plan, negative_prompt)
     images = [
         made.images
         for plan in plans

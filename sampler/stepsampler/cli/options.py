@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, note
 
 if TYPE_CHECKING:
     from stepsampler.models import LatentModel
@@ -74,6 +74,14 @@ def open_plan(name: str, guidance_scale: float | None) -> "Schedule":
         return scale_guidance(plan, guidance_scale)
     except UserError as error:
         raise UserError(f"--guidance-scale: {name}: {error}") from error
+
+
+def note_unguided(plan: "Schedule", negative_prompt: str) -> None:
+    """Say that a negative prompt changes nothing where no step is guided."""
+    if negative_prompt and all(
+        s.guidance_scale == 1 for s in (*plan.steps, plan.golden_noise) if s
+    ):
+        note("no step of the schedule is guided: the negative prompt has no effect")
 
 
 def check_folder(out: Path, name: str = "--out") -> None:

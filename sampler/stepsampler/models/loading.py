@@ -145,7 +145,7 @@ def _read_single_file(
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     header = read_header("model", name)
-    said = _check_file(name, header, config, asked)
+    said = check_file(name, header, config, asked)
     if config is not None:
         check_place("config", config)
         for pickle in Path(config).glob("*/*.bin"):  # diffusers would read what the file lacks
@@ -184,7 +184,7 @@ def _read_single_file(
     return pipeline
 
 
-def _check_file(name: str, header: Header, config: str | None, asked: str | None) -> str | None:
+def check_file(name: str, header: Header, config: str | None, asked: str | None) -> str | None:
     """Refuse from its header what cannot be sampled; returns the prediction type, if known."""
     if header.kind not in ("a whole checkpoint", "something unknown"):
         way = {

@@ -198,6 +198,8 @@ def read_header(what: str, name: str | Path) -> Header:
         UserError: another kind of file, or one that is cut off.
     """
     path, place = Path(name), f"{what} {str(name)!r}"
+    if path.suffix.lower() == SUFFIX and not path.exists():
+        raise UserError(f"{place}: no such file")
     if not is_weights_file(str(name)):
         files = sorted(path.glob(f"*{SUFFIX}"))
         hint = f"; in that folder there is {str(files[0])!r}" if files else ""

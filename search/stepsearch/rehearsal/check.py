@@ -17,8 +17,11 @@ from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import quiet, resolve
 from stepsampler.models.additions import weighted
+from stepsampler.models.loading import check_file
+from stepsampler.models.parts import choose
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
+from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import CLIP, ModelConfig, StudyConfig, load_config
 from stepsearch.engine.transfer import earlier_best
 from stepsearch.metrics.evaluator import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
@@ -73,7 +76,7 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
 
 def missing(config: StudyConfig) -> list[str]:
     """A sentence for each thing that the study needs and that is not on this machine."""
-    found = [_missing_model(config.model.id), *_missing_additions(config.model)]
+    found = [_missing_model(config.model), *_missing_additions(config.model)]
     extractors = each(config.evaluation.extractor)
     found += map(_missing_extractor, extractors)
     if len(set(extractors)) < len(extractors):
@@ -92,9 +95,15 @@ def missing(config: StudyConfig) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _missing_model(name: str) -> str | None:
-    if name.endswith(".safetensors"):
-        return None if Path(name).is_file() else f"model {name!r}: no such file"
+def _missing_model(model: ModelConfig) -> str | None:
+    """From the headers of its files; no weights are read."""
+    name = model.id
+    try:
+        if name.endswith(SUFFIX) or is_weights_file(name):
+            check_file(name, read_header("model", name), model.config, model.prediction_type)
+            return None
+    except UserError as error:
+        return str(error)
     folder = local_folder(name)
     if folder is None:
         return (
@@ -104,10 +113,16 @@ def _missing_model(name: str) -> str | None:
     index = folder / "model_index.json"
     if not index.exists():
         return f"model {name!r}: {folder} has no model_index.json"
+    chosen = set()
     for part, value in json.loads(index.read_text(encoding="utf-8")).items():
         known = isinstance(value, list) and value[0] is not None and part.startswith(NETWORKS)
-        if known and not any((folder / part).glob("*.safetensors")):
-            return f"model {name!r}: {folder / part} has no .safetensors weights"
+        if known and not (part == "vae" and model.vae):
+            try:
+                chosen.add(choose(f"model {name!r}: {part}", folder / part, model.variant))
+            except UserError as error:
+                return str(error)
+    if model.variant not in (None, *chosen):
+        return f"model {name!r} has no weights of the variant {model.variant}"
     return None
 
 
@@ -123,7 +138,12 @@ def _missing_additions(model: ModelConfig) -> list[str | None]:
         )
     files = [("LoRA", weighted(text)[0]) for text in model.loras]
     files += [("textual inversion", name) for name in model.textual_inversions]
-    return found + [f"{what} {n!r}: no such file" for what, n in files if not Path(n).is_file()]
+    for what, name in files:
+        try:
+            read_header(what, name)
+        except UserError as error:
+            found.append(str(error))
+    return found
 
 
 def _missing_extractor(spec: str) -> str | None:

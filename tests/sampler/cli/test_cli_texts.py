@@ -61,6 +61,18 @@ def test_a_negative_prompt_that_is_cut_is_said(call):
     assert "note: 1 of 1 negative prompts are longer" in errors
 
 
+@pytest.mark.parametrize(
+    ("command", "out"), [((), "o"), (("batch",), "o"), (("grid",), "o.png")], ids=str
+)
+def test_a_negative_prompt_without_guidance_is_said_to_do_nothing(call, tmp_path, command, out):
+    (tmp_path / "p.txt").write_text("a bag\n")
+    make_schedule("power", 2, NoiseSchedule.scaled_linear(), guidance_scale=1.0).save("u.json")
+    options = ("--prompts", "p.txt", "-o", out, "--negative-prompt", "dark")
+    code, _, errors = call(*command, "u.json", *options)
+    assert code == 0
+    assert "no step of the schedule is guided: the negative prompt has no effect" in errors
+
+
 def test_both_settings_reach_the_model(call, tmp_path):
     text = f"{LONG}a red bag"
     for options, given in (

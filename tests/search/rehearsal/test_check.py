@@ -141,7 +141,7 @@ def test_weights_and_data_that_are_not_there_are_named(tmp_path):
         "prompts 'p.txt'",
         "reference",
     ]
-    assert f"{folder / 'unet'} has no .safetensors weights" in found[0]
+    assert "unet holds no .safetensors file" in found[0]
     assert "no images in it" in found[3]
     (folder / "model_index.json").unlink()
     assert "has no model_index.json" in missing(settings(model={"id": str(folder)}))[0]
@@ -149,6 +149,26 @@ def test_weights_and_data_that_are_not_there_are_named(tmp_path):
         "model 'x.safetensors': no such file"
     ]
     assert missing(settings()) == []
+
+
+def test_weights_that_cannot_be_read_are_missing(tmp_path):
+    """From their headers: a run would find out when the weights are loaded."""
+    folder, pointer = tmp_path / "model", tmp_path / "x.safetensors"
+    pipelines.stable_diffusion().save_pretrained(folder)
+    pointer.write_text("version https://git-lfs.github.com/spec/v1")
+
+    def found(**model):
+        return " ".join(missing(settings(model={"id": str(folder), **model})))
+
+    assert found() == ""
+    assert "has no weights of the variant fp16" in found(variant="fp16")
+    assert "LoRA '" in found(loras=[f"{pointer}:0.5"])
+    assert "is a Git LFS pointer" in found(loras=[f"{pointer}:0.5"])
+    assert "is a Git LFS pointer" in found(textual_inversions=[str(pointer)])
+    assert "is a Git LFS pointer" in found(id=str(pointer))
+    assert "is a pickle" in found(id="x.ckpt")
+    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(pointer.read_bytes())
+    assert "is a Git LFS pointer" in found()
 
 
 @pytest.mark.parametrize("name", RIVALS)
