@@ -80,7 +80,7 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
         family = families().get(type(pipe).__name__)
         rule = family.rule if family else classifier_free
         kinds = (bool(packages & kind) for kind in (APART, COND_FIRST, WHOLE))
-        guide = Guide(pipe, schedule, *kinds, rule)
+        guide = Guide(pipe, schedule, rule, *kinds)
         pipe.scheduler.step = MethodType(guide.checked_step, pipe.scheduler)
         stack.callback(delattr, pipe.scheduler, "step")
         for name, net in nets.items():

@@ -74,10 +74,10 @@ class Guide:
         self,
         pipe: Any,
         schedule: Schedule,
+        rule: Combine,
         apart: bool,
         cond_first: bool,
         whole: bool,
-        rule: Combine,
     ) -> None:
         self.pipe, self.schedule, self.name = pipe, schedule, type(pipe).__name__
         self.apart, self.cond_first, self.whole, self.rule = apart, cond_first, whole, rule

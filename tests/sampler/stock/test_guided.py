@@ -386,34 +386,6 @@ def test_guiding_twice_is_refused_and_leaves_the_first_context_whole():
         pipe("a bag", num_inference_steps=2, output_type="latent")
 
 
-@pytest.mark.parametrize("scales", [(3.0, 1.0), (1.0, 1.0)])
-def test_two_images_of_the_same_noise_are_no_doubled_batch(scales):
-    """PixArt does not say whether it guides: unguided, its batch of two looks like two halves."""
-    pipe = pipelines.pixart_sigma()
-    schedule = with_scales(Schedule((Step(10.0), Step(1.0)), 0.0, "ddim"), scales)
-    noise = torch.randn(1, 4, 16, 16).repeat(2, 1, 1, 1)
-    with (
-        pytest.raises(UserError, match="without an unconditional half"),
-        guided(pipe, schedule),
-    ):
-        run(pipe, noise, schedule, guidance_scale=1.0, **pipelines.CALL["pixart-sigma"])
-
-
-def test_two_classes_of_the_same_noise_are_no_doubled_batch_of_dit():
-    pipe = pipelines.dit()
-    schedule = Schedule((Step(10.0), Step(1.0)), 0.0, "ddim")
-
-    def call(labels, scale):
-        generator = [torch.Generator().manual_seed(1) for _ in labels]
-        options = {"num_inference_steps": 2, "output_type": "np", "generator": generator}
-        return torch.tensor(pipe(labels, guidance_scale=scale, **options).images)
-
-    with guided(pipe, schedule):
-        apart = torch.cat([call([label], 4.0) for label in (0, 2)])
-        for scale in (1.0, 4.0):
-            assert torch.allclose(call([0, 2], scale), apart, atol=1e-3)
-
-
 def test_a_pipeline_made_or_copied_inside_is_not_guided_outside():
     pipe = pipelines.stable_diffusion()
     schedule, noise = some_schedule(), seeded_noise([3], (4, 16, 16))
