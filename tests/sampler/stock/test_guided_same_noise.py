@@ -18,12 +18,10 @@ def test_two_images_of_the_same_noise_are_no_doubled_batch(scales):
     steps = tuple(replace(s, guidance_scale=w) for s, w in zip(steps, scales, strict=True))
     schedule = Schedule(steps, 0.0, "ddim")
     noise = torch.randn(1, 4, 16, 16).repeat(2, 1, 1, 1)
-    with (
-        pytest.raises(UserError, match="without an unconditional half"),
-        guided(pipe, schedule),
-    ):
-        options = {"num_inference_steps": 2, "latents": noise, "output_type": "latent"}
-        pipe(["a", "b"], guidance_scale=1.0, **options, **pipelines.CALL["pixart-sigma"])
+    options = {"num_inference_steps": 2, "latents": noise, "output_type": "latent"}
+    options |= {"guidance_scale": 1.0, **pipelines.CALL["pixart-sigma"]}
+    with pytest.raises(UserError, match="without an unconditional half"), guided(pipe, schedule):
+        pipe(["a", "b"], **options)
 
 
 def test_two_classes_of_the_same_noise_are_no_doubled_batch_of_dit():
