@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
 from stepsampler.errors import UserError
@@ -14,7 +13,7 @@ RUNS = Path("runs")
 
 def bundled(name: str) -> Path:
     """A file that travels with the package."""
-    return Path(str(files("stepsearch") / "bundled" / name))
+    return Path(__file__).parent / "bundled" / name
 
 
 def local_folder(name: str) -> Path | None:

@@ -32,8 +32,6 @@ from stepsampler.cli.options import (
     open_plan,
 )
 from stepsampler.errors import UserError
-from stepsampler.support.captions import given_prompts
-from stepsampler.support.seeds import parse_seeds
 
 NAMED = 3  # files of a line about those with other names
 
@@ -88,6 +86,9 @@ def generate(
     Without --seeds, prompt k gets seed k. A class-conditional model takes class numbers or names as
     prompts, an unconditional one takes none but --seeds.
     """
+    from stepsampler.support.captions import given_prompts
+    from stepsampler.support.seeds import parse_seeds
+
     check_folder(out)
     plan = open_plan(schedule, guidance_scale)
     texts, others = given_prompts(prompt, prompts)

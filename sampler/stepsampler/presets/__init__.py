@@ -7,7 +7,6 @@ its `model` one of `MODELS`, and with a `note` and `approximate` of its own wher
 import json
 from difflib import get_close_matches
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,11 +105,9 @@ def open_schedule(name: str | Path) -> Schedule:
 def _entries() -> dict[str, tuple[dict[str, str], dict[str, Any]]]:
     """Name -> head of its file, entry."""
     found: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
-    folder = files("stepsampler") / "presets"
-    for file in sorted(folder.iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".json"):
-            head = json.loads(file.read_text(encoding="utf-8"))
-            found |= {name: (head, entry) for name, entry in head.pop("presets").items()}
+    for file in sorted(Path(__file__).parent.glob("*.json")):
+        head = json.loads(file.read_text(encoding="utf-8"))
+        found |= {name: (head, entry) for name, entry in head.pop("presets").items()}
     return found
 
 
