@@ -1,5 +1,6 @@
 """A schedule as a table, as a picture, and as what differs between two."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from math import inf, isinf
 from pathlib import Path
@@ -34,8 +35,26 @@ def describe(plan: Schedule) -> str:
             f"{_finite(lambdas[i]):>8} {_finite(h):>7} {guidance:>9} {step.order:>5} "
             f"{_extras(step)}".rstrip()
         )
-    note = plan.provenance.get("note")
-    return "\n".join([*lines, *([f"note: {note}"] if isinstance(note, str) else [])])
+    origin, note = _origin(plan.provenance), plan.provenance.get("note")
+    lines += [_printable(origin)] if origin else []
+    lines += [_printable(f"note: {note}")] if isinstance(note, str) else []
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey: provenance is free text of whoever wrote the file."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _origin(provenance: Mapping[str, Any]) -> str:
+    """How a run's schedule was found and scored, in a line; empty where the file says nothing."""
+    study, source, model = (provenance.get(key) for key in ("study", "source", "model"))
+    if not all(isinstance(text, str) for text in (study, source, model)):
+        return ""
+    value, se = provenance.get("value"), provenance.get("standard_error")
+    numbers = all(isinstance(x, int | float) for x in (value, se))
+    score = f"; {provenance.get('metric')} {value:.4g} ± {se:.2g}" if numbers else ""
+    return f"from the study {study} on the model {model}: {source}{score}"
 
 
 def _heading(plan: Schedule) -> str:

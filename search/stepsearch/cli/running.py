@@ -56,7 +56,7 @@ def run(
     tracking: Annotated[
         str, typer.Option(help="MLflow URI; 'local' is the run folder, 'none' is off.")
     ] = "local",
-    quick: Annotated[bool, typer.Option(help="A minute at most; claims nothing.")] = False,
+    quick: Annotated[bool, typer.Option(help="A minute or two; claims nothing.")] = False,
 ) -> None:
     """Search, select, test and export. Resumes if the run was cut off."""
     from stepsearch.config import load_config
@@ -144,6 +144,8 @@ def export(
     typer.echo(
         f"{out}: {schedule.num_steps} steps, {schedule.passes} passes ({source}), from {folder}"
     )
+    if folder.name.endswith("-quick"):
+        typer.echo("  of a --quick run: too few images to claim anything", err=True)
     if others:
         typer.echo(f"  there are also {', '.join(map(str, others))}: --run chooses")
 

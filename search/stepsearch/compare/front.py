@@ -149,7 +149,7 @@ def make_front(paths: Sequence[Path], out: Path, images: int | None, device: str
     table = Table(title=front.title)
     for name in COLUMNS:
         side: Literal["left", "right"] = "left" if name in ("schedule", "") else "right"
-        table.add_column(name, justify=side, no_wrap=True)
+        table.add_column(name, justify=side, overflow="fold")
     for row, beaten in zip(front.rows(), front.beaten, strict=True):
         table.add_row(*row, style="dim" if beaten else None)
     console.print(table)

@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from math import floor, isfinite, log10
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -333,7 +333,9 @@ def table(result: Result) -> Table:
     """A line for each score; differences to the first contender are paired over the seeds."""
     view = Table(title=f"{result.n} images, seeds {result.seeds.start} to {result.seeds.stop - 1}")
     for name in ("contender", "steps", "passes", "score ± standard error", "minus the first, 95 %"):
-        view.add_column(name, justify="left" if name == "contender" else "right", no_wrap=True)
+        # in a narrow terminal lines wrap: nothing is cut off
+        side: Literal["left", "right"] = "left" if name == "contender" else "right"
+        view.add_column(name, justify=side, overflow="fold")
     paired = _paired(result)
     for i, (entry, scores) in enumerate(zip(result.entries, result.scores, strict=True)):
         passes = "" if entry["passes"] is None else f"{entry['passes']:g}"

@@ -62,7 +62,8 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
         quiet()
         kind = kind_of(config)
         started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
+        told = f"dry run on a tiny random {kind} model, a minute or two"
+        with tempfile.TemporaryDirectory() as folder, console.status(told):
             result = dry_run(config, kind, Path(folder))
         console.print(
             f"dry run on a tiny random {kind} model: {len(result.screened)} baselines, "

@@ -30,7 +30,7 @@ def table(result: Result, config: StudyConfig) -> Table:
     columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", *parts, "alignment")
     for i, name in enumerate(columns):
         # of what does not fit, names wrap and numbers stay whole
-        view.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        view.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
     for row in result.test:
         against = ""
         if result.found and row is not result.found:
