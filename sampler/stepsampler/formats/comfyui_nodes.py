@@ -187,7 +187,9 @@ class _Reader:
             return made
         self.seen.add(node.id)
         if not made.model or made.model.prediction_type != "v_prediction":
-            self.lost.append(f"{node}: it rescales v, and the model predicts another")
+            self.lost.append(
+                f"{node}: it rescales the guided v-prediction, and the model is none of v-prediction"
+            )
             return made
         phi = self._number(node, "multiplier")
         steps = [replace(s, guidance_rescale=phi * (s.guidance_scale != 1)) for s in made.steps]

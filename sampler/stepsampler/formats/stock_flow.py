@@ -78,7 +78,7 @@ class Shifting:
             UserError: no sigmas lead there.
         """
         if self.terminal and not isclose(wanted[-1], self.terminal, rel_tol=CLOSE):
-            one = "a single step has sigma 1, of which it makes none that is a number: " * (
+            one = "a single step has sigma 1, which shift_terminal turns into no number: " * (
                 len(wanted) == 1
             )
             raise UserError(

@@ -131,7 +131,8 @@ def notes_of(entries: Sequence[dict[str, object]], metrics: Sequence[Metric]) ->
     for entry in entries:
         said = entry["notes"]
         assert isinstance(said, list)
-        notes += [f"{entry['name']}: {note}" for note in said]
+        head = f"{entry['name']}: "  # notes of files begin with it
+        notes += [head + note.removeprefix(head) for note in said]
     conservative = any(
         score["conservative"]
         for entry in entries

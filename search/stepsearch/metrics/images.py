@@ -119,8 +119,9 @@ class ImageFiles:
             if names:
                 said.append(f"{len(names)} of {len(self.names)} images {what}: {_listed(names)}")
         if self.left_out:
-            kinds = f"{len(self.left_out)} files of kinds that are not read"
-            said.append(f"without {kinds}: {_listed(self.left_out)}")
+            count = f"{len(self.left_out)} file{'s' * (len(self.left_out) > 1)}"
+            what = "of other kinds, or that macOS added"
+            said.append(f"without {count} {what}: {_listed(self.left_out)}")
         if lost := read_left_out(self.source):
             said.append(f"{len(lost)} captions have no image ({NOT_MADE})")
         return f"{self.source}: {'; '.join(said)}" if said else ""
