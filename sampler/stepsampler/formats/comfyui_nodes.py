@@ -187,9 +187,7 @@ class _Reader:
             return made
         self.seen.add(node.id)
         if not made.model or made.model.prediction_type != "v_prediction":
-            self.lost.append(
-                f"{node}: it rescales the guided v-prediction, and the model is none of v-prediction"
-            )
+            self.lost.append(f"{node}: it is for v-prediction, which the model does not have")
             return made
         phi = self._number(node, "multiplier")
         steps = [replace(s, guidance_rescale=phi * (s.guidance_scale != 1)) for s in made.steps]

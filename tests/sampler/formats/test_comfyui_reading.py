@@ -89,9 +89,7 @@ def test_the_shift_of_a_flow_is_that_of_its_node():
 def test_rescaled_guidance_is_read_where_it_means_the_same():
     text = patch("RescaleCFG", multiplier=0.7)
     assert {s.guidance_rescale for s in read(text, "comfyui", V_TARGET).steps} == {0.7}
-    with pytest.raises(
-        UserError, match=r"node 20 \(RescaleCFG\): it rescales the guided v-prediction"
-    ):
+    with pytest.raises(UserError, match=r"node 20 \(RescaleCFG\): it is for v-prediction"):
         read(text, "comfyui", TARGET)
 
 

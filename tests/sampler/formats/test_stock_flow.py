@@ -76,9 +76,7 @@ def test_a_single_step_that_would_be_no_number_is_refused():
     one = flow((1.0,))
     with np.errstate(all="ignore"):
         assert np.isnan(stepped(QWEN, {"sigmas": [1.0], "mu": 0.8})[0])
-    with pytest.raises(
-        UserError, match="a single step has sigma 1, which shift_terminal turns into no number"
-    ):
+    with pytest.raises(UserError, match="which shift_terminal turns into no number"):
         export(one, FLOW, scheduler_config=QWEN, mu=0.8)
     off = json.loads(export(one, FLOW).text)
     assert stepped({**QWEN, **off["config"]}, off["call"]) == [1.0, 0.0]
