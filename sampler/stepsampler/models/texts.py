@@ -81,6 +81,7 @@ def check_vocabularies(pipeline: Any) -> None:
         encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
         if not name.startswith("tokenizer") or tokenizer is None or encoder is None:
             continue
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor of images and texts
         words, wanted = len(tokenizer), encoder.get_input_embeddings().num_embeddings
         if words < wanted / 2:
             raise UserError(

@@ -1,5 +1,7 @@
 """How prompts are read: what is cut is said, chunks are ComfyUI's, clip skip is diffusers'."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pipelines
 import pytest
@@ -12,7 +14,7 @@ from stepsampler.denoiser import stack
 from stepsampler.generate import generate, seeded_noise
 from stepsampler.models import from_pipeline, load
 from stepsampler.models.additions import add_textual_inversion
-from stepsampler.models.texts import clip_chunks
+from stepsampler.models.texts import check_vocabularies, clip_chunks
 
 SIZE = pipelines.SIZE
 SHORT, LONG = "a fox", "a red fox jumps over a lazy dog, "  # a chunk has 14 tokens; this has 2
@@ -283,3 +285,15 @@ def test_prompts_of_a_long_set_are_counted_a_few_at_a_time(monkeypatch):
     (sentence,) = model.cuts(["a bag", *texts])
     assert sentence.startswith("1000 of 1001 prompts are longer")
     assert max(sizes) <= 256
+
+
+def test_the_words_of_a_processor_are_those_of_its_tokenizer():
+    """FLUX.2 dev has a processor of images and texts in its tokenizer's place, without a length."""
+    pipeline = pipelines.stable_diffusion()
+    check_vocabularies(pipeline)
+    parts = dict(pipeline.components)
+    parts["tokenizer"] = SimpleNamespace(tokenizer=parts["tokenizer"])
+    check_vocabularies(SimpleNamespace(components=parts, **parts))
+    parts["tokenizer"].tokenizer = range(2)
+    with pytest.raises(UserError, match="knows 2 words and its encoder 267"):
+        check_vocabularies(SimpleNamespace(components=parts, **parts))
