@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import optuna
 import pytest
+import running
 from optuna.trial import TrialState, create_trial
 from running import ToyWorkers, run, settings
 from typer.testing import CliRunner
@@ -35,6 +37,9 @@ from stepsearch.paths import write_whole
 HERE = this_process()
 DEAD = [*HERE[:3], "dead"]
 FAR = ["n2", "1", "elsewhere", "dead"]
+# of processes that import `running` too
+PLACES = (str(Path(running.__file__).parent), os.environ.get("PYTHONPATH", ""))
+TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, PLACES))}
 
 
 def small(trials=6):
@@ -262,7 +267,7 @@ except OSError as error:
 
 def test_a_full_disk_is_said_with_the_file_and_loses_nothing(tmp_path):
     command = [sys.executable, "-c", FULL, tmp_path / "r", "12000"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=TESTS).stdout
     assert "File too large" in said
     assert str(tmp_path / "r" / "journal.log") in said
     kept = {t.number: t.value for t in finished(read_study(tmp_path / "r", small()))}
@@ -315,7 +320,7 @@ summary.write(result, config, folder)
 def test_a_kill_while_a_file_is_written_leaves_no_half_of_it(tmp_path, name):
     from stepsearch.report.summary import write
 
-    killed = subprocess.run([sys.executable, "-c", DIES, tmp_path, name], check=False)
+    killed = subprocess.run([sys.executable, "-c", DIES, tmp_path, name], check=False, env=TESTS)
     assert killed.returncode == -9
     assert not (tmp_path / name).exists()
     result, config, _ = run(tmp_path, small(4))
