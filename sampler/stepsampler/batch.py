@@ -53,9 +53,11 @@ def run_batch(
     for one, is in none of its tensors. Any change of them makes another model.
 
     Raises:
-        UserError: the folder belongs to another schedule, model, set of captions or seeds, has
-            images of which no manifest tells, or no image can be made.
+        UserError: the schedule is for another kind of model, the folder belongs to another
+            schedule, model, set of captions or seeds, has images of which no manifest tells, or no
+            image can be made.
     """
+    model.check(schedule)  # first: a folder that was begun belongs to its schedule
     identity = {
         "format": FORMAT,
         "schedule": _digest(replace(schedule, provenance={}).to_json()),

@@ -12,6 +12,7 @@ from stepsampler.cli.app import app
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsampler.noise import NoiseSchedule
+from stepsampler.presets import preset
 from stepsampler.support.captions import Caption, LeftOut
 from stepsearch.rehearsal import miniatures
 
@@ -40,6 +41,13 @@ def run(model, schedule, out, captions=CAPTIONS, **options):
 
 def contents(out):
     return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_a_schedule_that_the_model_refuses_begins_no_folder(model, schedule, tmp_path):
+    with pytest.raises(UserError, match="the schedule was made for family 'flux'"):
+        run(model, preset("oss-flux-10").schedule, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert run(model, schedule, tmp_path)[-1] == len(CAPTIONS)
 
 
 def test_image_k_has_caption_k_seed_k_and_a_checksum(model, schedule, tmp_path):
