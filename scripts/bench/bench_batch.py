@@ -1,4 +1,4 @@
-"""Memory of `stepsample batch` by the length of the set, and its time an image beside another build.
+"""Memory of `stepsample batch` by the length of a set, and its time an image beside another build.
 
 python scripts/bench/bench_batch.py [--against CHECKOUT] [--counts 1000,10000] [--rounds 3]
 
