@@ -69,7 +69,7 @@ class GuidedDenoiser:
         sigma = step.sigma
         flow = self.prediction_type == "flow_prediction"
         alpha = 1.0 if flow else 1 / sqrt(1 + sigma**2)
-        output = self._output(alpha * x, self.noise.network_time(sigma), step)
+        output = self._output(alpha * x, self.noise.network_time(sigma * step.time_scale), step)
         if self.prediction_type == "epsilon" or flow:  # the flow is noise - x0
             return x - sigma * output
         if self.prediction_type == "v_prediction":  # v = alpha * noise - sigma_vp * x0

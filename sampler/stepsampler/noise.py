@@ -128,6 +128,13 @@ class NoiseSchedule:
             raise UserError(
                 f"step 0: sigma {first:g} is above the model's highest, {self.sigma_max:g}"
             )
+        for i, step in enumerate(schedule.steps):
+            told = step.sigma * step.time_scale
+            if step.time_scale != 1 and told > self.sigma_max * 1.001:
+                raise UserError(
+                    f"step {i}: the network is told sigma {told:g} (time_scale "
+                    f"{step.time_scale:g}), above the model's highest, {self.sigma_max:g}"
+                )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def plain(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "prediction_type": prediction_type,
         "sigmas": list(schedule.sigmas),
-        "timesteps": [noise.network_time(step.sigma) for step in schedule.steps],
+        "timesteps": [noise.network_time(s.sigma * s.time_scale) for s in schedule.steps],
         "decode": schedule.decode,
         "rows": rows,
     }

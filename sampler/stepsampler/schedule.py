@@ -30,6 +30,14 @@ WITHOUT_FORMS = ("ipndm", "heun")  # rules on dx / dsigma, neither on x0 nor on 
 GUIDANCE = ("classifier-free", "distilled")
 DECODE = ("x", "alpha-x")
 SMALLEST_GAP = 1e-9  # relative; nearer sigmas have no usable difference in log sigma
+NUMBERS = (
+    "sigma",
+    "guidance_scale",
+    "guidance_rescale",
+    "churn",
+    "gain",
+    "time_scale",
+)  # of a step
 MAX_BYTES = 1_000_000  # of a schedule file; a thousand steps are a tenth of it
 
 
@@ -64,11 +72,14 @@ class Step:
     guidance_scale: float = 1.0  # w in  uncond + w * (cond - uncond);  1 is none: one pass, not two
     order: int = 1  # predictions used by the update: this one and the order - 1 before it
     corrector: bool = False  # correct the landing as soon as the prediction there is known
-    prediction: str | None = None  # "data" or "noise": what the rule extrapolates; None: its own
+    prediction: str | None = None  # "data", "noise": what the rule extrapolates; None: its own
     analytic: float | None = None  # no network call: epsilon = this gain * x at unit variance
     churn: float = 0.0  # share of the noise at this sigma, in deviations, that is drawn anew
     guidance_rescale: float = 0.0  # phi of Lin et al. 2023, section 3.4
     free_u: FreeU | None = None
+    gain: float = 1.0  # times what the update takes of the predictions (`scale_dir` of AMED)
+    weights: tuple[float, ...] | None = None  # in place of the rule's, newest first; see `solvers`
+    time_scale: float = 1.0  # the network is told sigma * time_scale; x and the update have sigma
 
 
 @dataclass(frozen=True)
@@ -126,16 +137,14 @@ class Schedule:
             if not sigma * (1 - SMALLEST_GAP) > sigma_next:
                 raise ScheduleError(f"step {i}: sigma must fall, got {sigma:g} -> {sigma_next:g}")
         last = self.num_steps - 1
-        if self.final_sigma == 0 and self.steps[-1].order > 1:  # lambda is infinite there
-            raise ScheduleError(
-                f"step {last}: the step onto sigma 0 must have order 1, got {self.steps[-1].order}"
-            )
         if self.steps[-1].corrector:
             raise ScheduleError(f"step {last}: no prediction follows the last step to correct it")
-        if self.flow and self.steps[0].sigma > 1:
-            raise ScheduleError(
-                f"step 0: sigma of a flow model is at most 1, got {self.steps[0].sigma:g}"
-            )
+        for i, step in enumerate(self.steps):
+            for what, share in (("sigma", 1.0), ("sigma * time_scale", step.time_scale)):
+                if self.flow and (told := share * step.sigma) > 1:
+                    raise ScheduleError(
+                        f"step {i}: {what} of a flow model is at most 1, got {told:g}"
+                    )
         if self.flow and self.decode != "x":
             raise ScheduleError(f"decode of a flow model must be x, got {self.decode!r}")
         if self.golden_noise:
@@ -143,7 +152,7 @@ class Schedule:
 
     def _check_step(self, i: int, step: Step) -> None:
         values = [step.sigma, step.guidance_scale, step.guidance_rescale, step.churn]
-        values.append(step.analytic or 0.0)
+        values += [step.analytic or 0.0, step.gain, step.time_scale, *(step.weights or ())]
         if not all(map(isfinite, values)):
             raise ScheduleError(f"step {i}: numbers must be finite, got {step}")
         if step.guidance_scale < 0:
@@ -156,20 +165,13 @@ class Schedule:
             )
         if step.guidance_rescale and self.guidance == "distilled":
             raise ScheduleError(f"step {i}: guidance_rescale needs classifier-free guidance")
-        highest = min(i + 1, SOLVERS[self.solver]) if self.solver != "heun" else 2
-        if isinstance(step.order, bool) or step.order not in range(1, highest + 1):
-            raise ScheduleError(
-                f"step {i}: order of {self.solver} must be 1 to {highest} here, "
-                f"got {shown(step.order)}"
-            )
-        if step.corrector and self.solver not in WITH_CORRECTOR:
-            raise ScheduleError(
-                f"step {i}: {self.solver} has no corrector; {', '.join(WITH_CORRECTOR)} have"
-            )
-        if step.prediction is not None:
-            one_of(f"step {i}: prediction", step.prediction, ("data", "noise"))
-            if self.solver in WITHOUT_FORMS:
-                raise ScheduleError(f"step {i}: {self.solver} has no data or noise form")
+        for name in ("gain", "time_scale"):
+            if getattr(step, name) <= 0:
+                raise ScheduleError(f"step {i}: {name} must be > 0, got {getattr(step, name):g}")
+        if step.weights is None:
+            self._check_rule(i, step)
+        else:
+            self._check_weights(i, step, len(step.weights))
         if step.analytic is not None and (i > 0 or self.flow or self.solver == "heun"):
             raise ScheduleError(
                 f"step {i}: only the first step may be analytic, "
@@ -184,6 +186,43 @@ class Schedule:
             )
         if step.free_u and not all(isfinite(x) and x > 0 for x in vars(step.free_u).values()):
             raise ScheduleError(f"step {i}: free_u must have numbers > 0, got {step.free_u}")
+
+    def _check_rule(self, i: int, step: Step) -> None:
+        highest = min(i + 1, SOLVERS[self.solver]) if self.solver != "heun" else 2
+        if isinstance(step.order, bool) or step.order not in range(1, highest + 1):
+            raise ScheduleError(
+                f"step {i}: order of {self.solver} must be 1 to {highest} here, "
+                f"got {shown(step.order)}"
+            )
+        if step.corrector and self.solver not in WITH_CORRECTOR:
+            raise ScheduleError(
+                f"step {i}: {self.solver} has no corrector; {', '.join(WITH_CORRECTOR)} have"
+            )
+        if step.prediction is not None:
+            one_of(f"step {i}: prediction", step.prediction, ("data", "noise"))
+            if self.solver in WITHOUT_FORMS:
+                raise ScheduleError(f"step {i}: {self.solver} has no data or noise form")
+        if i == self.num_steps - 1 and self.final_sigma == 0 and step.order > 1:
+            raise ScheduleError(  # lambda is infinite there
+                f"step {i}: the step onto sigma 0 must have order 1, got {step.order}"
+            )
+
+    def _check_weights(self, i: int, step: Step, count: int) -> None:
+        if not 1 <= count <= i + 1:
+            raise ScheduleError(
+                f"step {i}: weights must be 1 to {i + 1}, of this prediction and those before it, "
+                f"got {count}"
+            )
+        if step.order != count:
+            raise ScheduleError(
+                f"step {i}: order must be {count}, as many as there are weights, "
+                f"got {shown(step.order)}"
+            )
+        if step.corrector or self.solver == "heun":
+            what = "corrector" if step.corrector else "heun"
+            raise ScheduleError(f"step {i}: weights and {what} exclude each other")
+        if step.prediction is not None:
+            one_of(f"step {i}: prediction", step.prediction, ("data", "noise", "derivative"))
 
     def _check_golden(self, golden: GoldenNoise) -> None:
         one_of("golden_noise: start", golden.start, ("prediction", "inversion"))
@@ -316,7 +355,7 @@ def _step(i: int, data: Any) -> Step:
     for name in ("sigma", "guidance_scale", "order"):
         if name not in values:
             raise ScheduleError(f"{place}: {name} is missing")
-    for name in ("sigma", "guidance_scale", "guidance_rescale", "churn", "analytic"):
+    for name in (*NUMBERS, "analytic"):
         if values.get(name) is not None:
             values[name] = number(values[name], f"{place}: {name}")
     order = values["order"]
@@ -324,9 +363,14 @@ def _step(i: int, data: Any) -> Step:
         raise ScheduleError(f"{place}: order must be a whole number, got {shown(order)}")
     if not isinstance(values.get("corrector", False), bool):
         raise ScheduleError(f"{place}: corrector must be true or false")
-    for name in ("sigma", "guidance_scale", "guidance_rescale", "churn"):
+    for name in NUMBERS:
         if values.get(name, 0.0) is None:
             raise ScheduleError(f"{place}: {name} must be a number, got None")
+    if values.get("weights") is not None:
+        if not isinstance(values["weights"], list):
+            raise ScheduleError(f"{place}: weights must be a list, got {shown(values['weights'])}")
+        weights = enumerate(values["weights"])
+        values["weights"] = tuple(number(w, f"{place}: weights[{j}]") for j, w in weights)
     if values.get("free_u") is not None:
         values["free_u"] = FreeU(**numbers(values["free_u"], FreeU, f"{place}: free_u"))
     return Step(**values)

@@ -11,6 +11,10 @@ schedule becomes a list of rows of numbers, one for each network call, computed 
 
 with eps_j = (x_j - alpha_j x0_j) / sigma_j. The rules that give w integrate an extrapolation of the
 predictions; data and noise form are the same formula with the roles of alpha and sigma exchanged.
+A step may have weights of its own instead, as shares s_j of the whole step, which is the w of order
+1: [1] is order 1, [3/2, -1/2] in the derivative form is Adams-Bashforth. Shares that do not add to
+1 have a gain; a step's `gain` is one more factor of all w (epsilon scaling, arXiv 2308.15321, is of
+this kind; AMED, arXiv 2312.00094, calls it `scale_dir`).
 """
 
 from collections.abc import Callable, Sequence
@@ -52,6 +56,10 @@ class Levels(NamedTuple):
     alphas: Sequence[float]
     sigmas: Sequence[float]
 
+    def at(self, i: int) -> tuple[float, float]:
+        """(alpha, sigma)."""
+        return self.alphas[i], self.sigmas[i]
+
     def log_snr(self, i: int) -> float:
         """lambda = log(alpha / sigma)."""
         alpha, sigma = self.alphas[i], self.sigmas[i]
@@ -76,7 +84,7 @@ def tableau(schedule: Schedule) -> list[Row]:
         correct = None
         if i and schedule.steps[i - 1].corrector:
             correct = _correction(at, i, schedule.solver, schedule.steps[i - 1])
-        advance = multistep(at, i, schedule.solver, step.order, step.prediction)
+        advance = _advance(at, i, schedule.solver, step)
         rows.append(Row(step, correct, advance, ends=True, fresh=fresh))
     return golden + rows
 
@@ -90,7 +98,20 @@ def _landing(schedule: Schedule, i: int) -> tuple[Levels, float]:
     return Levels(at.alphas, below), sigma * churn
 
 
-def multistep(at: Levels, i: int, solver: str, order: int, prediction: str | None = None) -> Update:
+def _advance(at: Levels, i: int, solver: str, step: Step) -> Update:
+    if step.weights is None:
+        return multistep(at, i, solver, step.order, step.prediction, step.gain)
+    form = FORMS.get(solver, "data") if step.prediction is None else step.prediction
+    if form == "noise" and at.alphas[i] == 0:  # there epsilon is the state itself
+        form = "data"
+    whole = step.gain * _whole(at, i, form)
+    past = range(i, i - len(step.weights), -1)
+    return _update(at, i, past, form, [whole * share for share in step.weights])
+
+
+def multistep(
+    at: Levels, i: int, solver: str, order: int, prediction: str | None = None, gain: float = 1.0
+) -> Update:
     """The update from level i to i + 1, with the predictions of levels i, i - 1, …
 
     A step onto sigma 0, or from alpha 0, has order 1 and is exact for a constant prediction.
@@ -101,7 +122,7 @@ def multistep(at: Levels, i: int, solver: str, order: int, prediction: str | Non
         past, form = [i], "data"
     elif form != "derivative" and at.log_snr(past[-1]) == -inf:  # infinite noise has no lambda
         past.pop()
-    return _update(at, i, past, form, RULES[solver])
+    return _update(at, i, past, form, _weights(at, i, past, form, RULES[solver], gain))
 
 
 def _correction(at: Levels, i: int, solver: str, step: Step) -> Update | None:
@@ -112,38 +133,56 @@ def _correction(at: Levels, i: int, solver: str, step: Step) -> Update | None:
         past.pop()
     if len(past) < 2:
         return None
-    return _update(at, i - 1, past, form, CORRECTORS[solver])
+    weights = _weights(at, i - 1, past, form, CORRECTORS[solver], step.gain)
+    return _update(at, i - 1, past, form, weights)
 
 
-def _update(at: Levels, i: int, past: list[int], form: str, rule: Rule) -> Update:
-    """From level i to i + 1 with the predictions made at the levels `past`, newest first."""
-    alphas, sigmas = at
-    alpha, sigma, alpha_next, sigma_next = alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1]
+def _weights(
+    at: Levels, i: int, past: Sequence[int], form: str, rule: Rule, gain: float
+) -> list[float]:
+    """What the rule gives the predictions made at the levels `past` in the step from i to i + 1."""
     if form == "data":
         h = at.log_snr(i + 1) - at.log_snr(i)
-        weights = rule([at.log_snr(j) for j in past], h) if h < inf else [1.0]
-        return Update(sigma_next / sigma, tuple(alpha_next * w for w in weights))
-    if form == "noise":
-        lambdas = [-at.log_snr(j) for j in past]
-        weights = rule(lambdas, at.log_snr(i) - at.log_snr(i + 1))
-        state, gain, share = alpha_next / alpha, sigma_next, alphas
+        found = rule([at.log_snr(j) for j in past], h) if h < inf else [1.0]
+        unit = at.alphas[i + 1]
+    elif form == "noise":
+        found = rule([-at.log_snr(j) for j in past], at.log_snr(i) - at.log_snr(i + 1))
+        unit = at.sigmas[i + 1]
     else:
-        weights = rule([sigmas[j] for j in past], sigma_next - sigma)
-        state, gain, share = 1.0, sigma_next - sigma, [1.0] * len(alphas)
+        unit = at.sigmas[i + 1] - at.sigmas[i]
+        found = rule([at.sigmas[j] for j in past], unit)
+    return [gain * unit * w for w in found]
+
+
+def _whole(at: Levels, i: int, form: str) -> float:
+    """The weight of a single prediction in the step from i to i + 1, exact for a constant one."""
+    alpha, sigma, alpha_next, sigma_next = *at.at(i), *at.at(i + 1)
+    if form == "data":
+        return alpha_next - alpha * sigma_next / sigma
+    return sigma_next - (alpha_next * sigma / alpha if form == "noise" else sigma)
+
+
+def _update(at: Levels, i: int, past: Sequence[int], form: str, weights: Sequence[float]) -> Update:
+    """From level i to i + 1 with the predictions made at the levels `past`, newest first."""
+    alpha, sigma, alpha_next, sigma_next = *at.at(i), *at.at(i + 1)
+    if form == "data":
+        return Update(sigma_next / sigma, tuple(weights))
+    pairs = list(zip(weights, past, strict=True))
+    noise = form == "noise"
     return Update(
-        state,
-        tuple(-gain * w * share[j] / sigmas[j] for w, j in zip(weights, past, strict=True)),
-        tuple(gain * w / sigmas[j] for w, j in zip(weights, past, strict=True)),
+        alpha_next / alpha if noise else 1.0,
+        tuple(-w * (at.alphas[j] if noise else 1.0) / at.sigmas[j] for w, j in pairs),
+        tuple(w / at.sigmas[j] for w, j in pairs),
     )
 
 
 def _heun(at: Levels, i: int, step: Step, fresh: float) -> list[Row]:
     """Heun's method on dx / dsigma (Karras et al. 2022, algorithm 1); order 1 is Euler."""
-    euler = _update(at, i, [i], "derivative", ipndm)
+    whole = step.gain * _whole(at, i, "derivative")
+    euler = _update(at, i, [i], "derivative", [whole])
     if step.order == 1:
         return [Row(step, None, euler, ends=True, fresh=fresh)]
-    half = lambda _lambdas, _h: [0.5, 0.5]  # noqa: E731
-    average = _update(at, i, [i + 1, i], "derivative", half)
+    average = _update(at, i, [i + 1, i], "derivative", [whole / 2, whole / 2])
     again = replace(step, sigma=at.sigmas[i + 1])
     last = Row(again, average, Update(1.0), ends=True, fresh=fresh)
     return [Row(step, None, euler, ends=False), last]

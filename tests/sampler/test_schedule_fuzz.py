@@ -28,6 +28,12 @@ VALID = [
         golden_noise=GoldenNoise(14.0, 5.0, "inversion"),
     ),
     Schedule((Step(1.0, 3.5), Step(0.5, 3.5)), 0.0, "heun", FLOW, guidance="distilled"),
+    Schedule(
+        (Step(1.0, gain=1.05), Step(0.5, order=2, weights=(1.5, -0.5), time_scale=0.9)),
+        0.0,
+        "ipndm",
+        FLOW,
+    ),
 ]
 JUNK = [
     None, True, False, 0, -1, 1, 2.5, -0.0, 5e-324, 1e308, 10**400, -(10**4000), "", "x", "1",
@@ -54,9 +60,9 @@ def mutated(rng: random.Random) -> str:
         elif kind < 0.8:
             del place[key]
         elif isinstance(place, dict):
-            place[rng.choice([*keys, "churn", "free_u", "golden_noise", "\ud800"])] = deepcopy(
-                place[key]
-            )
+            place[
+                rng.choice([*keys, "churn", "free_u", "golden_noise", "gain", "weights", "\ud800"])
+            ] = deepcopy(place[key])
         else:
             place.insert(rng.randrange(len(place) + 1), deepcopy(place[key]))
         if not data:

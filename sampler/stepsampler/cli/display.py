@@ -27,7 +27,7 @@ def describe(plan: Schedule) -> str:
         f"{'guidance':>9} {'order':>5}",
     ]
     for i, step in enumerate(plan.steps):
-        t = "-" if noise is None else f"{noise.network_time(step.sigma):.2f}"
+        t = "-" if noise is None else f"{noise.network_time(step.sigma * step.time_scale):.2f}"
         guidance = "off" if step.guidance_scale == 1 else f"{step.guidance_scale:.3g}"
         h = lambdas[i + 1] - lambdas[i]
         lines.append(
@@ -78,6 +78,9 @@ def _extras(step: Step) -> str:
         step.analytic is not None and f"analytic {step.analytic:g}",
         step.corrector and "corrector",
         step.prediction,
+        step.gain != 1 and f"gain {step.gain:g}",
+        step.weights and f"weights {' '.join(f'{w:.4g}' for w in step.weights)}",
+        step.time_scale != 1 and f"time of sigma * {step.time_scale:g}",
         step.churn and f"churn {step.churn:g}",
         step.guidance_rescale and f"rescale {step.guidance_rescale:g}",
         free_u and f"Free-U {free_u.b1:g} {free_u.b2:g} {free_u.s1:g} {free_u.s2:g}",

@@ -34,6 +34,7 @@ MODELS = {
     "dit": ModelSpec("dit", "epsilon", DIT_NOISE),
     "sd3": ModelSpec("sd3", "flow_prediction", FLOW),
     "flux": ModelSpec("flux", "flow_prediction", FLOW),
+    "sit": ModelSpec("sit", "flow_prediction", FLOW),
     "wan": ModelSpec("wan", "flow_prediction", FLOW),
 }
 

@@ -70,6 +70,27 @@ def test_both_decode_scales_and_both_forms_are_those_of_our_own_loop(decode, for
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
+def with_numbers(schedule):
+    """The same levels with a gain, weights and another time in some steps."""
+    first, second, *others, last = schedule.steps
+    second = replace(second, order=2, weights=(1.6, -0.5), gain=0.97)
+    others = [replace(s, time_scale=0.9, gain=1.05) for s in others]
+    last = replace(last, order=3, weights=(1.4, -0.3, -0.1), prediction="noise")
+    return replace(schedule, steps=(replace(first, gain=1.02), second, *others, last))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_gains_weights_and_times_of_steps_are_those_of_our_own_loop(family):
+    pipe = pipelines.FAMILIES[family]()
+    model = from_pipeline(pipe)
+    plain = make_schedule("linspace", 5, model.noise, solver="ddim", order=1, guidance_scale=3.0)
+    schedule = with_numbers(replace(plain, model=model.spec))
+    noise, expected = own_loop(pipe, schedule)
+    pipe.scheduler = StepScheduler.from_config(pipe.scheduler.config, schedule=schedule)
+    found = run(pipe, noise, 5, guidance_scale=3.0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
 def test_images_differ_by_at_most_one_grey_value():
     pipe = pipelines.stable_diffusion("v_prediction")
     schedule = some_schedule(guidance_scale=3.0)

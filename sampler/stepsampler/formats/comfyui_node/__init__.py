@@ -35,7 +35,6 @@ FOLDER = "schedules"  # of ComfyUI's models
 MAX_BYTES = 1_000_000
 OF_SCHEDULE = ("format", "solver", "guidance", "decode", "model", "steps", "final_sigma")
 OF_STEP = ("sigma", "guidance_scale", "order", "guidance_rescale", "free_u")
-FREE_U = ("b1", "b2", "s1", "s2")
 RULES = "ddim dpmpp-midpoint dpmpp-heun exact deis unipc-bh1 unipc-bh2 ipndm heun"
 STEPSAMPLER = "(ComfyUI alone cannot: install stepsampler in its Python)"
 CLOSE = 1e-5  # relative; ComfyUI has sigmas in float32
@@ -47,9 +46,8 @@ PREDICTIONS = {
     "epsilon": kinds.EPS,  # the others but the flow inherit from it
 }
 
-folder_paths.folder_names_and_paths.setdefault(
-    FOLDER, ([str(Path(folder_paths.models_dir) / FOLDER)], {".json"})
-)
+PLACES = [str(Path(folder_paths.models_dir) / FOLDER)]
+folder_paths.folder_names_and_paths.setdefault(FOLDER, (PLACES, {".json"}))
 
 
 class Call(NamedTuple):
@@ -94,6 +92,8 @@ def _with_stepsampler(text: str) -> Plan:
     from stepsampler.solvers import tableau
 
     schedule = stepsampler.Schedule.from_json(text)
+    if any(step.time_scale != 1 for step in schedule.steps):
+        raise ValueError("time_scale: ComfyUI's models are told the time of their own sigma")
     rows = tableau(schedule)
     calls = [
         Call(s.sigma, s.guidance_scale, s.guidance_rescale, vars(s.free_u) if s.free_u else None)
@@ -159,7 +159,7 @@ def _alone(data: dict[str, Any]) -> Plan:
         scale = _number(step["guidance_scale"])
         phi, free_u = _number(step.get("guidance_rescale", 0.0)), step.get("free_u")
         if free_u:
-            free_u = {name: _number(free_u[name]) for name in FREE_U}
+            free_u = {name: _number(free_u[name]) for name in ("b1", "b2", "s1", "s2")}
         twice = data["solver"] == "heun" and step["order"] == 2
         calls += [Call(sigma, scale, phi, free_u) for sigma in sigmas[i : i + 1 + twice]]
     model = data.get("model") or {}
