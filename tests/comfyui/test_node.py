@@ -247,6 +247,11 @@ def test_guidance_needs_a_negative_prompt_and_no_guidance_none(place, node):
             f'[{{"sigma": 1{"0" * 400}, "guidance_scale": 1, "order": 1}}]}}',
             "too large",
         ),
+        (
+            '{"format": "stepsearch.schedule/1", "solver": "ddim", "final_sigma": 0, "steps": '
+            '[{"sigma": 1, "guidance_scale": 1, "order": 1, "time_scale": 0.9}]}',
+            "time_scale",
+        ),
         (" " * 1_000_001, "at most 1,000,000 bytes"),
     ],
 )
