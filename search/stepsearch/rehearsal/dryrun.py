@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from stepsampler.errors import UserError
+from stepsampler.support.options import of_weights
 from stepsampler.support.pictures import save_png
 from stepsearch.config import CLIP, NONE, StudyConfig
 from stepsearch.engine.result import Result
@@ -99,9 +100,8 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     size = None if kind in PIXELS else SIZE
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
     data["model"]["compile"] = False  # takes longer than all of a dry run
-    # They are of the weights that are not loaded; a layer to skip is all that a tiny CLIP has.
-    data["model"] |= dict.fromkeys(("config", "variant", "prediction_type", "vae"))
-    data["model"] |= {"loras": (), "textual_inversions": ()}
+    data["model"] |= of_weights()  # which are not loaded
+    # A layer to skip is all that a tiny CLIP has.
     data["model"]["clip_skip"] = config.model.clip_skip and 1
     evaluation = data["evaluation"]
     if config.evaluation.rungs:

@@ -117,7 +117,10 @@ def test_show_prints_every_step(schedule):
         (["absent.json", "--prompt", "x"], "stepsample: absent.json: No such file or directory"),
         (["{schedule}"], "stepsample: no prompt: give --prompt or --prompts"),
         (["{schedule}", "--prompt", "x", "--seeds", "3-1"], "a range must rise, got '3-1'"),
-        (["{schedule}", "--prompt", "x", "--dtype", "int8"], "--dtype must be float32, float16"),
+        (
+            ["{schedule}", "--prompt", "x", "--dtype", "int8"],
+            "--dtype must be one of float32, float16",
+        ),
         (["{schedule}", "--prompts", "absent.txt"], "stepsample: absent.txt: No such file"),
     ],
 )
@@ -139,8 +142,7 @@ def test_the_size_of_images_is_at_least_one(tmp_path, command, size):
     (tmp_path / "p.txt").write_text("a bag\n")
     arguments = [command, "seed-sd-4", "--prompts", str(tmp_path / "p.txt"), "--size", size]
     result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "out.png")])
-    assert result.exit_code == 2
-    assert "--size" in result.output
+    assert str(result.exception).startswith("--size must be at least 1, got")
     assert not (tmp_path / "out.png").exists()
 
 
