@@ -102,7 +102,7 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "max_steps = 0\n", "space.max_steps: .* got 0"),
         (MINIMAL + "log_gap = [-inf, inf]\n", "space.log_gap.0: .* finite number, got -inf"),
         (MINIMAL + "guidance_scale = [1.0, inf]\n", "guidance_scale.1: .* finite .* got inf"),
-        (MINIMAL + "[model]\nsize = 0\n", "model: size must be at least 1, got 0"),
+        (MINIMAL + "[model]\nsize = 0\n", "model: size must be pixels, at least 1, .* got 0"),
         (MINIMAL + "[model]\nclip_skip = 0\n", "model: clip_skip must be at least 1, got 0"),
         (MINIMAL + "[model]\nloras_ = []\n", "key 'model.loras_'; did you mean 'loras'"),
         (MINIMAL + "[search]\nloras = []\n", "did you mean 'model.loras'"),

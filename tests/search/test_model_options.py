@@ -50,7 +50,7 @@ def test_what_is_as_by_default_is_named_nowhere():
         ({"prediction_type": "v"}, "--prediction-type must be one of epsilon, .*, got 'v'"),
         ({"long_prompts": "no"}, "--long-prompts must be one of cut, chunk, got 'no'"),
         ({"clip_skip": 0}, "--clip-skip must be at least 1, got 0"),
-        ({"size": 0}, "--size must be at least 1, got 0"),
+        ({"size": 0}, "--size must be pixels, at least 1, .* got 0"),
     ],
 )
 def test_a_value_against_its_rule_is_named_by_its_option(given, message):

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -60,10 +60,10 @@ def with_model(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _kind(field: "Field[Any]") -> Any:
-    """The type that the command line reads; choices are checked, and named, by `ModelOptions`."""
+    """The type that the command line reads; what is no plain number is read by `ModelOptions`."""
     if isinstance(field.default, tuple):
         return list[str] | None
-    if choices_of(field):
+    if choices_of(field) or str in get_args(field.type):
         return str | None if field.default is None else str
     return field.type
 

@@ -15,6 +15,7 @@ from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import BUNDLED, read_pipeline, resolve
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
 from stepsampler.support.options import ModelOptions
+from stepsampler.support.sizes import Size
 
 __all__ = [
     "BUNDLED",
@@ -36,19 +37,20 @@ def load(
     name: str,
     device: str = "cpu",
     dtype: str = "float32",
-    size: int | None = None,
+    size: Size | None = None,
     **options: Any,
 ) -> LatentModel:
     """Load a bundled model, a local folder, a hub id or a single .safetensors checkpoint.
 
-    `name` is "tiny" or "tiny-second" for those of the package, else a place; `size` the side of the
-    images in pixels, by default that on which the model was trained. `options` are the other
-    fields of `ModelOptions`.
+    `name` is "tiny" or "tiny-second" for those of the package, else a place; `size` that of the
+    images in pixels, 512 or "768x1024", by default that on which the model was trained. `options`
+    are the other fields of `ModelOptions`.
 
     Raises:
         UserError: as `open_model` does.
     """
-    return open_model(ModelOptions(name, dtype=dtype, size=size, **options), device)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"dtype": dtype, "size": size, **options}
+    return open_model(ModelOptions(name, **given), device)
 
 
 def open_model(options: ModelOptions, device: str = "cpu") -> LatentModel:
@@ -87,7 +89,7 @@ def open_model(options: ModelOptions, device: str = "cpu") -> LatentModel:
 
 def from_pipeline(
     pipeline: Any,
-    size: int | None = None,
+    size: Size | None = None,
     *,
     clip_skip: int | None = None,
     long_prompts: str = "cut",

@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from stepsampler.errors import UserError
+from stepsampler.support.sizes import Size, sides, size_of
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -108,8 +109,9 @@ class ModelOptions:
     long_prompts: LongPrompts = field(
         default="cut", metadata=facts("cut, or chunk: all of a prompt, in parts of CLIP's length.")
     )
-    size: int | None = field(
-        default=None, metadata=facts("Side of the images in pixels.", least=1, named="never")
+    size: Size | None = field(
+        default=None,
+        metadata=facts("Of the images in pixels: 512, or 768x1024, width x height.", named="never"),
     )
     dtype: Dtype = field(
         default="float32", metadata=facts("float32, float16 or bfloat16.", named="never")
@@ -118,6 +120,9 @@ class ModelOptions:
     compile: bool = field(default=False, metadata=facts())
 
     def __post_init__(self) -> None:
+        if self.size is not None:  # one way to write each
+            name = self.called(next(f for f in fields(ModelOptions) if f.name == "size"))
+            object.__setattr__(self, "size", size_of(*sides(self.size, name)))
         for known in fields(ModelOptions):
             value = getattr(self, known.name)
             if value is None:

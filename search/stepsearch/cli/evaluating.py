@@ -124,7 +124,7 @@ def evaluate(
         load_metrics,
         notes_of,
         schedules_on,
-        side_of,
+        size_of_files,
         sort_out,
     )
     from stepsearch.compare.contenders import Contender, OnStock
@@ -185,7 +185,7 @@ def evaluate(
             "schedule or --stock"
         )
     elif size is None and fit == "crop":
-        size = side_of(files, images)
+        size = size_of_files(files, images)
     captioned = clip_score is not None
     contenders += images_of(files, chosen.range, side, fitting, turning, captioned=captioned)
     fitted = None if fit == "none" else size
@@ -207,7 +207,8 @@ def evaluate(
     now = identity(harness, chosen.range, settings)
     earlier = [(read_earlier(path, now), path) for path in with_ or ()]
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
-    for note in cuts_of(contenders, harness, chosen.range):
+    cut = clip.crops(size) if clip else []
+    for note in cut + cuts_of(contenders, harness, chosen.range):
         console.print(note)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=None)

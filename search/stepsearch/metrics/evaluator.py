@@ -24,7 +24,7 @@ from stepsampler.schedule import Schedule
 from stepsampler.support.captions import read_captions
 from stepsampler.support.pictures import save_sheet
 from stepsearch.config import NONE, SEEDS, EvaluationConfig, StudyConfig
-from stepsearch.metrics.alignment import Prompt, load_alignment
+from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.pretrained import settings_of
 from stepsearch.metrics.reference import Reference, load_reference
@@ -124,6 +124,7 @@ class Evaluator:
             [prompt.text for prompt in self.prompts], [self.negative_prompt]
         )
         self.notes += self.judge.notes if self.judge else []
+        self.notes += self.judge.clip.crops(size) if isinstance(self.judge, ClipAlignment) else []
         self.identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def measure(self, schedule: Schedule, seeds: range) -> Measurement:

@@ -137,16 +137,6 @@ def test_mistakes_end_with_one_sentence_and_code_two(schedule, arguments, messag
 
 
 @pytest.mark.parametrize("command", ["generate", "batch", "grid"])
-@pytest.mark.parametrize("size", ["0", "-64"])
-def test_the_size_of_images_is_at_least_one(tmp_path, command, size):
-    (tmp_path / "p.txt").write_text("a bag\n")
-    arguments = [command, "seed-sd-4", "--prompts", str(tmp_path / "p.txt"), "--size", size]
-    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "out.png")])
-    assert str(result.exception).startswith("--size must be at least 1, got")
-    assert not (tmp_path / "out.png").exists()
-
-
-@pytest.mark.parametrize("command", ["generate", "batch", "grid"])
 def test_a_file_in_the_place_of_the_folder_is_refused_before_a_model_loads(tmp_path, command):
     (tmp_path / "p.txt").write_text("a bag\n")
     arguments = [command, "seed-sd-4", "--prompts", str(tmp_path / "p.txt"), "--model", "absent"]
