@@ -86,7 +86,9 @@ def prepare(name):
 def stock_images(name, pipeline, n, guidance_scale, **options):
     """The stock pipeline's images of `PROMPTS`, with the noise that we give the seeds; 0 to 255."""
     known = signature(pipeline.__call__).parameters
-    sizes = {key: value for key, value in SIZES.items() if key in known}
+    sizes = {key: options.pop(key, value) for key, value in SIZES.items()}
+    shape = (4, sizes["height"] // 2, sizes["width"] // 2)
+    sizes = {key: value for key, value in sizes.items() if key in known}
     options = {**STOCK[name].scale(guidance_scale), **sizes, **options}
     if name in UNCONDITIONAL:
         options["batch_size"] = len(SEEDS)
@@ -98,7 +100,7 @@ def stock_images(name, pipeline, n, guidance_scale, **options):
     if name in ("stable-diffusion", "sdxl"):  # at their last timestep there is still some signal
         pipeline.scheduler.set_timesteps(n)
         left = pipeline.scheduler.alphas_cumprod[int(pipeline.scheduler.timesteps[0])]
-        options["latents"] = seeded_noise(SEEDS, (4, 16, 16)) * (1 - left).sqrt()
+        options["latents"] = seeded_noise(SEEDS, shape) * (1 - left).sqrt()
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     call = pipeline(num_inference_steps=n, generator=generators, output_type="pt", **options)
     return (call.images * 255).round()
@@ -166,9 +168,9 @@ def our_images(model, schedule, prompts, **options):
     return torch.cat([batch.images for batch in batches])
 
 
-def take(name, pipeline=None):
+def take(name, pipeline=None, size=None):
     """Our model of a tiny pipeline."""
-    size = None if name in UNCONDITIONAL else pipelines.SIZE
+    size = size or (None if name in UNCONDITIONAL else pipelines.SIZE)
     return from_pipeline(pipeline or prepare(name), size)
 
 

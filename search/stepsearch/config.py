@@ -3,6 +3,7 @@
 import difflib
 import json
 import tomllib
+from dataclasses import Field as DataclassField
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,10 +15,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS
 from stepsampler.schedule import SOLVERS
+from stepsampler.support.options import LongPrompts, ModelOptions
 
 Rival = Literal["dmn", "gits", "oss", "hso", "ld3"]  # methods that compute a placement
 RIVALS: tuple[str, ...] = get_args(Rival)
@@ -27,6 +31,7 @@ ALL = "*"  # presets: the pattern of every name
 NONE = "none"  # prompts: there are none
 NO_ANALYTIC = 0.9  # gains below it mean that there is no analytic step
 STEEPEST = 10.0  # of log_gap: some way beyond it neighbouring sigmas coincide
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls unknown keys
 MOST_STEPS = 999  # of a long schedule: most models have 1,000 noise levels
 
 
@@ -34,36 +39,23 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-LongPrompts = Literal["cut", "chunk"]  # by which encoder, the section and the key say
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ModelConfig(ModelOptions):
+    """The model, loaded as `stepsample` loads it: the fields of `ModelOptions`."""
 
-
-class ModelConfig(_Section):
-    """The model, loaded as `stepsample` loads it: the same names as its options."""
-
-    id: str = "tiny"  # or "tiny-second", a local folder, a hub id, a .safetensors checkpoint
-    config: str | None = None  # folder or hub id with the configs of a checkpoint file
-    variant: str | None = None  # of the weights' files in a folder, such as "fp16"
-    # Overrules what checkpoint and configs say
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
-    vae: str | None = None
-    loras: tuple[str, ...] = ()  # FILE or FILE:WEIGHT
-    textual_inversions: tuple[str, ...] = ()
-    clip_skip: int | None = Field(None, ge=1)
-    long_prompts: LongPrompts = "cut"
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    size: int | None = Field(None, ge=1)  # side of the images in pixels
-    compile: bool = False  # by torch, which needs a compiler; pays off after some 10,000 passes
     # Of `miniatures.FAMILIES`: what `stepsearch check` can dry-run without the weights
     kind: str | None = None
 
-    @property
-    def additions(self) -> dict[str, Any]:
-        """What the weights of `id` are loaded with, as `stepsampler.models.load` takes it.
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except UserError as error:  # which pydantic puts into its own, with the section's name
+            raise ValueError(str(error)) from error
 
-        Only what is not as it is by default, so that older runs keep their digests.
-        """
-        apart = {"id", "dtype", "size", "compile", "kind"}
-        return self.model_dump(exclude=apart, exclude_defaults=True)
+    @staticmethod
+    def called(known: "DataclassField[Any]") -> str:
+        """As a study has it: the section's name stands before it."""
+        return known.name
 
 
 Range = Annotated[tuple[float, float], Field(description="low, high")]
@@ -323,11 +315,14 @@ class TeacherConfig(_Section):
     test: bool = False  # whether it enters the test as well
 
 
+MODEL = ModelConfig()
+
+
 class StudyConfig(_Section):
     """A study. `name` is that of its file."""
 
     name: str
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = MODEL
     space: SpaceConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     baselines: BaselinesConfig = BaselinesConfig()
@@ -376,23 +371,25 @@ def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) 
 def _sentence(error: ValidationError) -> str:
     """The first problem as one sentence; an unknown key first, as others may come of it."""
     problems = error.errors()
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    first = next((p for p in problems if p["type"] in UNKNOWN), problems[0])
     place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        model: type[BaseModel] = StudyConfig
+    if first["type"] in UNKNOWN:
+        known: dict[str, FieldInfo] = StudyConfig.model_fields
         for part in first["loc"][:-1]:
-            annotation = model.model_fields[str(part)].annotation
-            assert isinstance(annotation, type)
-            model = annotation
+            known = _keys(known[str(part)].annotation)
         key = str(first["loc"][-1])
-        sections = StudyConfig.model_fields.items()
-        for name, section in sections:  # a known key in the wrong section
-            if key in getattr(section.annotation, "model_fields", ()):
+        for name, section in StudyConfig.model_fields.items():  # a known key in another section
+            if key in _keys(section.annotation):
                 return f"unknown key {place!r}; did you mean '{name}.{key}'?"
-        near = difflib.get_close_matches(key, model.model_fields, 1, 0)
+        near = difflib.get_close_matches(key, known, 1, 0)
         return f"unknown key {place!r}; did you mean {near[0]!r}?"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{place}: {message}" if place else message
     message = message.replace("Input should be a valid tuple", 'must be a list, such as ["a", "b"]')
     return f"{place}: {message.replace('Input should be', 'must be')}, got {first['input']!r}"
+
+
+def _keys(section: Any) -> dict[str, FieldInfo]:
+    """The keys of a section, be it a model or a dataclass; none of what is no section."""
+    return getattr(section, "__pydantic_fields__", {})

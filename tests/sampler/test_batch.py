@@ -168,7 +168,7 @@ def test_every_number_of_every_network_makes_the_model(model, where):
 def test_a_folder_belongs_to_the_additions_of_its_model(
     model, schedule, tmp_path, monkeypatch, before, after
 ):
-    monkeypatch.setattr("stepsampler.cli.batches.open_model", lambda *_: model)
+    monkeypatch.setattr("stepsampler.models.open_model", lambda *_: model)
     schedule.save(tmp_path / "s.json")
     (tmp_path / "p.txt").write_text("a bag\n")
     command = ["batch", str(tmp_path / "s.json"), "--prompts", str(tmp_path / "p.txt")]

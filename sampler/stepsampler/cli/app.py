@@ -10,28 +10,18 @@ from stepsampler.cli import batches, schedules
 from stepsampler.cli.options import (
     NO_PROMPT,
     BatchSize,
-    ClipSkip,
-    Config,
     Device,
-    Dtype,
     GuidanceScale,
-    LongPrompts,
-    Loras,
-    ModelName,
     Negative,
-    Prediction,
     PromptFile,
     ScheduleName,
-    Size,
-    Vae,
-    Variant,
-    Words,
     check_folder,
     note_unguided,
-    open_model,
     open_plan,
+    with_model,
 )
 from stepsampler.errors import UserError
+from stepsampler.support.options import DEFAULTS, ModelOptions
 
 NAMED = 3  # files of a line about those with other names
 
@@ -57,6 +47,7 @@ app.add_typer(batches.app)
 
 
 @app.command()
+@with_model
 def generate(
     schedule: ScheduleName,
     prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
@@ -65,21 +56,11 @@ def generate(
         str | None, typer.Option(help="Such as 0-15 or 3,5,8: every prompt with every seed.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("out"),
-    model: ModelName = "tiny",
-    config: Config = None,
-    variant: Variant = None,
-    prediction_type: Prediction = None,
-    vae: Vae = None,
-    lora: Loras = None,
-    textual_inversion: Words = None,
-    clip_skip: ClipSkip = None,
-    long_prompts: LongPrompts = "cut",
+    model: ModelOptions = DEFAULTS,
     guidance_scale: GuidanceScale = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
-    size: Size = None,
     device: Device = "cpu",
-    dtype: Dtype = "float32",
 ) -> None:
     """Make images: one file per prompt and seed, and grid.png. Other images there stay.
 
@@ -101,23 +82,10 @@ def generate(
     from rich.progress import track
 
     from stepsampler.generate import generate as make
-    from stepsampler.models import note_cuts
+    from stepsampler.models import note_cuts, open_model
     from stepsampler.support.pictures import MAX_SHEET, keep_png, keeping, save_sheet
 
-    loaded = open_model(
-        model,
-        device,
-        dtype,
-        size,
-        config,
-        vae,
-        lora,
-        textual_inversion,
-        variant,
-        prediction_type,
-        clip_skip,
-        long_prompts,
-    )
+    loaded = open_model(model, device)
     if not texts and loaded.conditional:
         raise UserError(NO_PROMPT)
     texts = texts or [""]

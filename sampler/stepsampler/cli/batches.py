@@ -8,28 +8,18 @@ import typer
 from stepsampler.cli.options import (
     NO_PROMPT,
     BatchSize,
-    ClipSkip,
-    Config,
     Device,
-    Dtype,
     GuidanceScale,
-    LongPrompts,
-    Loras,
-    ModelName,
     Negative,
-    Prediction,
     PromptFile,
     ScheduleName,
-    Size,
-    Vae,
-    Variant,
-    Words,
     check_folder,
     note_unguided,
-    open_model,
     open_plan,
+    with_model,
 )
 from stepsampler.errors import UserError, note
+from stepsampler.support.options import DEFAULTS, ModelOptions
 
 app = typer.Typer()
 
@@ -37,6 +27,7 @@ LABEL = 40  # characters of a schedule's name beside a row
 
 
 @app.command()
+@with_model
 def batch(
     schedule: ScheduleName,
     prompts: Annotated[
@@ -52,21 +43,11 @@ def batch(
     first_seed: Annotated[
         int, typer.Option(min=0, max=2**62, help="Image k has this seed + k.")
     ] = 0,
-    model: ModelName = "tiny",
-    config: Config = None,
-    variant: Variant = None,
-    prediction_type: Prediction = None,
-    vae: Vae = None,
-    lora: Loras = None,
-    textual_inversion: Words = None,
-    clip_skip: ClipSkip = None,
-    long_prompts: LongPrompts = "cut",
+    model: ModelOptions = DEFAULTS,
     guidance_scale: GuidanceScale = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
-    size: Size = None,
     device: Device = "cpu",
-    dtype: Dtype = "float32",
 ) -> None:
     """Make one image for each caption of a file; run it again to go on after a kill.
 
@@ -86,34 +67,17 @@ def batch(
     from rich.progress import Progress
 
     from stepsampler.batch import LEFT_OUT, MANIFEST, read_left_out, run_batch
+    from stepsampler.models import open_model
 
     progress = run_batch(
-        open_model(
-            model,
-            device,
-            dtype,
-            size,
-            config,
-            vae,
-            lora,
-            textual_inversion,
-            variant,
-            prediction_type,
-            clip_skip,
-            long_prompts,
-        ),
+        open_model(model, device),
         plan,
         captions,
         out,
         first_seed=first_seed,
         negative_prompt=negative_prompt,
         batch_size=batch_size,
-        additions={
-            "config": config,
-            "vae": vae,
-            "lora": lora or [],
-            "textual_inversion": textual_inversion or [],
-        },
+        additions=model.named,
     )
     with Progress() as bar:
         task = bar.add_task("sampling", total=len(found.captions))
@@ -132,27 +96,18 @@ def batch(
 
 
 @app.command()
+@with_model
 def grid(
     schedules: Annotated[list[str], typer.Argument(help="Presets or schedule files, one a row.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file.")] = Path("grid.png"),
     prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
     prompts: PromptFile = None,
     seeds: Annotated[str, typer.Option(help="Such as 0-3: every prompt with every seed.")] = "0",
-    model: ModelName = "tiny",
-    config: Config = None,
-    variant: Variant = None,
-    prediction_type: Prediction = None,
-    vae: Vae = None,
-    lora: Loras = None,
-    textual_inversion: Words = None,
-    clip_skip: ClipSkip = None,
-    long_prompts: LongPrompts = "cut",
+    model: ModelOptions = DEFAULTS,
     guidance_scale: GuidanceScale = None,
     negative_prompt: Negative = "",
     batch_size: BatchSize = 16,
-    size: Size = None,
     device: Device = "cpu",
-    dtype: Dtype = "float32",
 ) -> None:
     """Compare schedules: a row for each, with the same prompts and seeds, and both written on."""
     from stepsampler.support.captions import given_prompts
@@ -172,25 +127,12 @@ def grid(
     import torch
 
     from stepsampler.generate import generate
-    from stepsampler.models import note_cuts
+    from stepsampler.models import note_cuts, open_model
     from stepsampler.support.pictures import MAX_SHEET, keeping, save_sheet
 
     if len(plans) * len(pairs) > MAX_SHEET:
         raise UserError(f"a grid has at most {MAX_SHEET} images, got {len(plans) * len(pairs)}")
-    loaded = open_model(
-        model,
-        device,
-        dtype,
-        size,
-        config,
-        vae,
-        lora,
-        textual_inversion,
-        variant,
-        prediction_type,
-        clip_skip,
-        long_prompts,
-    )
+    loaded = open_model(model, device)
     note_cuts(loaded, texts, [negative_prompt])
     for plan in plans:
         note_unguided(plan, negative_prompt)

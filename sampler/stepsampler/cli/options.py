@@ -1,52 +1,24 @@
 """Options that several commands share: which model, where, and how its images are made."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from stepsampler.errors import UserError, note
+from stepsampler.support.options import ModelOptions, choices_of, commands, flag_of, key_of
 
 if TYPE_CHECKING:
-    from stepsampler.models import LatentModel
+    from dataclasses import Field
+
     from stepsampler.schedule import Schedule
 
 NO_PROMPT = "no prompt: give --prompt or --prompts"
 
 ScheduleName = Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")]
-ModelName = Annotated[
-    str, typer.Option(help="tiny, tiny-second, a folder, a hub id or a .safetensors checkpoint.")
-]
-Config = Annotated[
-    str | None, typer.Option(help="Folder or hub id with the configs of a checkpoint file.")
-]
-Variant = Annotated[
-    str | None,
-    typer.Option(help="Which weights of a folder or hub id, such as fp16."),
-]
-Prediction = Annotated[
-    str | None,
-    typer.Option(
-        "--prediction-type",
-        help="epsilon, v_prediction or sample; overrules what checkpoint and config say.",
-    ),
-]
-Vae = Annotated[
-    str | None, typer.Option(help="Folder, hub id or .safetensors file of another VAE.")
-]
-Loras = Annotated[
-    list[str] | None, typer.Option(help="FILE or FILE:WEIGHT; may be given several times.")
-]
-Words = Annotated[
-    list[str] | None, typer.Option(help="FILE with a new word; may be given several times.")
-]
-ClipSkip = Annotated[
-    int | None,
-    typer.Option(help="Layers of CLIP to leave out, as diffusers counts: A1111's number less 1."),
-]
-LongPrompts = Annotated[
-    str, typer.Option(help="cut, or chunk: all of a prompt, in parts of CLIP's length.")
-]
 PromptFile = Annotated[
     Path | None, typer.Option(help="Text with a prompt a line, or any other file as for batch.")
 ]
@@ -56,9 +28,44 @@ GuidanceScale = Annotated[
 ]
 Negative = Annotated[str, typer.Option(help="What the images should not show.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per network call.")]
-Size = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
-Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+
+
+def with_model(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter `model` is a `ModelOptions` has an option for each field of it."""
+    own = inspect.signature(command)
+    options = {key_of(f): f for f in commands()}
+
+    @wraps(command)
+    def called(**given: Any) -> None:
+        chosen: dict[str, Any] = {}
+        for key, field in options.items():
+            value = given.pop(key)
+            chosen[field.name] = tuple(value or ()) if isinstance(field.default, tuple) else value
+        command(model=ModelOptions(**chosen), **given)
+
+    parameters = []
+    for parameter in own.parameters.values():
+        if parameter.name != "model":
+            parameters.append(parameter)
+            continue
+        for key, field in options.items():
+            shown = typer.Option(flag_of(field), help=field.metadata["help"])
+            default = None if isinstance(field.default, tuple) else field.default
+            kind: Any = Annotated[_kind(field), shown]
+            parameters.append(parameter.replace(name=key, annotation=kind, default=default))
+    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+    return called
+
+
+def _kind(field: "Field[Any]") -> Any:
+    """The type that the command line reads; what is no plain number is read by `ModelOptions`."""
+    if isinstance(field.default, tuple):
+        return list[str] | None
+    if choices_of(field) or str in get_args(field.type):
+        return str | None if field.default is None else str
+    return field.type
 
 
 def open_plan(name: str, guidance_scale: float | None) -> "Schedule":
@@ -95,38 +102,3 @@ def check_folder(out: Path, name: str = "--out") -> None:
             if not path.is_dir():
                 raise UserError(f"{name} must be a folder, but {str(path)!r} is a file")
             return
-
-
-def open_model(
-    model: str,
-    device: str,
-    dtype: str,
-    size: int | None,
-    config: str | None,
-    vae: str | None,
-    lora: list[str] | None,
-    textual_inversion: list[str] | None,
-    variant: str | None,
-    prediction_type: str | None,
-    clip_skip: int | None,
-    long_prompts: str,
-) -> "LatentModel":
-    """Load what the options name; torch and diffusers load here, not for --help."""
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
-    from stepsampler.models import load
-
-    return load(
-        model,
-        device,
-        dtype,
-        size,
-        config=config,
-        variant=variant,
-        prediction_type=prediction_type,
-        vae=vae,
-        loras=lora or [],
-        textual_inversions=textual_inversion or [],
-        clip_skip=clip_skip,
-        long_prompts=long_prompts,
-    )

@@ -3,8 +3,6 @@
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Sequence
-from importlib.resources import files
 from logging import CRITICAL
 from typing import Any
 
@@ -14,78 +12,60 @@ from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
-from stepsampler.models.loading import read_pipeline
+from stepsampler.models.loading import BUNDLED, read_pipeline, resolve
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
+from stepsampler.support.options import ModelOptions
+from stepsampler.support.sizes import Size
 
 __all__ = [
     "BUNDLED",
     "LatentModel",
+    "ModelOptions",
     "check_device",
     "families",
     "family_of",
     "from_pipeline",
     "load",
     "note_cuts",
+    "open_model",
     "quiet",
     "resolve",
 ]
-
-BUNDLED = ("tiny", "tiny-second")  # the second: another seed, half the training
-
-
-def resolve(name: str) -> str:
-    """Folder of a bundled model, or the name itself: a local folder or a hub id."""
-    if name in BUNDLED:
-        return str(files("stepsampler") / "bundled" / name)
-    return name
 
 
 def load(
     name: str,
     device: str = "cpu",
     dtype: str = "float32",
-    size: int | None = None,
-    *,
-    config: str | None = None,
-    variant: str | None = None,
-    prediction_type: str | None = None,
-    vae: str | None = None,
-    loras: Sequence[str] = (),
-    textual_inversions: Sequence[str] = (),
-    clip_skip: int | None = None,
-    long_prompts: str = "cut",
-    compile: bool = False,
+    size: Size | None = None,
+    **options: Any,
 ) -> LatentModel:
     """Load a bundled model, a local folder, a hub id or a single .safetensors checkpoint.
 
-    `name` is "tiny" or "tiny-second" for those of the package, else a place.
-    `size` is the side of the images in pixels; by default the one the model was trained on.
-    `config` is the folder or hub id of a pipeline like that in the single file; without it the
-    configs come from the hub. `variant` is which weights of a folder, such as fp16.
-    `prediction_type` (epsilon, v_prediction, sample) overrules what file and config say. `vae` is a
-    folder, a hub id or a .safetensors file, each of `loras` FILE or FILE:WEIGHT.
-    `clip_skip` and `long_prompts` say how prompts are read (`texts.Reading`).
-    `compile` has torch compile the network at its first call.
+    `name` is "tiny" or "tiny-second" for those of the package, else a place; `size` that of the
+    images in pixels, 512 or "768x1024", by default that on which the model was trained. `options`
+    are the other fields of `ModelOptions`.
+
+    Raises:
+        UserError: as `open_model` does.
+    """
+    given: dict[str, Any] = {"dtype": dtype, "size": size, **options}
+    return open_model(ModelOptions(name, **given), device)
+
+
+def open_model(options: ModelOptions, device: str = "cpu") -> LatentModel:
+    """Load what the options name.
 
     Raises:
         UserError: nothing there, another kind of pipeline, a size the model cannot make,
             a device that does not exist, or an addition that does not fit the model.
     """
     check_device(device)
-    reading = Reading(clip_skip, long_prompts)
     quiet()
-    pipeline = read_pipeline(
-        name,
-        resolve(name),
-        dtype,
-        config=config and resolve(config),
-        variant=variant,
-        prediction_type=prediction_type,
-        vae=vae and resolve(vae),
-    )
+    pipeline = read_pipeline(options)
     family_of(type(pipeline).__name__)  # refused before anything is added to it
-    add_loras(pipeline, loras)
-    for file in textual_inversions:
+    add_loras(pipeline, options.loras)
+    for file in options.textual_inversions:
         add_textual_inversion(pipeline, file)
     try:
         pipeline.to(device)
@@ -93,19 +73,23 @@ def load(
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"model {name!r} does not fit into the memory of {device}; try float16, or offload it "
-            "with diffusers and hand the pipeline to from_pipeline"
+            f"model {options.id!r} does not fit into the memory of {device}; try float16, or "
+            "offload it with diffusers and hand the pipeline to from_pipeline"
         ) from error
-    model = from_pipeline(pipeline, size)
-    model.read_texts(reading)
-    if compile:
+    model = from_pipeline(
+        pipeline,
+        options.size,
+        clip_skip=options.clip_skip,
+        long_prompts=options.long_prompts,
+    )
+    if options.compile:
         model.compile()
     return model
 
 
 def from_pipeline(
     pipeline: Any,
-    size: int | None = None,
+    size: Size | None = None,
     *,
     clip_skip: int | None = None,
     long_prompts: str = "cut",
@@ -116,9 +100,10 @@ def from_pipeline(
         UserError: no family knows its class, or `size`, `clip_skip` or `long_prompts` does not
             suit it.
     """
+    reading = Reading(clip_skip, long_prompts)
     model = family_of(type(pipeline).__name__)(pipeline, size)
     check_vocabularies(pipeline)
-    model.read_texts(Reading(clip_skip, long_prompts))
+    model.read_texts(reading)
     return model
 
 

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.models.conditions import NO_SIZE, check_conditions, trained_side
+from stepsampler.models.conditions import check_conditions
 from stepsampler.models.networks import checked, wider
 from stepsampler.models.pixels import to_pixels
+from stepsampler.models.sizes import NO_SIZE, check_size, trained_sides
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
+from stepsampler.support.sizes import Size, sides, size_of
 
 KEPT = 2**28  # bytes of encoded prompts
 
@@ -43,6 +45,7 @@ class LatentModel(ABC):
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
     channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
     patch: ClassVar[int] = 2  # sides of latents are multiples of it
+    square: ClassVar[bool] = False  # can make no other images
     # The network is told how long texts are: by `mask`, left out if none is padded, or otherwise.
     mask: ClassVar[str | None] = None
     pads: ClassVar[bool] = False
@@ -61,7 +64,7 @@ class LatentModel(ABC):
     prediction_type: str
     shape: tuple[int, int, int]
 
-    def __init__(self, pipeline: Any, size: int | None = None) -> None:
+    def __init__(self, pipeline: Any, size: Size | None = None) -> None:
         self.pipeline = pipeline
         self._check_parts()
         unet = getattr(pipeline, "unet", None)
@@ -136,37 +139,58 @@ class LatentModel(ABC):
         return (self.shape[1] // patch) * (self.shape[2] // patch)
 
     @property
+    def _most(self) -> int | None:
+        """Entries of a latent along one side for which the network has places; None: any."""
+        return None
+
+    @property
     def _factor(self) -> int:
         """Pixels along one side of a latent's entry; 1 for models of pixels."""
         return int(getattr(self.pipeline, "vae_scale_factor", 1))
 
-    def _trained_shape(self) -> tuple[int, int]:
-        """Channels and side of the latents on which the model was trained, 0 if unknown."""
-        return self.net.config.in_channels, trained_side(self.net.config)
+    def _trained_shape(self) -> tuple[int, int, int]:
+        """That of the latents on which the model was trained, sides of 0 if unknown."""
+        return self.net.config.in_channels, *trained_sides(self.net.config)
 
-    def _latent_shape(self, size: int | None) -> tuple[int, int, int]:
+    @property
+    def _multiple(self) -> int:
+        """Pixels of which both sides of an image are multiples."""
+        return self.patch * self._factor
+
+    def _latent_shape(self, size: Size | None) -> tuple[int, int, int]:
         """Of images of `size` pixels; by default those the model was trained on."""
-        channels, side = self._trained_shape()
+        channels, *trained = self._trained_shape()
         vae = self.pipeline.components.get("vae")
         latent = channels if vae is None else self._vae_channels(vae.config, channels)
         if channels != latent:
             raise UserError(f"the model cannot be sampled: {wider(channels, latent)}")
-        size = size or side * self._factor
-        if not size:
+        factor, most = self._factor, self._most and self._most * self._factor
+        if size is None and not all(trained):
             raise UserError(NO_SIZE)
-        multiple = self.patch * self._factor
-        if size % multiple or size < multiple:
-            raise UserError(f"size must be a multiple of {multiple} pixels, got {size}")
-        return (channels, size // self._factor, size // self._factor)
+        height, width = (side * factor for side in trained)
+        if size is not None:
+            width, height = sides(size)
+        check_size(width, height, self._multiple, most, self.square)
+        return (channels, height // factor, width // factor)
 
     def _vae_channels(self, config: Any, channels: int) -> int:
         """Channels that latents must have for the VAE; `channels` if it does not say."""
         return int(config.get("latent_channels", channels))
 
     @property
-    def size(self) -> int:
-        """Side of the images in pixels."""
+    def height(self) -> int:
+        """Of the images in pixels."""
         return self.shape[1] * self._factor
+
+    @property
+    def width(self) -> int:
+        """Of the images in pixels."""
+        return self.shape[2] * self._factor
+
+    @property
+    def size(self) -> Size:
+        """Of the images in pixels: a side, or WIDTHxHEIGHT."""
+        return size_of(self.width, self.height)
 
     @property
     def networks(self) -> list[Any]:

@@ -11,7 +11,6 @@ _WANTED = {
     "encoder_hid_dim_type": (("text_proj",), "an image, as with an IP-Adapter"),
     "addition_embed_type": (("text_time",), "more than a text"),
 }
-NO_SIZE = "the model's config does not say how large its images are (sample_size): give the size"
 
 
 def check_conditions(net: Any) -> None:
@@ -32,17 +31,3 @@ def check_conditions(net: Any) -> None:
                 f"the U-Net wants {wanted} ({key} of its config is {value!r}), which is not "
                 "supported"
             )
-
-
-def trained_side(config: Any) -> int:
-    """Of the latents on which a network was trained; 0 where its config does not say.
-
-    Raises:
-        UserError: they are not square.
-    """
-    side = config.sample_size
-    if side is None or isinstance(side, int):
-        return side or 0
-    if len(set(side)) > 1:
-        raise UserError(f"the model makes no square images but latents of {side}")
-    return int(side[0])

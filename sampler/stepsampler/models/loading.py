@@ -1,10 +1,11 @@
 """Read pipelines from folders, hub ids and single files. Weights come from safetensors alone."""
 
 import importlib
+import importlib.resources
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -14,9 +15,11 @@ from stepsampler.models.leftovers import check_whole, note_left_out
 from stepsampler.models.networks import WIDER, wider
 from stepsampler.models.parts import BROKEN, check_place, check_texts, choose, read_part, reason
 from stepsampler.noise import is_flow
+from stepsampler.support.options import ModelOptions, Prediction
 from stepsampler.support.weights import EPSILON, Header, V, is_weights_file, read_header
 
-PREDICTIONS = (EPSILON, V, "sample")  # that may be asked for
+BUNDLED = ("tiny", "tiny-second")  # the second: another seed, half the training
+PREDICTIONS = get_args(Prediction)  # that may be asked for
 # Parts of stock pipelines that are not sampled with
 NEEDLESS = ("safety_checker", "feature_extractor")
 # Whose configs a file of Stable Diffusion 2.x has: 512 pixels, or 768
@@ -26,16 +29,14 @@ SD2 = {
 }
 
 
-def read_pipeline(
-    name: str,
-    folder: str,
-    dtype: str,
-    *,
-    config: str | None = None,
-    variant: str | None = None,
-    prediction_type: str | None = None,
-    vae: str | None = None,
-) -> Any:
+def resolve(name: str) -> str:
+    """Folder of a bundled model, or the name itself: a local folder or a hub id."""
+    if name in BUNDLED:
+        return str(importlib.resources.files("stepsampler") / "bundled" / name)
+    return name
+
+
+def read_pipeline(options: ModelOptions) -> Any:
     """A pipeline from a folder, a hub id or a single .safetensors checkpoint.
 
     `config` is the folder or hub id whose configs a single file's model has; by default diffusers
@@ -47,20 +48,18 @@ def read_pipeline(
         UserError: nothing there, a pickle, weights that cannot be read, or markers that say what
             is not supported or contradict each other or the config.
     """
-    if prediction_type not in (None, *PREDICTIONS):
-        raise UserError(
-            f"prediction type must be one of {', '.join(PREDICTIONS)}, got {prediction_type!r}"
-        )
+    name, folder, dtype = options.id, resolve(options.id), getattr(torch, options.dtype)
+    config, vae = (place and resolve(place) for place in (options.config, options.vae))
     if is_weights_file(name):
-        if variant is not None:
+        if options.variant is not None:
             raise UserError(f"a variant goes with a folder or hub id, not with the file {name!r}")
-        return _read_single_file(name, dtype, config, prediction_type, vae)
+        return _read_single_file(name, dtype, config, options.prediction_type, vae)
     if config is not None:
         raise UserError(f"a config goes with a single .safetensors file, not with {name!r}")
     check_place("model", folder)
-    pipeline = _read_folder(name, folder, getattr(torch, dtype), variant, vae)
-    if prediction_type is not None:
-        _set_prediction(pipeline, prediction_type)
+    pipeline = _read_folder(name, folder, dtype, options.variant, vae)
+    if options.prediction_type is not None:
+        _set_prediction(pipeline, options.prediction_type)
     return pipeline
 
 
@@ -140,7 +139,7 @@ def _check_class(name: str, cls: object) -> None:
 
 
 def _read_single_file(
-    name: str, dtype: str, config: str | None, asked: str | None, vae: str | None
+    name: str, dtype: torch.dtype, config: str | None, asked: str | None, vae: str | None
 ) -> Any:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
@@ -156,9 +155,9 @@ def _read_single_file(
         config = SD2[said]
     try:
         cls, config = _single_file_class(name, config)
-        options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+        options: dict[str, Any] = {"dtype": dtype}
         if vae is not None:
-            options["vae"] = _vae_by_config(vae, cls, config, options["dtype"])
+            options["vae"] = _vae_by_config(vae, cls, config, dtype)
         pipeline = cls.from_single_file(name, config=config, **options)
     except SingleFileComponentError as error:
         part = re.search(r"load (\w+)", str(error))

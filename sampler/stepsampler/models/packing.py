@@ -9,8 +9,9 @@ from stepsampler.models.base import LatentModel
 class PackedModel(LatentModel):
     """A transformer on packed latents; `_call` packs and unpacks, so that `shape` is an image's."""
 
-    def _trained_shape(self) -> tuple[int, int]:
-        return self.net.config.in_channels // 4, self.pipeline.default_sample_size
+    def _trained_shape(self) -> tuple[int, int, int]:
+        side = self.pipeline.default_sample_size
+        return self.net.config.in_channels // 4, side, side
 
     @property
     def _tokens(self) -> int:

@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from stepsampler.errors import UserError, note
+from stepsampler.support.options import LongPrompts
 
 if TYPE_CHECKING:
     from stepsampler.models.base import LatentModel
 
-LONG_PROMPTS = ("cut", "chunk")
+LONG_PROMPTS = get_args(LongPrompts)
 SHOWN = 3  # prompts of a sentence about cut ones, with so many characters of each
 LETTERS = 40
 AT_ONCE = 256  # texts: the tokens of a set of any length take the memory of a few

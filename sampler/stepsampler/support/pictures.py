@@ -73,7 +73,7 @@ def save_sheet(
         top, left = k // columns * (height + gap), k % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet.permute(1, 2, 0).numpy())
-    factor = max(1, 64 // height)
+    factor = max(1, 64 // max(height, width))
     larger = (picture.width * factor, picture.height * factor)
     picture = picture.resize(larger, Image.Resampling.NEAREST)
     wide, high = (width + gap) * factor, (height + gap) * factor  # of one image

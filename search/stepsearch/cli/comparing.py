@@ -5,36 +5,19 @@ from typing import Annotated
 
 import typer
 
-from stepsampler.cli.options import (
-    ClipSkip,
-    Config,
-    LongPrompts,
-    Loras,
-    ModelName,
-    Negative,
-    Prediction,
-    Vae,
-    Variant,
-    Words,
-)
+from stepsampler.cli.options import Device, Negative, with_model
+from stepsampler.support.options import DEFAULTS, ModelOptions
 
 app = typer.Typer()
 
 
 @app.command()
+@with_model
 def placement(
     method: Annotated[str, typer.Argument(help="dmn, gits, oss, hso or ld3.")],
     steps: Annotated[int, typer.Option(min=1, help="Number of steps.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the schedule.")],
-    model: ModelName = "tiny",
-    config: Config = None,
-    variant: Variant = None,
-    prediction_type: Prediction = None,
-    vae: Vae = None,
-    lora: Loras = None,
-    textual_inversion: Words = None,
-    clip_skip: ClipSkip = None,
-    long_prompts: LongPrompts = "cut",
+    model: ModelOptions = DEFAULTS,
     negative_prompt: Negative = "",
     prompts: Annotated[
         str, typer.Option(help="Bundled prompts, or a text file with one a line.")
@@ -44,10 +27,8 @@ def placement(
     ] = 7.5,
     solver: Annotated[str, typer.Option(help="Of the schedule.")] = "dpmpp-midpoint",
     order: Annotated[int, typer.Option(min=1, help="Highest order of the solver.")] = 2,
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 8,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    device: Device = "cpu",
 ) -> None:
     """Compute where a published method puts the steps for a model, and write that schedule."""
     from stepsearch.rivals.command import write_placement
@@ -61,19 +42,9 @@ def placement(
         guidance_scale,
         solver,
         order,
-        size,
         batch_size,
         device,
-        dtype,
         negative_prompt,
-        config=config,
-        variant=variant,
-        prediction_type=prediction_type,
-        vae=vae,
-        loras=lora or (),
-        textual_inversions=textual_inversion or (),
-        clip_skip=clip_skip,
-        long_prompts=long_prompts,
     )
 
 

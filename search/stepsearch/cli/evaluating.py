@@ -7,25 +7,15 @@ from typing import Annotated, cast
 
 import typer
 
-from stepsampler.cli.options import (
-    ClipSkip,
-    Config,
-    LongPrompts,
-    Loras,
-    ModelName,
-    Negative,
-    Prediction,
-    Vae,
-    Variant,
-    Words,
-    open_model,
-)
+from stepsampler.cli.options import Device, Negative, with_model
 from stepsampler.errors import UserError
+from stepsampler.support.options import DEFAULTS, ModelOptions
 
 app = typer.Typer()
 
 
 @app.command()
+@with_model
 def evaluate(
     what: Annotated[
         list[Path] | None, typer.Argument(help="Schedules (JSON), folders or zips of images.")
@@ -34,15 +24,7 @@ def evaluate(
         list[int] | None,
         typer.Option(help="The model under its own scheduler with so many steps."),
     ] = None,
-    model: ModelName = "tiny",
-    config: Config = None,
-    variant: Variant = None,
-    prediction_type: Prediction = None,
-    vae: Vae = None,
-    lora: Loras = None,
-    textual_inversion: Words = None,
-    clip_skip: ClipSkip = None,
-    long_prompts: LongPrompts = "cut",
+    model: ModelOptions = DEFAULTS,
     negative_prompt: Negative = "",
     scheduler: Annotated[
         str | None, typer.Option(help="Of --stock: a class of diffusers instead of its own.")
@@ -86,10 +68,8 @@ def evaluate(
         str, typer.Option("--range", help="Seeds: test, selection or search.")
     ] = "test",
     first_seed: Annotated[int | None, typer.Option(help="Instead of the range's.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per network call.")] = 50,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    device: Device = "cpu",
     cache: Annotated[Path, typer.Option(help="What is measured once is kept here.")] = Path(
         "runs/evaluate"
     ),
@@ -104,8 +84,6 @@ def evaluate(
     Given several (`evaluate a.json b.json`), it compares them: all get the same seeds, and the
     differences to the first contender are paired.
     """
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise UserError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
     if fit not in ("crop", "squash512", "none"):
         raise UserError(f"--fit must be crop, squash512 or none, got {fit!r}")
     if exif not in ("apply", "ignore"):
@@ -130,7 +108,6 @@ def evaluate(
     for name, value, low, high in (
         ("--guidance-scale", guidance_scale, 0, inf),
         ("--first-seed", first_seed, 0, 2**62),
-        ("--size", size, 1, inf),
     ):
         if value is not None:
             _in_range(name, value, low, high)
@@ -140,14 +117,14 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from stepsampler.models import check_device
+    from stepsampler.models import check_device, open_model
     from stepsearch.compare.command import (
         cuts_of,
         images_of,
         load_metrics,
         notes_of,
         schedules_on,
-        side_of,
+        size_of_files,
         sort_out,
     )
     from stepsearch.compare.contenders import Contender, OnStock
@@ -186,52 +163,29 @@ def evaluate(
     texts = load_prompts(prompts)
     clock = Clock(torch.device(device))
     contenders: list[Contender] = []
-    judge, side = None, size  # of files: without a model and --size, as they are
+    size = side = model.size
+    judge = None  # of files: without a model and --size, as they are
     if schedules or stock:
-        loaded = open_model(
-            model,
-            device,
-            dtype,
-            size,
-            config,
-            vae,
-            lora,
-            textual_inversion,
-            variant,
-            prediction_type,
-            clip_skip,
-            long_prompts,
-        )
+        loaded = open_model(model, device)
         check_negative_prompt(loaded, negative_prompt)
         clock.watch(loaded)
         size = side = loaded.size
         judge = load_alignment(CLASSES, texts, device)
-        additions = additions_digest(loaded, lora or (), textual_inversion or (), negative_prompt)
+        additions = additions_digest(loaded, model.loras, model.textual_inversions, negative_prompt)
         digest = " ".join([model_digest(loaded), *additions])
         contenders += schedules_on(loaded, digest, schedules, negative_prompt)
         own = (guidance_scale, scheduler, timestep_spacing, negative_prompt)
         contenders += [OnStock(loaded, digest, steps, *own) for steps in stock or ()]
     elif given := [
-        name
-        for name, value in {
-            "--config": config,
-            "--variant": variant,
-            "--prediction-type": prediction_type,
-            "--vae": vae,
-            "--lora": lora,
-            "--textual-inversion": textual_inversion,
-            "--clip-skip": clip_skip,
-            "--long-prompts": long_prompts != "cut",
-            "--negative-prompt": negative_prompt,
-        }.items()
-        if value
+        *(flag for flag in model.flags if flag not in ("--size", "--dtype")),
+        *(["--negative-prompt"] if negative_prompt else []),
     ]:
         raise UserError(
             f"{', '.join(given)}: of the model, but nothing that it makes is scored: give a "
             "schedule or --stock"
         )
     elif size is None and fit == "crop":
-        size = side_of(files, images)
+        size = size_of_files(files, images)
     captioned = clip_score is not None
     contenders += images_of(files, chosen.range, side, fitting, turning, captioned=captioned)
     fitted = None if fit == "none" else size
@@ -240,12 +194,8 @@ def evaluate(
     clip = ClipScore(clip_score, device, clip_long_prompts) if clip_score else None
     harness = Harness(metrics, texts, batch_size, cache, clock, judge, clip)
     settings = {
-        "model": model if schedules or stock else None,
-        "vae": vae,
-        "lora": lora or [],
-        "textual_inversion": textual_inversion or [],
-        "clip_skip": clip_skip,
-        "long_prompts": long_prompts,
+        **model.told,
+        "model": model.id if schedules or stock else None,
         "negative_prompt": negative_prompt,
         "prompts": prompts,
         "reference": reference,
@@ -257,7 +207,8 @@ def evaluate(
     now = identity(harness, chosen.range, settings)
     earlier = [(read_earlier(path, now), path) for path in with_ or ()]
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
-    for note in cuts_of(contenders, harness, chosen.range):
+    cut = clip.crops(size) if clip else []
+    for note in cut + cuts_of(contenders, harness, chosen.range):
         console.print(note)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=None)

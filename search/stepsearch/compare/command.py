@@ -7,6 +7,7 @@ from stepsampler.errors import UserError
 from stepsampler.models import LatentModel
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import open_schedule
+from stepsampler.support.sizes import Size, size_of
 from stepsearch.compare.contenders import Contender, OnFiles, OnSchedule, OnStock
 from stepsearch.compare.harness import Harness, Metric
 from stepsearch.metrics.features import load_extractor
@@ -42,7 +43,7 @@ def schedules_on(
 def images_of(
     files: Sequence[Path],
     seeds: range,
-    size: int | None,
+    size: Size | None,
     fit: Fit,
     exif: Exif,
     captioned: bool,
@@ -60,7 +61,7 @@ def images_of(
 def load_metrics(
     extractors: Sequence[str],
     reference: str,
-    size: int | None,
+    size: Size | None,
     fit: Fit,
     exif: Exif,
     cache: Path,
@@ -88,29 +89,24 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def side_of(files: Sequence[Path], n: int) -> int:
-    """Side of the n chosen images, to which those of the reference are cropped.
+def size_of_files(files: Sequence[Path], n: int) -> Size:
+    """Of the n chosen images, to which those of the reference are cropped.
 
     Raises:
-        UserError: they are not square, or not of one size, or no images.
+        UserError: they are not of one size, or no images.
     """
     sizes = {}
     for path in files:
         found = ImageFiles.find(path).chosen(n)
         found.check()
-        width, height = found.heads[0].size
-        if height != width:
-            raise UserError(
-                f"{path}: its images are {width} x {height}; give --size to crop them to squares"
-            )
-        sizes[width] = path
+        sizes[found.heads[0].size] = path
     if len(sizes) > 1:
         (a, one), (b, other), *_ = sizes.items()
         raise UserError(
-            f"the images of {one} are {a} x {a}, those of {other} {b} x {b}; give --size to crop "
-            "them to"
+            f"the images of {one} are {a[0]} x {a[1]}, those of {other} {b[0]} x {b[1]}; give "
+            "--size to crop them to"
         )
-    return width
+    return size_of(*next(iter(sizes)))
 
 
 def cuts_of(contenders: Sequence[Contender], harness: Harness, seeds: range) -> list[str]:

@@ -19,6 +19,7 @@ from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel
 from stepsampler.models.pixels import quantised
 from stepsampler.schedule import Schedule
+from stepsampler.support.sizes import Size
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pixels import Exif, Fit
@@ -179,9 +180,9 @@ class OnStock:
         if self.guidance_scale is not None:
             options["guidance_scale"] = self.guidance_scale
         known = inspect.signature(self.model.pipeline.__call__).parameters
-        size = self.model.size
+        sides = {"height": self.model.height, "width": self.model.width}
         # PixArt and Sana would make the nearest of some sizes, and resize the images.
-        for name, value in (("height", size), ("width", size), ("use_resolution_binning", False)):
+        for name, value in {**sides, "use_resolution_binning": False}.items():
             if name in known:
                 options[name] = value
         return options
@@ -206,7 +207,7 @@ class OnFiles:
         source: Path,
         n: int,
         first: int,
-        size: int | None = None,
+        size: Size | None = None,
         fit: Fit = "crop",
         exif: Exif = "apply",
     ) -> None:

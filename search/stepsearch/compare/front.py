@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite, nan
 from pathlib import Path
 from typing import Literal
@@ -177,7 +177,7 @@ def check_comparable(runs: Sequence[Finished], again: bool) -> None:
 
 
 def _settings(run: Finished, again: bool) -> dict[str, object]:
-    model = run.config.model.model_dump(exclude={"kind"})  # for `stepsearch check` alone
+    model = asdict(replace(run.config.model, kind=None))  # for `stepsearch check` alone
     settings: dict[str, object] = {f"model.{k}": v for k, v in model.items()}
     if not again:
         evaluation = run.config.evaluation.model_dump()

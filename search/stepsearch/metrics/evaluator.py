@@ -18,13 +18,13 @@ from safetensors.numpy import load_file, save_file
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import Batch, generate
 from stepsampler.grids import is_guided, scale_guidance
-from stepsampler.models import LatentModel, check_device, load
+from stepsampler.models import LatentModel, check_device, open_model
 from stepsampler.models.additions import weighted
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import read_captions
 from stepsampler.support.pictures import save_sheet
 from stepsearch.config import NONE, SEEDS, EvaluationConfig, StudyConfig
-from stepsearch.metrics.alignment import Prompt, load_alignment
+from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.pretrained import settings_of
 from stepsearch.metrics.reference import Reference, load_reference
@@ -84,9 +84,7 @@ class Evaluator:
         self.negative_prompt = evaluation.negative_prompt
         model = self._settings = config.model
         self._device = device
-        self.model = load(
-            model.id, device, model.dtype, model.size, compile=model.compile, **model.additions
-        )
+        self.model = open_model(model, device)
         if not self.model.conditional and evaluation.prompts != NONE:
             raise UserError(
                 f'evaluation.prompts must be "{NONE}", the model is unconditional, got '
@@ -126,6 +124,7 @@ class Evaluator:
             [prompt.text for prompt in self.prompts], [self.negative_prompt]
         )
         self.notes += self.judge.notes if self.judge else []
+        self.notes += self.judge.clip.crops(size) if isinstance(self.judge, ClipAlignment) else []
         self.identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def measure(self, schedule: Schedule, seeds: range) -> Measurement:
@@ -163,8 +162,8 @@ class Evaluator:
         """The model, loaded once more where it computes in 16 bits: those blur gradients."""
         if self.model.dtype == torch.float32:
             return self.model
-        model = self._settings
-        return load(model.id, self._device, "float32", model.size, **model.additions)
+        options = replace(self._settings, dtype="float32", compile=False)
+        return open_model(options, self._device)
 
     def images(self, schedule: Schedule, seeds: range) -> torch.Tensor:
         """The images themselves, uint8 (n, 3, height, width), for sheets."""

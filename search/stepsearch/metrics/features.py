@@ -83,9 +83,10 @@ class Texture(Extractor):
 
     def prepare(self, images: Tensor) -> Tensor:
         x = SmallClassifier.prepare(images.to(self.device))
-        if x.shape[-2:] != (32, 32):
+        height, width = x.shape[-2:]
+        if (width, height) != (32, 32):
             raise UserError(
-                f"the extractor 'texture' is for 32 x 32 images, got {tuple(x.shape[-2:])}"
+                f"the extractor 'texture' is for images of 32 x 32, got {width} x {height}"
             )
         return x
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from stepsampler.batch import LEFT_OUT as NOT_MADE
 from stepsampler.batch import MANIFEST, read_left_out
 from stepsampler.errors import UserError
+from stepsampler.support.sizes import Size
 from stepsearch.metrics.pixels import (
     CONVERTED_MODES,
     Exif,
@@ -145,7 +146,7 @@ class ImageFiles:
                     continue
         return found
 
-    def check(self, size: int | None = None, fit: Fit = "crop") -> None:
+    def check(self, size: Size | None = None, fit: Fit = "crop") -> None:
         """Look at all files before the first is used: at their heads, which is quick.
 
         Raises:
@@ -166,7 +167,7 @@ class ImageFiles:
 
     def batches(
         self,
-        size: int | None = None,
+        size: Size | None = None,
         fit: Fit = "crop",
         batch: int = 50,
         names: range | None = None,

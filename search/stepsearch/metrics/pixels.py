@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# crop:      the largest centred square, resized to the wanted size (aspect ratio kept)
+from stepsampler.support.sizes import Size, sides
+
+# crop:      the largest centred part of the wanted shape, resized to the wanted size
 # squash512: the whole image resized to 512 x 512, whatever its shape; bicubic
 # none:      as it is
 Fit = Literal["crop", "squash512", "none"]
@@ -62,7 +64,7 @@ def read_head(name: str, file: IO[bytes], exif: Exif) -> Head:
     return Head(name, image.mode, (width, height), turn is not None, several)
 
 
-def read_pixels(data: bytes, size: int | None, fit: Fit, exif: Exif) -> Tensor:
+def read_pixels(data: bytes, size: Size | None, fit: Fit, exif: Exif) -> Tensor:
     """uint8 (3, height, width), brought to `size` as `fit` says.
 
     Raises:
@@ -78,7 +80,7 @@ def read_pixels(data: bytes, size: int | None, fit: Fit, exif: Exif) -> Tensor:
     if fit == "squash512":
         image = image.resize((512, 512), Image.Resampling.BICUBIC)
     elif fit == "crop" and size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        image = ImageOps.fit(image, sides(size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

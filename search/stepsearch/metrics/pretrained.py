@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.models.texts import Limit, Reading, cut_sentences
+from stepsampler.support.sizes import Size, sides
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype")
@@ -165,6 +166,17 @@ class ClipScore:
         limit = Limit("the CLIP of the score", self.most, self._lengths)
         texts = list(dict.fromkeys(prompts))
         return cut_sentences([limit], texts, texts, "captions", "--clip-long-prompts chunk")
+
+    def crops(self, size: Size | None) -> list[str]:
+        """A sentence if the ends of images of this size are not seen; None is an unknown size."""
+        width, height = sides(size or 1)
+        if width == height or not getattr(self.images.processor, "do_center_crop", False):
+            return []
+        middle = min(width, height)
+        return [
+            f"the CLIP of the score sees the middle {middle} x {middle} pixels of images of "
+            f"{width} x {height}: its processor crops them to squares"
+        ]
 
     def _lengths(self, texts: Sequence[str]) -> list[int]:
         texts = list(texts)

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from stepsampler.errors import UserError
+from stepsampler.support.sizes import Size, sides
 from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.features import AXES, WHOLE, Extractor, Together, each
 from stepsearch.metrics.images import ImageFiles
@@ -44,7 +45,7 @@ class Reference:
     test: Moments
     sample: NDArray[np.float32] | None = None  # (m, axes) of the images behind `test`
     note: str = ""  # what was unusual about the images or the file
-    size: int | None = None  # to which the images were brought; None: as they were, or not known
+    size: Size | None = None  # to which the images were brought; None: as they were, or not known
     fit: str = ""  # and how (`pixels.Fit`), where they were files
     exif: str = ""  # what was done about the EXIF orientation (`pixels.Exif`), where any has one
     parts: tuple["Reference", ...] = ()  # those of several extractors at once
@@ -237,7 +238,7 @@ def some(features: NDArray[np.floating]) -> NDArray[np.float32]:
 def load_reference(
     source: str,
     extractor: Extractor,
-    size: int | None,
+    size: Size | None,
     cache: Path,
     fit_to: Fit = "crop",
     exif: Exif = "apply",
@@ -311,7 +312,7 @@ def is_bundled(source: str, spec: str) -> bool:
 
 
 def _cached(
-    source: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit, exif: Exif
+    source: Path, extractor: Extractor, size: Size | None, cache: Path, fit_to: Fit, exif: Exif
 ) -> Path:
     files = ImageFiles.find(source, exif)
     what = f"{extractor.name} {extractor.digest} {extractor.axes} {size} {fit_to} {SAMPLE} drawn"
@@ -326,7 +327,7 @@ def _cached(
 
 
 def _from_npz(
-    path: Path, extractor: Extractor, size: int | None, cache: Path, fit_to: Fit
+    path: Path, extractor: Extractor, size: Size | None, cache: Path, fit_to: Fit
 ) -> Reference:
     data = read_npz(path)
     if extractor.name == "inception" and (data.mean is not None or data.features is not None):
@@ -353,11 +354,10 @@ def _from_npz(
         raise UserError(f"{path}: a reference needs at least two images, got {len(images)}")
     if fit_to == "squash512":
         raise UserError(f"{path}: its images are taken as they are: give --fit crop or none")
-    if size is not None and images.shape[-2:] != (size, size):
-        raise UserError(
-            f"{path}: its images are {images.shape[-1]} x {images.shape[-2]}, wanted is "
-            f"{size} x {size}"
-        )
+    height, width = images.shape[-2:]
+    if size is not None and (width, height) != sides(size):
+        wanted = " x ".join(map(str, sides(size)))
+        raise UserError(f"{path}: its images are {width} x {height}, wanted is {wanted}")
     key = hashlib.sha256(f"{extractor.name} {extractor.digest} {extractor.axes} npz".encode())
     key.update(data.images.tobytes())
     kept = cache / f"reference-{key.hexdigest()[:16]}.safetensors"

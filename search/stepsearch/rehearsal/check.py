@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from stepsampler.models.loading import check_file
 from stepsampler.models.parts import choose
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
+from stepsampler.support.sizes import sides
 from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import CLIP, ModelConfig, StudyConfig, load_config
 from stepsearch.engine.transfer import earlier_best
@@ -270,25 +271,26 @@ def costs(config: StudyConfig) -> Costs:
     passes = {stage: n * (1 if stage == "rivals" else versions) for stage, n in passes.items()}
     parts = [ceil(n / PART) for n in (images.selection_images, images.test_images)]
     pictures += trials + finalists * parts[0] + tested * parts[1]
-    sheet = SHEET * 3 * side(config) ** 2 * PACKED
+    sheet = SHEET * 3 * pixels(config) * PACKED
     return Costs(passes, round(versions * (made * FEATURES + pictures * sheet)))
 
 
-def side(config: StudyConfig) -> int:
-    """Of an image, in pixels: as the study says, else as the model's files do, else 1024."""
+def pixels(config: StudyConfig) -> int:
+    """Of an image: as the study says, else as the model's files do, else 1024 x 1024."""
     if config.model.size is not None:
-        return config.model.size
+        return prod(sides(config.model.size))
     folder = local_folder(config.model.config or config.model.id)
     networks = [folder / name for name in ("unet", "transformer")] if folder else []
     for network in networks:
         latent = _setting(network, "sample_size")
-        if isinstance(latent, int):
+        if latent:
             blocks = _setting(
                 network.parent / "vae", "block_out_channels", "encoder_block_out_channels"
             )
             halved = len(blocks or [1]) - 1  # without a vae these are pixels
-            return int(latent * 2**halved)
-    return 1024
+            high, wide = latent if isinstance(latent, list) else (latent, latent)
+            return int(high * wide * 4**halved)
+    return 1024**2
 
 
 def _setting(folder: Path, *names: str) -> Any:

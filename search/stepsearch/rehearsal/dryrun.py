@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from stepsampler.errors import UserError
+from stepsampler.support.options import of_weights
 from stepsampler.support.pictures import save_png
+from stepsampler.support.sizes import Size, sides, size_of
 from stepsearch.config import CLIP, NONE, StudyConfig
 from stepsearch.engine.result import Result
 from stepsearch.engine.run import run_study
@@ -96,12 +98,11 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     for name in FIRST:
         data["baselines"][name] = data["baselines"][name][:1]
     data["baselines"]["rivals"] = ["dmn"] if set(config.baselines.rivals) - set(ANY_MODEL) else []
-    size = None if kind in PIXELS else SIZE
+    size = None if kind in PIXELS else _like(config.model.size)
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
     data["model"]["compile"] = False  # takes longer than all of a dry run
-    # They are of the weights that are not loaded; a layer to skip is all that a tiny CLIP has.
-    data["model"] |= dict.fromkeys(("config", "variant", "prediction_type", "vae"))
-    data["model"] |= {"loras": (), "textual_inversions": ()}
+    data["model"] |= of_weights()  # which are not loaded
+    # A layer to skip is all that a tiny CLIP has.
     data["model"]["clip_skip"] = config.model.clip_skip and 1
     evaluation = data["evaluation"]
     if config.evaluation.rungs:
@@ -122,7 +123,13 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     if not is_bundled(evaluation["reference"], evaluation["extractor"]):
         generator = np.random.default_rng(0)
         for k in range(12):
-            pixels = generator.integers(0, 256, (3, SIZE, SIZE), np.uint8)
+            pixels = generator.integers(0, 256, (3, 2 * SIZE, 2 * SIZE), np.uint8)
             save_png(torch.from_numpy(pixels), folder / "reference" / f"{k}.png")
         evaluation["reference"] = str(folder / "reference")
     return StudyConfig.model_validate(data)
+
+
+def _like(size: Size | None) -> Size:
+    """A small size of the same kind: square, high or wide; of sides that any miniature takes."""
+    width, height = sides(size or SIZE)
+    return size_of(SIZE * (1 + (width > height)), SIZE * (1 + (height > width)))

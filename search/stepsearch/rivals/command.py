@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from stepsampler.errors import UserError
 from stepsampler.grids import from_sigmas
-from stepsampler.models import check_device, load, note_cuts
+from stepsampler.models import check_device, note_cuts, open_model
 from stepsampler.schedule import SOLVERS
+from stepsampler.support.options import ModelOptions
 from stepsearch.config import RIVALS
 from stepsearch.metrics.evaluator import check_negative_prompt, load_prompts
 from stepsearch.rivals.placement import place
@@ -17,21 +17,16 @@ def write_placement(
     method: str,
     num_steps: int,
     out: Path,
-    model_name: str,
+    options: ModelOptions,
     prompts: str,
     guidance_scale: float,
     solver: str,
     order: int,
-    size: int | None,
     batch_size: int,
     device: str,
-    dtype: str,
     negative_prompt: str = "",
-    **additions: Any,
 ) -> None:
     """Load the model, compute the placement and write a schedule with it.
-
-    `additions` are what else `stepsampler.models.load` takes.
 
     Raises:
         UserError: an unknown name, a missing file, or a model that the method does not know.
@@ -39,20 +34,19 @@ def write_placement(
     for option, value, known in (
         ("the method", method, RIVALS),
         ("--solver", solver, tuple(SOLVERS)),
-        ("--dtype", dtype, ("float32", "float16", "bfloat16")),
     ):
         if value not in known:
             raise UserError(f"{option} must be one of {', '.join(known)}, got {value!r}")
     check_device(device)
     texts = [prompt.text for prompt in load_prompts(prompts)]
-    model = load(model_name, device, dtype, size, **additions)
+    model = open_model(options, device)
     check_negative_prompt(model, negative_prompt)
     note_cuts(model, texts, [negative_prompt])
     found = place(model, texts, method, num_steps, guidance_scale, batch_size, negative_prompt)
     *sigmas, final = found.sigmas
     scales = [guidance_scale] * num_steps
     schedule = from_sigmas(sigmas, final, scales, order, solver, model.spec)
-    source = f"{method}, computed for {model_name}"
+    source = f"{method}, computed for {options.id}"
     schedule = replace(schedule, guidance=model.guidance, provenance={"source": source})
     schedule.save(out)
     print(  # noqa: T201

@@ -193,7 +193,7 @@ def test_grey_files_are_counted_and_equal_ones_are_said(bad, tmp_path, monkeypat
     [
         (["--images", "0"], "--images must be at least 2 and at most 10,000,000, got 0"),
         (["--images", "10000001"], "--images must be at least 2 and at most 10,000,000, got 10000"),
-        (["--size", "0"], "--size must be at least 1, got 0"),
+        (["--size", "0"], "--size must be pixels, at least 1, such as 512 or"),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--first-seed=-1"], "at least 0 and at most 4,611,686,018,427,387,904, got -1"),
         (["--first-seed", str(2**63)], "18,427,387,904, got 9223372036854775808"),

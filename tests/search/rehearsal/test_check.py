@@ -12,7 +12,7 @@ from stepsampler.models import load as load_model
 from stepsampler.presets import MODELS
 from stepsearch.cli import main
 from stepsearch.config import RIVALS, EvaluationConfig, StudyConfig, load_config
-from stepsearch.rehearsal.check import costs, missing, side
+from stepsearch.rehearsal.check import costs, missing, pixels
 from stepsearch.rehearsal.dryrun import dry_run, kind_of, shrunk
 from stepsearch.rehearsal.miniatures import FAMILIES
 from stepsearch.rivals.baselines import published
@@ -100,9 +100,11 @@ def test_the_disk_space_is_that_of_the_models_own_images(kind, tmp_path):
     loaded = load_model(model["id"])
     in_files = "sample_size" in loaded.net.config  # else 1024
     known = loaded.size if in_files else 1024
-    assert side(StudyConfig.model_validate(study)) == known
+    assert pixels(StudyConfig.model_validate(study)) == known**2
     study["model"] = {**model, "size": 64}
-    assert side(StudyConfig.model_validate(study)) == 64
+    assert pixels(StudyConfig.model_validate(study)) == 64**2
+    study["model"]["size"] = "64x96"
+    assert pixels(StudyConfig.model_validate(study)) == 64 * 96
     assert costs(load_config(STUDIES / "tiny-3-steps.toml")).disk < 100e6
 
 

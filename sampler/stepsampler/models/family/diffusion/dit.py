@@ -11,6 +11,7 @@ from stepsampler.models.base import LatentModel
 class DiT(LatentModel):
     pipelines = ("DiTPipeline",)
     family = "dit"
+    square = True  # it takes the root of the number of tokens
 
     @property
     def _factor(self) -> int:

@@ -23,9 +23,12 @@ class PixArt(LatentModel):
         )
         condition = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
         if self.net.use_additional_conditions:
-            sides = torch.tensor([[self.size, self.size]], dtype=self.dtype)
-            condition["resolution"] = sides.to(self.device)
-            condition["aspect_ratio"] = torch.ones_like(condition["resolution"][:, :1])
+            told = {
+                "resolution": [self.height, self.width],
+                "aspect_ratio": [self.height / self.width],
+            }
+            for name, values in told.items():
+                condition[name] = torch.tensor([values], dtype=self.dtype, device=self.device)
         return condition
 
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:

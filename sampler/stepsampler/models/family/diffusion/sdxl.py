@@ -8,16 +8,18 @@ from torch import Tensor
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
 from stepsampler.models.texts import clip_states
+from stepsampler.support.sizes import Size
 
 
 class StableDiffusionXL(LatentModel):
     pipelines = ("StableDiffusionXLPipeline",)
     family = "sdxl"
     channels_last = True
+    patch = 1
     clip_layer = 2
     chunked = True
 
-    def __init__(self, pipeline: Any, size: int | None = None) -> None:
+    def __init__(self, pipeline: Any, size: Size | None = None) -> None:
         super().__init__(pipeline, size)
         vae = pipeline.vae
         if vae.dtype == torch.float16 and vae.config.force_upcast:  # it overflows
@@ -39,7 +41,8 @@ class StableDiffusionXL(LatentModel):
 
     def _condition(self, states: Tensor, pooled: Tensor) -> Condition:
         # original size, crop, target size: a whole image of the size that is made
-        times = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]], dtype=self.dtype)
+        sides = self.height, self.width
+        times = torch.tensor([[*sides, 0, 0, *sides]], dtype=self.dtype)
         return {
             "encoder_hidden_states": states,
             "text_embeds": pooled,

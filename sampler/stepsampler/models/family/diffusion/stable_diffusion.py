@@ -11,6 +11,7 @@ class StableDiffusion(LatentModel):
     pipelines = ("StableDiffusionPipeline",)
     family = "stable-diffusion"
     channels_last = True
+    patch = 1
     clip_layer = 1
     chunked = True
 

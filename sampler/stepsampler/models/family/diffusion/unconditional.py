@@ -14,12 +14,9 @@ class Unconditional(LatentModel):
     channels_last = True
     conditional = False
 
-    def _latent_shape(self, size: int | None) -> tuple[int, int, int]:
-        channels, height, width = super()._latent_shape(size)
-        halvings = len(self.net.config.block_out_channels) - 1
-        if height % 2**halvings:
-            raise UserError(f"size must be a multiple of {2**halvings} pixels, got {height}")
-        return channels, height, width
+    @property
+    def _multiple(self) -> int:
+        return int(2 ** (len(self.net.config.block_out_channels) - 1))
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         if prompt:

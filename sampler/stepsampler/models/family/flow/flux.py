@@ -10,13 +10,14 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.models.packing import PackedModel, pack, places, unpack
+from stepsampler.support.sizes import Size
 
 
 class Flux(PackedModel):
     pipelines = ("FluxPipeline",)
     family = "flux"
 
-    def __init__(self, pipeline: Any, size: int | None = None) -> None:
+    def __init__(self, pipeline: Any, size: Size | None = None) -> None:
         super().__init__(pipeline, size)
         if self.net.config.guidance_embeds:
             self.guidance = "distilled"

@@ -15,6 +15,7 @@ from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
 from stepsampler.models.texts import chat, up_to
 from stepsampler.noise import FlowSchedule
+from stepsampler.support.sizes import Size
 
 STEPS = 50  # of which the coordinate of placements has the shift; the stock pipelines' default
 
@@ -24,7 +25,7 @@ class Flux2(LatentModel):
     family = "flux2"
     patch = 1
 
-    def __init__(self, pipeline: Any, size: int | None = None) -> None:
+    def __init__(self, pipeline: Any, size: Size | None = None) -> None:
         super().__init__(pipeline, size)
         if self.net.config.guidance_embeds:
             self.guidance = "distilled"
@@ -33,8 +34,9 @@ class Flux2(LatentModel):
     def _factor(self) -> int:
         return 2 * super()._factor
 
-    def _trained_shape(self) -> tuple[int, int]:
-        return self.net.config.in_channels, self.pipeline.default_sample_size // 2
+    def _trained_shape(self) -> tuple[int, int, int]:
+        side = self.pipeline.default_sample_size // 2
+        return self.net.config.in_channels, side, side
 
     def _vae_channels(self, config: Any, channels: int) -> int:
         return 4 * super()._vae_channels(config, channels // 4)

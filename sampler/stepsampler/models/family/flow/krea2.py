@@ -18,6 +18,7 @@ from stepsampler.models.family.flow.qwen_image import decoded_frame
 from stepsampler.models.packing import PackedModel, pack, places, unpack
 from stepsampler.models.texts import Limit
 from stepsampler.noise import FlowSchedule
+from stepsampler.support.sizes import Size
 
 
 class Krea2(PackedModel):
@@ -25,15 +26,16 @@ class Krea2(PackedModel):
     family = "krea2"
     mask = "encoder_attention_mask"
 
-    def __init__(self, pipeline: Any, size: int | None = None) -> None:
+    def __init__(self, pipeline: Any, size: Size | None = None) -> None:
         if pipeline.config.patch_size != 2:
             raise UserError(
                 f"patch_size of the pipeline must be 2, got {pipeline.config.patch_size}"
             )
         super().__init__(pipeline, size)
 
-    def _trained_shape(self) -> tuple[int, int]:
-        return self.net.config.in_channels // 4, 1024 // self._factor  # the pipeline's default
+    def _trained_shape(self) -> tuple[int, int, int]:
+        side = 1024 // self._factor  # the pipeline's default
+        return self.net.config.in_channels // 4, side, side
 
     def _read_scheduler(self, config: Any) -> None:
         super()._read_scheduler(config)

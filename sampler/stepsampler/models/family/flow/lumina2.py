@@ -19,6 +19,10 @@ class Lumina2(LatentModel):
     family = "lumina2"
 
     @property
+    def _most(self) -> int:
+        return 2 * int(min(self.net.config.axes_lens[1:]))
+
+    @property
     def _tokens(self) -> int:
         return self.shape[0]  # the stock pipeline takes the channels for them
 

@@ -10,13 +10,15 @@ from torch import Tensor
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
 from stepsampler.models.texts import Limit
+from stepsampler.support.sizes import Size
 
 
 class Sana(LatentModel):
     pipelines = ("SanaPipeline",)
     family = "sana"
+    patch = 1
 
-    def __init__(self, pipeline: Any, size: int | None = None) -> None:
+    def __init__(self, pipeline: Any, size: Size | None = None) -> None:
         super().__init__(pipeline, size)
         defaults = signature(type(pipeline).__call__).parameters
         self._instruction = defaults["complex_human_instruction"].default

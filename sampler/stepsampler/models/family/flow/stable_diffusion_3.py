@@ -12,6 +12,11 @@ class StableDiffusion3(LatentModel):
     clip_layer = 2
     optional = ("text_encoder_3", "tokenizer_3")  # zeros stand in for T5, as in the stock pipeline
 
+    @property
+    def _most(self) -> int | None:
+        places, patch = self.net.config.pos_embed_max_size, self.net.config.patch_size
+        return int(places * patch) if places else None
+
     def _encode(self, prompt: str, negative: bool) -> Condition:
         states, _, pooled, _ = self.pipeline.encode_prompt(
             [prompt],

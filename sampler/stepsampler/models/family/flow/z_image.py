@@ -18,8 +18,13 @@ class ZImage(LatentModel):
     family = "z-image"
     pads = True
 
-    def _trained_shape(self) -> tuple[int, int]:
-        return self.net.config.in_channels, 1024 // self._factor  # the stock pipeline's default
+    def _trained_shape(self) -> tuple[int, int, int]:
+        side = 1024 // self._factor  # the stock pipeline's default
+        return self.net.config.in_channels, side, side
+
+    @property
+    def _most(self) -> int:
+        return 2 * int(min(self.net.config.axes_lens[1:]))
 
     @property
     def _tokens(self) -> int:
