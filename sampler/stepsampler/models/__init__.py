@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 import warnings
 from logging import CRITICAL
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
-from stepsampler.models.loading import BUNDLED, read_pipeline, resolve
+from stepsampler.models.loading import BUNDLED, read_outline, read_pipeline, resolve
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.sizes import Size
@@ -28,6 +29,7 @@ __all__ = [
     "load",
     "note_cuts",
     "open_model",
+    "outline",
     "quiet",
     "resolve",
 ]
@@ -85,6 +87,21 @@ def open_model(options: ModelOptions, device: str = "cpu") -> LatentModel:
     if options.compile:
         model.compile()
     return model
+
+
+def outline(options: ModelOptions, folder: Path) -> LatentModel:
+    """The model of a folder's configs without its weights, to see whether the options suit it.
+
+    Raises:
+        UserError: as `open_model` would, as far as configs tell.
+    """
+    quiet()
+    return from_pipeline(
+        read_outline(options, folder),
+        options.size,
+        clip_skip=options.clip_skip,
+        long_prompts=options.long_prompts,
+    )
 
 
 def from_pipeline(

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.models.conditions import check_conditions
-from stepsampler.models.networks import checked, wider
+from stepsampler.models.conditions import check_conditions, check_widths
+from stepsampler.models.networks import checked
 from stepsampler.models.pixels import to_pixels
-from stepsampler.models.sizes import NO_SIZE, check_size, trained_sides
+from stepsampler.models.sizes import Shaped
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
-from stepsampler.support.sizes import Size, sides, size_of
+from stepsampler.support.sizes import Size
 
 KEPT = 2**28  # bytes of encoded prompts
 
 
-class LatentModel(ABC):
+class LatentModel(Shaped, ABC):
     """A diffusers pipeline, taken apart into the few calls that sampling needs.
 
     A family names the pipeline classes that it samples and fills in `_encode` and `_call`; where
@@ -44,8 +44,6 @@ class LatentModel(ABC):
     family: ClassVar[str]
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
     channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
-    patch: ClassVar[int] = 2  # sides of latents are multiples of it
-    square: ClassVar[bool] = False  # can make no other images
     # The network is told how long texts are: by `mask`, left out if none is padded, or otherwise.
     mask: ClassVar[str | None] = None
     pads: ClassVar[bool] = False
@@ -58,11 +56,8 @@ class LatentModel(ABC):
     compiled: bool = False
     most_encoded: int | None = None  # prompts of which the conditions are kept
 
-    pipeline: Any
-    net: Any
     noise: Noise
     prediction_type: str
-    shape: tuple[int, int, int]
 
     def __init__(self, pipeline: Any, size: Size | None = None) -> None:
         self.pipeline = pipeline
@@ -131,66 +126,6 @@ class LatentModel(ABC):
         else:
             self.noise = NoiseSchedule.from_scheduler_config(config)
             self.prediction_type = config.get("prediction_type", "epsilon")
-
-    @property
-    def _tokens(self) -> int:
-        """Patches of one image: some flow models place their timesteps by that number."""
-        patch = self.net.config.get("patch_size") or 1
-        return (self.shape[1] // patch) * (self.shape[2] // patch)
-
-    @property
-    def _most(self) -> int | None:
-        """Entries of a latent along one side for which the network has places; None: any."""
-        return None
-
-    @property
-    def _factor(self) -> int:
-        """Pixels along one side of a latent's entry; 1 for models of pixels."""
-        return int(getattr(self.pipeline, "vae_scale_factor", 1))
-
-    def _trained_shape(self) -> tuple[int, int, int]:
-        """That of the latents on which the model was trained, sides of 0 if unknown."""
-        return self.net.config.in_channels, *trained_sides(self.net.config)
-
-    @property
-    def _multiple(self) -> int:
-        """Pixels of which both sides of an image are multiples."""
-        return self.patch * self._factor
-
-    def _latent_shape(self, size: Size | None) -> tuple[int, int, int]:
-        """Of images of `size` pixels; by default those the model was trained on."""
-        channels, *trained = self._trained_shape()
-        vae = self.pipeline.components.get("vae")
-        latent = channels if vae is None else self._vae_channels(vae.config, channels)
-        if channels != latent:
-            raise UserError(f"the model cannot be sampled: {wider(channels, latent)}")
-        factor, most = self._factor, self._most and self._most * self._factor
-        if size is None and not all(trained):
-            raise UserError(NO_SIZE)
-        height, width = (side * factor for side in trained)
-        if size is not None:
-            width, height = sides(size)
-        check_size(width, height, self._multiple, most, self.square)
-        return (channels, height // factor, width // factor)
-
-    def _vae_channels(self, config: Any, channels: int) -> int:
-        """Channels that latents must have for the VAE; `channels` if it does not say."""
-        return int(config.get("latent_channels", channels))
-
-    @property
-    def height(self) -> int:
-        """Of the images in pixels."""
-        return self.shape[1] * self._factor
-
-    @property
-    def width(self) -> int:
-        """Of the images in pixels."""
-        return self.shape[2] * self._factor
-
-    @property
-    def size(self) -> Size:
-        """Of the images in pixels: a side, or WIDTHxHEIGHT."""
-        return size_of(self.width, self.height)
 
     @property
     def networks(self) -> list[Any]:
@@ -264,7 +199,9 @@ class LatentModel(ABC):
         for prompt in prompts:
             key = (prompt, negative)
             if key not in self._encoded:
-                self._encoded[key] = {k: self._cast(v) for k, v in self._encode(*key).items()}
+                row = {k: self._cast(v) for k, v in self._encode(*key).items()}
+                check_widths(self.net, row)
+                self._encoded[key] = row
             self._encoded.move_to_end(key)
             rows.append(self._encoded[key])
         size = sum(v.nbytes for row in self._encoded.values() for v in row.values())

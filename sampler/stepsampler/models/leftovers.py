@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from stepsampler.errors import UserError, note
@@ -11,6 +12,8 @@ from stepsampler.models.parts import listed
 from stepsampler.support.weights import Header
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+ALPHAS = "alphas_cumprod"  # of training; files in float16 and bfloat16 round them
+ROUNDED = 2**-7
 # Buffers of training that CompVis' files hold; no network has them
 # fmt: off
 _BUFFERS = (
@@ -33,6 +36,35 @@ def check_whole(name: str, pipeline: Any) -> None:
             lacks = sorted(k for k, v in network.state_dict().items() if v.is_meta)
             if lacks:
                 raise UserError(f"model {name!r}: {part}: {listed('weights', lacks)} missing")
+
+
+def compare_noise(name: str, header: Header, pipeline: Any) -> None:
+    """Say where a file's own levels of noise in training are not those of its config's scheduler.
+
+    Raises:
+        UserError: they end without any signal: zero terminal SNR.
+    """
+    ours = getattr(pipeline.scheduler, "alphas_cumprod", None)
+    if ours is None or ALPHAS not in header.tensors:
+        return
+    with safe_open(name, framework="pt") as file:
+        theirs = file.get_tensor(ALPHAS).double().flatten()
+    if len(theirs) and float(theirs[-1]) == 0:
+        raise UserError(
+            f"model {name!r}: its {ALPHAS} end at 0: zero terminal SNR, where sigma is infinite; "
+            "such models are not supported so far"
+        )
+    same = len(theirs) == len(ours) and torch.allclose(theirs, ours.double(), rtol=ROUNDED, atol=0)
+    if not same:
+        note(
+            f"model {name!r}: its {ALPHAS} are others than those of the config's scheduler, whose "
+            f"levels of noise count: {_ends(theirs)} in the file, {_ends(ours)} there"
+        )
+
+
+def _ends(alphas: Tensor) -> str:
+    first, last = (f"{float(alphas[k]):.4g}" for k in (0, -1))
+    return f"{len(alphas)} numbers from {first} to {last}"
 
 
 def note_left_out(name: str, header: Header, pipeline: Any) -> None:

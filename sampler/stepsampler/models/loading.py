@@ -11,7 +11,7 @@ import torch
 
 from stepsampler.errors import UserError
 from stepsampler.models.additions import read_vae
-from stepsampler.models.leftovers import check_whole, note_left_out
+from stepsampler.models.leftovers import check_whole, compare_noise, note_left_out
 from stepsampler.models.networks import WIDER, wider
 from stepsampler.models.parts import BROKEN, check_place, check_texts, choose, read_part, reason
 from stepsampler.noise import is_flow
@@ -95,6 +95,29 @@ def _read_folder(
         raise UserError(f"model {name!r} cannot be loaded{asked}: {reason(error)}") from error
 
 
+def read_outline(options: ModelOptions, folder: Path) -> Any:
+    """The pipeline of a folder's configs, whose networks have no weights: quick, and to no end but
+    to ask what it can do.
+
+    Raises:
+        UserError: as for the pipeline itself.
+    """
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from diffusers import DiffusionPipeline
+
+    passed: dict[str, Any] = dict.fromkeys(NEEDLESS)
+    try:
+        for part, cls in _parts(options.id, folder).items():
+            with init_empty_weights():
+                if hasattr(cls, "config_class"):  # of transformers
+                    passed[part] = cls(cls.config_class.from_pretrained(folder / part))
+                else:
+                    passed[part] = cls.from_config(cls.load_config(folder / part))
+        return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **passed)
+    except BROKEN as error:
+        raise UserError(f"model {options.id!r} cannot be loaded: {reason(error)}") from error
+
+
 def _parts(name: str, folder: Path) -> dict[str, Any]:
     """The networks of a folder, by name, and their classes."""
     index = folder / "model_index.json"
@@ -168,6 +191,7 @@ def _read_single_file(
         way = "; its configs can be given with --config" if given is None else ""
         raise UserError(f"model {name!r} cannot be loaded: {reason(error)}{way}") from error
     check_whole(name, pipeline)
+    compare_noise(name, header, pipeline)
     note_left_out(name, header, pipeline)
     theirs = pipeline.scheduler.config.get("prediction_type", EPSILON)
     if asked is not None:

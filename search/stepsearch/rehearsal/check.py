@@ -15,7 +15,7 @@ from rich.console import Console
 
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, make_schedule
-from stepsampler.models import quiet, resolve
+from stepsampler.models import outline, quiet, resolve
 from stepsampler.models.additions import weighted
 from stepsampler.models.loading import check_file
 from stepsampler.models.parts import choose
@@ -26,11 +26,11 @@ from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import CLIP, ModelConfig, StudyConfig, load_config
 from stepsearch.engine.transfer import earlier_best
 from stepsearch.metrics.evaluator import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
-from stepsearch.metrics.features import PRETRAINED, each, load_extractor
+from stepsearch.metrics.features import PRETRAINED, Texture, each, load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pretrained import INCEPTION_FILE
 from stepsearch.metrics.protocol import PART
-from stepsearch.metrics.reference import is_bundled, refuse_for_several
+from stepsearch.metrics.reference import BUNDLED_SIZE, is_bundled, refuse_for_several
 from stepsearch.paths import local_folder
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, shapes, wanted
@@ -81,6 +81,8 @@ def missing(config: StudyConfig) -> list[str]:
     found = [_missing_model(config.model), *_missing_additions(config.model)]
     extractors = each(config.evaluation.extractor)
     found += map(_missing_extractor, extractors)
+    if not any(found):
+        found.append(_unfit(config))
     if len(set(extractors)) < len(extractors):
         found.append(f"extractor {config.evaluation.extractor!r}: must be of different ones")
     try:
@@ -125,6 +127,24 @@ def _missing_model(model: ModelConfig) -> str | None:
                 return str(error)
     if model.variant not in (None, *chosen):
         return f"model {name!r} has no weights of the variant {model.variant}"
+    return None
+
+
+def _unfit(config: StudyConfig) -> str | None:
+    """What the model itself refuses, or will be refused of its images, as far as configs tell."""
+    model, evaluation = config.model, config.evaluation
+    folder = local_folder(resolve(model.config or model.id))
+    if folder is None or not (folder / "model_index.json").exists():
+        return None
+    try:
+        size = outline(model, folder).size
+    except UserError as error:
+        return f"model {model.id!r}: {str(error).removeprefix(f'model {model.id!r}: ')}"
+    for spec in each(evaluation.extractor):
+        if spec == Texture.name and size != BUNDLED_SIZE:
+            return f"extractor {spec!r} is for images of 32 x 32, the model's are of {size}"
+    if is_bundled(evaluation.reference, evaluation.extractor) and size != BUNDLED_SIZE:
+        return f"reference {evaluation.reference!r} is of {BUNDLED_SIZE} pixels, images are {size}"
     return None
 
 

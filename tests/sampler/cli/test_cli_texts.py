@@ -90,7 +90,7 @@ def test_both_settings_reach_the_model(call, tmp_path):
 def test_settings_that_the_model_has_not_are_refused(call):
     code, _, errors = call("s.json", "--prompt", "a bag", "--clip-skip", "3")
     assert (code, len(errors.splitlines())) == (2, 1)
-    assert "clip skip must be 1 to 2" in errors
+    assert "--clip-skip must be 1 to 2, got 3: CLIP has 2 layers" in errors
     code, _, errors = call("s.json", "--prompt", "a bag", "--long-prompts", "split")
     assert (code, len(errors.splitlines())) == (2, 1)
     assert "must be one of cut, chunk, got 'split'" in errors
