@@ -23,7 +23,7 @@ from stepsampler.formats.comfyui_sampling import (
     scheduler,
 )
 from stepsampler.formats.common import Reading, Sampler, Target
-from stepsampler.noise import FlowSchedule, NoiseSchedule
+from stepsampler.noise import FlowSchedule, Noise
 from stepsampler.schedule import Schedule
 
 SAMPLING = ("SamplerCustomAdvanced", "SamplerCustom", "KSampler", "KSamplerAdvanced")
@@ -259,7 +259,7 @@ class _Reader:
         except UserError as error:
             raise UserError(f"{node}: {error}") from error
 
-    def _noise(self, patches: list[Node]) -> tuple[NoiseSchedule | FlowSchedule, int]:
+    def _noise(self, patches: list[Node]) -> tuple[Noise, int]:
         """The model's levels and the length of its table, as the nearest node has them."""
         noise, model = self.target.noise, self.target.model
         if not isinstance(noise, FlowSchedule):

@@ -16,7 +16,7 @@ from stepsampler.models.conditions import NO_SIZE, check_conditions, trained_sid
 from stepsampler.models.networks import checked, wider
 from stepsampler.models.pixels import to_pixels
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
-from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
+from stepsampler.noise import Noise, read_noise
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
 
 KEPT = 2**28  # bytes of encoded prompts
@@ -122,12 +122,7 @@ class LatentModel(ABC):
                 raise UserError(f"the {type(self.pipeline).__name__} has no {name}")
 
     def _read_scheduler(self, config: Any) -> None:
-        if is_flow(config):
-            self.noise = FlowSchedule.from_scheduler_config(config, self._tokens)
-            self.prediction_type = "flow_prediction"
-        else:
-            self.noise = NoiseSchedule.from_scheduler_config(config)
-            self.prediction_type = config.get("prediction_type", "epsilon")
+        self.noise, self.prediction_type = read_noise(config, self._tokens)
 
     @property
     def _tokens(self) -> int:
