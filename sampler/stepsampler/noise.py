@@ -227,13 +227,11 @@ class EDMSchedule:
         return Scales(1 / sqrt(total), self.sigma_data**2 / total, c_out)
 
     def spec(self, family: str, prediction_type: str) -> ModelSpec:
-        """Log-linear levels between the ends, whatever the placement."""
-        noise = np.geomspace(self.sigma_min, self.sigma_max, 5)
+        noise = np.geomspace(self.sigma_min, self.sigma_max, 5)  # whatever the placement
         levels = tuple(float(f"{s:.8g}") for s in noise)
         return ModelSpec(family, prediction_type, levels, self.sigma_data)
 
     def check_range(self, schedule: Schedule) -> None:
-        """Refuse a schedule that starts beyond the noise on which the model was trained."""
         _check_first(schedule, self.sigma_max)
 
 
