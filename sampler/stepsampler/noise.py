@@ -105,6 +105,10 @@ class NoiseSchedule:
         return len(self.alphas_cumprod) - 1
 
     @property
+    def ends_in_noise(self) -> bool:
+        return self.sigma_max > PURE_NOISE
+
+    @property
     def sigma_min(self) -> float:
         return self.sigma(0)
 
@@ -150,13 +154,11 @@ class NoiseSchedule:
         return ModelSpec(family, prediction_type, tuple(float(f"{s:.8g}") for s in quarters))
 
     def check_range(self, schedule: Schedule) -> None:
-        """Refuse a schedule that starts beyond the noise on which the model was trained."""
-        if self.sigma_max <= PURE_NOISE:  # beyond it there is no more
+        """Refuse a start beyond the noise on which the model was trained."""
+        if not self.ends_in_noise:
             _check_first(schedule, self.sigma_max)
         elif schedule.steps[0].analytic is not None:
-            raise UserError(
-                "step 0: no gain of an analytic step is right in this model's pure noise"
-            )
+            raise UserError("step 0: no gain of an analytic step is right in pure noise")
 
 
 def _check_first(schedule: Schedule, highest: float) -> None:
@@ -186,9 +188,8 @@ class EDMSchedule:
         """Read the config of diffusers' EDMEulerScheduler or EDMDPMSolverMultistepScheduler."""
         low, high, data = (float(config[f"sigma_{k}"]) for k in ("min", "max", "data"))
         if not (0 < low < high < inf and 0 < data < inf):
-            raise UserError(
-                f"0 < sigma_min < sigma_max and 0 < sigma_data, got {low:g}, {high:g}, {data:g}"
-            )
+            found = f"{low:g}, {high:g}, {data:g}"
+            raise UserError(f"0 < sigma_min < sigma_max and 0 < sigma_data, got {found}")
         karras = config["sigma_schedule"] == "karras"
         return cls(low, high, data, float(config["rho"]) if karras else None)
 
@@ -360,10 +361,9 @@ def read_noise(config: Mapping[str, Any], tokens: int = 0) -> tuple[Noise, str]:
     if config.get("rescale_betas_zero_snr") and kind == "epsilon" and not edm:
         raise UserError(ZERO_SNR_OF_EPSILON)
     for option, usual in (("timestep_type", "discrete"), ("snr_shift_scale", 1.0)):
-        if config.get(option, usual) not in (usual, None):
-            raise UserError(
-                f"{option} of the model's scheduler is not supported, got {config[option]}"
-            )
+        value = config.get(option, usual)
+        if value not in (usual, None):
+            raise UserError(f"{option} of the model's scheduler is not supported, got {value}")
     return noise, kind
 
 
@@ -375,7 +375,7 @@ ZERO_SNR_OF_EPSILON = (
 
 
 def noise_of(schedule: Schedule) -> Noise | None:
-    """The noise levels of the model that a schedule was made for, if they are well-known ones.
+    """The noise levels of the model that a schedule was made for, if they are well-known.
 
     A schedule for no model in particular is taken as one for Stable Diffusion, if it can be.
     """
@@ -383,7 +383,7 @@ def noise_of(schedule: Schedule) -> Noise | None:
     if schedule.flow:
         return FlowSchedule()
     if model and model.sigma_data:
-        return EDMSchedule(min(model.noise), max(model.noise), model.sigma_data)
+        return EDMSchedule(min(model.noise), max(model.noise), model.sigma_data, None)
     for noise in WELL_KNOWN:
         if model is None:
             return noise if schedule.steps[0].sigma <= noise.sigma_max * 1.001 else None

@@ -18,6 +18,12 @@ SAMPLERS = {
     "ipndm": Sampler("ipndm", 4, True),
     "dpmpp_2m": Sampler("dpmpp-midpoint", 2, False),  # lambda of a flow: -log sigma, not ours
 }
+# `sampling` of ModelSamplingContinuousEDM -> prediction type and sigma_data; others are not ours
+EDM_KINDS = {
+    "edm_playground_v2.5": ("epsilon", 0.5),  # sets the scale of SDXL's latents too
+    "edm": ("epsilon", 0.5),
+    "v_prediction": ("v_prediction", 1.0),
+}
 ALIASES = {"ddim": "euler"}  # the same from pure noise
 
 
