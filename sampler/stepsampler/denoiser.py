@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import lcm, sqrt
+from math import lcm
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from stepsampler.schedule import FreeU, Step
 
 # What the network is told beside x and the time, by name; each of shape (n, ...), one row an image.
 Condition = Mapping[str, Tensor]
-# (x at unit variance, or a flow's own x; time as the network takes it; condition) -> its output
+# (x as scaled by `noise.scales`; time as the network takes it; condition) -> its output
 Network = Callable[[Tensor, float, Condition], Tensor]
 FreeUSwitch = Callable[[FreeU], AbstractContextManager[None]]
 # (the output under the negative prompt, that under the prompt, w) -> the guided output
@@ -66,15 +66,11 @@ class GuidedDenoiser:
             )
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
-        sigma = step.sigma
-        flow = self.prediction_type == "flow_prediction"
-        alpha = 1.0 if flow else 1 / sqrt(1 + sigma**2)
-        output = self._output(alpha * x, self.noise.network_time(sigma * step.time_scale), step)
-        if self.prediction_type == "epsilon" or flow:  # the flow is noise - x0
-            return x - sigma * output
-        if self.prediction_type == "v_prediction":  # v = alpha * noise - sigma_vp * x0
-            return alpha**2 * x - alpha * sigma * output
-        return output  # the network predicts x0 itself
+        c_in, c_skip, c_out = self.noise.scales(step.sigma, self.prediction_type)
+        output = self._output(c_in * x, self.noise.network_time(step.sigma * step.time_scale), step)
+        if c_skip == 0:  # the network predicts x0 itself
+            return output
+        return (x if c_skip == 1 else c_skip * x) + c_out * output
 
     def _output(self, x: Tensor, time: float, step: Step) -> Tensor:
         if step.free_u is None:

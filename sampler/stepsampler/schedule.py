@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ WITH_CORRECTOR = ("unipc-bh1", "unipc-bh2")
 WITHOUT_FORMS = ("ipndm", "heun")  # rules on dx / dsigma, neither on x0 nor on epsilon
 GUIDANCE = ("classifier-free", "distilled")
 DECODE = ("x", "alpha-x")
+# A sigma above it is nothing but noise to a network, and tools write the end of zero terminal SNR,
+# which is infinite, as one: 4,096 or 4,519. All of them mean the same.
+PURE_NOISE = 1000.0
 SMALLEST_GAP = 1e-9  # relative; nearer sigmas have no usable difference in log sigma
 NUMBERS = (
     "sigma",
@@ -87,8 +90,9 @@ class ModelSpec:
     """What a schedule was made for; sampling anything else is an error, not a worse picture."""
 
     family: str  # "stable-diffusion", ...
-    prediction_type: str  # "epsilon" or "v_prediction"
+    prediction_type: str  # "epsilon", "v_prediction", "sample" or "flow_prediction"
     noise: tuple[float, ...]  # sigma at five training timesteps: first, quarters, last
+    sigma_data: float | None = None  # of EDM's preconditioning; None: the model has another
 
     def mismatch(self, other: "ModelSpec") -> str | None:
         """Say in what `other` differs, or None."""
@@ -96,8 +100,15 @@ class ModelSpec:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 return f"{name.replace('_', ' ')} {ours!r}, but the model has {theirs!r}"
+        if self.sigma_data != other.sigma_data:
+            ours, theirs = (
+                f"EDM's preconditioning with sigma_data {data:g}" if data else "none of EDM's"
+                for data in (self.sigma_data, other.sigma_data)
+            )
+            return f"{ours}, but the model has {theirs}"
         close = len(self.noise) == len(other.noise) and all(
-            abs(a - b) <= 1e-3 * abs(a) for a, b in zip(self.noise, other.noise, strict=True)
+            abs(a - b) <= 1e-3 * abs(a) or min(a, b) > PURE_NOISE
+            for a, b in zip(self.noise, other.noise, strict=True)
         )
         if not close:
             ours, theirs = (", ".join(f"{s:.4g}" for s in m.noise) for m in (self, other))
@@ -145,8 +156,10 @@ class Schedule:
                     raise ScheduleError(
                         f"step {i}: {what} of a flow model is at most 1, got {told:g}"
                     )
-        if self.flow and self.decode != "x":
-            raise ScheduleError(f"decode of a flow model must be x, got {self.decode!r}")
+        edm = self.model is not None and self.model.sigma_data is not None
+        if (self.flow or edm) and self.decode != "x":
+            kind = "a flow model" if self.flow else "a model with EDM's preconditioning"
+            raise ScheduleError(f"decode of {kind} must be x, got {self.decode!r}")
         if self.golden_noise:
             self._check_golden(self.golden_noise)
 
@@ -273,7 +286,7 @@ class Schedule:
         data: dict[str, Any] = {"format": FORMAT, "solver": self.solver}
         data |= {k: getattr(self, k) for k in ("guidance", "decode") if _used(self, k)}
         if self.model:
-            data["model"] = {**vars(self.model), "noise": list(self.model.noise)}
+            data["model"] = {k: v for k, v in vars(self.model).items() if v is not None}
         if self.golden_noise:
             data["golden_noise"] = vars(self.golden_noise)
         steps = ",\n".join("    " + json.dumps(_step_data(step)) for step in self.steps)
@@ -387,7 +400,7 @@ def _golden(data: Any) -> GoldenNoise:
 
 def _model(data: Any) -> ModelSpec:
     values = keys(data, ModelSpec, "model")
-    missing = [f.name for f in fields(ModelSpec) if f.name not in values]
+    missing = [n for n in ("family", "prediction_type", "noise") if n not in values]
     if missing:
         raise ScheduleError(f"model: {missing[0]} is missing")
     for name in ("family", "prediction_type"):
@@ -396,4 +409,7 @@ def _model(data: Any) -> ModelSpec:
     if not isinstance(values["noise"], list):
         raise ScheduleError(f"model: noise must be a list, got {shown(values['noise'])}")
     noise = tuple(number(s, f"model: noise[{i}]") for i, s in enumerate(values["noise"]))
-    return ModelSpec(values["family"], values["prediction_type"], noise)
+    data = values.get("sigma_data")
+    if data is not None and not 0 < number(data, "model: sigma_data") < inf:
+        raise ScheduleError(f"model: sigma_data must be above 0, got {data:g}")
+    return ModelSpec(values["family"], values["prediction_type"], noise, data)

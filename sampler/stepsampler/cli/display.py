@@ -6,7 +6,7 @@ from math import inf, isinf
 from pathlib import Path
 from typing import Any
 
-from stepsampler.schedule import Schedule, Step
+from stepsampler.schedule import PURE_NOISE, Schedule, Step
 from stepsampler.solvers import levels
 from stepsampler.support.files import replacing
 
@@ -59,8 +59,14 @@ def _origin(provenance: Mapping[str, Any]) -> str:
 
 def _heading(plan: Schedule) -> str:
     golden = plan.golden_noise
+    model = plan.model
+    noise = ""
+    if model and model.sigma_data:
+        noise = f", EDM with sigma_data {model.sigma_data:g}"
+    elif model and not plan.flow and model.noise and model.noise[-1] > PURE_NOISE:
+        noise = ", zero terminal SNR"
     parts = [
-        plan.model and f"for {plan.model.family} ({plan.model.prediction_type})",
+        model and f"for {model.family} ({model.prediction_type}{noise})",
         plan.guidance != "classifier-free" and f"{plan.guidance} guidance",
         golden and f"golden noise by {golden.start} at sigma {golden.sigma:.4f}",
         plan.decode != "x" and f"decodes {plan.decode}",

@@ -50,7 +50,10 @@ def with_model(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter)
             continue
         for key, field in options.items():
-            shown = typer.Option(flag_of(field), help=field.metadata["help"])
+            flag = flag_of(field)
+            if bool in get_args(field.type):
+                flag += f"/--no-{flag.removeprefix('--')}"
+            shown = typer.Option(flag, help=field.metadata["help"])
             default = None if isinstance(field.default, tuple) else field.default
             kind: Any = Annotated[_kind(field), shown]
             parameters.append(parameter.replace(name=key, annotation=kind, default=default))

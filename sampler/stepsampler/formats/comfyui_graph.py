@@ -37,6 +37,7 @@ WIDGETS: Mapping[str, tuple[str, ...]] = {
     "KarrasScheduler": ("steps", "sigma_max", "sigma_min", "rho"),
     "ExponentialScheduler": ("steps", "sigma_max", "sigma_min"),
     "ModelSamplingDiscrete": ("sampling", "zsnr"),
+    "ModelSamplingContinuousEDM": ("sampling", "sigma_max", "sigma_min"),
     "ModelSamplingSD3": ("shift",),
     "ModelSamplingAuraFlow": ("shift",),
     "ModelSamplingFlux": ("max_shift", "base_shift", "width", "height"),

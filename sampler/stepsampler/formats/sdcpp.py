@@ -17,6 +17,7 @@ from itertools import groupby
 from stepsampler.errors import UserError
 from stepsampler.formats import common
 from stepsampler.formats.common import Options, Reading, Sampler, Target, Text
+from stepsampler.noise import EDMSchedule, NoiseSchedule, noise_of
 from stepsampler.schedule import Schedule
 
 SAMPLERS = {
@@ -57,6 +58,11 @@ BENDING = (
 
 def export(schedule: Schedule, options: Options) -> Text:
     sampler, lost = common.for_a_list(SAMPLERS, schedule)
+    noise = noise_of(schedule)
+    if isinstance(noise, EDMSchedule):
+        lost.append("EDM's preconditioning")
+    elif isinstance(noise, NoiseSchedule) and noise.ends_in_noise:
+        lost.append("zero terminal SNR (its levels end at sigma 14.6, and have other timesteps)")
     notes: list[str] = []
     sigmas = common.sigma_list(schedule).replace(" ", "")
     words = ["--sampling-method", sampler, "--steps", str(schedule.num_steps), "--sigmas", sigmas]

@@ -19,8 +19,8 @@ from stepsampler.errors import UserError
 from stepsampler.formats import common
 from stepsampler.formats.common import Options, Reading, Sampler, Target, Text
 from stepsampler.formats.stock_flow import RANDOM, REPLACING, Shifting
-from stepsampler.noise import FlowSchedule, NoiseSchedule, noise_of
-from stepsampler.schedule import Schedule, Step
+from stepsampler.noise import WELL_KNOWN, EDMSchedule, FlowSchedule, NoiseSchedule, noise_of
+from stepsampler.schedule import PURE_NOISE, Schedule, Step
 
 EULER, DPM, FLOW = (
     "EulerDiscreteScheduler",
@@ -28,10 +28,7 @@ EULER, DPM, FLOW = (
     "FlowMatchEulerDiscreteScheduler",
 )
 OFF = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-BETAS = {  # of Stable Diffusion, and of DDPM and DiT
-    NoiseSchedule.scaled_linear(): ("scaled_linear", 0.00085, 0.012),
-    NoiseSchedule.linear(): ("linear", 0.0001, 0.02),
-}
+BETAS = (("scaled_linear", 0.00085, 0.012), ("linear", 0.0001, 0.02))  # as WELL_KNOWN has them
 FLOW_KEYS = (
     "shift",
     "use_dynamic_shifting",
@@ -59,12 +56,14 @@ MODEL = (  # of the model, which is the target
     "beta_start",
     "beta_end",
     "prediction_type",
+    "rescale_betas_zero_snr",
     "steps_offset",
     "base_shift",
     "max_shift",
     "base_image_seq_len",
     "max_image_seq_len",
 )
+ZERO = "rescale_betas_zero_snr"
 CLOSE = 1e-4  # relative; sigmas nearer than that are the same
 
 
@@ -81,6 +80,11 @@ def export(schedule: Schedule, options: Options) -> Text:
     if schedule.flow != (name == FLOW):
         kind = "a flow model" if schedule.flow else "a model with betas"
         raise UserError(f"{name} is not for {kind}, for which the schedule was made")
+    if isinstance(noise_of(schedule), EDMSchedule):
+        raise UserError(
+            f"{name} has no levels of EDM, and diffusers' EDM schedulers change any list that they "
+            "are handed; StepScheduler runs the schedule"
+        )
     lost = common.losses(schedule)
     if not common.one_guidance(schedule):
         lost.append(f"guidance per step ({common.highest_guidance(schedule):g} instead)")
@@ -102,14 +106,19 @@ def _step_scheduler(schedule: Schedule) -> Text:
     config: dict[str, Any] = {"prediction_type": "flow_prediction"}
     if not schedule.flow:
         noise = noise_of(schedule)
-        if not isinstance(noise, NoiseSchedule):
+        kind = schedule.model.prediction_type if schedule.model else "epsilon"
+        if isinstance(noise, EDMSchedule):
+            levels = {f"sigma_{k}": getattr(noise, f"sigma_{k}") for k in ("min", "max", "data")}
+            config = {**levels, "sigma_schedule": "karras", "rho": 7.0, "prediction_type": kind}
+        elif not isinstance(noise, NoiseSchedule):
             raise UserError(
                 "the betas of the schedule's model are not known; make the scheduler from the "
                 "pipeline's: StepScheduler.from_config(pipe.scheduler.config, schedule=...)"
             )
-        kind = schedule.model.prediction_type if schedule.model else "epsilon"
-        names = ("beta_schedule", "beta_start", "beta_end")
-        config = {**dict(zip(names, BETAS[noise], strict=True)), "prediction_type": kind}
+        else:
+            names = ("beta_schedule", "beta_start", "beta_end", "prediction_type")
+            betas = (*BETAS[WELL_KNOWN.index(noise) % len(BETAS)], kind)
+            config = {**dict(zip(names, betas, strict=True)), **_zero(schedule)}
     text = StepScheduler(**config, schedule=schedule).to_json_string()
     lost = [] if common.one_guidance(schedule) else ["guidance per step"]
     if any(step.free_u for step in schedule.steps):
@@ -117,6 +126,13 @@ def _step_scheduler(schedule: Schedule) -> Text:
     if any(step.guidance_rescale for step in schedule.steps):
         lost.append("guidance_rescale")
     return Text(text, tuple(lost))
+
+
+def _zero(schedule: Schedule) -> dict[str, bool]:
+    """The option of a config, where the schedule's model needs it."""
+    noise = noise_of(schedule)
+    zero = isinstance(noise, NoiseSchedule) and noise.ends_in_noise
+    return {ZERO: True} if zero else {}
 
 
 Parts = tuple[Mapping[str, object], Mapping[str, Any], list[str]]  # config, call, lost
@@ -134,7 +150,7 @@ def _euler(schedule: Schedule) -> Parts:
     if schedule.final_sigma > 0 and schedule.decode != "x":
         lost.append(f"decode {schedule.decode!r}")
     # "trailing" makes it start from noise * sigma; "leading" from noise * sqrt(1 + sigma^2)
-    config = {"timestep_spacing": "trailing", **OFF}
+    config = {"timestep_spacing": "trailing", **OFF, **_zero(schedule)}
     return config, {"sigmas": list(schedule.sigmas)}, lost
 
 
@@ -169,7 +185,7 @@ def _dpm(schedule: Schedule) -> Parts:
     lost = [
         f"the timestep {t:.2f} of step {i} ({n} instead)"
         for i, (step, t, n) in enumerate(zip(schedule.steps, exact, whole, strict=True))
-        if not isclose(noise.sigma(n), step.sigma, rel_tol=CLOSE)
+        if not isclose(noise.sigma(n), step.sigma, rel_tol=CLOSE) and step.sigma <= PURE_NOISE
     ]
     if len(set(whole)) < len(whole):
         raise UserError(f"{DPM} takes whole timesteps, of which two steps would get the same")
@@ -189,6 +205,7 @@ def _dpm(schedule: Schedule) -> Parts:
         "final_sigmas_type": ends,
         "use_lu_lambdas": False,
         **OFF,
+        **_zero(schedule),
     }
     return config, {"timesteps": whole}, lost + more
 
@@ -237,6 +254,9 @@ def read(text: str, target: Target) -> Reading:
             raise UserError(f"{name} is not for {kind}; name another with --model")
         if not numbers:
             raise UserError(f"{key} must not be empty")
+        zero = isinstance(target.noise, NoiseSchedule) and target.noise.ends_in_noise
+        if bool(config.get(ZERO, zero)) != zero:
+            raise UserError(f"{ZERO} is that of another model; name it with --model")
         lost = _unread(name, config, call)
         shifting = Shifting.of(config, mu) if name == FLOW else None
     except common.MALFORMED as error:

@@ -17,7 +17,7 @@ from stepsampler.models.networks import checked
 from stepsampler.models.pixels import to_pixels
 from stepsampler.models.sizes import Shaped
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
-from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
+from stepsampler.noise import Noise, read_noise
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
 from stepsampler.support.sizes import Size
 
@@ -120,12 +120,7 @@ class LatentModel(Shaped, ABC):
                 raise UserError(f"the {type(self.pipeline).__name__} has no {name}")
 
     def _read_scheduler(self, config: Any) -> None:
-        if is_flow(config):
-            self.noise = FlowSchedule.from_scheduler_config(config, self._tokens)
-            self.prediction_type = "flow_prediction"
-        else:
-            self.noise = NoiseSchedule.from_scheduler_config(config)
-            self.prediction_type = config.get("prediction_type", "epsilon")
+        self.noise, self.prediction_type = read_noise(config, self._tokens)
 
     @property
     def networks(self) -> list[Any]:

@@ -18,7 +18,7 @@ ROUNDED = 2**-7
 # fmt: off
 _BUFFERS = (
     "alphas_", "betas", "denoiser.sigmas", "log_one_minus_", "logvar", "loss.",
-    "model_ema.decay", "model_ema.num_updates", "posterior_", "sqrt_", "v_pred",
+    "edm_", "model_ema.decay", "model_ema.num_updates", "posterior_", "sqrt_", "v_pred", "ztsnr",
 )
 # fmt: on
 

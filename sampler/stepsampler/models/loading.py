@@ -5,21 +5,19 @@ import importlib.resources
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from stepsampler.errors import UserError
 from stepsampler.models.additions import read_vae
 from stepsampler.models.leftovers import check_whole, compare_noise, note_left_out
-from stepsampler.models.networks import WIDER, wider
+from stepsampler.models.markers import check_file, heed
 from stepsampler.models.parts import BROKEN, check_place, check_texts, choose, read_part, reason
-from stepsampler.noise import is_flow
-from stepsampler.support.options import ModelOptions, Prediction
-from stepsampler.support.weights import EPSILON, Header, V, is_weights_file, read_header
+from stepsampler.support.options import ModelOptions
+from stepsampler.support.weights import EPSILON, V, is_weights_file, read_header
 
 BUNDLED = ("tiny", "tiny-second")  # the second: another seed, half the training
-PREDICTIONS = get_args(Prediction)  # that may be asked for
 # Parts of stock pipelines that are not sampled with
 NEEDLESS = ("safety_checker", "feature_extractor")
 # Whose configs a file of Stable Diffusion 2.x has: 512 pixels, or 768
@@ -41,8 +39,8 @@ def read_pipeline(options: ModelOptions) -> Any:
 
     `config` is the folder or hub id whose configs a single file's model has; by default diffusers
     recognises the model and takes them from the hub. `variant` is which of a folder's weights,
-    such as fp16; by default those without a variant, or else the only one. `prediction_type`
-    overrules what file and config say. `vae` takes the place of the model's own.
+    such as fp16; by default those without a variant, or else the only one. `prediction_type` and
+    `zero_snr` overrule what file and config say. `vae` takes the place of the model's own.
 
     Raises:
         UserError: nothing there, a pickle, weights that cannot be read, or markers that say what
@@ -53,13 +51,12 @@ def read_pipeline(options: ModelOptions) -> Any:
     if is_weights_file(name):
         if options.variant is not None:
             raise UserError(f"a variant goes with a folder or hub id, not with the file {name!r}")
-        return _read_single_file(name, dtype, config, options.prediction_type, vae)
+        return _read_single_file(options, config, vae)
     if config is not None:
         raise UserError(f"a config goes with a single .safetensors file, not with {name!r}")
     check_place("model", folder)
     pipeline = _read_folder(name, folder, dtype, options.variant, vae)
-    if options.prediction_type is not None:
-        _set_prediction(pipeline, options.prediction_type)
+    heed(pipeline, options)
     return pipeline
 
 
@@ -161,13 +158,12 @@ def _check_class(name: str, cls: object) -> None:
     family_of(cls)
 
 
-def _read_single_file(
-    name: str, dtype: torch.dtype, config: str | None, asked: str | None, vae: str | None
-) -> Any:
+def _read_single_file(options: ModelOptions, config: str | None, vae: str | None) -> Any:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
+    name, dtype = options.id, getattr(torch, options.dtype)
     header = read_header("model", name)
-    said = check_file(name, header, config, asked)
+    said = check_file(options, header)
     if config is not None:
         check_place("config", config)
         for pickle in Path(config).glob("*/*.bin"):  # diffusers would read what the file lacks
@@ -178,10 +174,10 @@ def _read_single_file(
         config = SD2[said]
     try:
         cls, config = _single_file_class(name, config)
-        options: dict[str, Any] = {"dtype": dtype}
+        parts: dict[str, Any] = {"dtype": dtype}
         if vae is not None:
-            options["vae"] = _vae_by_config(vae, cls, config, dtype)
-        pipeline = cls.from_single_file(name, config=config, **options)
+            parts["vae"] = _vae_by_config(vae, cls, config, dtype)
+        pipeline = cls.from_single_file(name, config=config, **parts)
     except SingleFileComponentError as error:
         part = re.search(r"load (\w+)", str(error))
         lacks = part[1] if part else "a part of the model"
@@ -193,49 +189,8 @@ def _read_single_file(
     check_whole(name, pipeline)
     compare_noise(name, header, pipeline)
     note_left_out(name, header, pipeline)
-    theirs = pipeline.scheduler.config.get("prediction_type", EPSILON)
-    if asked is not None:
-        _set_prediction(pipeline, asked)
-    elif said not in (None, theirs) and not is_flow(pipeline.scheduler.config):
-        if given is not None:
-            marker = next(iter(header.predictions))
-            raise UserError(
-                f"model {name!r}: its marker {marker} says {said}, but the config {given!r} says "
-                f"{theirs}: give --prediction-type, which overrules both"
-            )
-        _set_prediction(pipeline, str(said))
+    heed(pipeline, options, header)
     return pipeline
-
-
-def check_file(name: str, header: Header, config: str | None, asked: str | None) -> str | None:
-    """Refuse from its header what cannot be sampled; returns the prediction type, if known."""
-    if header.kind not in ("a whole checkpoint", "something unknown"):
-        way = {
-            "a LoRA": "give it with --lora, beside a model",
-            "a textual inversion": "give it with --textual-inversion, beside a model",
-            "a VAE": "give it with --vae, beside a model",
-        }.get(header.kind, "which is not supported as a model")
-        raise UserError(f"model {name!r} is {header.kind}: {way}")
-    if header.unsupported:
-        raise UserError(f"model {name!r}: {header.unsupported}")
-    if header.input_channels in WIDER:
-        raise UserError(f"model {name!r}: {wider(header.input_channels, 4)}")
-    if asked is not None:
-        return asked
-    stated = header.predictions
-    for marker, said in stated.items():
-        if said not in PREDICTIONS:
-            raise UserError(f"model {name!r}: its marker {marker} says {said!r}, which is unknown")
-    if len(set(stated.values())) > 1:
-        facts = ", ".join(f"{marker} says {said}" for marker, said in stated.items())
-        raise UserError(f"model {name!r} contradicts itself: {facts}: give --prediction-type")
-    if not stated and header.is_sd2 and config is None:
-        raise UserError(
-            f"model {name!r} is Stable Diffusion 2.x and does not say what it predicts: give "
-            "--prediction-type epsilon (2-base, 2.1-base: 512 pixels) or v_prediction (2, 2.1: "
-            "768 pixels), or --config"
-        )
-    return next(iter(stated.values()), None)
 
 
 def _single_file_class(name: str, config: str | None) -> tuple[Any, str]:
@@ -265,13 +220,3 @@ def _vae_by_config(vae: str, cls: Any, config: str, dtype: torch.dtype) -> Any:
         raise UserError(f"the {cls.__name__} has no vae that could be replaced")
     vae_cls = getattr(diffusers, entry[1])
     return read_vae(vae, vae_cls, vae_cls.load_config(config, subfolder="vae"), dtype)
-
-
-def _set_prediction(pipeline: Any, prediction_type: str) -> None:
-    scheduler = pipeline.scheduler
-    if is_flow(scheduler.config):
-        raise UserError("--prediction-type is not of flow models: they predict the flow")
-    changed = type(scheduler).from_config(scheduler.config, prediction_type=prediction_type)
-    if changed.config.get("prediction_type") != prediction_type:
-        raise UserError(f"a {type(scheduler).__name__} has no prediction type that could be set")
-    pipeline.register_modules(scheduler=changed)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stepsampler.batch import MANIFEST, read_manifest
 from stepsampler.denoiser import stack
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, note
 from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel
 from stepsampler.models.pixels import quantised
@@ -264,6 +264,7 @@ def _scheduler(model: LatentModel, name: str | None, spacing: str | None) -> Any
 
     own = model.pipeline.scheduler
     if name is None and spacing is None:
+        _note_dropped(own)
         return own
     if name and not (name.endswith("Scheduler") and hasattr(diffusers, name)):
         raise UserError(
@@ -283,7 +284,23 @@ def _scheduler(model: LatentModel, name: str | None, spacing: str | None) -> Any
     if flow != (name.startswith("FlowMatch") or bool(made.config.get("use_flow_sigmas"))):
         kind = "flow" if flow else "variance-preserving"
         raise UserError(f"--scheduler: {name} is not for a {kind} model with these settings")
+    edm = model.spec.sigma_data is not None
+    if edm != name.startswith("EDM"):
+        words = "has EDM's preconditioning" if edm else "has none of EDM's preconditioning"
+        raise UserError(f"--scheduler: {name} is not for this model, which {words}")
+    _note_dropped(made)
     return made
+
+
+def _note_dropped(scheduler: Any) -> None:
+    """Some classes of diffusers keep the option in their config and do nothing with it."""
+    known = inspect.signature(type(scheduler).__init__).parameters
+    option = "rescale_betas_zero_snr"
+    if scheduler.config.get(option) and option not in known and "beta_schedule" in known:
+        note(
+            f"{type(scheduler).__name__} drops {option} in silence: it does not start from the "
+            "pure noise that the model was trained on"
+        )
 
 
 def _rehearse(scheduler: Any, steps: int, flow: bool) -> None:

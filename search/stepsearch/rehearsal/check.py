@@ -17,7 +17,7 @@ from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import outline, quiet, resolve
 from stepsampler.models.additions import weighted
-from stepsampler.models.loading import check_file
+from stepsampler.models.markers import check_file
 from stepsampler.models.parts import choose
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
@@ -104,7 +104,7 @@ def _missing_model(model: ModelConfig) -> str | None:
     name = model.id
     try:
         if name.endswith(SUFFIX) or is_weights_file(name):
-            check_file(name, read_header("model", name), model.config, model.prediction_type)
+            check_file(model, read_header("model", name))
             return None
     except UserError as error:
         return str(error)
