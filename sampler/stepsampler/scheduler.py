@@ -258,6 +258,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.timesteps = torch.tensor(timesteps, dtype=torch.float32, device=device)
         self.sigmas = torch.tensor(self._levels, dtype=torch.float32)
         self._step_index = self._begin_index = None
+        self._taken = -1
         self._state: Tensor | None = None
         self._points: deque[Tensor] = deque(maxlen=depth)
         self._predictions: deque[Tensor] = deque(maxlen=depth)
@@ -275,8 +276,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             shifted = shift * even / (1 + (shift - 1) * even)
             return (1000 * shifted).tolist(), [*shifted.tolist(), 0.0]
         if sigmas is not None or self.edm:
-            what = "EDM's levels" if self.edm else "sigmas of a variance-preserving model"
-            raise ValueError(f"{what} come in a schedule only")
+            raise ValueError("levels of a diffusion model come in a schedule only")
         total, count = len(self.alphas_cumprod), _needed(count)
         timesteps = np.round(np.arange(total, 0, -total / count))[:count] - 1
         return timesteps.tolist(), [*self._sigma(timesteps).tolist(), 0.0]
@@ -308,6 +308,8 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before step")
         i = self._step_index = self._index(timestep)
+        if i <= self._taken:  # as Cosmos does, to see its prediction first
+            raise ValueError(f"step {i} is taken twice: a step needs those before it, once each")
         if i >= self.num_inference_steps:
             raise ValueError(f"all {i} steps are taken: call set_timesteps for another image")
         sigma, sigma_next = self._levels[i], self._levels[i + 1]
@@ -326,10 +328,9 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ratio = sigma_next / sigma  # order 1, whose weights are the levels themselves
             advance = {"state": ratio, "x0": [1 - ratio], "points": []}
         x = self._apply(advance, state)
-        self._state = state
-        self._step_index = i + 1
-        as_it_is = i + 1 == self.num_inference_steps and self._decodes_x
-        x = x if as_it_is else x / self._scale(sigma_next)
+        self._state, self._taken, self._step_index = state, i, i + 1
+        if i + 1 < self.num_inference_steps or not self._decodes_x:
+            x = x / self._scale(sigma_next)
         output = (x.to(sample.dtype), x0.to(sample.dtype))
         return StepOutput(*output) if return_dict else output
 

@@ -62,7 +62,7 @@ def export(schedule: Schedule, options: Options) -> Text:
     if isinstance(noise, EDMSchedule):
         lost.append("EDM's preconditioning")
     elif isinstance(noise, NoiseSchedule) and noise.ends_in_noise:
-        lost.append("zero terminal SNR (its levels end at sigma 14.6, and have other timesteps)")
+        lost.append("zero terminal SNR (no documented option says it)")
     notes: list[str] = []
     sigmas = common.sigma_list(schedule).replace(" ", "")
     words = ["--sampling-method", sampler, "--steps", str(schedule.num_steps), "--sigmas", sigmas]

@@ -253,8 +253,21 @@ def test_it_decodes_x_alone_and_wants_a_schedule():
     )
     with pytest.raises(ScheduleError, match="model: sigma_data must be above 0, got 0"):
         Schedule.from_json(text)
-    with pytest.raises(ValueError, match="EDM's levels come in a schedule only"):
+    with pytest.raises(ValueError, match="levels of a diffusion model come in a schedule"):
         StepScheduler.from_config(EULER().config).set_timesteps(4)
+
+
+def test_a_pipeline_that_takes_a_step_twice_is_refused():
+    """As those of Cosmos 1, which look at the prediction first; and which start elsewhere."""
+    made = make_schedule("karras", 4, EDMSchedule())
+    scheduler = StepScheduler.from_config(EULER(**PLAYGROUND).config, schedule=made)
+    x = torch.randn(1, 4, 8, 8)
+    scheduler.step(x, scheduler.timesteps[0], x)
+    scheduler._step_index -= 1
+    with pytest.raises(ValueError, match="step 0 is taken twice"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+    scheduler.set_timesteps()
+    scheduler.step(x, scheduler.timesteps[0], x)
 
 
 # ---- other betas and predictions of variance-preserving models
