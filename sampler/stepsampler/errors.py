@@ -17,6 +17,11 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)  # noqa: T201
 
 
+def counted(n: int, noun: str) -> str:
+    """1 image, 2,000 images."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Of a GPU, or of a CPU, whose allocator raises a plain RuntimeError."""
     text = str(error)

@@ -280,8 +280,8 @@ def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
     if path.exists():
         data = json.loads(path.read_text(encoding="utf-8"))
         return [Prompt(text, label) for text, label in data["held_out" if held_out else "train"]]
-    if not Path(source).is_file():
-        raise UserError(f"prompts {source!r}: neither bundled nor a file of captions")
+    if not Path(source).exists():
+        raise UserError(f"prompts {source!r}: neither bundled nor a file or folder of captions")
     return [Prompt(caption.text) for caption in read_captions(Path(source))]
 
 

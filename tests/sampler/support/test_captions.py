@@ -102,7 +102,12 @@ def test_parquet_without_pyarrow_is_one_sentence(tmp_path, monkeypatch):
         ("a.json", b"[1]", None, r"no caption in it; left out: item 0 \(1, not a text\)"),
         ("a.json", b"[]", None, "no caption in it$"),
         ("a.json", b'["x"]', "prompt", "no column 'prompt': its items are no objects"),
-        ("a.json", b'[{"a": 1}]', None, "no column prompt, caption, text, prompts; there are a"),
+        (
+            "a.json",
+            b'[{"a": 1}]',
+            None,
+            "no column prompt, caption, text, prompts, captions; there are a",
+        ),
         ("a.json", b'[{"prompt": 3}]', None, r"left out: item 0 \(3, not a text\)"),
         (
             "a.json",
@@ -147,7 +152,7 @@ def test_a_broken_row_costs_itself_alone(tmp_path):
         b'{"prompt": null}',
         b'{"prompt": " \\n"}',
         b'{"prompt": 5}',
-        b'{"prompt": ["a cat"]}',
+        b'{"prompt": ["a cat", 3]}',
         b'{"caption": "a cat"}',
         b'{"prompt": "cut',
         b"[" * 5000,
