@@ -18,8 +18,9 @@ def note(text: str) -> None:
 
 
 def counted(n: int, noun: str) -> str:
-    """1 image, 2,000 images."""
-    return f"{n:,} {noun}{'s' * (n != 1)}"
+    """1 image, 2,000 images, 2 passes."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{n:,} {noun}{plural if n != 1 else ''}"
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

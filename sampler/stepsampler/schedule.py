@@ -151,10 +151,12 @@ class Schedule:
             self._check_golden(self.golden_noise)
 
     def _check_step(self, i: int, step: Step) -> None:
-        values = [step.sigma, step.guidance_scale, step.guidance_rescale, step.churn]
-        values += [step.analytic or 0.0, step.gain, step.time_scale, *(step.weights or ())]
-        if not all(map(isfinite, values)):
-            raise ScheduleError(f"step {i}: numbers must be finite, got {step}")
+        names = ("sigma", "guidance_scale", "guidance_rescale", "churn", "analytic", "gain")
+        numbers = {name: getattr(step, name) for name in (*names, "time_scale")}
+        numbers |= {f"weight {j}": weight for j, weight in enumerate(step.weights or ())}
+        for name, value in numbers.items():
+            if value is not None and not isfinite(value):
+                raise ScheduleError(f"step {i}: {name} must be finite, got {value}")
         if step.guidance_scale < 0:
             raise ScheduleError(
                 f"step {i}: guidance_scale must be >= 0, got {step.guidance_scale:g}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepsampler.cli.options import ScheduleName
+from stepsampler.cli.options import ScheduleName, size_of
 from stepsampler.errors import UserError
 from stepsampler.presets import MODELS, names, open_schedule, preset
 from stepsampler.schedule import SOLVERS, FreeU, ModelSpec
@@ -36,8 +36,8 @@ SHIFTS = {"sd3": 3.0, "flux": 3.158}  # FLUX.1's at 1024 x 1024, e^1.15
 
 @app.command()
 def presets(pattern: Annotated[str, typer.Argument(help="Part of the names.")] = "") -> None:
-    """List the published schedules: name, model, steps, passes, source; ~ is approximate."""
-    found = [preset(name) for name in names() if pattern in name]
+    """List the published schedules: name, model, steps, passes, source."""
+    found = [preset(name) for name in names() if pattern.lower() in name]
     if not found:
         raise UserError(f"no preset has {pattern!r} in its name")
     width = max(len(p.name) for p in found)
@@ -47,6 +47,14 @@ def presets(pattern: Annotated[str, typer.Argument(help="Part of the names.")] =
             f"{p.name:<{width}} {'~' if p.approximate else ' '} {p.model or '-':<5} "
             f"{p.schedule.num_steps:>5} {p.schedule.passes:>6}  {p.source}"
         )
+    legend = {
+        "~ the file cannot hold all that was published; show NAME says what": any(
+            p.approximate for p in found
+        ),
+        "- of a model that cannot be sampled here": not all(p.model for p in found),
+    }
+    for line in (line for line, needed in legend.items() if needed):
+        typer.echo(line)
 
 
 @app.command()
@@ -131,7 +139,7 @@ def make(
     if whole_timesteps:
         plan = _whole(plan, noise)
     plan.save(out)
-    typer.echo(f"{out}: {plan.num_steps} steps, {plan.passes} passes per image")
+    typer.echo(f"{out}: {size_of(plan)}")
 
 
 @app.command()
@@ -142,11 +150,11 @@ def show(
     """Print a schedule, step by step."""
     from stepsampler.cli.display import describe, draw
 
+    if plot and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot must end with .png, .svg or .pdf, got {str(plot)!r}")
     plan = open_schedule(schedule)
     typer.echo(describe(plan))
     if plot:
-        if plot.suffix not in (".png", ".svg", ".pdf"):
-            raise UserError(f"--plot must end with .png, .svg or .pdf, got {str(plot)!r}")
         draw(plan, plot)
 
 
@@ -239,7 +247,7 @@ def import_schedule(
     _say(found.lost, found.notes)
     plan = found.schedule
     plan.save(out)
-    typer.echo(f"{out}: {plan.num_steps} steps, {plan.passes} passes per image")
+    typer.echo(f"{out}: {size_of(plan)}")
 
 
 def _say(lost: Sequence[str], notes: Sequence[str]) -> None:

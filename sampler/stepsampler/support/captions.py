@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stepsampler.errors import UserError, note
+from stepsampler.errors import UserError, counted, note
 from stepsampler.support.rows import Row, Table, fault, listed, shortened
 from stepsampler.support.rows_cells import read_csv, read_parquet, read_tsv
 from stepsampler.support.rows_json import read_json, read_jsonl
@@ -58,7 +58,7 @@ class CaptionSet(NamedTuple):
         notes = [f"{self.path}: {note}" for note in self.notes]
         lost = [item for item in self.items if isinstance(item, LeftOut)]
         if lost:
-            count = f"{len(lost):,} of {len(self.items):,} captions"
+            count = f"{len(lost):,} of {counted(len(self.items), 'caption')}"
             notes.append(f"{self.path}: {count} left out: {shown(lost)}")
         return notes
 

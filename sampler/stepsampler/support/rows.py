@@ -59,8 +59,6 @@ def fault(value: Any) -> str | None:
         return kinds.get(type(value), f"{shortened(repr(value))}, not a text")
     if len(value) > LONGEST:
         return f"{len(value):,} characters, more than {LONGEST:,}"
-    if "\0" in value:
-        return "a NUL character in it"
     if half := re.search("[\ud800-\udfff]", value):
         code = ord(half[0])
         if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that is not UTF-8
@@ -68,7 +66,7 @@ def fault(value: Any) -> str | None:
         return f"half of a surrogate pair (\\u{code:04x})"
     if not any(c.isprintable() and not c.isspace() for c in value):
         return "nothing to be seen in it" if value.strip() else "empty"
-    return None
+    return "a NUL character in it" if "\0" in value else None
 
 
 @contextmanager

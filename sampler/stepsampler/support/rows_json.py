@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsampler.support.rows import (
     Row,
     Table,
@@ -178,7 +178,7 @@ def _coco(annotations: list[Any], name: str) -> Table:
     ]
     notes = []
     if lower:
-        count = f"{len(lower)} annotations left out, whose images have others"
+        count = f"{counted(len(lower), 'annotation')} left out, whose images have others"
         notes.append(f"{count}: {listed(lower)}")
     return Table([row for _, (_, row) in sorted(best.items(), key=lambda e: e[0])] + strays, notes)
 

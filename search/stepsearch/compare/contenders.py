@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stepsampler.batch import MANIFEST, read_manifest
 from stepsampler.denoiser import stack
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel
 from stepsampler.models.pixels import quantised
@@ -124,7 +124,7 @@ class OnStock:
         _rehearse(self.scheduler, steps, model.prediction_type == "flow_prediction")
         name = type(self.scheduler).__name__.removesuffix("Scheduler")
         scale = "" if guidance_scale is None else f", w {guidance_scale:g}"
-        self.name = f"{name}, {steps} steps{f', {spacing}' if spacing else ''}{scale}"
+        self.name = f"{name}, {counted(steps, 'step')}{f', {spacing}' if spacing else ''}{scale}"
         settings = sorted((k, str(v)) for k, v in self.scheduler.config.items() if k[0] != "_")
         self.identity = _digest(
             f"stock {name} {settings} {steps} {guidance_scale} {digest} {model.shape}"

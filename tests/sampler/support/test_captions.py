@@ -236,7 +236,7 @@ def test_an_image_of_coco_shows_its_first_caption_that_is_one(tmp_path):
         LeftOut("annotation 7", "has no image_id, id and caption, as COCO's captions do"),
     ]
     (note,) = found.notes
-    assert note == "1 annotations left out, whose images have others: annotation 0 (empty)"
+    assert note == "1 annotation left out, whose images have others: annotation 0 (empty)"
 
 
 def test_places_are_those_of_the_file_before_it_is_mixed(tmp_path):
