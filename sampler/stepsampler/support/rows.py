@@ -76,10 +76,10 @@ def opened(path: Path, newline: str | None) -> Iterator[IO[str]]:
     It may be packed by gzip, or a pipe: it is opened once, and read forwards.
     """
     with path.open("rb") as raw:
-        packed = raw.peek(HEAD).startswith(GZIP)  # type: ignore[attr-defined]
+        packed = raw.peek(HEAD).startswith(GZIP)
         file = gzip.GzipFile(fileobj=raw) if packed else raw
         try:
-            refuse_others(path, file.peek(HEAD)[:HEAD])  # type: ignore[attr-defined]
+            refuse_others(path, file.peek(HEAD)[:HEAD])
             yield TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path}: a file of gzip that is damaged or cut off") from error

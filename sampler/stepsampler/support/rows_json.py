@@ -87,13 +87,13 @@ def _object_of_items(path: Path, data: dict[str, Any], column: str | None) -> Ta
             return _items(path, texts, None)
     lists = [key for key, value in data.items() if isinstance(value, list) and value]
     holding = any(isinstance(v, dict) and among(list(v), column) for v in data.values())
-    key = "rows" if "rows" in lists else lists[0] if len(lists) == 1 else None
-    if key and not holding:
-        table = _items(path, _numbered(f"{key} item", data[key]), column)
-        return Table(table.rows, [*table.notes, f"its list {shortened(repr(key))} is read"])
+    lists = ["rows"] if "rows" in lists else lists
+    if len(lists) == 1 and not holding:
+        table = _items(path, _numbered(f"{lists[0]} item", data[lists[0]]), column)
+        return Table(table.rows, [*table.notes, f"its list {shortened(repr(lists[0]))} is read"])
     pairs = data.pairs if isinstance(data, _Object) else data.items()
-    kinds = {type(value) for value in data.values()}
-    if list not in kinds or kinds & {dict, _Object}:
+    plain = not any(isinstance(value, list) for value in data.values())
+    if plain or any(isinstance(value, dict) for value in data.values()):
         named = [(f"id {shortened(repr(key))}", key, value) for key, value in pairs]
         return _items(path, named, column)
     return None

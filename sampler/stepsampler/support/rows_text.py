@@ -84,8 +84,8 @@ def read_folder(
         raise UserError(f"{folder}: text files have no column {column!r}")
     rows = []
     for path, name in names:
-        with opened(path, None) as file:
-            text = file.read()
+        with opened(path, None) as content:
+            text = content.read()
         images = [name.with_suffix(s) for s in IMAGES if path.with_suffix(s).is_file()]
         image = (images or [name.with_suffix("")])[0].as_posix()
         rows.append(Row(name.as_posix(), text, image))

@@ -1,6 +1,6 @@
 """What `stepsearch evaluate` builds once and hands down: contenders and metrics; and its notes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stepsampler.errors import UserError
@@ -47,12 +47,16 @@ def images_of(
     fit: Fit,
     exif: Exif,
     captioned: bool,
+    broken: Mapping[Path, Mapping[str, str]],
 ) -> list[OnFiles]:
     """A contender for each folder or zip; with `captioned`, it says what its images show.
 
-    Without a size, files are taken as they are and must be of one size.
+    Without a size, files are taken as they are and must be of one size. `broken` are files that
+    earlier tries found unreadable.
     """
-    found = [OnFiles(path, len(seeds), seeds.start, size, fit, exif) for path in files]
+    found = [
+        OnFiles(path, len(seeds), seeds.start, size, fit, exif, broken.get(path)) for path in files
+    ]
     for contender in found if captioned else ():
         contender.read_captions()
     return found
@@ -89,7 +93,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def size_of_files(files: Sequence[Path], n: int) -> Size:
+def size_of_files(files: Sequence[Path], n: int, exif: Exif) -> Size:
     """Of the n chosen images, to which those of the reference are cropped.
 
     Raises:
@@ -97,7 +101,7 @@ def size_of_files(files: Sequence[Path], n: int) -> Size:
     """
     sizes = {}
     for path in files:
-        found = ImageFiles.find(path).chosen(n)
+        found = ImageFiles.readable(path, n, exif)
         found.check()
         sizes[found.heads[0].size] = path
     if len(sizes) > 1:

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -210,18 +210,15 @@ class OnFiles:
         size: Size | None = None,
         fit: Fit = "crop",
         exif: Exif = "apply",
+        broken: Mapping[str, str] | None = None,
     ) -> None:
-        found = ImageFiles.find(source, exif)
-        if len(found.names) < n:
-            raise UserError(
-                f"{source}: {len(found.names)} images, but {n} are wanted; lower --images"
-            )
-        self.files, self.first, self.size, self.fit = found.chosen(n), first, size, fit
+        self.files = ImageFiles.readable(source, n, exif, broken)
+        self.first, self.size, self.fit = first, size, fit
         self.files.check(size, fit)  # all at once: they are measured in parts
         self.name = str(source)
         self.steps: int | None = None
         self.passes: float | None = None
-        what = f"files {found.digest()} {size} {fit} {first} {self.files.drawn}"
+        what = f"files {self.files.digest()} {size} {fit} {first} {self.files.drawn}"
         self.identity = _digest(f"{what} {self.files.preparation}".strip())
 
     def read_captions(self) -> None:
