@@ -33,8 +33,13 @@ def run_command_line(app: Callable[..., object], name: str) -> None:
     """Run a typer app; a UserError becomes one line on stderr and exit code 2."""
     try:
         app(prog_name=name)
-    except (UserError, OSError) as error:  # an OSError names the file and the reason
+    except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except OSError as error:  # it names the file and the reason
+        known = error.filename is not None and error.strerror
+        said = f"{error.filename}: {error.strerror}" if known else error
+        print(f"{name}: {said}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

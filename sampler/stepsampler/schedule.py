@@ -186,8 +186,9 @@ class Schedule:
                 f"step {i}: only a later step of a variance-preserving model may have churn, "
                 "and not after a corrector"
             )
-        if step.free_u and not all(isfinite(x) and x > 0 for x in vars(step.free_u).values()):
-            raise ScheduleError(f"step {i}: free_u must have numbers > 0, got {step.free_u}")
+        for name, gain in vars(step.free_u).items() if step.free_u else ():
+            if not (isfinite(gain) and gain > 0):
+                raise ScheduleError(f"step {i}: {name} of free_u must be > 0, got {gain}")
 
     def _check_rule(self, i: int, step: Step) -> None:
         highest = min(i + 1, SOLVERS[self.solver]) if self.solver != "heun" else 2

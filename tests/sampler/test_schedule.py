@@ -226,7 +226,7 @@ FLOW = ModelSpec("flux", "flow_prediction", (0.0, 0.5, 1.0))
             {"steps": (Step(2.0, guidance_rescale=1.5),)},
             r"step 0: guidance_rescale must be in \[0, 1\], got 1.5",
         ),
-        ({"steps": (Step(2.0, free_u=FreeU(1, 1, 0, 1)),)}, "step 0: free_u must have numbers > 0"),
+        ({"steps": (Step(2.0, free_u=FreeU(1, 1, 0, 1)),)}, "step 0: s1 of free_u must be > 0"),
         ({"steps": (Step(2.0, 1.0, 2),)}, "order of unipc-bh1 must be 1 to 1 here, got 2"),
         ({"steps": (Step(2.0, 1.0, True),)}, "order of unipc-bh1 must be 1 to 1 here, got True"),
         (

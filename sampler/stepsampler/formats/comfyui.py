@@ -10,6 +10,7 @@ more than here, reads sigmas as float32, and tells a model with betas the neares
 """
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -98,8 +99,10 @@ def _overrides(schedule: Schedule) -> list[dict[str, float]] | str:
 
 def read(text: str, target: Target) -> Reading:
     """A workflow of either kind, what `export` writes, or a bare list of sigmas."""
+    if re.match(r"\s*\[\s*[\[{]", text):
+        raise UserError(f"{ENTRY}, got a list of them: give one")
     if not text.lstrip().startswith("{"):
-        sigmas = manual_sigmas(text)
+        sigmas = manual_sigmas(common.in_brackets(text))
         return Reading(common.build(sigmas, None, None, target))
     try:
         data = json.loads(text)
@@ -107,7 +110,7 @@ def read(text: str, target: Target) -> Reading:
     except UserError:
         raise
     except common.MALFORMED as error:
-        raise UserError(f"{ENTRY}, got {type(error).__name__}: {error}") from error
+        raise UserError(f"{ENTRY}: {common.malformed(error)}") from error
 
 
 def _loose(data: dict[str, Any]) -> Graph | None:

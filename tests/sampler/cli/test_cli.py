@@ -272,7 +272,7 @@ def test_make_switches_free_u_on_and_off(run):
         (["linspace", "--steps", "3", "--guidance-scale", "-1"], "guidance_scale must be >= 0"),
         (["linspace", "--steps", "3", "--model", "absent"], "model 'absent': no such folder"),
         (["seed-sd-8", "--free-u", "on"], "--free-u must be 4 numbers with commas .*, got 'on'"),
-        (["seed-sd-8", "--free-u", "1,1,1,-1"], "free_u must have numbers > 0"),
+        (["seed-sd-8", "--free-u", "1,1,1,-1"], "step 0: s2 of free_u must be > 0, got -1"),
         (["seed-sd-8", "--steps", "3"], "--steps is fixed by the preset seed-sd-8"),
         (["seed-sd-8", "--model", "sdxl"], "--model is fixed by the preset seed-sd-8"),
     ],
