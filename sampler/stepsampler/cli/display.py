@@ -6,7 +6,7 @@ from math import inf, isinf
 from pathlib import Path
 from typing import Any
 
-from stepsampler.cli.options import size_of
+from stepsampler.cli.options import cost_of
 from stepsampler.schedule import Schedule, Step
 from stepsampler.solvers import levels
 from stepsampler.support.files import replacing
@@ -22,7 +22,7 @@ def describe(plan: Schedule) -> str:
     noise, at = noise_of(plan), levels(plan)
     lambdas = [at.log_snr(i) for i in range(plan.num_steps + 1)]
     lines = [
-        f"{size_of(plan)}, solver {plan.solver}" + _heading(plan),
+        f"{cost_of(plan)}, solver {plan.solver}" + _heading(plan),
         f"{'step':>4} {'t':>7} {'sigma':>10} {'lands on':>10} {'lambda':>8} {'h':>7} "
         f"{'guidance':>9} {'order':>5}",
     ]
@@ -132,7 +132,7 @@ def draw(plan: Schedule, path: Path) -> None:
     above.set_yscale("symlog", linthresh=smallest)  # a last sigma of 0 lies on the axis
     above.set_ylim(bottom=0)
     above.set_ylabel("sigma")
-    above.set_title(f"{size_of(plan)}, {plan.solver}", fontsize=10)
+    above.set_title(f"{cost_of(plan)}, {plan.solver}", fontsize=10)
     scales = [0.0 if step.analytic is not None else step.guidance_scale for step in plan.steps]
     below.bar(steps, scales, color=["tab:gray" if w == 1 else "tab:orange" for w in scales])
     below.set_ylabel("guidance")

@@ -104,6 +104,6 @@ def check_folder(out: Path, name: str = "--out") -> None:
             return
 
 
-def size_of(plan: "Schedule") -> str:
+def cost_of(plan: "Schedule") -> str:
     """What an image costs, in words."""
     return f"{counted(plan.num_steps, 'step')}, {counted(plan.passes, 'pass')} per image"

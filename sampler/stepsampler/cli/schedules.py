@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepsampler.cli.options import ScheduleName, size_of
+from stepsampler.cli.options import ScheduleName, cost_of
 from stepsampler.errors import UserError, counted, note
 from stepsampler.presets import MODELS, names, open_schedule, preset
 from stepsampler.schedule import SOLVERS, FreeU, ModelSpec
@@ -151,7 +151,7 @@ def make(
     if whole_timesteps:
         plan = _whole(plan, noise)
     plan.save(out)
-    typer.echo(f"{out}: {size_of(plan)}")
+    typer.echo(f"{out}: {cost_of(plan)}")
 
 
 @app.command()
@@ -259,7 +259,7 @@ def import_schedule(
     _say(found.lost, found.notes)
     plan = found.schedule
     plan.save(out)
-    typer.echo(f"{out}: {size_of(plan)}")
+    typer.echo(f"{out}: {cost_of(plan)}")
 
 
 def _say(lost: Sequence[str], notes: Sequence[str]) -> None:

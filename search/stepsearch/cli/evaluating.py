@@ -18,7 +18,7 @@ app = typer.Typer()
 @with_model
 def evaluate(
     what: Annotated[
-        list[Path] | None, typer.Argument(help="Schedules (JSON), folders or zips of images.")
+        list[Path] | None, typer.Argument(help="Schedules (JSON), folders, zips or .npz of images.")
     ] = None,
     stock: Annotated[
         list[int] | None,
@@ -127,7 +127,7 @@ def evaluate(
         size_of_files,
         sort_out,
     )
-    from stepsearch.compare.contenders import Contender, OnFiles, OnStock
+    from stepsearch.compare.contenders import Contender, OnArray, OnFiles, OnStock
     from stepsearch.compare.harness import Clock, Harness
     from stepsearch.compare.table import (
         as_data,
@@ -190,7 +190,7 @@ def evaluate(
     captioned = clip_score is not None
     broken: dict[Path, dict[str, str]] = {}  # files that turn out to be behind their heads
 
-    def on_files() -> list[OnFiles]:
+    def on_files() -> list[OnFiles | OnArray]:
         prepared = (chosen.range, side, fitting, turning)
         return images_of(files, *prepared, captioned=captioned, broken=broken)
 

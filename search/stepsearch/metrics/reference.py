@@ -185,7 +185,9 @@ class Reference:
                 int(info.get("unreadable", "0")),
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not reference statistics ({error})") from error
+            why = "damaged or of another kind" if isinstance(error, SafetensorError) else error
+            why = f"{error.args[0]} is missing" if isinstance(error, KeyError) else why
+            raise UserError(f"{path}: not reference statistics ({why})") from error
 
 
 def fit(
@@ -272,7 +274,7 @@ def load_reference(
                 f"reference {source!r}: no folder, zip, .npz or .safetensors file, and not bundled "
                 f"for {extractor.name}"
             )
-        if path.suffix == ".npz":
+        if path.suffix == ".npz" and not path.is_dir():
             return _from_npz(path, extractor, size, cache, fit_to)
         if path.suffix != ".safetensors":
             path = _cached(path, extractor, size, cache, fit_to, exif)
@@ -333,7 +335,7 @@ def _cached(
 
 
 def _fitted(
-    extractor: Extractor, files: ImageFiles, size: int | None, fit_to: Fit
+    extractor: Extractor, files: ImageFiles, size: Size | None, fit_to: Fit
 ) -> tuple[Reference, ImageFiles]:
     """Of the files that can be read, which are said; at least two."""
     files = files.without(files.broken_heads)
