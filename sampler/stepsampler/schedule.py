@@ -164,10 +164,12 @@ class Schedule:
             self._check_golden(self.golden_noise)
 
     def _check_step(self, i: int, step: Step) -> None:
-        values = [step.sigma, step.guidance_scale, step.guidance_rescale, step.churn]
-        values += [step.analytic or 0.0, step.gain, step.time_scale, *(step.weights or ())]
-        if not all(map(isfinite, values)):
-            raise ScheduleError(f"step {i}: numbers must be finite, got {step}")
+        names = ("sigma", "guidance_scale", "guidance_rescale", "churn", "analytic", "gain")
+        numbers = {name: getattr(step, name) for name in (*names, "time_scale")}
+        numbers |= {f"weight {j}": weight for j, weight in enumerate(step.weights or ())}
+        for name, value in numbers.items():
+            if value is not None and not isfinite(value):
+                raise ScheduleError(f"step {i}: {name} must be finite, got {value}")
         if step.guidance_scale < 0:
             raise ScheduleError(
                 f"step {i}: guidance_scale must be >= 0, got {step.guidance_scale:g}"
@@ -197,8 +199,9 @@ class Schedule:
                 f"step {i}: only a later step of a variance-preserving model may have churn, "
                 "and not after a corrector"
             )
-        if step.free_u and not all(isfinite(x) and x > 0 for x in vars(step.free_u).values()):
-            raise ScheduleError(f"step {i}: free_u must have numbers > 0, got {step.free_u}")
+        for name, gain in vars(step.free_u).items() if step.free_u else ():
+            if not (isfinite(gain) and gain > 0):
+                raise ScheduleError(f"step {i}: {name} of free_u must be > 0, got {gain}")
 
     def _check_rule(self, i: int, step: Step) -> None:
         highest = min(i + 1, SOLVERS[self.solver]) if self.solver != "heun" else 2

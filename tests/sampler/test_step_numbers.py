@@ -163,7 +163,7 @@ def test_what_the_weights_of_a_step_may_be_is_said():
         ((Step(2.0, weights=(1.0,), prediction="x"),), "step 0: prediction must be one of data"),
         ((Step(2.0, gain=0.0),), "step 0: gain must be > 0, got 0"),
         ((Step(2.0, time_scale=-1.0),), "step 0: time_scale must be > 0, got -1"),
-        ((Step(2.0, weights=(float("nan"),)),), "step 0: numbers must be finite"),
+        ((Step(2.0, weights=(float("nan"),)),), "step 0: weight 0 must be finite"),
     ):
         with pytest.raises(ScheduleError, match=message):
             Schedule(steps)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from stepsampler.errors import UserError, note
+from stepsampler.errors import UserError, counted, note
 from stepsampler.support.options import ModelOptions, choices_of, commands, flag_of, key_of
 
 if TYPE_CHECKING:
@@ -105,3 +105,8 @@ def check_folder(out: Path, name: str = "--out") -> None:
             if not path.is_dir():
                 raise UserError(f"{name} must be a folder, but {str(path)!r} is a file")
             return
+
+
+def cost_of(plan: "Schedule") -> str:
+    """What an image costs, in words."""
+    return f"{counted(plan.num_steps, 'step')}, {counted(plan.passes, 'pass')} per image"

@@ -11,6 +11,7 @@ With zero terminal SNR its highest sigma is 4,519, ours 4,096: both are told the
 """
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -122,8 +123,10 @@ def _overrides(schedule: Schedule) -> list[dict[str, float]] | str:
 
 def read(text: str, target: Target) -> Reading:
     """A workflow of either kind, what `export` writes, or a bare list of sigmas."""
+    if re.match(r"\s*\[\s*[\[{]", text):
+        raise UserError(f"{ENTRY}, got a list of them: give one")
     if not text.lstrip().startswith("{"):
-        sigmas = manual_sigmas(text)
+        sigmas = manual_sigmas(common.in_brackets(text))
         return Reading(common.build(sigmas, None, None, target))
     try:
         data = json.loads(text)
@@ -131,7 +134,7 @@ def read(text: str, target: Target) -> Reading:
     except UserError:
         raise
     except common.MALFORMED as error:
-        raise UserError(f"{ENTRY}, got {type(error).__name__}: {error}") from error
+        raise UserError(f"{ENTRY}: {common.malformed(error)}") from error
 
 
 def _loose(data: dict[str, Any]) -> Graph | None:

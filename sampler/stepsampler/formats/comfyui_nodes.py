@@ -92,9 +92,13 @@ class _Reader:
         sources = [nodes[0] for kind, nodes in of_kind.items() if kind in SIGMAS]
         if len(sources) != 1:
             kinds = ", ".join(SAMPLING)
+            like = [
+                str(n) for n in self.nodes.values() if re.search("sampl", n.kind, re.IGNORECASE)
+            ]
+            others = f"; not read: {', '.join(like)}" if like and not sources else ""
             raise UserError(
                 f"the workflow has no sampling node ({kinds}) and "
-                f"{len(sources) or 'no'} nodes with sigmas, of which there must be one"
+                f"{len(sources) or 'no'} nodes with sigmas, of which there must be one{others}"
             )
         patches = [node for node in self.nodes.values() if node.kind in PATCHES]
         sigmas = self._sigmas(sources[0], patches)

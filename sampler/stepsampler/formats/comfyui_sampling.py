@@ -36,6 +36,8 @@ def manual_sigmas(text: Any) -> list[float]:
     if not isinstance(text, str):
         raise UserError(f"expected a list of sigmas, got {text!r}")
     odd = re.search(r"\d[eE][-+]?\d+", text)
+    if passed := re.search(r"\b(nan|inf|infinity)\b", text, re.IGNORECASE):
+        raise UserError(f"ManualSigmas knows no {passed[0]!r}, and passes over it")
     words = re.findall(r"[-+]?(?:\d*\.*\d+)", text)
     try:
         sigmas = [float(word) for word in words]

@@ -12,14 +12,14 @@ StepScheduler is ours: its text is the file `scheduler/scheduler_config.json` of
 
 import json
 from collections.abc import Mapping, Sequence
-from math import isclose
+from math import floor, isclose, isfinite
 from typing import Any
 
 from stepsampler.errors import UserError
 from stepsampler.formats import common
 from stepsampler.formats.common import Options, Reading, Sampler, Target, Text
 from stepsampler.formats.stock_flow import RANDOM, REPLACING, Shifting
-from stepsampler.noise import WELL_KNOWN, EDMSchedule, FlowSchedule, NoiseSchedule, noise_of
+from stepsampler.noise import WELL_KNOWN, EDMSchedule, FlowSchedule, Noise, NoiseSchedule, noise_of
 from stepsampler.schedule import PURE_NOISE, Schedule, Step
 
 EULER, DPM, FLOW = (
@@ -73,9 +73,10 @@ def export(schedule: Schedule, options: Options) -> Text:
     if name == "StepScheduler":
         return _step_scheduler(schedule)
     if name not in (EULER, DPM, FLOW):
+        other = f"not {name!r}" if name else "so give one after a colon"
         raise UserError(
             f"diffusers: of the stock schedulers {EULER}, {DPM} and {FLOW} can be given a schedule "
-            f"unchanged, not {name!r}; StepScheduler runs any"
+            f"unchanged, {other}; StepScheduler runs any"
         )
     if schedule.flow != (name == FLOW):
         kind = "a flow model" if schedule.flow else "a model with betas"
@@ -116,9 +117,7 @@ def _step_scheduler(schedule: Schedule) -> Text:
                 "pipeline's: StepScheduler.from_config(pipe.scheduler.config, schedule=...)"
             )
         else:
-            names = ("beta_schedule", "beta_start", "beta_end", "prediction_type")
-            betas = (*BETAS[WELL_KNOWN.index(noise) % len(BETAS)], kind)
-            config = {**dict(zip(names, betas, strict=True)), **_zero(schedule)}
+            config = {**_betas(noise), "prediction_type": kind, **_zero(schedule)}
     text = StepScheduler(**config, schedule=schedule).to_json_string()
     lost = [] if common.one_guidance(schedule) else ["guidance per step"]
     if any(step.free_u for step in schedule.steps):
@@ -238,16 +237,26 @@ def read(text: str, target: Target) -> Reading:
         return Reading(_bare(text, target))
     try:
         data = json.loads(text)
+        if isinstance(data, dict) and "_class_name" in data and "scheduler" not in data:
+            name = data["_class_name"]
+            ours = "holds rows, of which no schedule is made again: keep the schedule's own file"
+            stocks = "says nothing of steps; give the list that the pipeline is called with"
+            raise UserError(f"the config of {name} {ours if name == 'StepScheduler' else stocks}")
         name, config, call = data["scheduler"], data["config"], data["call"]
+        if name not in (EULER, DPM, FLOW):
+            raise UserError(f"scheduler must be one of {EULER}, {DPM}, {FLOW}, got {name!r}")
+        if "timesteps" in call and "sigmas" in call:
+            raise UserError("the call has both sigmas and timesteps: a pipeline takes one of them")
         key = "timesteps" if name == DPM else "sigmas"
         numbers = [float(x) for x in call[key]]
-        scale = float(data.get("guidance_scale", target.guidance_scale))
+        given = data.get("guidance_scale")
+        scale = target.guidance_scale if given is None else float(given)
         order = int(config.get("solver_order", 2))
         heun, ends = config.get("solver_type") == "heun", config.get("final_sigmas_type", "zero")
         lower_last = bool(config.get("lower_order_final", True))
         mu = None if call.get("mu") is None else float(call["mu"])
-        if name not in (EULER, DPM, FLOW):
-            raise UserError(f"scheduler must be one of {EULER}, {DPM}, {FLOW}, got {name!r}")
+        if ends not in ("zero", "sigma_min"):
+            raise UserError(f"final_sigmas_type must be zero or sigma_min, got {ends!r}")
         flow = isinstance(target.noise, FlowSchedule)
         if flow != (name == FLOW):
             kind = "a flow model" if flow else "a model with betas"
@@ -257,12 +266,19 @@ def read(text: str, target: Target) -> Reading:
         zero = isinstance(target.noise, NoiseSchedule) and target.noise.ends_in_noise
         if bool(config.get(ZERO, zero)) != zero:
             raise UserError(f"{ZERO} is that of another model; name it with --model")
-        lost = _unread(name, config, call)
+        lost = _unread(name, config, call) + _of_another_model(config, target)
+        if name == DPM:  # which makes whole numbers of them
+            lost += tuple(
+                f"the timestep {t:g}, of which it takes {floor(t)}"
+                for t in numbers
+                if isfinite(t) and t % 1
+            )
+            numbers = [float(floor(t)) if isfinite(t) else t for t in numbers]
         shifting = Shifting.of(config, mu) if name == FLOW else None
     except common.MALFORMED as error:
         raise UserError(
-            "expected JSON with scheduler, config, call (sigmas or timesteps) and guidance_scale, "
-            f"got {type(error).__name__}: {error}"
+            "expected JSON with scheduler, config, call (sigmas or timesteps) and guidance_scale: "
+            f"{common.malformed(error)}"
         ) from error
     if name == EULER:
         scales = [scale] * (len(numbers) - 1)
@@ -292,6 +308,26 @@ def _unread(name: str, config: Mapping[str, Any], call: Mapping[str, Any]) -> tu
         lost.append(f"algorithm_type = {json.dumps(config['algorithm_type'])} of the config")
     mine = ("timesteps", "sigmas", "mu", "num_inference_steps")
     return tuple(lost + [f"{key} of the call" for key in call if key not in mine])
+
+
+def _betas(noise: Noise) -> dict[str, Any]:
+    """As a config says them; nothing where they are not well known."""
+    if not isinstance(noise, NoiseSchedule) or noise not in WELL_KNOWN:
+        return {}
+    names = ("beta_schedule", "beta_start", "beta_end")
+    return dict(zip(names, BETAS[WELL_KNOWN.index(noise) % len(BETAS)], strict=True))
+
+
+def _of_another_model(config: Mapping[str, Any], target: Target) -> tuple[str, ...]:
+    """What a config says of its model that is not so of the target."""
+    lost = []
+    kind = config.get("prediction_type")
+    if kind and target.model and kind != target.model.prediction_type:
+        lost.append(f"prediction_type = {json.dumps(kind)} of another model")
+    for name, value in _betas(target.noise).items():
+        if config.get(name, value) != value:
+            lost.append(f"{name} = {json.dumps(config[name])} of another model")
+    return tuple(lost)
 
 
 def _bare(text: str, target: Target) -> Schedule:

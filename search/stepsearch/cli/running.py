@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsearch.paths import RUNS, find_runs
 
 app = typer.Typer()
@@ -125,7 +125,7 @@ def worker(
         evaluator = Evaluator(config, folder / "cache", device)
         for note in evaluator.notes:
             typer.echo(note, err=True)
-        typer.echo(f"{work(folder, config, evaluator, worker=os.getpid())} trials")
+        typer.echo(counted(work(folder, config, evaluator, worker=os.getpid()), "trial"))
 
 
 @app.command()
@@ -142,7 +142,8 @@ def export(
     schedule.save(out)
     source = schedule.provenance.get("source", "")
     typer.echo(
-        f"{out}: {schedule.num_steps} steps, {schedule.passes} passes ({source}), from {folder}"
+        f"{out}: {counted(schedule.num_steps, 'step')}, {counted(schedule.passes, 'pass')} "
+        f"({source}), from {folder}"
     )
     if folder.name.endswith("-quick"):
         typer.echo("  of a --quick run: too few images to claim anything", err=True)
@@ -161,7 +162,7 @@ def status(run_: RunOf) -> None:
     done = sorted(finished(study), key=distance_of)
     ended = len(pruned(study))
     more = f", {ended} pruned" if ended else ""
-    typer.echo(f"{folder}: {len(done)} of {config.search.trials} trials finished{more}")
+    typer.echo(f"{folder}: {len(done)} of {counted(config.search.trials, 'trial')} finished{more}")
     for trial in done[:5]:
         alignment, passes = trial.user_attrs["alignment"], trial.user_attrs["passes"]
         share = "" if isnan(alignment) else f"alignment {alignment:.1%}, "

@@ -92,7 +92,9 @@ class Evaluator:
             )
         check_negative_prompt(self.model, self.negative_prompt)
         size = self.model.size
-        self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
+        self.reference = load_reference(
+            evaluation.reference, self.extractor, size, cache, exif=evaluation.exif
+        )
         self.scales = evaluation.guidance_scales
         search, test = (
             moments.joined_by(evaluation.over)
@@ -125,6 +127,7 @@ class Evaluator:
         )
         self.notes += self.judge.notes if self.judge else []
         self.notes += self.judge.clip.crops(size) if isinstance(self.judge, ClipAlignment) else []
+        self.notes += [self.reference.note] if self.reference.note else []
         self.identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def measure(self, schedule: Schedule, seeds: range) -> Measurement:
@@ -280,8 +283,8 @@ def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
     if path.exists():
         data = json.loads(path.read_text(encoding="utf-8"))
         return [Prompt(text, label) for text, label in data["held_out" if held_out else "train"]]
-    if not Path(source).is_file():
-        raise UserError(f"prompts {source!r}: neither bundled nor a file of captions")
+    if not Path(source).exists():
+        raise UserError(f"prompts {source!r}: neither bundled nor a file or folder of captions")
     return [Prompt(caption.text) for caption in read_captions(Path(source))]
 
 

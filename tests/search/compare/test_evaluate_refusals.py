@@ -71,7 +71,7 @@ GOOD = ["good", "--reference", "good", "--images"]
     [
         # fewer than two images
         ([*GOOD, "1"], "--images must be at least 2 and at most 10,000,000, got 1"),
-        (["one", "--reference", "good"], "one: 1 images, but 2 are wanted; lower --images"),
+        (["one", "--reference", "good"], "one: 1 image, but 2 are wanted; lower --images"),
         (["good", "--reference", "one"], "a reference needs at least two images, got 1"),
         (["good", "--reference", "one.npz"], "a reference needs at least two images, got 1"),
         (["made", "--images", "1000"], "made: 3 images, but 1000 are wanted; lower --images"),
@@ -86,17 +86,10 @@ GOOD = ["good", "--reference", "good", "--images"]
             ["corrupt", "--images", "4", "--reference", "good"],
             "corrupt: 2 of 4 files cannot be read as images: 001.png (damaged or",
         ),
-        (["good", "--reference", "corrupt"], "corrupt: 2 of 4 files cannot be read as images"),
         (
             ["damaged.zip", "--images", "12", "--reference", "good"],
             "damaged.zip: 1 of 12 files cannot be read as images: 000.png",
         ),
-        (["good", "--reference", "damaged.zip"], "damaged.zip: 1 of 12 files cannot be read"),
-        (
-            ["good", "--reference", "deep"],
-            "deep: 1 of 3 files cannot be read as images: grey16.png",
-        ),
-        (["good", "--reference", "bomb"], "bomb: 1 of 3 files cannot be read as images: x.bmp"),
         (["good", "--reference", "broken.zip"], "broken.zip: a damaged zip (Bad magic number"),
         (["broken.zip", "--reference", "good"], "broken.zip: a damaged zip (Bad magic number"),
         # mixed sizes
