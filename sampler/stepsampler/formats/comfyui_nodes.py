@@ -6,6 +6,7 @@ is named as what a schedule does not hold.
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import exp, inf, isfinite
 from typing import Any
@@ -392,10 +393,7 @@ class _Reader:
 
     def _number(self, node: Node, name: str, default: float | None = None) -> float:
         value = self._value(node, name, default)
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = inf
-        if isinstance(value, bool) or not isfinite(number):
-            raise UserError(f"{name} of {node} must be a number, got {value!r}")
-        return number
+        with suppress(TypeError, ValueError, OverflowError):
+            if not isinstance(value, bool) and isfinite(number := float(value)):
+                return number
+        raise UserError(f"{name} of {node} must be a number, got {value!r}")

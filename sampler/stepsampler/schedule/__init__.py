@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from stepsampler.support.checks import ScheduleError, keys, number, numbers, one_of, parse, shown
+from stepsampler.schedule.parts import PURE_NOISE, FreeU, GoldenNoise, ModelSpec, Step
+from stepsampler.schedule.reading import golden_from, model_from, step_data, step_from, used
+from stepsampler.support.checks import ScheduleError, keys, number, one_of, parse, shown
 from stepsampler.support.files import write_text
+
+__all__ = ["PURE_NOISE", "FreeU", "GoldenNoise", "ModelSpec", "Schedule", "Step", "load"]
 
 FORMAT = "stepsearch.schedule/1"
 
@@ -29,91 +33,8 @@ WITH_CORRECTOR = ("unipc-bh1", "unipc-bh2")
 WITHOUT_FORMS = ("ipndm", "heun")  # rules on dx / dsigma, neither on x0 nor on epsilon
 GUIDANCE = ("classifier-free", "distilled")
 DECODE = ("x", "alpha-x")
-# A sigma above it is nothing but noise to a network, and tools write the end of zero terminal SNR,
-# which is infinite, as one: 4,096 or 4,519. All of them mean the same.
-PURE_NOISE = 1000.0
 SMALLEST_GAP = 1e-9  # relative; nearer sigmas have no usable difference in log sigma
-NUMBERS = (
-    "sigma",
-    "guidance_scale",
-    "guidance_rescale",
-    "churn",
-    "gain",
-    "time_scale",
-)  # of a step
 MAX_BYTES = 1_000_000  # of a schedule file; a thousand steps are a tenth of it
-
-
-@dataclass(frozen=True)
-class FreeU:
-    """Free-U (Si et al. 2023): gains of the U-Net's decoder features (b) and skips (s)."""
-
-    b1: float
-    b2: float
-    s1: float
-    s2: float
-
-
-@dataclass(frozen=True)
-class GoldenNoise:
-    """Start from noise that the model itself has predicted («raw golden noise»).
-
-    One step from the first sigma down to `sigma`, a second prediction there, and back up to the
-    first sigma with it: two more network calls, of this guidance scale.
-    """
-
-    sigma: float
-    guidance_scale: float
-    start: str = "prediction"  # the first x0 plus the new noise; or "inversion": DDIM backwards
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call of the denoiser, and the update that follows it."""
-
-    sigma: float  # noise level at which the denoiser is called
-    guidance_scale: float = 1.0  # w in  uncond + w * (cond - uncond);  1 is none: one pass, not two
-    order: int = 1  # predictions used by the update: this one and the order - 1 before it
-    corrector: bool = False  # correct the landing as soon as the prediction there is known
-    prediction: str | None = None  # "data", "noise": what the rule extrapolates; None: its own
-    analytic: float | None = None  # no network call: epsilon = this gain * x at unit variance
-    churn: float = 0.0  # share of the noise at this sigma, in deviations, that is drawn anew
-    guidance_rescale: float = 0.0  # phi of Lin et al. 2023, section 3.4
-    free_u: FreeU | None = None
-    gain: float = 1.0  # times what the update takes of the predictions (`scale_dir` of AMED)
-    weights: tuple[float, ...] | None = None  # in place of the rule's, newest first; see `solvers`
-    time_scale: float = 1.0  # the network is told sigma * time_scale; x and the update have sigma
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What a schedule was made for; sampling anything else is an error, not a worse picture."""
-
-    family: str  # "stable-diffusion", ...
-    prediction_type: str  # "epsilon", "v_prediction", "sample" or "flow_prediction"
-    noise: tuple[float, ...]  # sigma at five training timesteps: first, quarters, last
-    sigma_data: float | None = None  # of EDM's preconditioning; None: the model has another
-
-    def mismatch(self, other: "ModelSpec") -> str | None:
-        """Say in what `other` differs, or None."""
-        for name in ("family", "prediction_type"):
-            ours, theirs = getattr(self, name), getattr(other, name)
-            if ours != theirs:
-                return f"{name.replace('_', ' ')} {ours!r}, but the model has {theirs!r}"
-        if self.sigma_data != other.sigma_data:
-            ours, theirs = (
-                f"EDM's preconditioning with sigma_data {data:g}" if data else "none of EDM's"
-                for data in (self.sigma_data, other.sigma_data)
-            )
-            return f"{ours}, but the model has {theirs}"
-        close = len(self.noise) == len(other.noise) and all(
-            abs(a - b) <= 1e-3 * abs(a) or min(a, b) > PURE_NOISE
-            for a, b in zip(self.noise, other.noise, strict=True)
-        )
-        if not close:
-            ours, theirs = (", ".join(f"{s:.4g}" for s in m.noise) for m in (self, other))
-            return f"a noise schedule with sigmas {ours}, but the model has {theirs}"
-        return None
 
 
 @dataclass(frozen=True)
@@ -287,12 +208,12 @@ class Schedule:
     def to_json(self) -> str:
         """The file's text, without what has its default. Floats survive a round trip unchanged."""
         data: dict[str, Any] = {"format": FORMAT, "solver": self.solver}
-        data |= {k: getattr(self, k) for k in ("guidance", "decode") if _used(self, k)}
+        data |= {k: getattr(self, k) for k in ("guidance", "decode") if used(self, k)}
         if self.model:
             data["model"] = {k: v for k, v in vars(self.model).items() if v is not None}
         if self.golden_noise:
             data["golden_noise"] = vars(self.golden_noise)
-        steps = ",\n".join("    " + json.dumps(_step_data(step)) for step in self.steps)
+        steps = ",\n".join("    " + json.dumps(step_data(step)) for step in self.steps)
         data["final_sigma"] = self.final_sigma
         if self.provenance:
             data["provenance"] = dict(self.provenance)
@@ -318,12 +239,12 @@ class Schedule:
                 raise ScheduleError(f"the schedule: {name} is missing")
         if not isinstance(values["steps"], list):
             raise ScheduleError(f"steps must be a list, got {shown(values['steps'])}")
-        values["steps"] = tuple(_step(i, step) for i, step in enumerate(values["steps"]))
+        values["steps"] = tuple(step_from(i, step) for i, step in enumerate(values["steps"]))
         values["final_sigma"] = number(values["final_sigma"], "final_sigma")
         if values.get("golden_noise") is not None:
-            values["golden_noise"] = _golden(values["golden_noise"])
+            values["golden_noise"] = golden_from(values["golden_noise"])
         if values.get("model") is not None:
-            values["model"] = _model(values["model"])
+            values["model"] = model_from(values["model"])
         if not isinstance(values.get("provenance", {}), dict):
             raise ScheduleError(f"provenance must be an object, got {shown(values['provenance'])}")
         return cls(**values)
@@ -349,70 +270,3 @@ def load(path: str | Path) -> Schedule:
         raise ScheduleError(f"{path}: {error.strerror}") from error
     except (ScheduleError, UnicodeDecodeError) as error:
         raise ScheduleError(f"{path}: {error}") from error
-
-
-def _used(value: Any, name: str) -> bool:
-    default = next(f.default for f in fields(value) if f.name == name)
-    return bool(getattr(value, name) != default)
-
-
-def _step_data(step: Step) -> dict[str, Any]:
-    always = ("sigma", "guidance_scale", "order")
-    data = {f.name: getattr(step, f.name) for f in fields(step)}
-    data = {k: v for k, v in data.items() if k in always or _used(step, k)}
-    if step.free_u:
-        data["free_u"] = vars(step.free_u)
-    return data
-
-
-def _step(i: int, data: Any) -> Step:
-    place = f"step {i}"
-    values = keys(data, Step, place)
-    for name in ("sigma", "guidance_scale", "order"):
-        if name not in values:
-            raise ScheduleError(f"{place}: {name} is missing")
-    for name in (*NUMBERS, "analytic"):
-        if values.get(name) is not None:
-            values[name] = number(values[name], f"{place}: {name}")
-    order = values["order"]
-    if isinstance(order, bool) or not isinstance(order, int):
-        raise ScheduleError(f"{place}: order must be a whole number, got {shown(order)}")
-    if not isinstance(values.get("corrector", False), bool):
-        raise ScheduleError(f"{place}: corrector must be true or false")
-    for name in NUMBERS:
-        if values.get(name, 0.0) is None:
-            raise ScheduleError(f"{place}: {name} must be a number, got None")
-    if values.get("weights") is not None:
-        if not isinstance(values["weights"], list):
-            raise ScheduleError(f"{place}: weights must be a list, got {shown(values['weights'])}")
-        weights = enumerate(values["weights"])
-        values["weights"] = tuple(number(w, f"{place}: weights[{j}]") for j, w in weights)
-    if values.get("free_u") is not None:
-        values["free_u"] = FreeU(**numbers(values["free_u"], FreeU, f"{place}: free_u"))
-    return Step(**values)
-
-
-def _golden(data: Any) -> GoldenNoise:
-    values = keys(data, GoldenNoise, "golden_noise")
-    for name in ("sigma", "guidance_scale"):
-        if name not in values:
-            raise ScheduleError(f"golden_noise: {name} is missing")
-        values[name] = number(values[name], f"golden_noise: {name}")
-    return GoldenNoise(**values)
-
-
-def _model(data: Any) -> ModelSpec:
-    values = keys(data, ModelSpec, "model")
-    missing = [n for n in ("family", "prediction_type", "noise") if n not in values]
-    if missing:
-        raise ScheduleError(f"model: {missing[0]} is missing")
-    for name in ("family", "prediction_type"):
-        if not isinstance(values[name], str):
-            raise ScheduleError(f"model: {name} must be a string, got {shown(values[name])}")
-    if not isinstance(values["noise"], list):
-        raise ScheduleError(f"model: noise must be a list, got {shown(values['noise'])}")
-    noise = tuple(number(s, f"model: noise[{i}]") for i, s in enumerate(values["noise"]))
-    data = values.get("sigma_data")
-    if data is not None and not 0 < number(data, "model: sigma_data") < inf:
-        raise ScheduleError(f"model: sigma_data must be above 0, got {data:g}")
-    return ModelSpec(values["family"], values["prediction_type"], noise, data)
