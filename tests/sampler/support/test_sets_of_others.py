@@ -14,6 +14,10 @@ FOX, CAT = "a fox", 'a "grey" cat, asleep'
 BOTH = [FOX, CAT]
 
 
+def packed(content):
+    return gzip.compress(content, mtime=0)  # the same in every process
+
+
 def dumped(data):
     return json.dumps(data).encode()
 
@@ -26,8 +30,8 @@ def dumped(data):
         ("columns.json", dumped({"prompt": BOTH, "category": ["x", "y"]}), None),
         ("pandas.json", dumped({"prompt": {"0": FOX, "1": CAT}, "c": {"0": 1, "1": 2}}), None),
         ("list.jsonl", json.dumps([{"prompt": t} for t in BOTH], indent=1).encode(), None),
-        ("packed.jsonl.gz", gzip.compress(b"\n".join(dumped({"prompt": t}) for t in BOTH)), None),
-        ("packed.txt", gzip.compress("\n".join(BOTH).encode()), None),
+        ("packed.jsonl.gz", packed(b"\n".join(dumped({"prompt": t}) for t in BOTH)), None),
+        ("packed.txt", packed("\n".join(BOTH).encode()), None),
         ("excel.csv", b'sep=;\nprompt;c\na fox;1\n"a ""grey"" cat, asleep";2\n', None),
         ("bars.csv", b'id|prompt\n1|a fox\n2|"a ""grey"" cat, asleep"\n', None),
         ("spaces.csv", b'id, prompt\n1, a fox\n2, "a ""grey"" cat, asleep"\n', None),
@@ -144,7 +148,7 @@ def test_a_pipe_loses_nothing(tmp_path):
         ("p.txt", "a fox\na cat\n".encode("utf-16-le"), "is UTF-16; save it as UTF-8"),
         ("p.csv", "prompt\na fox\n".encode("utf-16-be"), "is UTF-16; save it as UTF-8"),
         ("p.txt", "a fox\n".encode("utf-32"), "is UTF-32; save it as UTF-8"),
-        ("p.jsonl.gz", gzip.compress(b'{"prompt": "a fox"}' * 9)[:-9], "damaged or cut off"),
+        ("p.jsonl.gz", packed(b'{"prompt": "a fox"}' * 9)[:-9], "damaged or cut off"),
         ("p.txt", b"\x89PNG\r\n\x1a\n\0\0", "the file is an image"),
         ("p.csv", b"PK\x03\x04rest", "a workbook of Excel: unpack it, or save the sheet as"),
         ("p.jsonl", b"PAR1rest", "is parquet, whose name must end with .parquet"),
@@ -156,7 +160,7 @@ def test_a_pipe_loses_nothing(tmp_path):
             (f"p.{suffix}", b"\n<!DOCTYPE html>\n<html></html>", "is a web page")
             for suffix in ("txt", "json", "jsonl", "csv", "tsv", "parquet")
         ],
-        ("p.parquet", gzip.compress(b"PAR1"), "packed by gzip: unpack it"),
+        ("p.parquet", packed(b"PAR1"), "packed by gzip: unpack it"),
     ],
 )
 def test_what_is_no_caption_set_is_refused_by_what_it_is(tmp_path, name, content, message):
