@@ -115,7 +115,8 @@ def worker(
     """Join a search that is under way with one more process."""
     import os
 
-    from stepsearch.engine.study import claimed, work
+    from stepsearch.engine.claim import claimed
+    from stepsearch.engine.study import work
 
     folder = find_runs(run_, "study.json")[0]
     config = claimed(folder)
@@ -154,7 +155,8 @@ def export(
 @app.command()
 def status(run_: RunOf) -> None:
     """Say how far a run is."""
-    from stepsearch.engine.study import claimed, distance_of, finished, pruned, read_study
+    from stepsearch.engine.claim import claimed
+    from stepsearch.engine.study import distance_of, finished, pruned, read_study
 
     folder = find_runs(run_, "study.json")[0]
     config = claimed(folder)

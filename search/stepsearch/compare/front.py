@@ -17,8 +17,8 @@ from stepsampler.schedule import Schedule, load
 from stepsampler.support.files import replacing, write_text
 from stepsearch.compare.table import with_error
 from stepsearch.config import StudyConfig
+from stepsearch.engine.claim import claimed, identity_of
 from stepsearch.engine.pareto import dominated
-from stepsearch.engine.study import claimed, identity_of
 from stepsearch.metrics.distance import Score
 from stepsearch.metrics.evaluator import FRONT, Evaluator, Measurement, objective_name, seeds_of
 from stepsearch.metrics.protocol import Job, held_out

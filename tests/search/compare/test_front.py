@@ -11,7 +11,7 @@ from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsearch.cli import main
 from stepsearch.config import StudyConfig
-from stepsearch.engine.study import claim_folder, make_plan
+from stepsearch.engine.claim import claim_folder, make_plan
 from stepsearch.metrics.evaluator import FRONT
 
 SD = NoiseSchedule.scaled_linear()

@@ -11,8 +11,8 @@ from stepsampler.grids import GRIDS
 from stepsampler.noise import NoiseSchedule
 from stepsearch.cli.app import app
 from stepsearch.config import StudyConfig
+from stepsearch.engine.claim import claim_folder
 from stepsearch.engine.study import (
-    claim_folder,
     enqueue,
     finished,
     open_study,

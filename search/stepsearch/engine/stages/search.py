@@ -8,18 +8,18 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from stepsearch.engine.claim import make_plan, sign
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.engine.stopping import stopped
 from stepsearch.engine.study import (
     distance_of,
     enqueue,
     finished,
-    make_plan,
     pruned,
     reap,
     wait_for_others,
 )
-from stepsearch.engine.transfer import start_points
+from stepsearch.engine.transfer import STARTED, start_points
 from stepsearch.rivals.baselines import Candidate, Placements
 from stepsearch.space.box import Params, SearchSpace
 
@@ -51,9 +51,11 @@ def search(
     """
     options = tools.config.search
     make_plan(folder, tools.subject.identity, space.grid, floor, space.placements)
+    sign(study, tools.config, tools.subject.identity)
     reap(study, folder)
-    if options.start_from:
+    if options.start_from and study.user_attrs.get(STARTED) != options.start_from:
         enqueue(study, start_points(Path(options.start_from), space, options.finalists))
+        study.set_user_attr(STARTED, options.start_from)
     enqueue(study, points)
     shown: set[int] = set()
     record = inf
