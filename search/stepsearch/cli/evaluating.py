@@ -214,7 +214,9 @@ def evaluate(
     }
     now = identity(harness, chosen.range, settings)
     earlier = [(read_earlier(path, now), path) for path in with_ or ()]
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+    width = None if sys.stdout.isatty() else 160
+    # names of files are as they are: no markup
+    console = Console(soft_wrap=True, highlight=False, width=width, markup=False, emoji=False)
     cut = clip.crops(size) if clip else []
     for note in cut + cuts_of(contenders, harness, chosen.range):
         console.print(note)

@@ -142,35 +142,60 @@ def export(
     schedule = load(folder / "best.json")
     schedule.save(out)
     source = schedule.provenance.get("source", "")
-    typer.echo(
-        f"{out}: {counted(schedule.num_steps, 'step')}, {counted(schedule.passes, 'pass')} "
-        f"({source}), from {folder}"
-    )
-    if folder.name.endswith("-quick"):
-        typer.echo("  of a --quick run: too few images to claim anything", err=True)
+    size = f"{counted(schedule.num_steps, 'step')}, {counted(schedule.passes, 'pass')}"
+    typer.echo(f"{out}: {size} ({source}), from {folder}")
+    for doubt in _doubts(folder, study):
+        typer.echo(f"  {doubt}", err=True)
     if others:
         typer.echo(f"  there are also {', '.join(map(str, others))}: --run chooses")
+
+
+def _doubts(folder: Path, study: Path) -> list[str]:
+    """Why the schedule of a run's folder may not be the one that its user means."""
+    if not (folder / "study.json").exists():
+        return []
+    from stepsearch.config import load_config
+    from stepsearch.engine.claim import claimed, differences, has_ended
+
+    found = []
+    config = claimed(folder)
+    known = config.model_dump(mode="json")
+    quick = [(s, k, v) for s in ("evaluation", "teacher") for k, v in QUICK[s].items()]
+    if all(known[section][key] == value for section, key, value in quick):
+        found.append("of a --quick run: too few images to claim anything")
+    elif study.is_file():
+        try:
+            now = load_config(study).model_dump(mode="json")
+        except UserError as error:
+            return [f"whether the run was of this study is not known: {error}"]
+        options = ("search.seed", "search.start_from")
+        changed = [d for d in differences(known, now) if d[0] not in options]
+        found += [f"the run had {key} = {a!r}, {study} has {b!r}" for key, a, b in changed]
+    if not has_ended(folder, config):
+        found.append("the run is under way again: this is of its earlier end")
+    return found
 
 
 @app.command()
 def status(run_: RunOf) -> None:
     """Say how far a run is."""
-    from stepsearch.engine.claim import claimed
-    from stepsearch.engine.study import distance_of, finished, pruned, read_study
+    from stepsearch.engine.claim import claimed, has_ended
+    from stepsearch.engine.study import distance_of, failed, finished, pruned, read_study
 
     folder = find_runs(run_, "study.json")[0]
     config = claimed(folder)
     study = read_study(folder, config)
     done = sorted(finished(study), key=distance_of)
-    ended = len(pruned(study))
-    more = f", {ended} pruned" if ended else ""
+    ended, lost = len(pruned(study)), len(failed(study))
+    more = (f", {ended} pruned" if ended else "") + (f", {lost} failed" if lost else "")
     typer.echo(f"{folder}: {len(done)} of {counted(config.search.trials, 'trial')} finished{more}")
     for trial in done[:5]:
         alignment, passes = trial.user_attrs["alignment"], trial.user_attrs["passes"]
         share = "" if isnan(alignment) else f"alignment {alignment:.1%}, "
         typer.echo(f"  trial {trial.number}: {distance_of(trial):.3f}, {share}{passes} passes")
     if (folder / "best.json").exists():
-        typer.echo(f"  ended: {folder / 'best.json'}")
+        so = "ended" if has_ended(folder, config) else "under way again; of an earlier end"
+        typer.echo(f"  {so}: {folder / 'best.json'}")
 
 
 def _devices(workers: int | None, gpus: str | None) -> list[str]:

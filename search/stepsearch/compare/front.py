@@ -138,7 +138,8 @@ def make_front(paths: Sequence[Path], out: Path, images: int | None, device: str
         raise UserError("a run is given twice")
     check_comparable(runs, images is not None)
     width = None if sys.stdout.isatty() else 140  # of a log file
-    console = Console(highlight=False, soft_wrap=True, width=width)
+    # names are as they are: no markup
+    console = Console(highlight=False, soft_wrap=True, width=width, markup=False, emoji=False)
     entries = entries_of(runs)
     if images is None:
         title = f"{runs[0].best.provenance['metric']}, seeds of the runs' tests"

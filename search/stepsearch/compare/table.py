@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsearch.compare.contenders import Contender
 from stepsearch.compare.harness import CLIP, Harness, Metric
 from stepsearch.metrics.distance import PARTS, Score, score_infinity, score_kernel, score_mean
@@ -331,7 +331,8 @@ def save(data: dict[str, Any], path: Path) -> None:
 
 def table(result: Result) -> Table:
     """A line for each score; differences to the first contender are paired over the seeds."""
-    view = Table(title=f"{result.n} images, seeds {result.seeds.start} to {result.seeds.stop - 1}")
+    seeds = f"seeds {result.seeds.start} to {result.seeds.stop - 1}"
+    view = Table(title=f"{counted(result.n, 'image')}, {seeds}")
     for name in ("contender", "steps", "passes", "score ± standard error", "minus the first, 95 %"):
         # in a narrow terminal lines wrap: nothing is cut off
         side: Literal["left", "right"] = "left" if name == "contender" else "right"

@@ -19,6 +19,7 @@ from stepsearch.paths import write_whole
 from stepsearch.space.box import SearchSpace
 
 STUDY, PLAN = "study.json", "plan.json"
+BEST, RESULT = "best.json", "result.json"  # with which a run ends, in this order
 SETTINGS, IDENTITY = "settings", "identity"  # attributes of the study in the journal
 # May change between the parts of a run: the budget, and what the run does not look at.
 FREE = {
@@ -105,6 +106,17 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise _DamagedError(f"{path} is damaged: it holds no object")
     return data
+
+
+def has_ended(folder: Path, config: StudyConfig) -> bool:
+    """Whether the run in a folder came to its end with this very budget."""
+    if not (folder / BEST).exists():
+        return False
+    try:
+        before, now = _read(folder / RESULT)["study"]["search"], config.model_dump()["search"]
+        return all(before[key] == now[key] for section, key in FREE if section == "search")
+    except (OSError, UserError, LookupError, TypeError):
+        return False
 
 
 def make_plan(

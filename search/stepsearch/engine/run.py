@@ -18,6 +18,7 @@ from stepsearch.engine.stages.teacher import measure_teacher
 from stepsearch.engine.stages.tools import Report, Tools
 from stepsearch.engine.stopping import stopped
 from stepsearch.engine.study import (
+    failed,
     finished,
     open_study,
     pruned,
@@ -47,7 +48,7 @@ def run_study(
     """Run a study in `folder`, or resume it. `starts` gives the points that the search sees first.
 
     Raises:
-        UserError: something is missing or does not fit, or five trials in a row failed.
+        UserError: something is missing or does not fit, or the first five trials failed.
     """
     known, origin = read_study(folder, config), config.search.start_from
     if origin and known.user_attrs.get(STARTED) != origin:
@@ -90,6 +91,7 @@ def run_study(
         winner,
         len(finished(study)) + len(ended),
         len(ended),
+        len(failed(study)),
         dict(zip(STAGES, passes, strict=True)),
         stopped(study, config.search.patience),
     )

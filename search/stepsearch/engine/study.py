@@ -12,6 +12,7 @@ from math import inf, nan
 from pathlib import Path
 
 import optuna
+from numpy.linalg import LinAlgError
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import JournalStorage
 from optuna.study import StudyDirection
@@ -21,7 +22,7 @@ from stepsampler.errors import UserError
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
-from stepsearch.engine.algorithms import make_algorithm
+from stepsearch.engine.algorithms import ERROR, make_algorithm
 from stepsearch.engine.claim import alignment_floor, identity_of, planned_space
 from stepsearch.engine.journal import JOURNAL, JournalLock, open_storage
 from stepsearch.engine.ladder import ALIVE, RungPruner, climb
@@ -168,6 +169,12 @@ def pruned(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
 
 
+def failed(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that failed by themselves; those of dead workers are tried again."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return [trial for trial in trials if ERROR in trial.user_attrs]
+
+
 def run_trials(
     study: optuna.Study,
     folder: Path,
@@ -179,11 +186,13 @@ def run_trials(
 ) -> int:
     """One worker: ask, evaluate, tell, until the study's budget is spent or more does not pay.
 
+    Trials that fail are not counted, but there are no more of them here than the budget has trials.
+
     `deadline` is a time of `time.monotonic()` after which no new trial starts here.
     """
     done = failures = 0
     with pulse(folder):
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and failures < max(config.search.trials, MAX_FAILURES):
             with locked(folder):
                 if len(study.get_trials(deepcopy=False, states=ALIVE)) >= config.search.trials:
                     break
@@ -203,10 +212,12 @@ def run_trials(
                 continue  # this process was taken for dead, perhaps it slept: retried elsewhere
             if ended == TrialState.FAIL:
                 failures += 1
-                if failures == MAX_FAILURES:
-                    raise UserError(f"the images of {failures} trials in a row are not finite")
+                if failures == MAX_FAILURES and not (finished(study) or pruned(study)):
+                    reason = failed(study)[-1].user_attrs[ERROR]
+                    raise UserError(
+                        f"the first {failures} trials failed, none was measured: {reason}"
+                    )
                 continue
-            failures = 0
             done += 1
     return done
 
@@ -226,7 +237,11 @@ def _measure(
     if config.evaluation.guidance_scales:  # without guidance there is nothing to scale
         trial.set_constraint(GUIDED, 0.0 if any(map(is_guided, schedule.steps)) else 1.0)
     floor = nan if config.search.both else alignment_floor
-    state, value = climb(trial, schedule, config.evaluation, evaluator, floor)
+    try:
+        state, value = climb(trial, schedule, config.evaluation, evaluator, floor)
+    except (UserError, LinAlgError) as error:  # such as out of memory: others may be measured
+        trial.set_user_attr(ERROR, str(error))
+        state, value = TrialState.FAIL, None
     values = None if value is None or state != TrialState.COMPLETE else [value]
     if values and config.search.both:
         values.append(trial.user_attrs["alignment"])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.generate import Batch, generate
+from stepsampler.generate import Batch, fitting, generate
 from stepsampler.grids import is_guided, scale_guidance
 from stepsampler.models import LatentModel, check_device, open_model
 from stepsampler.models.additions import weighted
@@ -191,7 +191,8 @@ class Evaluator:
     ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
         batches = (batch.images for batch in self._batches(schedule, seeds))
         prompts = [self.prompt(seed) for seed in seeds]
-        (features,), aligned, first = observe(batches, [self.extractor], self.judge, prompts)
+        with fitting(self.model, self.batch_size):  # extractor and judge beside it, too
+            (features,), aligned, first = observe(batches, [self.extractor], self.judge, prompts)
         projected = self.reference.project(features).astype(np.float32)
         return {"features": projected, "aligned": aligned}, first
 

@@ -77,6 +77,7 @@ def measure_all(
     parts = [range(start, min(start + part, seeds.stop)) for start in starts]
     jobs = [(entrant, part) for entrant in entrants for part in parts]
     found: dict[int, Measurement] = {}
+    progress(0, len(jobs))  # the first can take long
     for place, measurement in measure(jobs):
         found[place] = measurement
         progress(len(found), len(jobs))

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import outline, quiet, resolve
 from stepsampler.models.additions import weighted
@@ -33,6 +33,7 @@ from stepsearch.metrics.protocol import PART
 from stepsearch.metrics.reference import BUNDLED_SIZE, is_bundled, refuse_for_several
 from stepsearch.paths import local_folder
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
+from stepsearch.report.progress import stages
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, shapes, wanted
 from stepsearch.rivals.placement import most_passes
 
@@ -49,12 +50,13 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
     Raises:
         UserError: the study file is wrong, or the dry run fails.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     config = load_config(study)
     absent = missing(config)
     for sentence in absent:
         console.print(f"missing: {sentence}")
     if device is not None and not absent:
+        console.print(f"measuring a pass on {device} …")
         seconds_per_pass = seconds_of_a_pass(config, device)
         console.print(f"measured on {device}: {seconds_per_pass:.4f} s a pass")
     for line in costs(config).lines(seconds_per_pass):
@@ -63,12 +65,12 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
         quiet()
         kind = kind_of(config)
         started = time.perf_counter()
-        told = f"dry run on a tiny random {kind} model, a minute or two"
-        with tempfile.TemporaryDirectory() as folder, console.status(told):
-            result = dry_run(config, kind, Path(folder))
+        console.print(f"dry run on a tiny random {kind} model, a minute or two:")
+        with tempfile.TemporaryDirectory() as folder, stages(console) as show:
+            result = dry_run(config, kind, Path(folder), show)
         console.print(
-            f"dry run on a tiny random {kind} model: {len(result.screened)} baselines, "
-            f"{result.trials} trials, selection, test and export work "
+            f"dry run on a tiny random {kind} model: {counted(len(result.screened), 'baseline')}, "
+            f"{counted(result.trials, 'trial')}, selection, test and export work "
             f"({time.perf_counter() - started:.0f} s)"
         )
     if not absent:

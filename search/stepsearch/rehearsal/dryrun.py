@@ -21,6 +21,7 @@ from stepsampler.support.weights import SUFFIX, read_header
 from stepsearch.config import CLIP, NONE, StudyConfig
 from stepsearch.engine.result import Result
 from stepsearch.engine.run import run_study
+from stepsearch.engine.stages.tools import Report
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess
 from stepsearch.metrics.features import EXTRACTORS, WHOLE, each
@@ -77,12 +78,15 @@ def kind_of(config: StudyConfig) -> str:
     raise UserError(f"{index}: there is no tiny model of the class {name} to dry-run")
 
 
-def dry_run(config: StudyConfig, kind: str, folder: Path) -> Result:
+def dry_run(
+    config: StudyConfig, kind: str, folder: Path, report: Report = lambda *_: None
+) -> Result:
     """Load, search, select, test and write in `folder`, with a few images of everything."""
+    report("a tiny model", 0, 1, "")
     small = shrunk(config, kind, folder)
     miniature(config, kind).save_pretrained(folder / "model", safe_serialization=True)
     with InThisProcess(small, folder / "run") as workers:
-        result = run_study(small, folder / "run", workers, NoTracking(), lambda *_: None)
+        result = run_study(small, folder / "run", workers, NoTracking(), report)
         write(result, small, folder / "run")
         write_sheet(result, workers, folder / "run" / "grid.png")
     return result
