@@ -28,7 +28,7 @@ from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.pretrained import settings_of
 from stepsearch.metrics.reference import Reference, load_reference
-from stepsearch.paths import bundled, write_whole
+from stepsearch.paths import bundled, recall, write_whole
 
 # Disjoint ranges of seeds: what the search sees, what chooses among its best, what reports; and
 # what compares the reported ones of several runs.
@@ -150,16 +150,23 @@ class Evaluator:
 
     def _measured(self, schedule: Schedule, seeds: range) -> Measurement:
         path = self.cache / f"{self._key(schedule, seeds)}.safetensors"
-        if not path.exists():
-            try:
-                tensors, first = self._measure(schedule, seeds)
-                save_sheet(first, path.with_suffix(".png"), len(first))
-            except NotFiniteError:  # such a measurement has no sheet
-                nan = np.full((len(seeds), len(self.reference.search.mean)), np.nan, np.float32)
-                tensors = {"features": nan, "aligned": nan[:, 0].copy()}
-            write_whole(path, lambda p: save_file(tensors, p))
-        found = load_file(path)
-        return Measurement(found["features"], found["aligned"], path.with_suffix(".png"))
+        sheet = path.with_suffix(".png")
+
+        def read(path: Path) -> Measurement:
+            found = load_file(path)
+            return Measurement(found["features"], found["aligned"], sheet)
+
+        known = recall(path, read)
+        if known is not None:
+            return known
+        try:
+            tensors, first = self._measure(schedule, seeds)
+            save_sheet(first, sheet, len(first))
+        except NotFiniteError:  # such a measurement has no sheet
+            nan = np.full((len(seeds), len(self.reference.search.mean)), np.nan, np.float32)
+            tensors = {"features": nan, "aligned": nan[:, 0].copy()}
+        write_whole(path, lambda p: save_file(tensors, p))
+        return Measurement(tensors["features"], tensors["aligned"], sheet)
 
     def in_float32(self) -> LatentModel:
         """The model, loaded once more where it computes in 16 bits: those blur gradients."""

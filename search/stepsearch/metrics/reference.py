@@ -25,7 +25,7 @@ from stepsearch.metrics.features import AXES, WHOLE, Extractor, Together, each
 from stepsearch.metrics.images import BrokenFilesError, ImageFiles
 from stepsearch.metrics.interchange import read_npz
 from stepsearch.metrics.pixels import Exif, Fit
-from stepsearch.paths import bundled, write_whole
+from stepsearch.paths import bundled, recall, write_whole
 
 SAMPLE = 2000  # features that are kept for distances that moments are not enough for
 INCEPTION_FEATURES = 2048
@@ -325,7 +325,7 @@ def _cached(
     what = f"{what} {files.preparation}".strip()  # nothing where no image is turned
     key = hashlib.sha256(f"{what} {files.digest()}".encode()).hexdigest()[:16]
     path = cache / f"reference-{key}.safetensors"
-    if not path.exists():
+    if recall(path, Reference.load) is None:
         reference, files = _fitted(extractor, files, size, fit_to)
         turned = exif if any(head.turned for head in files.heads) else ""
         left = len(files.broken)
@@ -383,7 +383,7 @@ def _from_npz(
     key = hashlib.sha256(f"{extractor.name} {extractor.digest} {extractor.axes} npz".encode())
     key.update(data.images.tobytes())
     kept = cache / f"reference-{key.hexdigest()[:16]}.safetensors"
-    if not kept.exists():
+    if recall(kept, Reference.load) is None:
         fit(extractor, torch.split(images, 50), axes=extractor.axes).save(kept)
     return Reference.load(kept)
 
