@@ -68,13 +68,13 @@ def run(
     config = load_config(study, {**overrides, "search": {**overrides.get("search", {}), **chosen}})
     variant = ("-quick" if quick else "") + ("" if seed is None else f"-seed{seed}")
     folder = run_folder or RUNS / (config.name + variant)
-    devices = _devices(workers, gpus)
+    devices, store = _devices(workers, gpus), _store(tracking)
 
     from stepsearch.engine.locks import only_run
     from stepsearch.report.session import run_session  # torch and optuna load here, not for --help
 
     with _interruptible(folder), only_run(folder):
-        run_session(config, folder, devices, tracking, quick)
+        run_session(config, folder, devices, store, quick)
 
 
 @contextmanager
@@ -196,6 +196,22 @@ def status(run_: RunOf) -> None:
     if (folder / "best.json").exists():
         so = "ended" if has_ended(folder, config) else "under way again; of an earlier end"
         typer.echo(f"  {so}: {folder / 'best.json'}")
+
+
+def _store(tracking: str) -> str:
+    """A typing error would be a folder of that name to MLflow."""
+    if tracking in ("local", "none"):
+        return tracking
+    if (
+        "://" in tracking
+        or tracking.startswith(("databricks", "file:"))
+        or (tracking and Path(tracking).is_dir())
+    ):
+        return tracking
+    raise UserError(
+        "--tracking must be local, none or an address such as http://mlflow.example.org or "
+        f"sqlite:///team.db, got {tracking!r}"
+    )
 
 
 def _devices(workers: int | None, gpus: str | None) -> list[str]:
