@@ -245,9 +245,11 @@ def evaluate(
     if out:
         save(as_data(result, harness, settings), out)
         console.print(f"{out}: every number with its identity")
+    for sentence in result.left_out:
+        console.print(f"left out: {sentence}")
     unreadable = [metric.reference.unreadable for metric in metrics]
     unreadable += [len(c.files.broken) for c in contenders if isinstance(c, OnFiles)]
-    if any(unreadable):  # and left out, as the notes say
+    if result.left_out or any(unreadable):  # and left out, as the notes say
         raise typer.Exit(1)
 
 

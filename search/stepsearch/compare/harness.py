@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from stepsearch.metrics.alignment import Alignment, Prompt
 from stepsearch.metrics.evaluator import Measurement, observe
 from stepsearch.metrics.features import Extractor
 from stepsearch.metrics.pretrained import ClipScore
+from stepsearch.metrics.protocol import Progress, measure_all
 from stepsearch.metrics.reference import Reference
 from stepsearch.paths import recall, write_whole
 
@@ -132,6 +134,36 @@ class Harness:
             aligned, _ = recalled.get(self._key(ALIGNED, contender, seeds), (unknown, passes))
             yield place, Measurement(features, aligned)
 
+    def finite(
+        self, contenders: Sequence[Contender], seeds: range, progress: Progress
+    ) -> tuple[list[Contender], list[str]]:
+        """Measure all; return those that can be scored, and a sentence for each other one.
+
+        Raises:
+            UserError: none can.
+        """
+        found, others = [], []
+        for i, contender in enumerate(contenders):
+
+            def tell(done: int, total: int, before: int = i) -> None:
+                progress(before * total + done, len(contenders) * total)
+
+            try:
+                for metric in self.metrics:
+                    measure = partial(self.measure, metric)
+                    (whole,) = measure_all([contender], seeds, self.batch_size, measure, tell)
+                    if not whole.finite:
+                        raise NotFiniteError(
+                            f"{contender.name}: a feature is not finite: its images are broken"
+                        )
+            except NotFiniteError as error:
+                others.append(str(error))
+            else:
+                found.append(contender)
+        if not found:
+            raise UserError("; ".join(others))
+        return found, others
+
     def _quantities(self, contender: Contender) -> list[str | Metric]:
         found: list[str | Metric] = list(self.metrics)
         if self.judge and contender.prompted:
@@ -168,7 +200,7 @@ class Harness:
         try:
             features, aligned, _ = observe(batches(), extractors, judge, prompts)
         except NotFiniteError as error:
-            raise UserError(f"{contender.name}: {error}") from error
+            raise NotFiniteError(f"{contender.name}: {error}") from error
         values: dict[str | Metric, NDArray[np.float32]] = {ALIGNED: aligned}
         for metric, rows in zip(self.metrics, features, strict=True):
             if len(rows) != len(seeds):

@@ -1,5 +1,6 @@
 """Bad input to `stepsearch evaluate`: one clear sentence each, and exit code 2."""
 
+import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +169,18 @@ def test_what_cannot_be_scored_is_refused_in_one_sentence(
     code, _, errors = command(monkeypatch, capsys, *options, *images, "--cache", tmp_path)
     assert (code, errors.count("\n")) == (2, 1), errors
     assert message in errors
+
+
+def test_what_overflows_is_named_and_the_others_are_scored(bad, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(bad)
+    out = tmp_path / "out.json"
+    options = ["--images", "2", "--cache", tmp_path / "cache", "-o", out]
+    code, said, _ = command(monkeypatch, capsys, "overflows.json", "seed-sd-4", *options)
+    assert code == 1
+    assert "left out: overflows: the latents are not finite: the schedule overflows" in said
+    data = json.loads(out.read_text())
+    assert [row["name"] for row in data["contenders"]] == ["seed-sd-4"]
+    assert data["left_out"][0].startswith("overflows: the latents are not finite")
 
 
 def test_grey_files_are_counted_and_equal_ones_are_said(bad, tmp_path, monkeypatch, capsys):
