@@ -1,6 +1,6 @@
 """What a schedule is made of: its steps, golden noise, and the model that it is for."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 # A sigma above it is nothing but noise to a network, and tools write the end of zero terminal SNR,
 # which is infinite, as one: 4,096 or 4,519. All of them mean the same.
@@ -56,6 +56,14 @@ class ModelSpec:
     prediction_type: str  # "epsilon", "v_prediction", "sample" or "flow_prediction"
     noise: tuple[float, ...]  # sigma at five training timesteps: first, quarters, last
     sigma_data: float | None = None  # of EDM's preconditioning; None: the model has another
+
+    def __repr__(self) -> str:
+        """Less what is as by default: digests of runs and batches hold it, and a further field must
+        not change those of before."""
+        told = [
+            f for f in fields(self) if f.default is MISSING or getattr(self, f.name) != f.default
+        ]
+        return f"ModelSpec({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in told)})"
 
     def mismatch(self, other: "ModelSpec") -> str | None:
         """Say in what `other` differs, or None."""
