@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stepsampler.errors import UserError, note
 from stepsampler.models.parts import listed
+from stepsampler.noise import NoiseSchedule, is_edm
 from stepsampler.support.weights import Header
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -39,32 +40,27 @@ def check_whole(name: str, pipeline: Any) -> None:
 
 
 def compare_noise(name: str, header: Header, pipeline: Any) -> None:
-    """Say where a file's own levels of noise in training are not those of its config's scheduler.
-
-    Raises:
-        UserError: they end without any signal: zero terminal SNR.
-    """
-    ours = getattr(pipeline.scheduler, "alphas_cumprod", None)
-    if ours is None or ALPHAS not in header.tensors:
+    """Say where a file's own levels of noise in training are not those of the scheduler."""
+    config = pipeline.scheduler.config
+    if ALPHAS not in header.tensors or "beta_schedule" not in config or is_edm(config):
         return
+    noise = NoiseSchedule.from_scheduler_config(config)
+    ours = torch.tensor(noise.alphas_cumprod, dtype=torch.float64)
     with safe_open(name, framework="pt") as file:
         theirs = file.get_tensor(ALPHAS).double().flatten()
-    if len(theirs) and float(theirs[-1]) == 0:
-        raise UserError(
-            f"model {name!r}: its {ALPHAS} end at 0: zero terminal SNR, where sigma is infinite; "
-            "such models are not supported so far"
-        )
-    same = len(theirs) == len(ours) and torch.allclose(theirs, ours.double(), rtol=ROUNDED, atol=0)
-    if not same:
+    close: dict[str, Any] = {"rtol": ROUNDED, "atol": 1e-6}  # some schedulers have 2^-24 for 0
+    if len(theirs) != len(ours) or not torch.allclose(theirs, ours, **close):
+        zero = len(theirs) and float(theirs[-1]) == 0
         note(
-            f"model {name!r}: its {ALPHAS} are others than those of the config's scheduler, whose "
-            f"levels of noise count: {_ends(theirs)} in the file, {_ends(ours)} there"
+            f"model {name!r}: its {ALPHAS} are others than those of the scheduler, whose levels of "
+            f"noise count: {_ends(theirs)} in the file, {_ends(ours)} there"
+            + ("; --zero-snr takes levels that end in pure noise" if zero else "")
         )
 
 
 def _ends(alphas: Tensor) -> str:
-    first, last = (f"{float(alphas[k]):.4g}" for k in (0, -1))
-    return f"{len(alphas)} numbers from {first} to {last}"
+    ends = [f"{float(alphas[k]):.4g}" for k in (0, -1) if len(alphas)]
+    return " ".join([f"{len(alphas)} numbers", *(["from", ends[0], "to", ends[1]] if ends else [])])
 
 
 def note_left_out(name: str, header: Header, pipeline: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from stepsampler.errors import UserError
 from stepsampler.models.additions import read_vae
@@ -20,6 +21,8 @@ from stepsampler.support.weights import EPSILON, V, is_weights_file, read_header
 BUNDLED = ("tiny", "tiny-second")  # the second: another seed, half the training
 # Parts of stock pipelines that are not sampled with
 NEEDLESS = ("safety_checker", "feature_extractor")
+TEXTS = "cond_stage_model.transformer."  # CLIP of Stable Diffusion 1.x
+OLD_TEXTS = (f"{TEXTS}embeddings.", f"{TEXTS}encoder.")  # without text_model.
 # Whose configs a file of Stable Diffusion 2.x has: 512 pixels, or 768
 SD2 = {
     EPSILON: "stabilityai/stable-diffusion-2-1-base",
@@ -177,6 +180,8 @@ def _read_single_file(options: ModelOptions, config: str | None, vae: str | None
         parts: dict[str, Any] = {"dtype": dtype}
         if vae is not None:
             parts["vae"] = _vae_by_config(vae, cls, config, dtype)
+        if any(key.startswith(OLD_TEXTS) for key in header.tensors):
+            parts["text_encoder"] = _old_text_encoder(name, cls, config, dtype)
         pipeline = cls.from_single_file(name, config=config, **parts)
     except SingleFileComponentError as error:
         part = re.search(r"load (\w+)", str(error))
@@ -187,9 +192,9 @@ def _read_single_file(options: ModelOptions, config: str | None, vae: str | None
         way = "; its configs can be given with --config" if given is None else ""
         raise UserError(f"model {name!r} cannot be loaded: {reason(error)}{way}") from error
     check_whole(name, pipeline)
-    compare_noise(name, header, pipeline)
     note_left_out(name, header, pipeline)
     heed(pipeline, options, header)
+    compare_noise(name, header, pipeline)
     return pipeline
 
 
@@ -220,3 +225,21 @@ def _vae_by_config(vae: str, cls: Any, config: str, dtype: torch.dtype) -> Any:
         raise UserError(f"the {cls.__name__} has no vae that could be replaced")
     vae_cls = getattr(diffusers, entry[1])
     return read_vae(vae, vae_cls, vae_cls.load_config(config, subfolder="vae"), dtype)
+
+
+def _old_text_encoder(name: str, cls: Any, config: str, dtype: torch.dtype) -> Any:
+    """CLIP under the names of early transformers, as in old anime models: diffusers sees none.
+
+    What it lacks stays without numbers, which `check_whole` refuses.
+    """
+    from accelerate import init_empty_weights
+
+    library, kind = cls.load_config(config)["text_encoder"]
+    known = getattr(importlib.import_module(library), kind)
+    with init_empty_weights():
+        encoder = known(known.config_class.from_pretrained(config, subfolder="text_encoder"))
+    head = "text_model." if any(k.startswith("text_model.") for k in encoder.state_dict()) else ""
+    weights = {k: v for k, v in load_file(name).items() if k.startswith(TEXTS)}
+    found = {head + k.removeprefix(TEXTS): v.to(dtype) for k, v in weights.items()}
+    encoder.load_state_dict(found, strict=False, assign=True)
+    return encoder.eval()

@@ -29,6 +29,10 @@ _BEGINNINGS = (
 # Adapters that are no plain LoRA, by a part of their keys
 _ADAPTERS = (
     (r"\.hada_", "a LoHa"),
+    (
+        r"^\w+:\d+:(up|down)$",
+        "a LoRA of cloneofsimo's package, whose layers have no names",
+    ),
     (r"\.lokr_", "a LoKr"),
     (r"\.dora_scale$|\.lora_magnitude_vector", "a DoRA"),
     (r"\.(oft_|boft_)", "an OFT"),
@@ -76,7 +80,7 @@ class Header:
     def kind(self) -> str:
         """What the file holds, as far as its keys tell."""
         keys = self.tensors
-        if any(key.startswith(_CHECKPOINT) for key in keys):
+        if any(key.startswith(_CHECKPOINT) and not _LORA.search(key) for key in keys):
             return "a whole checkpoint"
         if any(_LORA.search(key) for key in keys):
             return self.adapter or "a LoRA"
