@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import lcm
 
 import torch
@@ -44,6 +44,10 @@ class GuidedDenoiser:
     network, `guidance` of the condition, and every call is one pass. Arithmetic outside of the
     network is done in the dtype of `x`.
 
+    A step that reuses guidance takes cond - uncond of the network's outputs from the last call that
+    had both, since it changes slowly (as in Tortoise and Hare Guidance, arXiv 2511.04117). So the
+    calls are those of one trajectory, in its order.
+
     Raises:
         UserError: an unknown prediction type; guidance without an unconditional side; Free-U on a
             model that has none.
@@ -57,6 +61,7 @@ class GuidedDenoiser:
     distilled: bool = False
     free_u: FreeUSwitch | None = None
     combine: Combine = classifier_free
+    _difference: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTIONS:
@@ -91,11 +96,16 @@ class GuidedDenoiser:
             raise UserError(
                 f"guidance_scale is {w:g}, but the model is unconditional: it must be 1"
             )
-        if _shapes(self.uncond) == _shapes(self.cond):
+        if step.guidance_reuse:
+            cond = self.network(x, time, self.cond)
+            uncond = cond - self._difference[0]
+        elif _shapes(self.uncond) == _shapes(self.cond):
             both = {k: torch.cat([self.uncond[k], v]) for k, v in self.cond.items()}
             uncond, cond = self.network(torch.cat([x, x]), time, both).chunk(2)
         else:
             uncond, cond = (self.network(x, time, half) for half in (self.uncond, self.cond))
+        if not step.guidance_reuse:
+            self._difference[:] = [cond - uncond]
         output = self.combine(uncond, cond, w)
         return rescale(output, cond, step.guidance_rescale) if step.guidance_rescale else output
 

@@ -67,6 +67,8 @@ def outside(schedule: Any) -> str | None:
     )
     if len({step["guidance_scale"] for step in steps}) > 1:
         return "varies the guidance scale"
+    if any(step.get("guidance_reuse") for step in steps):
+        return "reuses guidance"
     if any(step.get("free_u") for step in steps):
         return "uses Free-U"
     if any(step.get("guidance_rescale") for step in steps):

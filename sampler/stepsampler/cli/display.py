@@ -88,6 +88,7 @@ def _extras(step: Step) -> str:
         step.weights and f"weights {' '.join(f'{w:.4g}' for w in step.weights)}",
         step.time_scale != 1 and f"time of sigma * {step.time_scale:g}",
         step.churn and f"churn {step.churn:g}",
+        step.guidance_reuse and "reuses guidance",
         step.guidance_rescale and f"rescale {step.guidance_rescale:g}",
         free_u and f"Free-U {free_u.b1:g} {free_u.b2:g} {free_u.s1:g} {free_u.s2:g}",
     ]

@@ -122,6 +122,8 @@ def _step_scheduler(schedule: Schedule) -> Text:
     lost = [] if common.one_guidance(schedule) else ["guidance per step"]
     if any(step.free_u for step in schedule.steps):
         lost.append("Free-U per step")
+    if any(step.guidance_reuse for step in schedule.steps):
+        lost.append("guidance_reuse")
     if any(step.guidance_rescale for step in schedule.steps):
         lost.append("guidance_rescale")
     return Text(text, tuple(lost))

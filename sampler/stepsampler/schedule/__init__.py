@@ -99,6 +99,8 @@ class Schedule:
             raise ScheduleError(
                 f"step {i}: guidance_rescale must be in [0, 1], got {step.guidance_rescale:g}"
             )
+        if step.guidance_reuse:
+            self._check_reuse(i, step)
         if step.guidance_rescale and self.guidance == "distilled":
             raise ScheduleError(f"step {i}: guidance_rescale needs classifier-free guidance")
         for name in ("gain", "time_scale"):
@@ -123,6 +125,18 @@ class Schedule:
         for name, gain in vars(step.free_u).items() if step.free_u else ():
             if not (isfinite(gain) and gain > 0):
                 raise ScheduleError(f"step {i}: {name} of free_u must be > 0, got {gain}")
+
+    def _check_reuse(self, i: int, step: Step) -> None:
+        """Where there is nothing to reuse, or nothing to guide."""
+        both = any(
+            s.guidance_scale != 1 and not s.guidance_reuse and s.analytic is None
+            for s in self.steps[:i]
+        )
+        if not both or step.guidance_scale == 1 or self.guidance == "distilled":
+            raise ScheduleError(
+                f"step {i}: guidance_reuse needs a guidance_scale, and a step before it with both "
+                "predictions"
+            )
 
     def _check_rule(self, i: int, step: Step) -> None:
         highest = min(i + 1, SOLVERS[self.solver]) if self.solver != "heun" else 2
@@ -192,13 +206,15 @@ class Schedule:
     def passes(self) -> int:
         """Network passes per image: two for a guided call, one for an unguided or distilled one.
 
-        An analytic step has no call, one of Heun's of order 2 has two, golden noise adds two.
+        One that reuses guidance is one pass. An analytic step has no call, one of Heun's of order 2
+        has two, golden noise adds two.
         """
         calls = [(s.guidance_scale, self._calls(s)) for s in self.steps]
         if self.golden_noise:
             calls.append((self.golden_noise.guidance_scale, 2))
         one = self.guidance == "distilled"
-        return sum(count * (1 if one or w == 1 else 2) for w, count in calls)
+        guided = sum(count * (1 if one or w == 1 else 2) for w, count in calls)
+        return guided - sum(self._calls(s) for s in self.steps if s.guidance_reuse)
 
     def _calls(self, step: Step) -> int:
         if step.analytic is not None:

@@ -46,6 +46,7 @@ class Step:
     gain: float = 1.0  # times what the update takes of the predictions (`scale_dir` of AMED)
     weights: tuple[float, ...] | None = None  # in place of the rule's, newest first; see `solvers`
     time_scale: float = 1.0  # the network is told sigma * time_scale; x and the update have sigma
+    guidance_reuse: bool = False  # cond - uncond is that of the last step that had both: one pass
 
 
 @dataclass(frozen=True)

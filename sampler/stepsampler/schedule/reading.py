@@ -45,8 +45,9 @@ def step_from(i: int, data: Any) -> Step:
     order = values["order"]
     if isinstance(order, bool) or not isinstance(order, int):
         raise ScheduleError(f"{place}: order must be a whole number, got {shown(order)}")
-    if not isinstance(values.get("corrector", False), bool):
-        raise ScheduleError(f"{place}: corrector must be true or false")
+    for name in ("corrector", "guidance_reuse"):
+        if not isinstance(values.get(name, False), bool):
+            raise ScheduleError(f"{place}: {name} must be true or false")
     for name in NUMBERS:
         if values.get(name, 0.0) is None:
             raise ScheduleError(f"{place}: {name} must be a number, got None")

@@ -89,8 +89,8 @@ def _with_stepsampler(text: str) -> Plan:
     from stepsampler.solvers import tableau
 
     schedule = stepsampler.Schedule.from_json(text)
-    if any(step.time_scale != 1 for step in schedule.steps):
-        raise ValueError("time_scale: ComfyUI's models are told the time of their own sigma")
+    if any(step.time_scale != 1 or step.guidance_reuse for step in schedule.steps):
+        raise ValueError("time_scale and guidance_reuse are not for this node")
     rows = tableau(schedule)
     calls = [
         Call(s.sigma, s.guidance_scale, s.guidance_rescale, vars(s.free_u) if s.free_u else None)
