@@ -192,7 +192,8 @@ def guide(
 ) -> Schedule:
     """The schedule with one guidance scale, or with it only where low < sigma <= high.
 
-    No step reuses guidance afterwards. An analytic step calls no network and keeps what it has (Kynkäänniemi et al. 2024, eq. 6).
+    No step reuses guidance afterwards. An analytic step calls no network and keeps what it has.
+    (Kynkäänniemi et al. 2024, eq. 6)
     """
     low, high = interval or (0.0, inf)
     steps = []
