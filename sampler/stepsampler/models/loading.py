@@ -113,9 +113,11 @@ def read_outline(options: ModelOptions, folder: Path) -> Any:
                     passed[part] = cls(cls.config_class.from_pretrained(folder / part))
                 else:
                     passed[part] = cls.from_config(cls.load_config(folder / part))
-        return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **passed)
+        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **passed)
     except BROKEN as error:
         raise UserError(f"model {options.id!r} cannot be loaded: {reason(error)}") from error
+    heed(pipeline, options)
+    return pipeline
 
 
 def _parts(name: str, folder: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def lacking(place, kind, extractor="lite0", reference=None, **model):
         ("stable-diffusion", {"size": 33}, "size must be a multiple of 2 pixels, got 33: the near"),
         ("sd3", {"size": "32x2000"}, "size must be at most [0-9,]+ pixels a side, got 32x2000"),
         ("sd3", {"long_prompts": "chunk"}, "--long-prompts chunk is not for a StableDiffusion3Pip"),
+        ("stable-diffusion", {"zero_snr": True}, "zero terminal SNR does not go with a model that"),
         ("flux-schnell", {"clip_skip": 1}, "--clip-skip is not for a FluxPipeline"),
         ("stable-diffusion", {"size": 64, "extractor": "texture"}, "is for images of 32 x 32"),
         ("sd3", {"size": 64, "reference": "fashion-mnist"}, "is of 32 pixels, images are 64"),
@@ -54,3 +55,4 @@ def test_what_the_model_takes_lacks_nothing(place):
     assert lacking(place, "stable-diffusion", clip_skip=1, size="32x48") == []
     assert lacking(place, "stable-diffusion", "texture", "fashion-mnist", size=32) == []
     assert lacking(place, "sd3", size="64x32") == []
+    assert lacking(place, "stable-diffusion", prediction_type="v_prediction", zero_snr=True) == []
