@@ -13,6 +13,7 @@ from schedulers import SD, stock
 from stepsampler import Schedule, Step, UserError
 from stepsampler.generate import generate, seeded_noise
 from stepsampler.grids import from_sigmas, make_schedule
+from stepsampler.guided import guided
 from stepsampler.models import from_pipeline
 from stepsampler.noise import NoiseSchedule, noise_of, read_noise
 from stepsampler.scheduler import StepScheduler
@@ -143,6 +144,18 @@ def test_images_are_those_of_the_stock_scheduler(scheduler, solver, order, famil
     assert np.abs(our_images(pipe, schedule) - expected).max() <= 1.0
     held = StepScheduler.from_config(scheduler.config, schedule=schedule)
     assert np.abs(stock_images(pipe, held, 5, w) - expected).max() <= 1.0
+
+
+def test_guidance_of_each_step_is_that_of_our_own_loop():
+    pipe = pipeline("sdxl")
+    made = make_schedule("trailing", 4, NOISE, solver="unipc-bh2", order=3)
+    scales = zip(made.steps, (4.0, 1.0, 2.0, 1.0), strict=True)
+    made = replace(made, steps=tuple(replace(s, guidance_scale=w) for s, w in scales))
+    expected = our_images(pipe, made)
+    latents = seeded_noise(SEEDS, from_pipeline(pipe).shape)
+    with guided(pipe, made):
+        found = pipe(PROMPTS, num_inference_steps=4, latents=latents, output_type="np").images
+    assert np.abs(found * 255 - expected).max() <= 1.0
 
 
 @pytest.mark.parametrize("sigma", [4096.0, 4518.8, 1e6])
