@@ -103,6 +103,7 @@ class SpaceConfig(_Section):
     analytic: Range | None = None  # gain of an analytic first step; below 0.9 means none
     analytic_at: Range | None = None  # where it lands, a share of the first gap; None: half-way
     churn: Range | None = None  # share of fresh noise at every step after the first; below 0: none
+    gain: Range | None = None  # of every step, times what it takes of the predictions; 1 is none
     decode: bool = False  # whether the last latent is scaled by alpha becomes a choice; else not
     # Free-U, on or off at every step, with one set of gains or two to choose from
     free_u: bool = False
@@ -127,7 +128,8 @@ class SpaceConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceConfig":
         lowest = {"guidance_scale": 0.0, "guidance_rescale": -1.0, "churn": -1.0}
-        lowest["log_gap"] = -STEEPEST
+        lowest |= {"log_gap": -STEEPEST, "gain": 0.8}
+        most = {"log_gap": STEEPEST, "guidance_rescale": 1.0, "gain": 1.25}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if "tuple[float, float]" not in str(field.annotation) or value is None:
@@ -139,15 +141,13 @@ class SpaceConfig(_Section):
                 raise ValueError(f"{name}: low must be above 0, got {low}")
             if name in lowest and low < lowest[name]:
                 raise ValueError(f"{name}: low must be >= {lowest[name]:g}, got {low}")
-        if self.log_gap[1] > STEEPEST:
-            raise ValueError(f"log_gap: high must be <= {STEEPEST:g}, got {self.log_gap[1]}")
+            if high > most.get(name, high):
+                raise ValueError(f"{name}: high must be <= {most[name]:g}, got {high}")
         if self.guidance == "off" and self.guidance_rescale:
             raise ValueError('guidance_rescale: there is nothing to rescale, guidance is "off"')
         if self.baseline not in ("best", *GRIDS, *RIVALS):
             names = ", ".join(("best", *GRIDS, *RIVALS))
             raise ValueError(f"baseline must be one of {names}, got {self.baseline!r}")
-        if self.guidance_rescale and self.guidance_rescale[1] > 1:
-            raise ValueError(f"guidance_rescale: high is at most 1, got {self.guidance_rescale[1]}")
         for name, share in (("analytic_at", self.analytic_at), ("churn", self.churn)):
             if share and share[1] >= 1:
                 raise ValueError(f"{name}: high must be below 1, got {share[1]}")

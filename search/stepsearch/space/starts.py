@@ -24,6 +24,8 @@ def first_points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params
 def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     """The centre of the box under its other solvers, and the same passes on more steps.
 
+    With an axis of the gain also the best baseline half-way from none to the highest gain.
+
     Of more steps the first or the middle ones are guided (an interval, as in Kynkaanniemi et al.
     2024), together as strongly as all steps of the best baseline; where guidance costs nothing,
     there are none of these. They have the centre's placement or that of the next best baseline,
@@ -48,6 +50,11 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
         found.append(Candidate(name, replace(plan, guidance=space.guidance), "found"))
 
+    if config.gain and best:
+        half = (1 + config.gain[1]) / 2
+        steps = tuple(replace(step, gain=half) for step in best[0].schedule.steps)
+        plan = replace(best[0].schedule, steps=steps)
+        found.append(replace(best[0], name=f"{best[0].name}, gain {half:g}", schedule=plan))
     usual, *others = config.solvers
     for solver in others:
         scale = places[space.grid]
