@@ -14,7 +14,7 @@ from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, pad
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.models.conditions import NO_SIZE, check_conditions, trained_side
 from stepsampler.models.networks import checked, wider
-from stepsampler.models.pixels import to_pixels
+from stepsampler.models.pixels import live_pixels, to_pixels
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, is_flow
 from stepsampler.schedule import FreeU, ModelSpec, Schedule
@@ -382,6 +382,10 @@ class LatentModel(ABC):
             )
         self.pipeline.maybe_free_model_hooks()  # back to the CPU, where the pipeline is offloaded
         return to_pixels(images)
+
+    def live_images(self, latents: Tensor) -> Tensor:
+        """What `decode` gives as floats, for gradients: rounding passes them straight through."""
+        return live_pixels(self._decoded(latents))
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """What the VAE makes of latents, in [-1, 1]."""
