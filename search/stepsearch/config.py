@@ -240,6 +240,7 @@ class BaselinesConfig(_Section):
     orders: tuple[int, ...] = (1, 2)
     solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # each at every order, up to its highest
     rivals: tuple[Rival, ...] = ()  # placements computed for the model
+    gains: tuple[Annotated[float, Field(ge=0.8, le=1.25)], ...] = (1.0,)  # of all steps; 1: none
     presets: tuple[str, ...] = (ALL,)  # names, or patterns such as seed-sd-*: all that fit
     rungs: tuple[int, ...] = (40, 120, 400)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
@@ -255,7 +256,7 @@ class BaselinesConfig(_Section):
 
     @model_validator(mode="after")
     def _listed(self) -> "BaselinesConfig":
-        for name in ("orders", "solvers"):
+        for name in ("orders", "solvers", "gains"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one, got []")
         for solver in self.solvers:
@@ -271,7 +272,8 @@ class BaselinesConfig(_Section):
             raise ValueError(f"guidance_scales must be >= 0, got {list(self.guidance_scales)}")
         if not all(1 <= n <= MOST_STEPS for n in self.long_steps):
             raise ValueError(f"long_steps must be 1 to {MOST_STEPS}, got {list(self.long_steps)}")
-        for name in ("guidance_scales", "orders", "solvers", "rivals", "presets", "long_steps"):
+        lists = ("guidance_scales", "orders", "solvers", "rivals", "gains", "presets", "long_steps")
+        for name in lists:
             values = list(getattr(self, name))
             shown = {f"{v:g}" if isinstance(v, float) else v for v in values}  # as in names
             if len(shown) != len(values):

@@ -96,6 +96,9 @@ def test_overrides_replace_single_values(tmp_path):
             r"rungs must rise from at least 8 to images = 250, got \[60, 125\]",
         ),
         (MINIMAL + "[evaluation]\nrungs = [4, 300]\n", r"rungs must rise .* got \[4, 300\]"),
+        (MINIMAL + "[baselines]\ngains = [1.0, 0.7]\n", "baselines.gains.1: .* 0.8, got 0.7"),
+        (MINIMAL + "[baselines]\ngains = []\n", r"gains must name at least one, got \[\]"),
+        (MINIMAL + "[baselines]\ngains = [1.0, 1.0]\n", r"gains must differ, got \[1.0, 1.0\]"),
         (MINIMAL + "[search]\npatience = 0\n", "search.patience: .* got 0"),
         ("[space]\nnum_stps = 3\n", "unknown key 'space.num_stps'; did you mean 'num_steps'"),
         (

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from stepsampler.grids import GRIDS, from_sigmas, is_guided
 from stepsampler.schedule import SOLVERS
-from stepsearch.rivals.baselines import CLASSIFIER_FREE, Candidate
+from stepsearch.rivals.baselines import CLASSIFIER_FREE, Candidate, gained
 from stepsearch.space.box import Params, SearchSpace
 
 BEST = 4  # baselines among them
@@ -51,10 +51,7 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         found.append(Candidate(name, replace(plan, guidance=space.guidance), "found"))
 
     if config.gain and best:
-        half = (1 + config.gain[1]) / 2
-        steps = tuple(replace(step, gain=half) for step in best[0].schedule.steps)
-        plan = replace(best[0].schedule, steps=steps)
-        found.append(replace(best[0], name=f"{best[0].name}, gain {half:g}", schedule=plan))
+        found += gained(best[:1], [(1 + config.gain[1]) / 2])
     usual, *others = config.solvers
     for solver in others:
         scale = places[space.grid]

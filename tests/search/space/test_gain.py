@@ -6,8 +6,9 @@ import pytest
 
 from stepsampler.grids import make_schedule
 from stepsampler.noise import FlowSchedule, NoiseSchedule
-from stepsearch.config import SpaceConfig
-from stepsearch.rivals.baselines import Candidate
+from stepsearch.config import SpaceConfig, StudyConfig
+from stepsearch.rehearsal.check import costs
+from stepsearch.rivals.baselines import Candidate, baselines, gained, long_baselines, published
 from stepsearch.space.box import SearchSpace
 from stepsearch.space.starts import first_points
 
@@ -21,7 +22,7 @@ def space(gain=(0.9, 1.2), **options):
     return SearchSpace(SpaceConfig(num_steps=4, passes=8, gain=gain, **options), SD, SPEC, "beta")
 
 
-def gained(schedule, *gains):
+def with_gains(schedule, *gains):
     pairs = zip(schedule.steps, gains, strict=True)
     return replace(schedule, steps=tuple(replace(step, gain=gain) for step, gain in pairs))
 
@@ -39,10 +40,10 @@ def test_a_gain_is_one_number_of_every_step_and_comes_back():
 
 
 def test_gains_that_the_box_cannot_have_are_near_it_only():
-    assert space().params(gained(PLAIN, 1.3, 1.3, 1.3, 1.3))[1] is False  # beyond it
-    point, same = space().params(gained(PLAIN, 1.0, 1.1, 1.1, 1.2))
+    assert space().params(with_gains(PLAIN, 1.3, 1.3, 1.3, 1.3))[1] is False  # beyond it
+    point, same = space().params(with_gains(PLAIN, 1.0, 1.1, 1.1, 1.2))
     assert (point["gain"], same) == (pytest.approx(1.1), False)
-    assert space(None).params(gained(PLAIN, 1.1, 1.1, 1.1, 1.1))[1] is False
+    assert space(None).params(with_gains(PLAIN, 1.1, 1.1, 1.1, 1.1))[1] is False
     own = replace(PLAIN, steps=(replace(PLAIN.steps[0], weights=(1.05,)), *PLAIN.steps[1:]))
     assert space().params(own)[1] is False
 
@@ -50,7 +51,7 @@ def test_gains_that_the_box_cannot_have_are_near_it_only():
 def test_a_fixed_gain_is_no_axis():
     box = space((1.05, 1.05))
     assert "gain" not in box.distributions
-    point, same = box.params(gained(PLAIN, *[1.05] * 4))
+    point, same = box.params(with_gains(PLAIN, *[1.05] * 4))
     assert same
     assert {step.gain for step in box.schedule(point).steps} == {1.05}
     assert box.params(PLAIN)[1] is False
@@ -83,3 +84,31 @@ def test_a_search_begins_without_a_gain_and_half_way_to_the_highest():
     below = space((0.9, 1.0))  # then that would be none, once more
     assert [point["gain"] for point, _ in first_points(below, best)] == [1.0]
     assert len(first_points(space(None), best)) == 1
+
+
+def study(**options):
+    data = {"name": "x", "space": {"num_steps": 4, "passes": 8}, "baselines": options}
+    return StudyConfig.model_validate(data)
+
+
+def test_every_baseline_has_every_gain_of_the_study():
+    plain, both = study(long_steps=[20]), study(long_steps=[20], gains=[1.0, 1.07])
+    for known in (
+        lambda config: baselines(config, SD, SPEC, {}),
+        lambda config: published(config, SPEC),
+        lambda config: long_baselines(config, SD, SPEC),
+    ):
+        one, two = known(plain), known(both)
+        assert len(two) == 2 * len(one) > 0
+        assert [c for c in two if ", gain " not in c.name] == one
+        for candidate in two:
+            if candidate.name.endswith(", gain 1.07"):
+                assert {step.gain for step in candidate.schedule.steps} == {1.07}
+    assert costs(both).passes["baselines"] > costs(plain).passes["baselines"]
+
+
+def test_a_gain_that_a_preset_has_is_one_more_factor():
+    known = [Candidate("x", with_gains(PLAIN, *[1.1] * 4), "baseline")]
+    (found,) = gained(known, [1.05])
+    assert {step.gain for step in found.schedule.steps} == {1.05 * 1.1}
+    assert gained(known, [1.0]) == known
