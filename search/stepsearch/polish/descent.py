@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from math import isnan
+from math import inf, isinf, isnan
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -76,6 +76,9 @@ def polish(
 
     What was done of the same polish before is not done again: its state lies in the evaluator's
     cache. A point that cannot be sampled ends it; the best so far is returned.
+
+    Raises:
+        NotFiniteError: the schedule itself makes images that are not finite.
     """
     objective = Objective(evaluator)
     state = _State(evaluator, knobs, settings)
@@ -83,6 +86,8 @@ def polish(
         if iteration in settings.checks and all(c.iteration != iteration for c in state.checks):
             state.check(_checked(evaluator, knobs, settings, state, iteration))
             show(iteration, _news(state.checks[-1], state.checks[0]))
+        if isinf(state.checks[0].distance):
+            raise NotFiniteError("the images of the schedule itself are not finite")
         if iteration == settings.iterations:
             break
         seeds = seeds_of(SEARCH + iteration * settings.images, settings.images)
@@ -115,7 +120,7 @@ def _checked(
     distance = (
         frechet_distance(found.features, evaluator.reference.search)
         if found.finite
-        else float("inf")
+        else inf
     )
     passes = state.passes + schedule.passes * settings.check_images
     return Check(iteration, state.parameters.tolist(), distance, found.alignment, passes)

@@ -105,6 +105,14 @@ def test_images_that_are_not_finite_end_it_with_the_best_so_far(tmp_path, monkey
     assert "ends here: the images are not finite" in news
 
 
+def test_a_schedule_that_cannot_be_sampled_is_refused(tmp_path, monkeypatch):
+    evaluator = Measuring(tmp_path)
+    broken = SimpleNamespace(features=None, finite=False, alignment=float("nan"))
+    monkeypatch.setattr(evaluator, "measure", lambda schedule, seeds: broken)
+    with pytest.raises(NotFiniteError, match="the images of the schedule itself are not finite"):
+        polish(evaluator, Knobs(PLAIN), SETTINGS)
+
+
 def test_the_state_is_data_that_anybody_can_read(tmp_path):
     from safetensors import safe_open
 
