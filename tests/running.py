@@ -29,6 +29,7 @@ EVERYTHING = {
     "analytic": (0.8, 1.0),
     "analytic_at": (0.2, 0.8),
     "churn": (0.0, 0.3),
+    "gain": (0.9, 1.2),
     "decode": True,
     "free_u": True,
     "free_u_sets": 2,

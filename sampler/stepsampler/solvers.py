@@ -109,6 +109,20 @@ def _advance(at: Levels, i: int, solver: str, step: Step) -> Update:
     return _update(at, i, past, form, [whole * share for share in step.weights])
 
 
+def shares(schedule: Schedule, i: int) -> list[float]:
+    """What step i takes of its predictions, newest first, as shares of the whole: its `weights`.
+
+    Those of the rule, or its own; without the gain. Not of a step with a corrector, nor of Heun's.
+    """
+    step = schedule.steps[i]
+    if step.weights is not None:
+        return list(step.weights)
+    at, _ = _landing(schedule, i)
+    past, form = _history(at, i, schedule.solver, step.order, step.prediction)
+    whole = _whole(at, i, form)
+    return [w / whole for w in _weights(at, i, past, form, RULES[schedule.solver], 1.0)]
+
+
 def multistep(
     at: Levels, i: int, solver: str, order: int, prediction: str | None = None, gain: float = 1.0
 ) -> Update:
@@ -116,13 +130,21 @@ def multistep(
 
     A step onto sigma 0, or from alpha 0, has order 1 and is exact for a constant prediction.
     """
+    past, form = _history(at, i, solver, order, prediction)
+    return _update(at, i, past, form, _weights(at, i, past, form, RULES[solver], gain))
+
+
+def _history(
+    at: Levels, i: int, solver: str, order: int, prediction: str | None
+) -> tuple[list[int], str]:
+    """The levels whose predictions a rule takes, newest first, and in which form."""
     form = FORMS.get(solver, "data") if prediction is None else prediction
     past = list(range(i, i - order, -1))
     if at.log_snr(i + 1) == inf or at.log_snr(i) == -inf:
         past, form = [i], "data"
     elif form != "derivative" and at.log_snr(past[-1]) == -inf:  # infinite noise has no lambda
         past.pop()
-    return _update(at, i, past, form, _weights(at, i, past, form, RULES[solver], gain))
+    return past, form
 
 
 def _correction(at: Levels, i: int, solver: str, step: Step) -> Update | None:

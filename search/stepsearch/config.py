@@ -95,6 +95,7 @@ class SpaceConfig(_Section):
     analytic: Range | None = None  # gain of an analytic first step; below 0.9 means none
     analytic_at: Range | None = None  # where it lands, a share of the first gap; None: half-way
     churn: Range | None = None  # share of fresh noise at every step after the first; below 0: none
+    gain: Range | None = None  # of every step, times what it takes of the predictions; 1 is none
     decode: bool = False  # whether the last latent is scaled by alpha becomes a choice; else not
     # Free-U, on or off at every step, with one set of gains or two to choose from
     free_u: bool = False
@@ -119,7 +120,8 @@ class SpaceConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceConfig":
         lowest = {"guidance_scale": 0.0, "guidance_rescale": -1.0, "churn": -1.0}
-        lowest["log_gap"] = -STEEPEST
+        lowest |= {"log_gap": -STEEPEST, "gain": 0.8}
+        most = {"log_gap": STEEPEST, "guidance_rescale": 1.0, "gain": 1.25}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if "tuple[float, float]" not in str(field.annotation) or value is None:
@@ -131,15 +133,13 @@ class SpaceConfig(_Section):
                 raise ValueError(f"{name}: low must be above 0, got {low}")
             if name in lowest and low < lowest[name]:
                 raise ValueError(f"{name}: low must be >= {lowest[name]:g}, got {low}")
-        if self.log_gap[1] > STEEPEST:
-            raise ValueError(f"log_gap: high must be <= {STEEPEST:g}, got {self.log_gap[1]}")
+            if high > most.get(name, high):
+                raise ValueError(f"{name}: high must be <= {most[name]:g}, got {high}")
         if self.guidance == "off" and self.guidance_rescale:
             raise ValueError('guidance_rescale: there is nothing to rescale, guidance is "off"')
         if self.baseline not in ("best", *GRIDS, *RIVALS):
             names = ", ".join(("best", *GRIDS, *RIVALS))
             raise ValueError(f"baseline must be one of {names}, got {self.baseline!r}")
-        if self.guidance_rescale and self.guidance_rescale[1] > 1:
-            raise ValueError(f"guidance_rescale: high is at most 1, got {self.guidance_rescale[1]}")
         for name, share in (("analytic_at", self.analytic_at), ("churn", self.churn)):
             if share and share[1] >= 1:
                 raise ValueError(f"{name}: high must be below 1, got {share[1]}")
@@ -233,6 +233,7 @@ class BaselinesConfig(_Section):
     orders: tuple[int, ...] = (1, 2)
     solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # each at every order, up to its highest
     rivals: tuple[Rival, ...] = ()  # placements computed for the model
+    gains: tuple[Annotated[float, Field(ge=0.8, le=1.25)], ...] = (1.0,)  # of all steps; 1: none
     presets: tuple[str, ...] = (ALL,)  # names, or patterns such as seed-sd-*: all that fit
     rungs: tuple[int, ...] = (40, 120, 400)  # images at each round of successive halving
     keep: float = Field(0.25, gt=0, lt=1)  # share that goes on to the next rung
@@ -248,7 +249,7 @@ class BaselinesConfig(_Section):
 
     @model_validator(mode="after")
     def _listed(self) -> "BaselinesConfig":
-        for name in ("orders", "solvers"):
+        for name in ("orders", "solvers", "gains"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one, got []")
         for solver in self.solvers:
@@ -264,7 +265,8 @@ class BaselinesConfig(_Section):
             raise ValueError(f"guidance_scales must be >= 0, got {list(self.guidance_scales)}")
         if not all(1 <= n <= MOST_STEPS for n in self.long_steps):
             raise ValueError(f"long_steps must be 1 to {MOST_STEPS}, got {list(self.long_steps)}")
-        for name in ("guidance_scales", "orders", "solvers", "rivals", "presets", "long_steps"):
+        lists = ("guidance_scales", "orders", "solvers", "rivals", "gains", "presets", "long_steps")
+        for name in lists:
             values = list(getattr(self, name))
             shown = {f"{v:g}" if isinstance(v, float) else v for v in values}  # as in names
             if len(shown) != len(values):

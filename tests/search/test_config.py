@@ -75,6 +75,9 @@ def test_overrides_replace_single_values(tmp_path):
             "first_sigma: low must be above the highest final_sigma, 0.55, got 0.3",
         ),
         (MINIMAL + "churn = [0.0, 1.0]\n", "churn: high must be below 1, got 1.0"),
+        (MINIMAL + "gain = [0.7, 1.1]\n", "gain: low must be >= 0.8, got 0.7"),
+        (MINIMAL + "gain = [0.9, 1.3]\n", "gain: high must be <= 1.25, got 1.3"),
+        (MINIMAL + "guidance_rescale = [0.0, 1.5]\n", "guidance_rescale: high must be <= 1, got"),
         (MINIMAL + "analytic_at = [0.2, 0.8]\n", "there is no analytic first step without analyt"),
         (MINIMAL + "free_u_sets = 3\n", "free_u_sets: .* got 3"),
         (MINIMAL + "sigma_min = [0.03, 0.5]\n", "sigma_min is of karras, placement is curve"),
@@ -93,6 +96,9 @@ def test_overrides_replace_single_values(tmp_path):
             r"rungs must rise from at least 8 to images = 250, got \[60, 125\]",
         ),
         (MINIMAL + "[evaluation]\nrungs = [4, 300]\n", r"rungs must rise .* got \[4, 300\]"),
+        (MINIMAL + "[baselines]\ngains = [1.0, 0.7]\n", "baselines.gains.1: .* 0.8, got 0.7"),
+        (MINIMAL + "[baselines]\ngains = []\n", r"gains must name at least one, got \[\]"),
+        (MINIMAL + "[baselines]\ngains = [1.0, 1.0]\n", r"gains must differ, got \[1.0, 1.0\]"),
         (MINIMAL + "[search]\npatience = 0\n", "search.patience: .* got 0"),
         ("[space]\nnum_stps = 3\n", "unknown key 'space.num_stps'; did you mean 'num_steps'"),
         (
@@ -163,7 +169,7 @@ def test_the_studies_of_the_repository_are_valid():
 def test_the_settings_that_the_docs_show_are_valid(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "searching.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 13
+    assert len(blocks) == 14
     space = "[space]\nnum_steps = 8\npasses = 16\n"
     for block in blocks:
         study = block if "[space]" in block else space + block

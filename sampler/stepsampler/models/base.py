@@ -14,7 +14,7 @@ from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, pad
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.models.conditions import check_conditions, check_widths
 from stepsampler.models.networks import checked
-from stepsampler.models.pixels import to_pixels
+from stepsampler.models.pixels import live_pixels, to_pixels
 from stepsampler.models.sizes import Shaped
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import Noise, read_noise
@@ -338,6 +338,10 @@ class LatentModel(Shaped, ABC):
             )
         self.pipeline.maybe_free_model_hooks()  # back to the CPU, where the pipeline is offloaded
         return to_pixels(images)
+
+    def live_images(self, latents: Tensor) -> Tensor:
+        """What `decode` gives as floats, for gradients: rounding passes them straight through."""
+        return live_pixels(self._decoded(latents))
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """What the VAE makes of latents, in [-1, 1]."""

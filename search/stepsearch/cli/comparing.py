@@ -1,4 +1,4 @@
-"""The commands of `stepsearch` about what others do, and about several runs: placement, front."""
+"""The commands of `stepsearch` beside a run: placement, polish, front."""
 
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +45,63 @@ def placement(
         batch_size,
         device,
         negative_prompt,
+    )
+
+
+@app.command()
+@with_model
+def polish(
+    schedule: Annotated[Path, typer.Argument(help="Schedule (JSON), or the name of a preset.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the better one.")],
+    free: Annotated[
+        str, typer.Option(help="Beside levels and guidance scales: gain, weights or none.")
+    ] = "weights",
+    levels: Annotated[bool, typer.Option(help="Whether levels move, too.")] = True,
+    model: ModelOptions = DEFAULTS,
+    negative_prompt: Negative = "",
+    extractor: Annotated[
+        str, typer.Option(help="texture, lite0, their -whole, or texture+lite0: both at once.")
+    ] = "texture+lite0",
+    reference: Annotated[
+        str, typer.Option(help="Bundled data, a folder or zip of images, or a cached file.")
+    ] = "fashion-mnist",
+    prompts: Annotated[
+        str, typer.Option(help="Bundled prompts, or any file that stepsample batch takes.")
+    ] = "fashion-mnist",
+    iterations: Annotated[int, typer.Option(min=1, help="Gradient steps, at most.")] = 9,
+    images: Annotated[int, typer.Option(min=8, help="Of fresh seeds, a gradient step.")] = 200,
+    check_images: Annotated[int, typer.Option(min=8, help="Of selection seeds, a check.")] = 400,
+    check_every: Annotated[int, typer.Option(min=1, help="Gradient steps between checks.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 50,
+    device: Device = "cpu",
+    cache: Annotated[Path, typer.Option(help="Keeps its state: a killed one goes on.")] = Path(
+        "runs/polish"
+    ),
+) -> None:
+    """Make a schedule better by gradients of the metric itself; steps and guided ones stay."""
+    from stepsearch.polish.command import write_polished
+
+    write_polished(
+        schedule,
+        out,
+        free,
+        levels,
+        model,
+        {
+            "extractor": extractor,
+            "reference": reference,
+            "prompts": prompts,
+            "negative_prompt": negative_prompt,
+            "batch_size": batch_size,
+        },
+        {
+            "iterations": iterations,
+            "images": images,
+            "check_every": check_every,
+            "check_images": check_images,
+        },
+        cache,
+        device,
     )
 
 

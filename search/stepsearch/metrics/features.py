@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,15 @@ class Extractor(Protocol):
         return self.features(self.prepare(images))
 
 
+@runtime_checkable
+class Live(Protocol):
+    """An extractor that gradients flow through."""
+
+    def live(self, images: Tensor) -> Tensor:
+        """What it makes of float images of whole numbers in [0, 255], on their device."""
+        ...
+
+
 class Lite0(Extractor):
     """EfficientNet-Lite0, trained on ImageNet (Apache-2.0): 1,280 pooled features at 64 pixels."""
 
@@ -64,8 +73,13 @@ class Lite0(Extractor):
 
     @torch.inference_mode()
     def features(self, prepared: Tensor) -> Tensor:
-        features = self.net.extract_features(prepared)
-        return features.mean((2, 3)).float().cpu()  # type: ignore[no-any-return]
+        return self._pooled(prepared).cpu()
+
+    def live(self, images: Tensor) -> Tensor:
+        return self._pooled(self.prepare(images))
+
+    def _pooled(self, prepared: Tensor) -> Tensor:
+        return self.net.extract_features(prepared).mean((2, 3)).float()  # type: ignore[no-any-return]
 
 
 class Texture(Extractor):
@@ -93,6 +107,9 @@ class Texture(Extractor):
     @torch.inference_mode()
     def features(self, prepared: Tensor) -> Tensor:
         return self.net.features(prepared).cpu()
+
+    def live(self, images: Tensor) -> Tensor:
+        return self.net.features(self.prepare(images))
 
 
 class Together(Extractor):
@@ -184,7 +201,11 @@ class Judge:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Class of each image, int64 (n,)."""
-        return self.net(SmallClassifier.prepare(images.to(self.device))).argmax(1).cpu()  # type: ignore[no-any-return]
+        return self.live(images).argmax(1).cpu()
+
+    def live(self, images: Tensor) -> Tensor:
+        """Logits (n, classes) of uint8 images, or of float ones with gradients."""
+        return self.net(SmallClassifier.prepare(images.to(self.device)))  # type: ignore[no-any-return]
 
 
 def load_classifier(path: Path) -> SmallClassifier:

@@ -254,7 +254,7 @@ def costs(config: StudyConfig) -> Costs:
     space, options, images = config.space, config.baselines, config.evaluation
     rules = sum(order <= SOLVERS[s] for s in options.solvers for order in options.orders)
     kinds = len(shapes(config, CLASSIFIER_FREE)) * rules
-    first = kinds * (len(GRIDS) + len(options.rivals)) + _presets(config)
+    first = len(options.gains) * (kinds * (len(GRIDS) + len(options.rivals)) + _presets(config))
     count, before, screened, pictures = first, 0, 0, 0
     for n in options.rungs:
         if before:
@@ -262,7 +262,7 @@ def costs(config: StudyConfig) -> Costs:
         screened += count * (n - before)
         pictures += count
         before = n
-    long = len(options.long_steps) * (len(options.guidance_scales) + 1)
+    long = len(options.long_steps) * (len(options.guidance_scales) + 1) * len(options.gains)
     finalists = config.search.finalists + options.test + 4
     tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
     trials = config.search.trials

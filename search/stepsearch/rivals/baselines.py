@@ -1,7 +1,9 @@
 """Every well-known schedule at the study's budget."""
 
 import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 from stepsampler.errors import UserError, counted
@@ -77,7 +79,7 @@ def baselines(
     rivals: Placements,
     guidance: str = CLASSIFIER_FREE,
 ) -> list[Candidate]:
-    """Each placement, solver and order, guided with `num_steps` and unguided with all passes.
+    """Each placement, solver, order and gain, guided with `num_steps` or unguided with all passes.
 
     Where guidance is distilled and costs nothing, guided ones have all the passes too. Align Your
     Steps is left out for flow models, which do not have its sigmas.
@@ -100,13 +102,27 @@ def baselines(
                 plan = replace(plan, guidance=guidance)
                 formula = grid if grid in GRIDS else ""
                 found.append(Candidate(f"{grid}, {shape}", plan, "baseline", formula))
+    return gained(found, config.baselines.gains)
+
+
+def gained(candidates: Sequence[Candidate], gains: Sequence[float]) -> list[Candidate]:
+    """Each with each of the gains, times what its steps have; 1 leaves it as it is."""
+    found = []
+    for candidate, gain in product(candidates, gains):
+        if gain == 1:
+            found.append(candidate)
+            continue
+        plan = candidate.schedule
+        steps = tuple(replace(step, gain=gain * step.gain) for step in plan.steps)
+        name = f"{candidate.name}, gain {gain:g}"
+        found.append(replace(candidate, name=name, schedule=replace(plan, steps=steps)))
     return found
 
 
 def published(
     config: StudyConfig, model: ModelSpec, guidance: str = CLASSIFIER_FREE
 ) -> list[Candidate]:
-    """The presets that the study names, each as it was published.
+    """The presets that the study names, each as it was published, or with the study's gains.
 
     A pattern takes those that fit the model and have exactly the study's passes, but none of which
     the file holds an approximation only; "*" may take none.
@@ -137,7 +153,7 @@ def published(
                 f"baselines.presets: none of {wanted} is for {model.family} "
                 f"({model.prediction_type}) with {config.space.passes} passes"
             )
-    return list(found.values())
+    return gained(list(found.values()), config.baselines.gains)
 
 
 def _misfit(
@@ -164,7 +180,7 @@ def long_baselines(
 ) -> list[Candidate]:
     """DPM-Solver++(2M) on evenly spaced timesteps, with more steps than the budget pays for."""
     unguided = () if config.evaluation.guidance_scales else (1.0,)
-    return [
+    found = [
         Candidate(
             f"DPM++(2M), {counted(n, 'step')}, w {w:g}",
             _evenly(n, w, noise, model, guidance),
@@ -173,6 +189,7 @@ def long_baselines(
         for n in config.baselines.long_steps
         for w in dict.fromkeys((*unguided, *constant_scales(config)))
     ]
+    return gained(found, config.baselines.gains)
 
 
 def teacher(

@@ -1,30 +1,23 @@
-"""LD3-like: the placement whose end points are nearest to the teacher's, by gradient descent.
-
-The loop of the sampler is run with weights and sigmas that know how they follow from the placement.
-"""
+"""LD3-like: the placement whose end points are nearest to the teacher's, by gradient descent."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import cycle, islice
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from stepsampler.grids import from_sigmas, kl_optimal, linspace
 from stepsampler.noise import Noise, NoiseSchedule, timesteps_to_sigmas
 from stepsampler.sample import Denoiser, execute, sample
-from stepsampler.schedule import ModelSpec, Schedule, Step
-from stepsampler.solvers import Row, Update, tableau
+from stepsampler.schedule import ModelSpec, Schedule
 from stepsearch.rivals.dmn import dmn
+from stepsearch.rivals.live import Following, LiveTableau
 from stepsearch.rivals.teacher import TEACHER_STEPS, teacher_states
 
 SOLVER, ORDER = "dpmpp-midpoint", 2  # of teacher and student
 ITERATIONS, RATE = 40, 0.05  # of Adam
 CHECK = 10  # iterations between looks at the held-out part
-NUDGE = 0.003  # of a sigma, to see how a float32 prediction depends on it
 
 Part = tuple[Denoiser, Tensor]  # and the noise on which it knows what to show
 
@@ -113,68 +106,6 @@ class _Student:
     def live(self, gaps: Tensor, part: Part) -> Tensor:
         """The end point, from which gradients flow back to `gaps`."""
         denoise, latents = part
-        rows = tableau(self.schedule(gaps.detach()))
-        numbers = gaps.new_tensor(_numbers(rows))
-        slopes = gaps.new_tensor(self._slopes(gaps.detach()))
-        numbers = numbers + slopes @ (gaps - gaps.detach())
-        *_, end = execute(_Following(denoise), latents * self.noise.sigma_max, _with(rows, numbers))
+        rows = LiveTableau(self.schedule, gaps).at(gaps)
+        *_, end = execute(Following(denoise), latents * self.noise.sigma_max, rows)
         return end
-
-    def _slopes(self, gaps: Tensor) -> NDArray[np.float64]:
-        """How the tableau's numbers change with each gap: central differences, (numbers, gaps)."""
-        step = 1e-4
-        columns = []
-        for i in range(self.num_steps):
-            ends = []
-            for sign in (1, -1):
-                moved = gaps.clone()
-                moved[i] += sign * step
-                ends.append(np.array(_numbers(tableau(self.schedule(moved)))))
-            columns.append((ends[0] - ends[1]) / (2 * step))
-        return np.stack(columns, 1)
-
-
-class _Following:
-    """A denoiser whose predictions follow a sigma that is a tensor, to first order."""
-
-    def __init__(self, denoise: Denoiser) -> None:
-        self.denoise = denoise
-
-    def __call__(self, x: Tensor, step: Step) -> Tensor:
-        live = torch.as_tensor(step.sigma)
-        sigma = float(live.detach())
-        here, below = replace(step, sigma=sigma), replace(step, sigma=sigma * (1 - NUDGE))
-        x0: Tensor = checkpoint(self.denoise, x, here, use_reentrant=False)  # saves memory
-        with torch.no_grad():
-            slope = (x0 - self.denoise(x, below)) / (sigma * NUDGE)
-        return x0 + slope * (live - sigma)
-
-
-def _numbers(rows: Sequence[Row]) -> list[float]:
-    """All that a tableau says in numbers, row by row."""
-    found: list[float] = []
-    for row in rows:
-        found.append(row.step.sigma)
-        for update in (row.correct, row.advance):
-            if update:
-                found += [update.state, *update.x0, *update.points]
-    return found
-
-
-def _with(rows: Sequence[Row], numbers: Tensor) -> list[Row]:
-    """The tableau with other numbers, of which some are tensors that gradients flow through."""
-    rest = iter(numbers)
-
-    def fill(update: Update) -> Update:
-        return Update(
-            next(rest),
-            tuple(next(rest) for _ in update.x0),
-            tuple(next(rest) for _ in update.points),
-        )
-
-    found = []
-    for row in rows:
-        step = replace(row.step, sigma=next(rest))
-        correct = fill(row.correct) if row.correct else None
-        found.append(row._replace(step=step, correct=correct, advance=fill(row.advance)))
-    return found

@@ -67,7 +67,7 @@ def place(
     most = MOST_STEPS.get(name, num_steps)
     if num_steps > most:
         raise UserError(f"{name} takes {most} of its teacher's steps at most, got {num_steps}")
-    parts: list[_Counting] = []
+    parts: list[Counting] = []
     if name in IMAGES:
         seeds = list(seeds_of(SEARCH, IMAGES[name]))
         size = min(batch_size, PART) if name == "ld3" else batch_size
@@ -75,7 +75,7 @@ def place(
         for chunk in chunks:
             texts = [prompts[seed % len(prompts)] for seed in chunk]
             noises = seeded_noise(chunk, model.shape)
-            parts.append(_Counting(model, texts, negative_prompt, noises))
+            parts.append(Counting(model, texts, negative_prompt, noises))
     if isinstance(noise, NoiseSchedule) and name in ("dmn", "hso"):
         power = 1.0 if model.spec.family == "unconditional" else 2.0  # those are on pixels
         sigmas = (dmn if name == "dmn" else hso)(num_steps, noise, power)
@@ -97,8 +97,8 @@ def place(
 def most_passes(name: str, num_steps: int, batch_size: int) -> int:
     """What `place` costs at most without guidance; with it, twice as many unless it is distilled.
 
-    An iteration of LD3 looks at each step's prediction and at the nudged one, and from the second
-    step on predicts again and goes backwards.
+    An iteration of LD3 looks at each step's prediction, and from the second step on also at the
+    nudged one, predicts again and goes backwards.
     """
     images = IMAGES.get(name, 0)
     if name == "gits":
@@ -109,7 +109,7 @@ def most_passes(name: str, num_steps: int, batch_size: int) -> int:
         size = min(batch_size, PART)
         held_out = images - size * (ceil(images / size) // 2)
         looks = 4 + ceil(ITERATIONS / CHECK)  # at three starts, the best of them, and iterates
-        learning = ITERATIONS * size * (2 + 5 * (num_steps - 1))
+        learning = ITERATIONS * size * (1 + 5 * (num_steps - 1))
         return images * TEACHER_STEPS + looks * held_out * num_steps + learning
     return 0
 
@@ -144,7 +144,7 @@ def _path(evaluator: Evaluator, name: str, num_steps: int, guidance_scale: float
     return evaluator.cache / f"{key}.json"
 
 
-class _Counting:
+class Counting:
     """The model on a few prompts, with the noise of their seeds; counts its network passes."""
 
     def __init__(
@@ -173,7 +173,7 @@ class _Counting:
 class _Together:
     """Several of them as one denoiser, so that no network call is larger than a batch."""
 
-    def __init__(self, parts: "Sequence[_Counting]") -> None:
+    def __init__(self, parts: "Sequence[Counting]") -> None:
         self.parts, self.sizes = parts, [len(part.latents) for part in parts]
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:

@@ -117,6 +117,7 @@ class SearchSpace:
             ("analytic", c.analytic),
             ("analytic_at", c.analytic_at),
             ("churn", c.churn),
+            ("gain", c.gain),
         ):
             if interval:
                 box[name] = FloatDistribution(*interval)
@@ -142,8 +143,8 @@ class SearchSpace:
         solver = c.solvers[_whole(params.get("solver", 0.0), 0, len(c.solvers) - 1)]
         orders = [_whole(value, 1, SOLVERS[solver]) for value in self._curve("order", params, at)]
         free_u = self._free_u(params, at)
-        gain = params.get("analytic", 0.0)
-        analytic = gain >= NO_ANALYTIC
+        first_gain = params.get("analytic", 0.0)
+        analytic = first_gain >= NO_ANALYTIC
         if analytic:  # an interval more: up to a point inside of it, no network call is needed
             share = params.get("analytic_at", 0.5)
             sigmas.insert(1, self._between(sigmas[0], [*sigmas, final_sigma][1], share))
@@ -157,11 +158,12 @@ class SearchSpace:
                 prediction=self._form(params, solver),
                 guidance_rescale=max(0.0, params.get("guidance_rescale", 0.0)) * (w != 1),
                 free_u=gains,
+                gain=params.get("gain", 1.0),
             )
             for step, order, w, gains in zip(plan.steps, orders, scales, free_u, strict=True)
         ]
         if analytic:
-            steps[0] = replace(steps[0], analytic=gain)
+            steps[0] = replace(steps[0], analytic=first_gain)
         for i in range(1, len(steps)):
             if not steps[i - 1].corrector:  # after one there is no fresh noise
                 steps[i] = replace(steps[i], churn=max(0.0, params.get("churn", 0.0)))
@@ -207,6 +209,7 @@ class SearchSpace:
         point["corrector"] = float(any(s.corrector for s in steps))
         point["prediction"] = float(_form(steps[-1], schedule.solver) == "noise")
         point["churn"] = max(s.churn for s in steps)
+        point["gain"] = float(np.mean([s.gain for s in schedule.steps]))
         point["decode"] = float(schedule.decode == "alpha-x")
         point |= self._free_u_point([s.free_u for s in steps])
         box = self._intervals
@@ -358,8 +361,10 @@ def _same(a: Schedule, b: Schedule) -> bool:
     if (a.final_sigma == 0) != (b.final_sigma == 0):
         return False
     close = [abs(log(s / t)) < 1e-3 for s, t in zip(a.sigmas, b.sigmas, strict=True) if s and t]
-    bare = [
-        [replace(s, sigma=1.0, guidance_scale=round(s.guidance_scale, 8)) for s in plan.steps]
-        for plan in (a, b)
-    ]
+    bare = [[_bare(step) for step in plan.steps] for plan in (a, b)]
     return all(close) and bare[0] == bare[1]
+
+
+def _bare(step: Step) -> Step:
+    scale, gain = round(step.guidance_scale, 8), round(step.gain, 8)
+    return replace(step, sigma=1.0, guidance_scale=scale, gain=gain)

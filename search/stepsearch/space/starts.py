@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from stepsampler.grids import GRIDS, from_sigmas, is_guided
 from stepsampler.schedule import SOLVERS
-from stepsearch.rivals.baselines import CLASSIFIER_FREE, Candidate
+from stepsearch.rivals.baselines import CLASSIFIER_FREE, Candidate, gained
 from stepsearch.space.box import Params, SearchSpace
 
 BEST = 4  # baselines among them
@@ -23,6 +23,8 @@ def first_points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params
 
 def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     """The centre of the box under its other solvers, and the same passes on more steps.
+
+    With an axis of the gain also the best baseline half-way from none to the highest gain.
 
     Of more steps the first or the middle ones are guided (an interval, as in Kynkaanniemi et al.
     2024), together as strongly as all steps of the best baseline; where guidance costs nothing,
@@ -48,6 +50,8 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
         found.append(Candidate(name, replace(plan, guidance=space.guidance), "found"))
 
+    if config.gain and best:
+        found += gained(best[:1], [(1 + config.gain[1]) / 2])
     usual, *others = config.solvers
     for solver in others:
         scale = places[space.grid]

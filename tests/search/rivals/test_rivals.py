@@ -250,9 +250,9 @@ def test_placements_count_passes_and_make_no_call_above_the_batch_size():
     assert found["dmn"].passes == found["hso"].passes == 0
     assert found["gits"].passes == 2 * 32 * 60  # both sides of guidance, images, teacher's steps
     # Parts of 5 images, of which 15 are learned from: three starts, then four iterates and the
-    # start are checked on 17. An iteration: of the first step, whose x is given, the prediction
-    # and that at the nudged sigma; of the other two also the recomputation, and backwards.
-    assert found["ld3"].passes == 2 * (32 * 50 + 8 * 17 * 3 + 40 * 5 * (2 + 2 * 5))
+    # start are checked on 17. An iteration: of the first step, whose x is given, the prediction;
+    # of the other two also that at the nudged sigma, the recomputation, and backwards.
+    assert found["ld3"].passes == 2 * (32 * 50 + 8 * 17 * 3 + 40 * 5 * (1 + 2 * 5))
     for name, placement in found.items():
         most = 2 * rivals.most_passes(name, 3, 5)
         assert placement.passes <= most <= 1.4 * placement.passes  # OSS is bounded loosely

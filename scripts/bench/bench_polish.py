@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""What `stepsearch polish` makes of well-known schedules of the bundled model, and for how much.
+
+    python scripts/bench/bench_polish.py --out docs/polish
+
+Writes a table (.md) and its numbers (.json): FD under both bundled extractors and alignment on test
+seeds and real images that no polish saw, before and after, with a constant gain alone, and with
+each freedom. Runs again where it was cut off, from --cache.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stepsampler.grids import GRIDS, from_sigmas
+from stepsampler.models import LatentModel
+from stepsampler.schedule import Schedule, load
+from stepsearch.config import EvaluationConfig, SpaceConfig, StudyConfig
+from stepsearch.metrics.distance import score
+from stepsearch.metrics.evaluator import TEST, Evaluator, seeds_of
+from stepsearch.paths import write_whole
+from stepsearch.polish.descent import Settings, polish
+from stepsearch.polish.knobs import Knobs
+
+# Grid and guidance scale of each step.
+STARTS = {
+    "ays-sd15, 7 steps, the first 3 guided, w 2": ("ays-sd15", [2.0] * 3 + [1.0] * 4),
+    "kl-optimal, 3 steps, w 2": ("kl-optimal", [2.0] * 3),
+    "ays-sd15, 5 steps, w 2": ("ays-sd15", [2.0] * 5),
+}
+FREEDOMS = ("weights", "gain", "none")
+COLUMNS = ("schedule", "after", "passes per image", "passes spent", "texture", "lite0", "alignment")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("docs/polish"), help="files without their suffix")
+    add("--starts", nargs="+", default=list(STARTS), metavar="NAME", help="of the table, in order")
+    add("--found", nargs="*", type=Path, default=[], help="schedule files as starts too")
+    add("--freedoms", nargs="+", default=list(FREEDOMS), choices=FREEDOMS)
+    add("--gains", nargs="*", type=float, default=[1.07], help="constant ones, for comparison")
+    add("--iterations", type=int, default=Settings.iterations)
+    add("--images", type=int, default=Settings.images, help="an iteration")
+    add("--check-images", type=int, default=Settings.check_images)
+    add("--check-every", type=int, default=Settings.check_every)
+    add("--images-test", type=int, default=1500)
+    add("--batch", type=int, default=50)
+    add("--cache", type=Path, default=Path("runs/polish"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    space = SpaceConfig(num_steps=2, passes=4)
+    both = EvaluationConfig(extractor="texture+lite0", batch_size=args.batch)
+    config = StudyConfig(name="bench-polish", space=space, evaluation=both)
+    evaluator = Evaluator(config, args.cache)
+    settings = Settings(args.iterations, args.images, args.check_every, args.check_images)
+    rows: list[dict] = []
+    for row in measured(args, evaluator, settings):
+        rows.append(row)
+        print(" | ".join(cells(row)), flush=True)
+        write(args.out, rows, args, settings)
+
+
+def measured(args: argparse.Namespace, evaluator: Evaluator, settings: Settings) -> Iterator[dict]:
+    """A row for each schedule as it was, with a constant gain, and polished."""
+    starts = {name: start(name, evaluator.model) for name in args.starts}
+    starts |= {path.name: load(path) for path in args.found}
+    for name, schedule in starts.items():
+        yield tested(args, evaluator, name, "", schedule, 0)
+        for gain in args.gains:
+            steps = tuple(replace(step, gain=gain) for step in schedule.steps)
+            own = replace(schedule, steps=steps)
+            yield tested(args, evaluator, name, f"a gain of {gain:g}, no search", own, 0)
+        for freedom in args.freedoms:
+            found = polish(evaluator, Knobs(schedule, freedom), settings, say)
+            what = {"none": "levels and scales", "gain": "and gains", "weights": "and weights"}
+            after = f"{found.best.iteration} iterations, {what[freedom]}"
+            row = tested(args, evaluator, name, after, found.schedule, found.passes)
+            yield row | {"checks": [asdict(check) for check in found.checks]}
+
+
+def start(name: str, model: LatentModel) -> Schedule:
+    grid, scales = STARTS[name]
+    *sigmas, final = GRIDS[grid](len(scales), model.noise)
+    return from_sigmas(sigmas, final, scales, 2, "dpmpp-midpoint", model.spec)
+
+
+def say(iteration: int, news: str) -> None:
+    if news:
+        print(f"  {iteration}: {news}", flush=True)
+
+
+def tested(
+    args: argparse.Namespace,
+    evaluator: Evaluator,
+    name: str,
+    after: str,
+    schedule: Schedule,
+    spent: int,
+) -> dict:
+    """On test seeds, against the real images that no search saw."""
+    found = evaluator.measure(schedule, seeds_of(TEST, args.images_test))
+    row = {"schedule": name, "after": after, "passes": schedule.passes, "spent": spent}
+    parts = evaluator.reference.test.split(found.features)
+    for extractor, part in zip(("texture", "lite0"), parts, strict=True):
+        value = score(*part)
+        row[extractor] = [value.value, value.se]
+    aligned = found.aligned
+    row["alignment"] = [float(aligned.mean()), float(aligned.std() / np.sqrt(len(aligned)))]
+    return row | {"file": json.loads(schedule.to_json())}
+
+
+def cells(row: dict) -> list[str]:
+    share, error = row["alignment"]
+    distances = [f"{row[k][0]:.2f} ± {row[k][1]:.2f}" for k in ("texture", "lite0")]
+    return [
+        row["schedule"],
+        row["after"] or "as it was",
+        str(row["passes"]),
+        f"{row['spent']:,}",
+        *distances,
+        f"{share:.1%} ± {error:.1%}",
+    ]
+
+
+def write(out: Path, rows: list[dict], args: argparse.Namespace, settings: Settings) -> None:
+    head = (
+        f"FD and alignment at n = {args.images_test:,} on test seeds; a polish of at most "
+        f"{settings.iterations} iterations of {settings.images} images, under texture and lite0 at "
+        f"once, checked on {settings.check_images} images of the selection's seeds every "
+        f"{settings.check_every}. Passes spent: forward 1, forward and backward 3."
+    )
+    lines = ["# Polish", "", head, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    text = "\n".join(lines) + "\n"
+    args_data = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    data = {"settings": args_data | {"found": [str(f) for f in args.found]}, "rows": rows}
+    write_whole(out.with_suffix(".md"), lambda path: path.write_text(text))
+    dumped = json.dumps(data, indent=1)
+    write_whole(out.with_suffix(".json"), lambda path: path.write_text(dumped + "\n"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""One call of `stepsearch polish`: a better schedule file from a schedule."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isnan
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.progress import Progress
+
+from stepsampler.errors import UserError
+from stepsampler.presets import open_schedule
+from stepsampler.support.options import ModelOptions
+from stepsearch.config import SEEDS, EvaluationConfig, ModelConfig, SpaceConfig, StudyConfig
+from stepsearch.metrics.evaluator import Evaluator, metric_name
+from stepsearch.polish.descent import Polished, Settings, most_passes, polish
+from stepsearch.polish.knobs import Freedom, Knobs
+
+
+def write_polished(
+    source: Path,
+    out: Path,
+    free: str,
+    levels: bool,
+    model: ModelOptions,
+    evaluation: Mapping[str, Any],
+    how: Mapping[str, int],
+    cache: Path,
+    device: str,
+) -> None:
+    """Say what it costs, polish with progress, and write the best checked point to `out`.
+
+    `evaluation` is that section of a study, `how` is `Settings`.
+
+    Raises:
+        UserError: no such schedule, one that is not for the model or has nothing to turn, and what
+            `Evaluator` and `Objective` refuse.
+    """
+    if free not in get_args(Freedom):
+        raise UserError(f"--free must be one of {', '.join(get_args(Freedom))}, got {free!r}")
+    settings = Settings(**how)
+    for option, value in (
+        ("--images times --iterations", settings.images * settings.iterations),
+        ("--check-images", settings.check_images),
+    ):
+        if value > SEEDS:
+            raise UserError(f"{option} must be at most {SEEDS:,}, got {value:,}")
+    knobs = Knobs(open_schedule(source), free, levels)  # type: ignore[arg-type]
+    start = knobs.start
+    if not knobs.names:
+        raise UserError(f"{source}: nothing of it is free: it has one unguided step; --free gain")
+    config = StudyConfig(
+        name="polish",
+        model=ModelConfig(**vars(model)),
+        space=SpaceConfig(num_steps=2, passes=4),  # says nothing here
+        evaluation=EvaluationConfig(**evaluation),
+    )
+    evaluator = Evaluator(config, cache, device)
+    evaluator.model.check(start)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
+    for note in evaluator.notes:
+        console.print(note)
+    console.print(
+        f"{source}: {start.num_steps} steps, {start.passes} passes per image; {len(knobs.names)} "
+        f"numbers to turn, at most {most_passes(start, settings):,} network passes"
+    )
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("polishing", total=settings.iterations)
+
+        def show(iteration: int, news: str) -> None:
+            progress.update(task, completed=iteration)
+            if news:
+                progress.console.print(f"{iteration:3d} iterations: {news}")
+
+        found = polish(evaluator, knobs, settings, show)
+    metric = metric_name(evaluator.reference, settings.check_images)
+    provenance = {"source": f"polish of {source}", **told(found, metric, free)}
+    replace(found.schedule, provenance=provenance).save(out)
+    first, best = found.checks[0].distance, found.best.distance
+    came = f"{metric} {first:.3f} -> {best:.3f} on selection seeds"
+    if not found.best.iteration:
+        came = "as it was: no check was better on selection seeds and kept the alignment"
+    console.print(f"{out}: {came}; took {found.passes:,} network passes")
+
+
+def told(found: Polished, metric: str, free: str) -> dict[str, Any]:
+    """What the file says of how it came to be."""
+    first, best = found.checks[0], found.best
+    said = {"free": free, "iterations": best.iteration, "passes": found.passes, "metric": metric}
+    said |= {"selection": [first.distance, best.distance]}  # before and after
+    if not isnan(best.alignment):
+        said |= {"alignment": [first.alignment, best.alignment]}
+    return said

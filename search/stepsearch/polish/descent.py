@@ -1,0 +1,181 @@
+"""Adam on the objective, with held-out checks: a schedule comes out no worse than it went in."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from math import inf, isinf, isnan
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stepsampler.errors import NotFiniteError
+from stepsampler.schedule import Schedule
+from stepsampler.support.checks import ScheduleError
+from stepsearch.metrics.distance import frechet_distance
+from stepsearch.metrics.evaluator import SEARCH, SELECTION, Evaluator, seeds_of
+from stepsearch.paths import write_whole
+from stepsearch.polish.knobs import Knobs
+from stepsearch.polish.objective import Objective
+
+BETAS = (0.8, 0.98)  # of Adam: a polish has few iterations
+LAST = 0.1  # share of the first rate that the last iteration has; between them it falls evenly
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long, and with how many images."""
+
+    iterations: int = 9
+    images: int = 200  # of fresh seeds, an iteration
+    check_every: int = 3
+    check_images: int = 400  # of the selection's seeds, always the same
+    drop: float = 0.01  # share of the start's alignment that may be lost
+
+    @property
+    def checks(self) -> list[int]:
+        """Iterations before which it is checked; the start and the end are among them."""
+        return [*range(0, self.iterations, self.check_every), self.iterations]
+
+
+@dataclass(frozen=True)
+class Check:
+    """The held-out values after so many iterations."""
+
+    iteration: int
+    parameters: list[float]
+    distance: float
+    alignment: float  # share of images that show what was asked; NaN if nothing judges it
+    passes: int  # spent until then, this check included
+
+
+@dataclass
+class Polished:
+    """What came out: the schedule at the best check, all of them, and what it cost."""
+
+    schedule: Schedule
+    best: Check
+    checks: list[Check]
+    passes: int
+
+
+def most_passes(schedule: Schedule, settings: Settings) -> int:
+    """Network passes at most: forward 1, forward and backward 3, and 1 to see a level's effect."""
+    learning = settings.iterations * settings.images * 5
+    return schedule.passes * (learning + len(settings.checks) * settings.check_images)
+
+
+def polish(
+    evaluator: Evaluator,
+    knobs: Knobs,
+    settings: Settings,
+    show: Callable[[int, str], object] = lambda iteration, news: None,
+) -> Polished:
+    """Descend, and return the best of the checked points whose alignment is kept.
+
+    What was done of the same polish before is not done again: its state lies in the evaluator's
+    cache. A point that cannot be sampled ends it; the best so far is returned.
+
+    Raises:
+        NotFiniteError: the schedule itself makes images that are not finite.
+    """
+    objective = Objective(evaluator)
+    state = _State(evaluator, knobs, settings)
+    for iteration in range(state.done, settings.iterations + 1):
+        if iteration in settings.checks and all(c.iteration != iteration for c in state.checks):
+            state.check(_checked(evaluator, knobs, settings, state, iteration))
+            show(iteration, _news(state.checks[-1], state.checks[0]))
+        if isinf(state.checks[0].distance):
+            raise NotFiniteError("the images of the schedule itself are not finite")
+        if iteration == settings.iterations:
+            break
+        seeds = seeds_of(SEARCH + iteration * settings.images, settings.images)
+        try:
+            look = objective(knobs, state.parameters, seeds)
+            state.step(look.gradient, look.passes)
+            model = evaluator.model
+            model.check(knobs.schedule(state.parameters))
+        except (NotFiniteError, ScheduleError) as error:
+            show(iteration, f"ends here: {error}")
+            break
+        show(iteration + 1, "")
+    best = min(_kept(state.checks, settings.drop), key=lambda check: check.distance)
+    schedule = knobs.schedule(best.parameters) if best.iteration else knobs.start
+    return Polished(schedule, best, state.checks, state.passes)
+
+
+def _kept(checks: list[Check], drop: float) -> list[Check]:
+    """Those that keep the start's alignment; the start does."""
+    floor = (1 - drop) * checks[0].alignment
+    return [c for c in checks if isnan(floor) or c.alignment >= floor]
+
+
+def _checked(
+    evaluator: Evaluator, knobs: Knobs, settings: Settings, state: "_State", iteration: int
+) -> Check:
+    schedule = knobs.schedule(state.parameters) if iteration else knobs.start
+    seeds = seeds_of(SELECTION, settings.check_images)
+    found = evaluator.measure(schedule, seeds)
+    distance = frechet_distance(found.features, evaluator.reference.search) if found.finite else inf
+    passes = state.passes + schedule.passes * settings.check_images
+    return Check(iteration, state.parameters.tolist(), distance, found.alignment, passes)
+
+
+def _news(now: Check, start: Check) -> str:
+    share = "" if isnan(now.alignment) else f", alignment {now.alignment:.1%}"
+    change = "" if now is start else f" ({now.distance / start.distance - 1:+.1%})"
+    return f"held out {now.distance:.3f}{change}{share}, {now.passes:,} passes so far"
+
+
+class _State:
+    """Parameters, the moments of Adam and the checks so far, as they lie in a file."""
+
+    def __init__(self, evaluator: Evaluator, knobs: Knobs, settings: Settings) -> None:
+        what = [
+            replace(knobs.start, provenance={}).to_json(),
+            f"{knobs.freedom} {knobs.levels} {knobs.rates.tolist()} {asdict(settings)}",
+            evaluator.identity,
+        ]
+        key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:24]
+        self.path = evaluator.cache / f"polish-{key}.safetensors"
+        self.settings, self.rates = settings, knobs.rates
+        self.tensors = {name: knobs.zero() for name in ("parameters", "mean", "square")}
+        self.done, self.passes, self.checks = 0, 0, list[Check]()
+        if self.path.exists():
+            with safe_open(self.path, framework="pt") as file:
+                self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                known = json.loads(file.metadata()["state"])
+            self.done, self.passes = known["done"], known["passes"]
+            self.checks = [Check(**check) for check in known["checks"]]
+
+    @property
+    def parameters(self) -> Tensor:
+        return self.tensors["parameters"]
+
+    def check(self, check: Check) -> None:
+        self.checks.append(check)
+        self.passes = check.passes
+        self._save()
+
+    def step(self, gradient: Tensor, passes: int) -> None:
+        """One of Adam's (Kingma and Ba 2015), in units of each parameter's rate."""
+        self.done += 1
+        share = (self.done - 1) / max(1, self.settings.iterations - 1)
+        rate = 1 - (1 - LAST) * share
+        moments = []
+        for name, beta, value in zip(
+            ("mean", "square"), BETAS, (gradient, gradient**2), strict=True
+        ):
+            self.tensors[name] = beta * self.tensors[name] + (1 - beta) * value
+            moments.append(self.tensors[name] / (1 - beta**self.done))
+        mean, square = moments
+        move = rate * self.rates * mean / (square.sqrt() + 1e-12)
+        self.tensors["parameters"] = self.parameters - move
+        self.passes += passes
+        self._save()
+
+    def _save(self) -> None:
+        known = {"done": self.done, "passes": self.passes}
+        state = json.dumps({**known, "checks": [asdict(check) for check in self.checks]})
+        write_whole(self.path, lambda path: save_file(self.tensors, path, {"state": state}))

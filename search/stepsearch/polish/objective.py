@@ -1,0 +1,196 @@
+"""The objective of a search with its gradient: how good is a schedule, and which way is better.
+
+Two passes over the images. First all of them are made as ever, and their features give mean and
+covariance, and with these the gradient of the distance with respect to each image's features.
+Then, batch by batch, that is pulled back through extractor, decoder, network and solver. So of one
+batch, and of that one network call, memory holds what a gradient needs; of all images it holds the
+features, and the network's predictions, so that they are not made again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.generate import fitting, noise_source
+from stepsampler.sample import Denoiser, execute
+from stepsampler.schedule import Step
+from stepsampler.solvers import Row
+from stepsearch.metrics.alignment import ClassAlignment
+from stepsearch.metrics.distance import Moments
+from stepsearch.metrics.evaluator import Evaluator
+from stepsearch.metrics.features import Extractor, Live, Together
+from stepsearch.polish.knobs import Knobs
+from stepsearch.rivals.live import Following, LiveTableau
+from stepsearch.rivals.placement import Counting
+
+# Of a sigma. Networks answer to the time roughly from timestep to timestep; over this much their
+# slope is that of the objective over steps as large as those of a polish.
+NUDGE = 0.03
+PENALTY = 3.0  # a hundredth of alignment is worth three hundredths of FD
+
+
+@dataclass(frozen=True)
+class Look:
+    """The objective at some parameters on some seeds, and its gradient."""
+
+    value: float
+    gradient: Tensor  # (parameters,)
+    distance: float  # geometric mean of FD over the extractors
+    aligned: float  # mean probability that an image shows its class; NaN if nothing judges it
+    passes: int
+
+
+class Objective:
+    """log FD, its mean over the extractors, plus `penalty` times the share not aligned.
+
+    Alignment counts where the judge of the bundled classes says it; other judges have no gradient.
+
+    Raises:
+        UserError: an extractor without gradients.
+    """
+
+    def __init__(self, evaluator: Evaluator, penalty: float = PENALTY) -> None:
+        self.evaluator, self.penalty = evaluator, penalty
+        self.model = evaluator.in_float32()
+        self.extractors = _live(evaluator.extractor)
+        self.references = evaluator.reference.parts or (evaluator.reference,)
+        judge = evaluator.judge
+        self.judge = judge.judge if isinstance(judge, ClassAlignment) else None
+
+    def __call__(self, knobs: Knobs, parameters: Tensor, seeds: range) -> Look:
+        """Value and gradient with n = len(seeds) images.
+
+        Raises:
+            NotFiniteError: the images are not finite.
+        """
+        size = self.evaluator.batch_size
+        batches = [_Batch(self, knobs, seeds[k : k + size]) for k in range(0, len(seeds), size)]
+        tableau = LiveTableau(knobs.schedule, parameters)
+        leaf = parameters.detach().clone().requires_grad_()
+        with self.model.uncompiled():
+            seen = torch.cat([batch.first(tableau.rows) for batch in batches])
+            if not seen.isfinite().all():
+                raise NotFiniteError("the images of the polish are not finite")
+            value, distance, share, pull = self._value(seen)
+            for batch, part in zip(batches, torch.split(pull, size), strict=True):
+                batch.pull(tableau.at(leaf), part)
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        return Look(value, gradient, distance, share, sum(batch.passes for batch in batches))
+
+    def see(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """What the objective is made of, (n, features of all extractors, and a probability)."""
+        columns = [extractor.live(images).double() for extractor in self.extractors]
+        if self.judge is not None and labels is not None:
+            shown = self.judge.live(images).double().softmax(1)
+            columns.append(shown.gather(1, labels.to(shown.device)[:, None]))
+        return torch.cat(columns, 1)
+
+    def _value(self, seen: Tensor) -> tuple[float, float, float, Tensor]:
+        """The objective, FD, alignment, and the gradient of the first with respect to `seen`."""
+        widths = [reference.width for reference in self.references]
+        *columns, rest = torch.split(seen, [*widths, seen.shape[1] - sum(widths)], 1)
+        logs, pulls = [], []
+        for reference, x in zip(self.references, columns, strict=True):
+            found, gradient = log_frechet(reference.project(x.numpy()), reference.search)
+            if reference.basis is not None:
+                gradient = gradient @ reference.basis.T
+            logs.append(found)
+            pulls.append(torch.from_numpy(gradient) / len(self.references))
+        value = float(np.mean(logs))
+        share, penalty = float("nan"), 0.0
+        if rest.shape[1]:
+            share = float(rest.mean())
+            penalty = self.penalty * (1 - share)
+            pulls.append(torch.full_like(rest, -self.penalty / len(rest)))
+        return value + penalty, float(np.exp(value)), share, torch.cat(pulls, 1)
+
+
+class _Batch:
+    """The images of some seeds, which are made twice."""
+
+    def __init__(self, objective: Objective, knobs: Knobs, seeds: range) -> None:
+        self.objective, self.seeds = objective, seeds
+        self.start = knobs.start
+        self.known: list[Tensor] = []
+        self.passes = 0
+
+    @torch.no_grad()
+    def first(self, rows: Sequence[Row]) -> Tensor:
+        """What is seen of them; the predictions are kept."""
+
+        def recorded(x: Tensor, step: Step) -> Tensor:
+            x0 = counting(x, step)
+            self.known.append(x0.cpu())
+            return x0
+
+        counting = self._counting()
+        with fitting(self.objective.model, len(self.seeds)):
+            seen = self._seen(rows, recorded)
+        self.passes += counting.passes
+        return seen.cpu()
+
+    @torch.enable_grad()
+    def pull(self, rows: Sequence[Row], gradient: Tensor) -> None:
+        """Add to the gradient of whatever the rows' numbers follow from."""
+        counting = self._counting()
+        with fitting(self.objective.model, len(self.seeds)):
+            seen = self._seen(rows, Following(counting, self.known, NUDGE))
+            if seen.requires_grad:
+                (seen * gradient.to(seen.device)).sum().backward()  # type: ignore[no-untyped-call]
+        self.passes += counting.passes
+
+    def _counting(self) -> Counting:
+        evaluator, model = self.objective.evaluator, self.objective.model
+        texts = [evaluator.prompt(seed).text for seed in self.seeds]
+        self.draw = noise_source(self.seeds, model.shape, model.device)
+        counting = Counting(model, texts, evaluator.negative_prompt, self.draw())
+        self.latents = counting.latents
+        return counting
+
+    def _seen(self, rows: Sequence[Row], denoise: Denoiser) -> Tensor:
+        objective, sigma = self.objective, self.start.steps[0].sigma
+        *_, latents = execute(denoise, self.latents * sigma, rows, self.draw)
+        prompts = [objective.evaluator.prompt(seed) for seed in self.seeds]
+        labels = [prompt.label for prompt in prompts if prompt.label is not None]
+        known = torch.tensor(labels) if len(labels) == len(prompts) else None
+        return objective.see(objective.model.live_images(latents), known)
+
+
+def log_frechet(
+    features: NDArray[np.floating], reference: Moments
+) -> tuple[float, NDArray[np.float64]]:
+    """log FD of features (n, d), n >= 2, and its gradient with respect to each of them.
+
+    With the centred features Y / sqrt(n - 1) = Z and L L' the reference's covariance, the trace of
+    the root is the nuclear norm of Z L; the gradient of that is the orthogonal factor of the polar
+    decomposition.
+    """
+    x = np.asarray(features, np.float64)
+    n = len(x)
+    mean, root = x.mean(0), np.sqrt(n - 1)
+    centred, shift = (x - mean) / root, mean - reference.mean
+    left, values, right = np.linalg.svd(centred @ reference.factor, full_matrices=False)
+    kept = values > 1e-10 * values[:1]
+    polar = (left * kept) @ right
+    distance = shift @ shift + (centred**2).sum() + np.trace(reference.cov) - 2 * values.sum()
+    spread = 2 * (centred - polar @ reference.factor.T) / root
+    gradient = spread - spread.mean(0) + 2 * shift / n
+    return float(np.log(distance)), gradient / distance
+
+
+def _live(extractor: Extractor) -> list[Live]:
+    parts = extractor.parts if isinstance(extractor, Together) else [extractor]
+    found: list[Live] = []
+    for part in parts:
+        if not isinstance(part, Live):
+            raise UserError(
+                f"a polish needs gradients of the extractor: texture and lite0 have them, "
+                f"{part.name} has none here"
+            )
+        found.append(part)
+    return found

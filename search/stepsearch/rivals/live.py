@@ -1,0 +1,158 @@
+"""A tableau whose numbers are tensors: gradients of what the sampler makes, down to its schedule.
+
+The loop of the sampler is run with weights, sigmas and guidance scales that know how they follow
+from some parameters: by central differences, since they are plain numbers of a few parameters.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stepsampler.sample import Denoiser
+from stepsampler.schedule import Schedule, Step
+from stepsampler.solvers import Row, Update, tableau
+
+NUDGE = 0.003  # of a sigma, to see how a float32 prediction depends on it
+DIFFERENCE = 1e-4  # of a parameter, up and down
+
+
+class LiveTableau:
+    """The rows of `schedule(parameters)`, and how their numbers change with each parameter."""
+
+    def __init__(self, schedule: Callable[[Tensor], Schedule], parameters: Tensor) -> None:
+        """`parameters`, of shape (k,) in float64, are taken as they are: without gradient."""
+        here = parameters.detach()
+
+        def numbers_at(moved: Tensor) -> NDArray[np.float64]:
+            return np.array(_numbers(decoded_rows(schedule(moved))))
+
+        self.rows = decoded_rows(schedule(here))
+        columns = [
+            (numbers_at(here + step) - numbers_at(here - step)) / (2 * DIFFERENCE)
+            for step in DIFFERENCE * torch.eye(len(here), dtype=here.dtype)
+        ]
+        self.here, self.slopes = here, torch.from_numpy(np.stack(columns, 1))
+
+    def at(self, parameters: Tensor) -> list[Row]:
+        """The rows with tensors for all numbers that depend on `parameters`, where they are now."""
+        shift = parameters - self.here
+        numbers = [
+            number + slope @ shift if slope.any() else number
+            for number, slope in zip(_numbers(self.rows), self.slopes, strict=True)
+        ]
+        return _with(self.rows, iter(numbers))
+
+
+def decoded_rows(schedule: Schedule) -> list[Row]:
+    """The tableau whose last state is in the scale that `schedule.decode` asks for."""
+    *rows, last = tableau(schedule)
+    if schedule.decode == "x":
+        return [*rows, last]
+    scale = 1 / sqrt(1 + schedule.final_sigma**2)
+    state, x0, points = last.advance
+    scaled = Update(scale * state, tuple(scale * w for w in x0), tuple(scale * w for w in points))
+    return [*rows, last._replace(advance=scaled)]
+
+
+class Following:
+    """A denoiser through which gradients flow to x, to a guidance scale and to a sigma.
+
+    The prediction follows the sigma to first order, by a difference. Nothing of the network is
+    kept between a call and its gradient, for which it is called again. `known` are predictions of
+    an earlier run with the same numbers, in their order: they save the first calls. The difference
+    is over a share `nudge` of sigma.
+    """
+
+    def __init__(
+        self, denoise: Denoiser, known: Sequence[Tensor] | None = None, nudge: float = NUDGE
+    ) -> None:
+        self.denoise, self.known = denoise, None if known is None else iter(known)
+        self.nudge = nudge
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        sigma, scale = step.sigma, step.guidance_scale
+        here = replace(step, sigma=_plain(sigma), guidance_scale=_plain(scale))
+        known = None if self.known is None else next(self.known)
+        return _Called.apply(x, sigma, scale, self.denoise, here, known, self.nudge)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Called(torch.autograd.Function):
+    """(x, sigma, guidance scale, …) -> x0."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        sigma: Tensor | float,
+        scale: Tensor | float,
+        denoise: Denoiser,
+        step: Step,
+        known: Tensor | None,
+        nudge: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.denoise, ctx.step, ctx.nudge = denoise, step, nudge
+        return denoise(x, step) if known is None else known.to(x, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), (gradient,), step = ctx.saved_tensors, gradients, ctx.step
+        of_x, of_sigma, of_scale, *_ = ctx.needs_input_grad
+        found: list[Tensor | None] = [None, None, None]
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(of_x)
+            scale = torch.tensor(step.guidance_scale, dtype=torch.float64, requires_grad=of_scale)
+            called = replace(step, guidance_scale=scale) if of_scale else step
+            x0 = ctx.denoise(x, called)
+            wanted = {i: t for i, t in ((0, x), (2, scale)) if t.requires_grad}
+            if wanted:
+                parts = torch.autograd.grad(x0, list(wanted.values()), gradient)
+                for i, part in zip(wanted, parts, strict=True):
+                    found[i] = part
+        if of_sigma:
+            with torch.no_grad():
+                below = ctx.denoise(x.detach(), replace(step, sigma=step.sigma * (1 - ctx.nudge)))
+                slope = (x0.detach() - below) / (step.sigma * ctx.nudge)
+                found[1] = (gradient * slope).sum(dtype=torch.float64).cpu()
+        return (*found, None, None, None, None)
+
+
+def _plain(value: Tensor | float) -> float:
+    return float(value.detach()) if isinstance(value, Tensor) else value
+
+
+def _numbers(rows: Sequence[Row]) -> list[float]:
+    """All that a tableau says in numbers, row by row."""
+    found: list[float] = []
+    for row in rows:
+        found += [row.step.sigma, row.step.guidance_scale, row.fresh]
+        for update in (row.correct, row.advance):
+            if update:
+                found += [update.state, *update.x0, *update.points]
+    return found
+
+
+def _with(rows: Sequence[Row], rest: Iterator[Any]) -> list[Row]:
+    """The tableau with other numbers, of which some are tensors that gradients flow through."""
+
+    def fill(update: Update) -> Update:
+        return Update(
+            next(rest),
+            tuple(next(rest) for _ in update.x0),
+            tuple(next(rest) for _ in update.points),
+        )
+
+    found = []
+    for row in rows:
+        step = replace(row.step, sigma=next(rest), guidance_scale=next(rest))
+        fresh = next(rest)
+        correct = fill(row.correct) if row.correct else None
+        advance = fill(row.advance)
+        found.append(row._replace(step=step, correct=correct, advance=advance, fresh=fresh))
+    return found

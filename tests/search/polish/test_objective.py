@@ -1,0 +1,160 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from polishing import PLAIN, SIGMAS, ToyEvaluator, directly
+
+from stepsampler import UserError
+from stepsampler.grids import from_sigmas
+from stepsampler.schedule import Schedule, Step
+from stepsearch.config import EvaluationConfig, SpaceConfig, StudyConfig
+from stepsearch.metrics.distance import Moments, frechet_distance
+from stepsearch.metrics.evaluator import Evaluator
+from stepsearch.polish import objective as polished
+from stepsearch.polish.knobs import Knobs
+from stepsearch.polish.objective import Objective, log_frechet
+
+
+@pytest.mark.parametrize("n", [4, 9, 60])  # fewer and more than there are dimensions
+def test_the_gradient_of_log_fd_is_that_of_autograd(n):
+    """The trace of the root as the sum of singular values, which torch differentiates itself."""
+    rng = np.random.default_rng(n)
+    reference = Moments.of(rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6)))
+    features = torch.from_numpy(rng.normal(size=(n, 6)) * 1.7 + 0.3).requires_grad_()
+    y = (features - features.mean(0)) / (n - 1) ** 0.5
+    shift = features.mean(0) - torch.from_numpy(reference.mean)
+    roots = torch.linalg.svdvals(y @ torch.from_numpy(reference.factor))
+    distance = shift @ shift + (y * y).sum() + np.trace(reference.cov) - 2 * roots[: n - 1].sum()
+    distance.log().backward()
+    value, gradient = log_frechet(features.detach().numpy(), reference)
+    assert np.exp(value) == pytest.approx(frechet_distance(features.detach().numpy(), reference))
+    np.testing.assert_allclose(gradient, features.grad.numpy(), rtol=1e-6, atol=1e-9)
+
+
+def test_the_gradient_of_log_fd_is_that_of_finite_differences():
+    rng = np.random.default_rng(0)
+    reference, features = Moments.of(rng.normal(size=(40, 5))), rng.normal(size=(12, 5)) * 2
+    _, gradient = log_frechet(features, reference)
+    for i, j in ((0, 0), (3, 4), (11, 2)):
+        ends = []
+        for sign in (1, -1):
+            moved = features.copy()
+            moved[i, j] += sign * 1e-5
+            ends.append(np.log(frechet_distance(moved, reference)))
+        assert gradient[i, j] == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
+
+
+CASES = {
+    "weights": (PLAIN, "weights"),
+    "gains": (PLAIN, "gain"),
+    "onto sigma 0": (from_sigmas(SIGMAS, 0.0, [2.0, 2.0, 1.0, 1.0], 2), "weights"),
+    "fresh noise": (
+        replace(
+            PLAIN, steps=(*PLAIN.steps[:2], replace(PLAIN.steps[2], churn=0.3), PLAIN.steps[3])
+        ),
+        "weights",
+    ),
+    "UniPC": (from_sigmas(SIGMAS, 0.1, [2.0, 1.5, 1.0, 1.0], 2, "unipc-bh2"), "weights"),
+    "Heun": (from_sigmas(SIGMAS, 0.1, [2.0, 1.5, 1.0, 1.0], 2, "heun"), "gain"),
+    "at unit variance": (replace(PLAIN, decode="alpha-x"), "gain"),
+    "an analytic step": (Schedule((Step(9.0, analytic=1.0), *PLAIN.steps[1:]), 0.1), "weights"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_is_that_of_central_differences_in_every_parameter(name, monkeypatch):
+    monkeypatch.setattr(polished, "NUDGE", 1e-4)  # the toy is smooth, and in double precision
+    start, freedom = CASES[name]
+    knobs, evaluator, seeds = Knobs(start, freedom), ToyEvaluator(), range(11)  # batches 4, 4, 3
+    here = knobs.zero() + 0.03 * torch.randn(len(knobs.names), generator=torch.manual_seed(0))
+    look = Objective(evaluator)(knobs, here, seeds)
+    assert look.value == pytest.approx(directly(evaluator, knobs.schedule(here), seeds), abs=1e-6)
+    expected = []
+    for step in 1e-3 * torch.eye(len(here), dtype=torch.float64):
+        ends = [directly(evaluator, knobs.schedule(p), seeds) for p in (here + step, here - step)]
+        expected.append((ends[0] - ends[1]) / 2e-3)
+    assert look.gradient.tolist() == pytest.approx(expected, rel=0.01, abs=5e-4)
+    assert max(map(abs, expected)) > 0.05
+
+
+def test_passes_are_one_forward_and_three_with_a_gradient_and_one_for_a_level():
+    evaluator, knobs = ToyEvaluator(), Knobs(PLAIN, "gain")
+    look = Objective(evaluator)(knobs, knobs.zero(), range(10))
+    assert PLAIN.passes == 6
+    assert look.passes == 10 * (6 + 3 * 6 + 4)  # the first step's level stays
+    fixed = Knobs(PLAIN, "gain", levels=False)
+    assert Objective(evaluator)(fixed, fixed.zero(), range(10)).passes == 10 * (6 + 3 * 6)
+    assert max(evaluator.model.calls) == 4  # never more than a batch
+
+
+class _Alive:
+    """Bytes that autograd keeps, now and at most."""
+
+    def __init__(self):
+        self.now = self.most = 0
+
+    def pack(self, tensor):
+        return _Kept(self, tensor)
+
+
+class _Kept:
+    def __init__(self, alive, tensor):
+        self.alive, self.tensor = alive, tensor
+        alive.now += tensor.nbytes
+        alive.most = max(alive.most, alive.now)
+
+    def __del__(self):
+        self.alive.now -= self.tensor.nbytes
+
+
+def test_what_gradients_keep_does_not_grow_with_the_number_of_images():
+    most = []
+    for n in (4, 40):
+        alive, knobs = _Alive(), Knobs(PLAIN, "weights")
+        with torch.autograd.graph.saved_tensors_hooks(alive.pack, lambda kept: kept.tensor):
+            Objective(ToyEvaluator())(knobs, knobs.zero(), range(n))
+        most.append(alive.most)
+    assert most[0] == most[1] > 0
+
+
+def tiny(tmp_path, extractor="texture", **options):
+    evaluation = EvaluationConfig(extractor=extractor, batch_size=6, **options)
+    space = SpaceConfig(num_steps=2, passes=4)
+    return Evaluator(StudyConfig(name="x", space=space, evaluation=evaluation), tmp_path)
+
+
+def test_on_the_bundled_model_it_is_what_the_search_measures_and_its_gradient(
+    tmp_path, monkeypatch
+):
+    """The network answers roughly to its time, and pixels are whole: so smooth parameters only."""
+    evaluator = tiny(tmp_path, "texture+lite0")
+    model, seeds = evaluator.model, range(12)
+    start = from_sigmas([model.noise.sigma_max, 1.5], 0.1, [2.0, 1.0], 2, model=model.spec)
+    knobs = Knobs(start, "weights", levels=False)
+    objective = Objective(evaluator)
+    look = objective(knobs, knobs.zero(), seeds)
+    measured = evaluator.measure(start, seeds)
+    distance = frechet_distance(measured.features, evaluator.reference.search)
+    assert look.distance == pytest.approx(distance, rel=2e-4)
+    labels = torch.tensor([evaluator.prompt(seed).label for seed in seeds])
+    shown = evaluator.judge.judge.live(evaluator.images(start, seeds)).softmax(1)
+    assert look.aligned == pytest.approx(shown[range(12), labels].mean().item(), rel=1e-3)
+    assert look.value == pytest.approx(np.log(look.distance) + 3 * (1 - look.aligned))
+
+    whole = "stepsampler.models.base.live_pixels"
+    monkeypatch.setattr(whole, lambda images: (images.float() / 2 + 0.5).clamp(0, 1) * 255)
+    look = objective(knobs, knobs.zero(), seeds)
+    expected = []
+    for step in 0.01 * torch.eye(len(knobs.names), dtype=torch.float64):
+        ends = [objective(knobs, p, seeds).value for p in (step, -step)]
+        expected.append((ends[0] - ends[1]) / 0.02)
+    assert look.gradient.tolist() == pytest.approx(expected, rel=0.05, abs=0.01)
+
+
+def test_an_extractor_without_gradients_is_refused():
+    evaluator = ToyEvaluator()
+    evaluator.extractor = SimpleNamespace(name="clip")
+    with pytest.raises(UserError, match="texture and lite0 have them, clip has none here"):
+        Objective(evaluator)

@@ -1,0 +1,81 @@
+import sys
+
+import pytest
+
+from stepsampler.grids import make_schedule
+from stepsampler.models import load
+from stepsampler.schedule import load as read
+from stepsearch.cli import main
+
+SHORT = ("--iterations", "2", "--images", "8", "--check-images", "8", "--check-every", "1")
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run `stepsearch polish`; return its exit code, output and errors."""
+    noise = load("tiny").noise
+    model = load("tiny").spec
+    start = make_schedule("kl-optimal", 2, noise, order=2, guidance_scale=2.0, model=model)
+    start.save(tmp_path / "start.json")
+
+    def run(*options):
+        out = ("-o", str(tmp_path / "polished.json"), "--cache", str(tmp_path / "cache"))
+        monkeypatch.setattr(sys, "argv", ["stepsearch", "polish", *options, *out])
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run, tmp_path / "start.json", tmp_path / "polished.json"
+
+
+def test_it_says_what_it_costs_and_writes_what_it_found(command):
+    run, start, out = command
+    code, said, _ = run(str(start), *SHORT, "--extractor", "texture")
+    assert code == 0
+    first = said.splitlines()[0]
+    assert "2 steps, 4 passes per image; 8 numbers to turn, at most 416 network passes" in first
+    polished = read(out)
+    told = polished.provenance
+    assert (told["free"], told["metric"]) == ("weights", "fd_texture128_8")
+    assert told["selection"][1] <= told["selection"][0]
+    assert told["passes"] == 3 * 8 * 4 + 2 * 8 * (4 + 3 * 4 + 2) <= 416
+    assert polished.passes == read(start).passes
+    assert f"took {told['passes']} network passes" in said
+    again = run(str(start), *SHORT, "--extractor", "texture")[1]  # from its state
+    assert again.splitlines()[-1] == said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--free", "all"), "--free must be one of gain, weights, none, got 'all'"),
+        (
+            ("--images", "9999999"),
+            "--images times --iterations must be at most 10,000,000",
+        ),
+        (("--images", "4"), "--images"),
+    ],
+)
+def test_what_cannot_be_polished_is_refused(command, options, message):
+    run, start, out = command
+    code, _, said = run(str(start), *options)
+    assert code == 2
+    assert message in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("nowhere.json", "nowhere.json"),
+        ("neuralsolver-sit-5", "the schedule was made for family"),
+    ],
+)
+def test_no_such_schedule_or_one_for_another_model_is_refused(command, what, message):
+    code, _, said = command[0](what)
+    assert code == 2
+    assert message in said
