@@ -87,6 +87,8 @@ class SpaceConfig(_Section):
     # "off": every step is unguided, as those of unconditional models must be.
     guidance: Literal["per-step", "linear", "interval", "constant", "off"] = "linear"
     guidance_rescale: Range | None = None  # below 0 means none
+    # Of the guided steps as few as every so manieth has both predictions; the others reuse guidance
+    reuse: int = Field(1, ge=1, le=16)
     # Solver
     max_order: int = Field(3, ge=1, le=4)
     order: Literal["constant", "per-step"] = "constant"

@@ -55,6 +55,7 @@ ABLATION: dict[str, dict] = {  # each row has the axes of those above it
     "+ final sigma, analytic first step": {"final_sigma": (0.02, 0.6), "analytic": (0.8, 1.0)},
     "+ Free-U": {"free_u": True},
     "+ gain": {"gain": (0.9, 1.2)},
+    "+ guidance by reuse": {"reuse": 4},
 }
 
 

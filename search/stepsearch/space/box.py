@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from math import log
+from math import ceil, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,8 @@ class SearchSpace:
     placements: Mapping[int, list[float]] = field(default_factory=dict)  # of a grid without formula
 
     def __post_init__(self) -> None:
+        if self.config.reuse > 1 and self.guidance == "distilled":
+            raise UserError("space.reuse is for classifier-free guidance, the model's is distilled")
         if self.model.prediction_type == "flow_prediction":
             for name in ("analytic", "churn", "decode", "whole_timesteps"):
                 if getattr(self.config, name):
@@ -100,6 +102,8 @@ class SearchSpace:
             box["guidance_slope"] = FloatDistribution(-reach, reach)
         if c.guidance == "interval":
             box |= {name: FloatDistribution(0.0, 1.0) for name in ("guided_from", "guided_to")}
+        if c.reuse > 1:
+            box["reuse"] = FloatDistribution(0.5, c.reuse + 0.5)
         if c.guidance_rescale:
             box["guidance_rescale"] = FloatDistribution(*c.guidance_rescale)
         if c.max_order > 1:
@@ -139,7 +143,8 @@ class SearchSpace:
         at = _middles(n)
         *sigmas, final_sigma = self._sigmas(params, n)
         scales = self._guidance(params, at).tolist()
-        scales = within_budget(scales, 2 * n if self.guidance == "distilled" else c.passes)
+        every = _whole(params.get("reuse", 1.0), 1, c.reuse)
+        scales = within_budget(scales, 2 * n if self.guidance == "distilled" else c.passes, every)
         solver = c.solvers[_whole(params.get("solver", 0.0), 0, len(c.solvers) - 1)]
         orders = [_whole(value, 1, SOLVERS[solver]) for value in self._curve("order", params, at)]
         free_u = self._free_u(params, at)
@@ -164,6 +169,9 @@ class SearchSpace:
         ]
         if analytic:
             steps[0] = replace(steps[0], analytic=first_gain)
+        guided = [i for i, step in enumerate(steps) if step.guidance_scale != 1]
+        for i in sorted({*guided} - {*guided[::every]}):
+            steps[i] = replace(steps[i], guidance_reuse=True)
         for i in range(1, len(steps)):
             if not steps[i - 1].corrector:  # after one there is no fresh noise
                 steps[i] = replace(steps[i], churn=max(0.0, params.get("churn", 0.0)))
@@ -201,6 +209,8 @@ class SearchSpace:
         point["guidance_scale"] = float(np.mean(scales))
         place = 2 * _middles(len(scales)) - 1
         point["guidance_slope"] = float(place @ np.asarray(scales) / (place @ place or 1.0))
+        both = [s for s in steps if s.guidance_scale != 1 and not s.guidance_reuse]
+        point["reuse"] = float(ceil(len(on) / max(len(both), 1)))
         point["guidance_rescale"] = max(s.guidance_rescale for s in steps)
         point |= self._knots("order", [float(s.order) for s in steps])
         point["order"] = float(max(s.order for s in steps))
@@ -328,14 +338,14 @@ class SearchSpace:
         return np.array([max(start - end, shortest) for start, end in pairwise(timesteps)])
 
 
-def within_budget(guidance: list[float], passes: int) -> list[float]:
+def within_budget(guidance: list[float], passes: int, every: int = 1) -> list[float]:
     """Guidance below or at 1 is off; then the weakest guided steps go off until passes suffice.
 
-    Of equally weak ones the noisier go first.
+    Every so manieth of the guided ones costs two. Of equally weak ones the noisier go first.
     """
     scales = [w if w > 1 else 1.0 for w in guidance]
     guided = sorted((w, i) for i, w in enumerate(scales) if w > 1)
-    for _, i in guided[: max(0, len(scales) + len(guided) - passes)]:
+    for _, i in guided[: max(0, len(guided) - every * (passes - len(scales)))]:
         scales[i] = 1.0
     return scales
 
