@@ -41,7 +41,6 @@ LEVELS = {
     "sigma_data": None,  # of a flow: Cosmos, whose levels are those of EDM
     "timestep_type": "discrete",  # else the network is told log sigma
     "snr_shift_scale": 1.0,  # CogVideoX
-    "invert_sigmas": False,  # time from 0 to 1: Mochi, OmniGen
     "stages": None,  # levels of several resolutions: Helios
     "num_policy_substeps": None,  # several steps of a policy for each of the network: pi-Flow
 }
@@ -212,31 +211,41 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         device: Any = None,
         sigmas: Any = None,
         mu: float | None = None,
+        timesteps: Any = None,
     ) -> None:
-        """Begin a new image. A held schedule ignores all but `device`; pipelines pass them always.
+        """Begin a new image. A held schedule takes none of the levels, which pipelines pass always.
+
+        `timesteps` beside `sigmas`: the network is told the times from which sigmas were shifted.
 
         Without a schedule: trailing timesteps, or a flow's evenly spaced sigmas (or `sigmas`),
         shifted by `shift`, or by `mu` where the config has `use_dynamic_shifting`.
 
         Raises:
-            ValueError: neither a schedule nor a number of steps, or a pipeline that was built
-                around this scheduler wants levels of another meaning.
+            ValueError: neither a schedule nor a number of steps, timesteps alone, or a pipeline
+                that was built around this scheduler wants levels of another meaning.
         """
         _check_levels(self.config)  # which pipelines add to
+        if timesteps is not None and (sigmas is None or not self.flow):
+            raise ValueError("timesteps of a call's own are not supported: they are the schedule's")
         held = self.config.schedule
         if held:
-            self._levels, timesteps, self._rows = held["sigmas"], held["timesteps"], held["rows"]
-            if num_inference_steps not in (None, len(timesteps)):
+            self._levels, told, self._rows = held["sigmas"], held["timesteps"], held["rows"]
+            if num_inference_steps not in (None, len(told)):
                 logger.warning(
                     f"num_inference_steps={num_inference_steps} is ignored: "
-                    f"the schedule has {len(timesteps)} steps."
+                    f"the schedule has {len(told)} steps."
                 )
         else:
-            timesteps, self._levels = self._grid(num_inference_steps, sigmas, mu)
+            told, self._levels = self._grid(num_inference_steps, sigmas, mu)
             self._rows = []
+        if timesteps is not None:
+            shift = self._shift(mu)
+            told = [1000 * s / (shift - (shift - 1) * s) for s in self._levels[: len(told)]]
+        if self._inverted:
+            told = [1000 - time for time in told]
         depth = max([len(u["x0"]) for row in self._rows for u in row.values()], default=1)
-        self.num_inference_steps = len(timesteps)
-        self.timesteps = torch.tensor(timesteps, dtype=torch.float32, device=device)
+        self.num_inference_steps = len(told)
+        self.timesteps = torch.tensor(told, dtype=torch.float32, device=device)
         self.sigmas = torch.tensor(self._levels, dtype=torch.float32)
         self._step_index = self._begin_index = None
         self._state: Tensor | None = None
@@ -251,8 +260,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if sigmas is None:
                 sigmas = np.linspace(1, 1 / _needed(count), _needed(count))
             even = np.asarray(sigmas, float)
-            dynamic = self.config.get("use_dynamic_shifting")
-            shift = self.config.shift if mu is None or not dynamic else exp(mu)
+            shift = self._shift(mu)
             shifted = shift * even / (1 + (shift - 1) * even)
             return (1000 * shifted).tolist(), [*shifted.tolist(), 0.0]
         if sigmas is not None:
@@ -260,6 +268,17 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         total, count = len(self.alphas_cumprod), _needed(count)
         timesteps = np.round(np.arange(total, 0, -total / count))[:count] - 1
         return timesteps.tolist(), [*self._sigma(timesteps).tolist(), 0.0]
+
+    def _shift(self, mu: float | None) -> float:
+        """Of a flow, as a pipeline's mu or the config has it."""
+        if mu is None or not self.config.get("use_dynamic_shifting"):
+            return float(self.config.shift)
+        return mu if self.config.get("time_shift_type") == "linear" else exp(mu)
+
+    @property
+    def _inverted(self) -> bool:
+        """Time runs from 0, noise, to 1000, and the network predicts x0 - noise: Mochi."""
+        return self.flow and bool(self.config.get("invert_sigmas"))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample: it has the scale that the network wants."""
@@ -335,6 +354,8 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _x0(self, output: Tensor, x: Tensor, sigma: float) -> Tensor:
         kind = self.config.prediction_type
+        if self._inverted:
+            return x + sigma * output
         if kind == "epsilon" or self.flow:
             return x - sigma * output
         if kind == "v_prediction":

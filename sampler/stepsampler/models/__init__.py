@@ -13,6 +13,8 @@ from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import BUNDLED, read_pipeline, resolve
+from stepsampler.models.model import Model
+from stepsampler.models.stock import StockModel, why_not
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.sizes import Size
@@ -20,10 +22,12 @@ from stepsampler.support.sizes import Size
 __all__ = [
     "BUNDLED",
     "LatentModel",
+    "Model",
     "ModelOptions",
+    "StockModel",
+    "check_class",
     "check_device",
     "families",
-    "family_of",
     "from_pipeline",
     "load",
     "note_cuts",
@@ -39,7 +43,7 @@ def load(
     dtype: str = "float32",
     size: Size | None = None,
     **options: Any,
-) -> LatentModel:
+) -> Model:
     """Load a bundled model, a local folder, a hub id or a single .safetensors checkpoint.
 
     `name` is "tiny" or "tiny-second" for those of the package, else a place; `size` that of the
@@ -53,7 +57,7 @@ def load(
     return open_model(ModelOptions(name, **given), device)
 
 
-def open_model(options: ModelOptions, device: str = "cpu") -> LatentModel:
+def open_model(options: ModelOptions, device: str = "cpu") -> Model:
     """Load what the options name.
 
     Raises:
@@ -63,7 +67,7 @@ def open_model(options: ModelOptions, device: str = "cpu") -> LatentModel:
     check_device(device)
     quiet()
     pipeline = read_pipeline(options)
-    family_of(type(pipeline).__name__)  # refused before anything is added to it
+    check_class(type(pipeline))  # refused before anything is added to it
     add_loras(pipeline, options.loras)
     for file in options.textual_inversions:
         add_textual_inversion(pipeline, file)
@@ -81,6 +85,8 @@ def open_model(options: ModelOptions, device: str = "cpu") -> LatentModel:
         options.size,
         clip_skip=options.clip_skip,
         long_prompts=options.long_prompts,
+        stock=options.stock,
+        frames=options.frames,
     )
     if options.compile:
         model.compile()
@@ -93,32 +99,41 @@ def from_pipeline(
     *,
     clip_skip: int | None = None,
     long_prompts: str = "cut",
-) -> LatentModel:
+    stock: bool = False,
+    frames: int | None = None,
+) -> Model:
     """Take a loaded pipeline as it is and where it is, offloaded or spread over devices too.
 
+    Our own loop samples the classes that a family knows; other pipelines sample themselves, and
+    with `stock` all do. `frames` is the length of a video, by default the pipeline's.
+
     Raises:
-        UserError: no family knows its class, or `size`, `clip_skip` or `long_prompts` does not
-            suit it.
+        UserError: its class cannot run a schedule, or `size`, `clip_skip`, `long_prompts` or
+            `frames` does not suit it.
     """
     reading = Reading(clip_skip, long_prompts)
-    model = family_of(type(pipeline).__name__)(pipeline, size)
+    cls = type(pipeline)
+    known = families().get(cls.__name__)
+    if known is None or stock:
+        model: Model = StockModel(pipeline, size, known.family if known else "", frames)
+    else:
+        if frames is not None:
+            raise UserError(f"a {cls.__name__} makes pictures, which have no frames, got {frames}")
+        model = known(pipeline, size)
     check_vocabularies(pipeline)
     model.read_texts(reading)
     return model
 
 
-def family_of(name: str) -> type[LatentModel]:
-    """The family that samples pipelines of a class.
+def check_class(cls: Any) -> None:
+    """Refuse a class of pipelines that neither our own loop nor a schedule in its place samples.
 
     Raises:
-        UserError: there is none.
+        UserError: says why.
     """
-    known = families()
-    if name not in known:
-        raise UserError(
-            f"pipelines of the class {name} are not supported; {', '.join(sorted(known))} are"
-        )
-    return known[name]
+    reason = None if cls.__name__ in families() else why_not(cls)
+    if reason:
+        raise UserError(f"a {cls.__name__} cannot run a schedule: {reason}")
 
 
 def families() -> dict[str, type[LatentModel]]:

@@ -128,14 +128,14 @@ def _check_class(name: str, cls: object) -> None:
     """Before gigabytes of weights are read."""
     import diffusers
 
-    from stepsampler.models import family_of
+    from stepsampler.models import check_class
 
     if not isinstance(cls, str) or not hasattr(diffusers, cls):
         raise UserError(
             f"model {name!r}: model_index.json must name a pipeline class of diffusers as its "
             f"_class_name, got {cls!r}"
         )
-    family_of(cls)
+    check_class(getattr(diffusers, cls))
 
 
 def _read_single_file(

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from stepsampler.errors import UserError
 from stepsampler.grids import is_guided
-from stepsampler.models import LatentModel
+from stepsampler.models import Model
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.engine.algorithms import make_algorithm
@@ -326,7 +326,7 @@ def check_identity(folder: Path, identity: str) -> None:
         _refuse(folder, what, identity_of(folder), identity)
 
 
-def planned_space(folder: Path, config: StudyConfig, model: LatentModel) -> SearchSpace:
+def planned_space(folder: Path, config: StudyConfig, model: Model) -> SearchSpace:
     """The box of the folder's search, around the grid with which it began."""
     plan = json.loads((folder / "plan.json").read_text())
     placements = {len(sigmas) - 1: sigmas for sigmas in plan.get("placements", [])}

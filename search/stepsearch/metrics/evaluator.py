@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import Batch, generate
 from stepsampler.grids import is_guided, scale_guidance
-from stepsampler.models import LatentModel, check_device, open_model
+from stepsampler.models import Model, check_device, open_model
 from stepsampler.models.additions import weighted
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import read_captions
@@ -158,7 +158,7 @@ class Evaluator:
         found = load_file(path)
         return Measurement(found["features"], found["aligned"], path.with_suffix(".png"))
 
-    def in_float32(self) -> LatentModel:
+    def in_float32(self) -> Model:
         """The model, loaded once more where it computes in 16 bits: those blur gradients."""
         if self.model.dtype == torch.float32:
             return self.model
@@ -224,7 +224,7 @@ def observe(
     return [np.concatenate(rows) for rows in features], values, first
 
 
-def model_digest(model: LatentModel) -> str:
+def model_digest(model: Model) -> str:
     """A short digest: configurations, and a few numbers of every tensor of every network."""
     compiled = " compiled" if model.compiled else ""
     digest = hashlib.sha256(f"{model.dtype}{compiled} {model.spec}".encode())
@@ -239,7 +239,7 @@ def model_digest(model: LatentModel) -> str:
 
 
 def additions_digest(
-    model: LatentModel, loras: Sequence[str], words: Sequence[str], negative_prompt: str = ""
+    model: Model, loras: Sequence[str], words: Sequence[str], negative_prompt: str = ""
 ) -> list[str]:
     """What `model_digest` cannot tell and changes images; nothing where all is as by default.
 
@@ -256,7 +256,7 @@ def additions_digest(
     return found + ([f"negative {negative_prompt}"] if negative_prompt else [])
 
 
-def check_negative_prompt(model: LatentModel, negative_prompt: str) -> None:
+def check_negative_prompt(model: Model, negative_prompt: str) -> None:
     """Refuse one that the model has no use for.
 
     Raises:

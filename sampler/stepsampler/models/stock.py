@@ -1,0 +1,376 @@
+"""A pipeline that samples itself: called as it is, with a schedule in its scheduler's place.
+
+What is known of diffusers' pipelines beside the families of our own loop: how they guide, and what
+keeps one from running a schedule.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stepsampler.errors import UserError
+from stepsampler.halves import first_input
+from stepsampler.models.conditions import NO_SIZE
+from stepsampler.models.model import Model
+from stepsampler.models.networks import checked
+from stepsampler.models.texts import Limit, Reading, limits
+from stepsampler.noise import FlowSchedule, NoiseSchedule, is_flow
+from stepsampler.schedule import Schedule
+from stepsampler.scheduler import StepScheduler, plan
+
+# Packages of diffusers.pipelines that call the network apart for each half, the conditional one
+# first, or for one half only. Everywhere else a batch of two equal halves is a doubled one.
+# fmt: off
+APART = frozenset({
+    "bria_fibo2", "chroma", "chronoedit", "cogview4", "flux", "flux2",
+    "glm_image", "helios", "hunyuan_video", "joyimage", "kandinsky5", "krea2",
+    "longcat_image", "lucy", "lumina2", "nucleusmoe_image", "ovis_image", "qwenimage",
+    "qwenimage21", "skyreels_v2", "wan",
+})
+# fmt: on
+# Packages that double the batch with the conditional half first. Everywhere else it is the second.
+COND_FIRST = frozenset({"dit", "omnigen", "z_image"})
+# Packages that hand the doubled batch, and not one of its halves, to their scheduler.
+WHOLE = frozenset({"dit"})
+# Packages that give a network of distilled guidance a thousand times the scale.
+THOUSANDS = frozenset({"hunyuan_image", "hunyuan_video"})
+# Packages whose guidance is more than a combination of two predictions.
+OWN_RULE = {
+    "ace_step": "guides by a momentum of earlier steps",
+    "anyflow": "tells its network where a step ends",
+    "ideogram4": "has a network of its own for the unconditional half",
+    "kandinsky6": "guides pictures and sound",
+    "ltx2": "guides pictures and sound, each by up to three terms",
+    "lumina": "guides three of its channels",
+    "pag": "guides by perturbed attention too",
+}
+# The same of single classes.
+OWN_RULES = {
+    "Cosmos2_5_PredictBasePipeline": "changes its predictions before it combines them",
+    "DreamLitePipeline": "combines three predictions a step",
+}
+# Classes that cannot run a schedule, and why not.
+NOT = {
+    "AnyFlowPipeline": "it is a flow map, whose network is told where a step ends",
+    "ConsistencyModelPipeline": "consistency models have levels of their own",
+    "Cosmos2TextToImagePipeline": "it has levels of EDM behind a flow scheduler",
+    "DDIMPipeline": "it swaps any scheduler for its own: load the model as DDPMPipeline",
+    "HeliosPipeline": "it samples at several resolutions, with levels of their own",
+    "HeliosPyramidPipeline": "it samples at several resolutions, with levels of their own",
+    "SanaSprintPipeline": "TrigFlow has levels of its own",
+    "SkyReelsV2DiffusionForcingPipeline": "it copies its scheduler for every frame",
+}
+# Names of pipelines that start from more than a text, or are not of pictures.
+OTHER = re.compile(
+    "Audio|Music|ShapE|Prior|Img2Img|Inpaint|Edit|ImageTo|VideoTo|Image2|Video2|Control|Upscale|"
+    "SuperRes|Pix2Pix|Adapter|Depth|Variation|LEdits|Marigold|Refiner|Fill|Redux|Kontext|Combined|"
+    "Decoder|Animate|Transfer|VACE|Layered|Condition|InContext|HDR|DFR|Refine|VisualCloze|I2V|I2I|"
+    "ConsisID|Amused|LLaDA|Gemma|Proteina|GLIGEN|Panorama|Attend|Flax|Onnx|AutoPipeline|SRPipe|"
+    "Semantic|SAG|LDM3D|FAR|Upsample|Sparse|StableUnCLIP|AceStep|LongCatAudio|JoyImage|World|KV|"
+    "SkyreelsImage|Framepack|TI2VA|PIA|CLIPImage|StableVideo|WanAnimate|ChronoEdit|LucyEdit|PAG|"
+    "Unified|Modular|Text2Img$|LatentUpscale|SanaWM|Omni|Decode"
+)
+FRAMES = ("num_frames", "video_length", "frames")  # how pipelines of videos call their number
+SCALES = ("true_cfg_scale", "guidance_scale")  # and the scale of two predictions
+FROM_ZERO = frozenset({"krea2", "z_image"})  # packages where a scale of 0, not 1, is none
+GUIDED = 2.0  # any scale above 1: `guided` replaces what the pipeline makes of it
+
+
+def why_not(cls: Any) -> str | None:
+    """What keeps pipelines of a class of diffusers from running a schedule; None if nothing."""
+    name, call = cls.__name__, inspect.signature(cls.__call__).parameters
+    if name in NOT:
+        return NOT[name]
+    if OTHER.search(name):
+        return "it is no pipeline from texts to pictures or videos"
+    schedulers = [p for p in inspect.signature(cls.__init__).parameters if "scheduler" in p]
+    if len(schedulers) != 1:
+        return f"it has {len(schedulers) or 'no'} scheduler{'s' if schedulers else ''}"
+    for needed in ("prompt", "generator", "num_inference_steps"):
+        if needed not in call:
+            return f"its call takes no {needed}"
+    more = [
+        p.name
+        for p in call.values()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+        if p.name not in ("self", "prompt")
+    ]
+    return f"it needs {' and '.join(more)} beside a prompt" if more else None
+
+
+def networks(pipeline: Any) -> dict[str, Any]:
+    """The networks that a step may call, by the names of the pipeline's components."""
+    return {
+        name: checked(part)
+        for name, part in pipeline.components.items()
+        if part is not None and ("unet" in name or "transformer" in name)
+    }
+
+
+def packages(cls: Any) -> set[str]:
+    """Of diffusers.pipelines: where a pipeline's class and those that it is made of live."""
+    names = [each.__module__.split(".") for each in cls.__mro__]
+    return {n[2] for n in names if n[:2] == ["diffusers", "pipelines"] and len(n) > 3}
+
+
+def own_rule(cls: Any) -> str | None:
+    """What pipelines of a class do for guidance that is no combination of two predictions."""
+    rules = [OWN_RULE[package] for package in sorted(packages(cls) & OWN_RULE.keys())]
+    return OWN_RULES.get(cls.__name__) or next(iter(rules), None)
+
+
+class StockModel(Model):
+    """A pipeline that is called as a black box, under `guided` where its guidance is known.
+
+    Elsewhere it guides by its own rule, with the schedule's scale, which must be one for all steps.
+    Of a video an image is the middle frame. Passes are counted at the network.
+
+    Raises:
+        UserError: the pipeline or its scheduler cannot run a schedule, or the size is unknown.
+    """
+
+    def __init__(
+        self, pipeline: Any, size: int | None = None, family: str = "", frames: int | None = None
+    ) -> None:
+        cls = type(pipeline)
+        self.name = cls.__name__
+        reason = why_not(cls)
+        if reason:
+            raise UserError(f"a {self.name} cannot run a schedule: {reason}")
+        nets = networks(pipeline)
+        if not nets:
+            raise UserError(f"the {self.name} has neither a U-Net nor a transformer")
+        super().__init__(pipeline, next(iter(nets.values())))
+        self.family = family or self.name
+        self._nets = list(nets.values())
+        self._call = inspect.signature(cls.__call__).parameters
+        self._frames = next((name for name in FRAMES if name in self._call), None)
+        if frames is not None and self._frames is None:
+            raise UserError(f"a {self.name} makes pictures, which have no frames, got {frames}")
+        self.frames = frames
+        self.own_rule = own_rule(cls)
+        if any(net.config.get("time_cond_proj_dim") for net in self._nets):
+            self.own_rule = "takes its scale as an embedding"
+        elif any(net.config.get("guidance_embeds") for net in self._nets):
+            self.guidance = "distilled"
+        width, height = self._read_size(size)
+        self.shape = (3, height, width)
+        for part in self.networks:
+            part.eval().requires_grad_(False)
+        config = pipeline.scheduler.config
+        try:
+            self.rows_config = StepScheduler.from_config(config).config
+        except ValueError as error:
+            raise UserError(f"a {self.name} cannot run a schedule: {error}") from error
+        if is_flow(config):
+            self.noise = FlowSchedule.from_scheduler_config(config, self._tokens)
+            self.prediction_type = "flow_prediction"
+        else:
+            self.noise = NoiseSchedule.from_scheduler_config(config)
+            self.prediction_type = config.get("prediction_type", "epsilon")
+        self._counted: dict[str, float] = {}
+
+    def _read_size(self, size: int | None) -> tuple[int, int]:
+        """Width and height: as asked, or as the pipeline makes them by default."""
+        if size:
+            return size, size
+        sides = [self._call[name].default for name in ("width", "height") if name in self._call]
+        if len(sides) == 2 and all(isinstance(side, int) for side in sides):
+            return sides[0], sides[1]
+        factor = getattr(self.pipeline, "vae_scale_factor", 1)
+        side = getattr(self.pipeline, "default_sample_size", None)
+        side = side or self.net.config.get("sample_size")
+        if not isinstance(side, int):
+            raise UserError(NO_SIZE)
+        return side * factor, side * factor
+
+    @property
+    def _tokens(self) -> int:
+        """Patches of one image, as most transformers cut it: some shifts depend on them."""
+        side = 2 * int(getattr(self.pipeline, "vae_scale_factor", 8))
+        return (self.shape[1] // side) * (self.shape[2] // side)
+
+    @property
+    def size(self) -> int:
+        if self.shape[1] != self.shape[2]:
+            width, height = self.shape[2], self.shape[1]
+            raise UserError(
+                f"a {self.name} makes images of {width} x {height} by default, and squares are "
+                "wanted: give the size"
+            )
+        return self.shape[1]
+
+    @property
+    def networks(self) -> list[Any]:
+        return [
+            part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)
+        ]
+
+    def compile(self) -> None:
+        for net in self._nets:
+            net.compile()
+        self.compiled = True
+
+    def read_texts(self, reading: Reading) -> None:
+        if reading.chosen:
+            raise UserError(
+                f"a {self.name} reads prompts by itself: {', '.join(reading.chosen)} is not "
+                "supported"
+            )
+
+    def refusal(self, prompt: str) -> str | None:
+        return None  # it shows when the pipeline is called
+
+    def _limits(self, negative: bool) -> list[Limit]:
+        """Those that can be read; what else a pipeline cuts, it does not say."""
+        try:
+            return limits(self.pipeline)
+        except (AttributeError, KeyError, TypeError):
+            return []
+
+    def check(self, schedule: Schedule) -> None:
+        super().check(schedule)
+        plan(schedule, self.rows_config)
+        scales = {step.guidance_scale for step in schedule.steps}
+        if self.own_rule and len(scales) > 1:
+            raise UserError(
+                f"a {self.name} {self.own_rule}: its scale is one for all steps, but the schedule "
+                f"has {min(scales):g} to {max(scales):g}"
+            )
+        if self.own_rule and any(s.guidance_rescale or s.free_u for s in schedule.steps):
+            raise UserError(
+                f"a {self.name} {self.own_rule}: guidance_rescale and Free-U are not supported"
+            )
+
+    def passes(self, schedule: Schedule) -> float:
+        """As counted at the network, once there is an image; before, what the schedule says."""
+        return self._counted.get(_bare(schedule), schedule.passes)
+
+    def scale(self, schedule: Schedule) -> float | None:
+        """With which scale the pipeline is called for a schedule; None: its default."""
+        if self.guidance == "distilled":
+            return None
+        if all(step.guidance_scale == 1 for step in schedule.steps):
+            return 0.0 if packages(type(self.pipeline)) & FROM_ZERO else 1.0
+        return schedule.steps[0].guidance_scale if self.own_rule else GUIDED
+
+    def options(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative_prompts: Sequence[str],
+        steps: int,
+        scale: float | None,
+    ) -> dict[str, Any]:
+        """Of a call for these images; a generator for each, so that none depends on the others.
+
+        Raises:
+            UserError: a negative prompt, which the pipeline does not take.
+        """
+        found: dict[str, Any] = {
+            "prompt": list(prompts),
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            "num_inference_steps": steps,
+            "output_type": "np",
+        }
+        _, height, width = self.shape
+        wanted = {"width": width, "height": height, "use_resolution_binning": False}
+        found |= {name: value for name, value in wanted.items() if name in self._call}
+        if self.frames and self._frames:
+            found[self._frames] = self.frames
+        by = next((name for name in SCALES if name in self._call), None)
+        if scale is not None and by:
+            found[by] = scale
+        if "negative_prompt" in self._call:
+            found["negative_prompt"] = list(negative_prompts)
+        elif any(negative_prompts):
+            raise UserError(f"a {self.name} takes no negative prompt")
+        return found
+
+    def call(self, options: dict[str, Any]) -> tuple[Tensor, float]:
+        """Images in [0, 1], float (n, 3, height, width) on the CPU, and the passes of one.
+
+        Raises:
+            UserError: the pipeline refuses the call, or makes images of another size.
+        """
+        self.pipeline.set_progress_bar_config(disable=True)
+        try:
+            with self._counting() as rows:
+                made = self.pipeline(**options)
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"a {self.name} refuses the call: {error}") from error
+        images = _pictures(made)
+        if images.shape[2:] != self.shape[1:]:
+            sizes = [f"{size[-1]} x {size[-2]}" for size in (images.shape, self.shape)]
+            raise UserError(
+                f"a {self.name} makes images of {sizes[0]} where {sizes[1]} are wanted: give a "
+                "size that it makes"
+            )
+        return images, rows[0] / len(images)
+
+    def sampled(self, schedule: Schedule, options: dict[str, Any]) -> Tensor:
+        """Images of `call`, where the pipeline has the schedule in its scheduler's place.
+
+        Raises:
+            UserError: as `call`, or the pipeline does not take the schedule's steps.
+        """
+        images, passes = self.call(options)
+        taken = getattr(self.pipeline.scheduler, "step_index", None)
+        if taken != schedule.num_steps:
+            raise UserError(
+                f"a {self.name} takes {taken} of the schedule's {schedule.num_steps} steps: it "
+                "insists on steps of its own"
+            )
+        self._counted[_bare(schedule)] = passes
+        return images
+
+    @contextmanager
+    def scheduled(self, schedule: Schedule) -> Iterator[None]:
+        """Inside, the pipeline takes the schedule's steps, under its own guidance."""
+        before = self.pipeline.scheduler
+        config = {k: v for k, v in before.config.items() if k != "schedule"}
+        rows = plan(schedule, self.rows_config)
+        self.pipeline.scheduler = StepScheduler.from_config(config, schedule=rows)
+        try:
+            yield
+        finally:
+            self.pipeline.scheduler = before
+
+    @contextmanager
+    def _counting(self) -> Iterator[list[int]]:
+        """Rows that the networks get: one for each image and pass."""
+        rows = [0]
+
+        def count(_net: Any, args: Any, kwargs: Any) -> None:
+            rows[0] += len(first_input(args, kwargs))
+
+        handles = [net.register_forward_pre_hook(count, with_kwargs=True) for net in self._nets]
+        try:
+            yield rows
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _bare(schedule: Schedule) -> str:
+    return replace(schedule, provenance={}).to_json()
+
+
+def _pictures(made: Any) -> Tensor:
+    """Of a pipeline's output; of a video the middle frame."""
+    name = next(
+        name for name in ("images", "image", "frames") if getattr(made, name, None) is not None
+    )
+    values = torch.from_numpy(np.stack([np.asarray(each) for each in getattr(made, name)]))
+    if values.ndim == 5:
+        values = values[:, values.shape[1] // 2]
+    if values.dtype == torch.uint8:
+        values = values / 255
+    return values.movedim(-1, 1).expand(-1, 3, -1, -1).float()
