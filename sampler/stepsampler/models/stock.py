@@ -64,6 +64,7 @@ NOT = {
     "DDIMPipeline": "it swaps any scheduler for its own: load the model as DDPMPipeline",
     "HeliosPipeline": "it samples at several resolutions, with levels of their own",
     "HeliosPyramidPipeline": "it samples at several resolutions, with levels of their own",
+    "LatentConsistencyModelPipeline": "consistency models want fresh noise in each step",
     "SanaSprintPipeline": "TrigFlow has levels of its own",
     "SkyReelsV2DiffusionForcingPipeline": "it copies its scheduler for every frame",
 }
@@ -80,6 +81,11 @@ OTHER = re.compile(
 FRAMES = ("num_frames", "video_length", "frames")  # how pipelines of videos call their number
 SCALES = ("true_cfg_scale", "guidance_scale")  # and the scale of two predictions
 FROM_ZERO = frozenset({"krea2", "z_image"})  # packages where a scale of 0, not 1, is none
+# What pipelines raise where a call, a package or a part of them does not fit
+REFUSALS = (
+    AttributeError, ImportError, KeyError, NameError, NotImplementedError, TypeError, ValueError,
+)  # fmt: skip
+MOST_LATENT = 256  # default sizes above it are pixels, those below it are latents
 GUIDED = 2.0  # any scale above 1: `guided` replaces what the pipeline makes of it
 
 
@@ -156,9 +162,7 @@ class StockModel(Model):
             raise UserError(f"a {self.name} makes pictures, which have no frames, got {frames}")
         self.frames = frames
         self.own_rule = own_rule(cls)
-        if any(net.config.get("time_cond_proj_dim") for net in self._nets):
-            self.own_rule = "takes its scale as an embedding"
-        elif any(net.config.get("guidance_embeds") for net in self._nets):
+        if any(net.config.get("guidance_embeds") for net in self._nets):
             self.guidance = "distilled"
         width, height = self._read_size(size)
         self.shape = (3, height, width)
@@ -189,7 +193,8 @@ class StockModel(Model):
         side = side or self.net.config.get("sample_size")
         if not isinstance(side, int):
             raise UserError(NO_SIZE)
-        return side * factor, side * factor
+        side = side if side > MOST_LATENT else side * factor
+        return side, side
 
     @property
     def _tokens(self) -> int:
@@ -231,7 +236,7 @@ class StockModel(Model):
     def _limits(self, negative: bool) -> list[Limit]:
         """Those that can be read; what else a pipeline cuts, it does not say."""
         try:
-            return limits(self.pipeline)
+            return [each for each in limits(self.pipeline) if isinstance(each.tokens, int)]
         except (AttributeError, KeyError, TypeError):
             return []
 
@@ -304,8 +309,9 @@ class StockModel(Model):
         try:
             with self._counting() as rows:
                 made = self.pipeline(**options)
-        except (ValueError, NotImplementedError) as error:
-            raise UserError(f"a {self.name} refuses the call: {error}") from error
+        except REFUSALS as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"a {self.name} refuses the call: {reason}") from error
         images = _pictures(made)
         if images.shape[2:] != self.shape[1:]:
             sizes = [f"{size[-1]} x {size[-2]}" for size in (images.shape, self.shape)]

@@ -1,9 +1,11 @@
 """Tiny pipelines that no family of our own loop knows: they sample themselves."""
 
+from collections.abc import Callable
 from typing import Any
 
 from stepsearch.rehearsal.miniatures.parts import autoencoder, fresh, spread
 from stepsearch.rehearsal.miniatures.texts import (
+    qwen3_encoder,
     qwen25_vl,
     qwen_tokenizer,
     t5_encoder,
@@ -11,13 +13,13 @@ from stepsearch.rehearsal.miniatures.texts import (
 )
 
 
-def _flow(**options: Any) -> Any:
+def flow(**options: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**options)
 
 
-def _umt5(tokenizer: Any) -> Any:
+def umt5(tokenizer: Any) -> Any:
     from transformers import UMT5Config, UMT5EncoderModel
 
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
@@ -62,7 +64,7 @@ def aura_flow() -> Any:
     )
     spread(transformer)
     return AuraFlowPipeline(
-        tokenizer, _umt5(tokenizer), autoencoder(), transformer, _flow(shift=1.73)
+        tokenizer, umt5(tokenizer), autoencoder(), transformer, flow(shift=1.73)
     )
 
 
@@ -84,7 +86,7 @@ def cogview4() -> Any:
         rope_axes_dim=(32, 32),
     )
     spread(transformer)
-    scheduler = _flow(
+    scheduler = flow(
         base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
     )
     return CogView4Pipeline(tokenizer, _glm(tokenizer), autoencoder(), transformer, scheduler)
@@ -127,7 +129,7 @@ def hunyuan_image() -> Any:
         scaling_factor=0.75289,
     )
     return HunyuanImagePipeline(
-        _flow(shift=4.0),
+        flow(shift=4.0),
         vae,
         qwen25_vl(tokenizer),
         tokenizer,
@@ -192,63 +194,83 @@ def hunyuan_dit() -> Any:
 
 
 @fresh
-def ltx() -> Any:
-    from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+def bria() -> Any:
+    """Its latents are packed; T5 has no mask."""
+    from diffusers import BriaPipeline, BriaTransformer2DModel
 
     tokenizer = t5_tokenizer()
-    transformer = LTXVideoTransformer3DModel(
-        in_channels=8,
-        out_channels=8,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        cross_attention_dim=16,
+    transformer = BriaTransformer2DModel(
+        in_channels=16,
         num_layers=1,
-        caption_channels=32,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=[4, 4, 8],
     )
     spread(transformer)
-    vae = AutoencoderKLLTXVideo(
-        latent_channels=8,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1),
-        spatio_temporal_scaling=(True, True, False, False),
-        decoder_spatio_temporal_scaling=(True, True, False, False),
-        decoder_inject_noise=(False, False, False, False, False),
-        upsample_residual=(False, False, False, False),
-        upsample_factor=(1, 1, 1, 1),
-        timestep_conditioning=False,
-        patch_size=1,
-        patch_size_t=1,
-        encoder_causal=True,
-        decoder_causal=False,
-    )
-    scheduler = _flow(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05)
-    return LTXPipeline(scheduler, vae, t5_encoder(tokenizer), tokenizer, transformer)
+    vae = autoencoder(scaling_factor=0.3611, shift_factor=0.1159)
+    return BriaPipeline(transformer, flow(), vae, t5_encoder(tokenizer), tokenizer)
 
 
 @fresh
-def wan() -> Any:
-    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+def ovis_image() -> Any:
+    from diffusers import OvisImagePipeline, OvisImageTransformer2DModel
 
-    tokenizer = t5_tokenizer()
-    transformer = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
+    tokenizer = qwen_tokenizer()
+    transformer = OvisImageTransformer2DModel(
         in_channels=16,
         out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 4, 8),
     )
     spread(transformer)
-    vae = AutoencoderKLWan(
-        base_dim=3,
-        z_dim=16,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
+    vae = autoencoder(scaling_factor=0.3611, shift_factor=0.1159)
+    scheduler = flow(use_dynamic_shifting=True)
+    return OvisImagePipeline(scheduler, vae, qwen3_encoder(tokenizer), tokenizer, transformer)
+
+
+@fresh
+def kandinsky3() -> Any:
+    """A U-Net that predicts epsilon, under T5."""
+    from diffusers import DDPMScheduler, Kandinsky3Pipeline, Kandinsky3UNet, VQModel
+
+    tokenizer = t5_tokenizer()
+    unet = Kandinsky3UNet(
+        time_embedding_dim=4,
+        groups=4,
+        attention_head_dim=4,
+        layers_per_block=3,
+        block_out_channels=(32, 64),
+        cross_attention_dim=4,
+        encoder_hid_dim=32,
     )
-    return WanPipeline(tokenizer, _umt5(tokenizer), vae, _flow(shift=3.0), transformer)
+    spread(unet)
+    movq = VQModel(
+        block_out_channels=(32, 32, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        norm_type="spatial",
+        num_vq_embeddings=12,
+        vq_embed_dim=4,
+    )
+    betas = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return Kandinsky3Pipeline(tokenizer, t5_encoder(tokenizer), unet, DDPMScheduler(**betas), movq)
+
+
+# By the names that a study's `model.kind` has
+STOCK: dict[str, Callable[..., Any]] = {
+    "aura-flow": aura_flow,
+    "bria": bria,
+    "cogview4": cogview4,
+    "hunyuan-dit": hunyuan_dit,
+    "hunyuan-image": hunyuan_image,
+    "kandinsky3": kandinsky3,
+    "ovis-image": ovis_image,
+}
