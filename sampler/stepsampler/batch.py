@@ -299,7 +299,7 @@ def model_digest(model: Model) -> str:
 
     Bytes, not sums: sums depend on how many threads add them.
     """
-    digest = hashlib.sha256(f"{model.dtype} {model.spec}".encode())
+    digest = hashlib.sha256(f"{model.dtype} {model.spec}{model.way}".encode())
     for name, part in sorted(model.pipeline.components.items()):
         if isinstance(part, torch.nn.Module):
             for key, tensor in part.state_dict().items():

@@ -117,7 +117,7 @@ def generate(
     sheet = torch.stack(shown)
     grid = keeping(out / "grid.png", lambda path: save_sheet(sheet, path, columns))
     typer.echo(
-        f"{out}: {done} images of {plan.num_steps} steps, {plan.passes} passes each, and "
+        f"{out}: {done} images of {plan.num_steps} steps, {loaded.passes(plan):g} passes each, and "
         f"{grid.name}"
     )
     if moved:

@@ -69,8 +69,9 @@ def batch(
     from stepsampler.batch import LEFT_OUT, MANIFEST, read_left_out, run_batch
     from stepsampler.models import open_model
 
+    loaded = open_model(model, device)
     progress = run_batch(
-        open_model(model, device),
+        loaded,
         plan,
         captions,
         out,
@@ -84,7 +85,7 @@ def batch(
         done = 0
         for done in progress:
             bar.update(task, completed=done)
-    typer.echo(f"{out}: {done} images of {plan.passes} passes each, and {MANIFEST}")
+    typer.echo(f"{out}: {done} images of {loaded.passes(plan):g} passes each, and {MANIFEST}")
     lost = [line for line in read_left_out(out) if line["index"] < len(captions)]
     if lost:
         first = [
@@ -149,7 +150,7 @@ def grid(
         )
     ]
     labels = [
-        f"{Path(name).name[:LABEL]} ({plan.passes} passes)"
+        f"{Path(name).name[:LABEL]} ({loaded.passes(plan):g} passes)"
         for name, plan in zip(schedules, plans, strict=True)
     ]
     captions = [f"{text} [{seed}]" for text, seed in pairs]

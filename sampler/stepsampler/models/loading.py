@@ -126,16 +126,24 @@ def _parts(name: str, folder: Path) -> dict[str, Any]:
 
 def _check_class(name: str, cls: object) -> None:
     """Before gigabytes of weights are read."""
-    import diffusers
-
     from stepsampler.models import check_class
 
-    if not isinstance(cls, str) or not hasattr(diffusers, cls):
+    check_class(pipeline_class(f"model {name!r}: model_index.json", cls))
+
+
+def pipeline_class(place: str, name: object) -> Any:
+    """A class of diffusers by its name, which stands at `place`.
+
+    Raises:
+        UserError: diffusers has none of that name.
+    """
+    import diffusers
+
+    if not isinstance(name, str) or not hasattr(diffusers, name):
         raise UserError(
-            f"model {name!r}: model_index.json must name a pipeline class of diffusers as its "
-            f"_class_name, got {cls!r}"
+            f"{place} must name a pipeline class of diffusers as its _class_name, got {name!r}"
         )
-    check_class(getattr(diffusers, cls))
+    return getattr(diffusers, name)
 
 
 def _read_single_file(

@@ -64,6 +64,11 @@ class Model(ABC):
         """Of the images in pixels: a side, or WIDTHxHEIGHT."""
         return size_of(self.width, self.height)
 
+    @property
+    def way(self) -> str:
+        """What else than weights and sizes decides how images look; a part of digests."""
+        return ""
+
     @abstractmethod
     def compile(self) -> None:
         """Have torch compile `net` at its next call."""

@@ -6,7 +6,7 @@ keeps one from running a schedule.
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -180,6 +180,7 @@ class StockModel(Model):
             self.noise = NoiseSchedule.from_scheduler_config(config)
             self.prediction_type = config.get("prediction_type", "epsilon")
         self._counted: dict[str, float] = {}
+        self._said = False
 
     def _read_size(self, size: int | None) -> tuple[int, int]:
         """Width and height: as asked, or as the pipeline makes them by default."""
@@ -218,6 +219,10 @@ class StockModel(Model):
             part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)
         ]
 
+    @property
+    def way(self) -> str:
+        return f" stock {self.frames or ''}"
+
     def compile(self) -> None:
         for net in self._nets:
             net.compile()
@@ -239,6 +244,13 @@ class StockModel(Model):
             return [each for each in limits(self.pipeline) if isinstance(each.tokens, int)]
         except (AttributeError, KeyError, TypeError):
             return []
+
+    def cuts(self, prompts: Iterable[str], negative_prompts: Iterable[str] = ()) -> list[str]:
+        found = super().cuts(prompts, negative_prompts)
+        if self._frames and not self._said:
+            self._said = True
+            found.insert(0, "an image is the middle frame of its video")
+        return found
 
     def check(self, schedule: Schedule) -> None:
         super().check(schedule)

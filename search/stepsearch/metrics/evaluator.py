@@ -189,6 +189,14 @@ class Evaluator:
         batches = (batch.images for batch in self._batches(schedule, seeds))
         prompts = [self.prompt(seed) for seed in seeds]
         (features,), aligned, first = observe(batches, [self.extractor], self.judge, prompts)
+        passes = self.model.passes(schedule)
+        if passes != schedule.passes:
+            name = type(self.model.pipeline).__name__
+            raise UserError(
+                f"a {name} takes {passes:g} network passes where the schedule says "
+                f"{schedule.passes}: a study would compare unequal costs; `stepsearch evaluate` "
+                "counts them"
+            )
         projected = self.reference.project(features).astype(np.float32)
         return {"features": projected, "aligned": aligned}, first
 
@@ -227,7 +235,7 @@ def observe(
 def model_digest(model: Model) -> str:
     """A short digest: configurations, and a few numbers of every tensor of every network."""
     compiled = " compiled" if model.compiled else ""
-    digest = hashlib.sha256(f"{model.dtype}{compiled} {model.spec}".encode())
+    digest = hashlib.sha256(f"{model.dtype}{compiled} {model.spec}{model.way}".encode())
     for name, part in sorted(model.pipeline.components.items()):
         digest.update(f"{name} {settings_of(part)}".encode())
     for part in model.networks:
