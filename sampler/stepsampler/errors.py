@@ -17,7 +17,7 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)  # noqa: T201
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of a CPU, whose allocator raises a plain RuntimeError."""
     text = str(error)
     return "out of memory" in text or "can't allocate memory" in text

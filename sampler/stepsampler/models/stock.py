@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.halves import first_input
 from stepsampler.models.conditions import NO_SIZE
 from stepsampler.models.model import Model
@@ -83,7 +83,7 @@ SCALES = ("true_cfg_scale", "guidance_scale")  # and the scale of two prediction
 FROM_ZERO = frozenset({"krea2", "z_image"})  # packages where a scale of 0, not 1, is none
 # What pipelines raise where a call, a package or a part of them does not fit
 REFUSALS = (
-    AttributeError, ImportError, KeyError, NameError, NotImplementedError, TypeError, ValueError,
+    AttributeError, ImportError, KeyError, NameError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 MOST_LATENT = 256  # default sizes above it are pixels, those below it are latents
 GUIDED = 2.0  # any scale above 1: `guided` replaces what the pipeline makes of it
@@ -305,10 +305,10 @@ class StockModel(Model):
         by = next((name for name in SCALES if name in self._call), None)
         if scale is not None and by:
             found[by] = scale
-        if "negative_prompt" in self._call:
-            found["negative_prompt"] = list(negative_prompts)
-        elif any(negative_prompts):
+        if any(negative_prompts) and "negative_prompt" not in self._call:
             raise UserError(f"a {self.name} takes no negative prompt")
+        if any(negative_prompts) or by == SCALES[0]:  # that one is for nothing without
+            found["negative_prompt"] = list(negative_prompts)
         return found
 
     def call(self, options: dict[str, Any]) -> tuple[Tensor, float]:
@@ -322,6 +322,8 @@ class StockModel(Model):
             with self._counting() as rows:
                 made = self.pipeline(**options)
         except REFUSALS as error:
+            if isinstance(error, UserError) or is_out_of_memory(error):
+                raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"a {self.name} refuses the call: {reason}") from error
         images = _pictures(made)

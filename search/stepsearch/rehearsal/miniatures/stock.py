@@ -5,6 +5,8 @@ from typing import Any
 
 from stepsearch.rehearsal.miniatures.parts import autoencoder, fresh, spread
 from stepsearch.rehearsal.miniatures.texts import (
+    gemma,
+    gemma_tokenizer,
     qwen3_encoder,
     qwen25_vl,
     qwen_tokenizer,
@@ -62,7 +64,7 @@ def aura_flow() -> Any:
         caption_projection_dim=16,
         pos_embed_max_size=64,
     )
-    spread(transformer)
+    spread(transformer, gain=2.0)
     return AuraFlowPipeline(
         tokenizer, umt5(tokenizer), autoencoder(), transformer, flow(shift=1.73)
     )
@@ -85,7 +87,7 @@ def cogview4() -> Any:
         condition_dim=16,
         rope_axes_dim=(32, 32),
     )
-    spread(transformer)
+    spread(transformer, gain=2.0)
     scheduler = flow(
         base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
     )
@@ -93,8 +95,8 @@ def cogview4() -> Any:
 
 
 @fresh
-def hunyuan_image() -> Any:
-    """HunyuanImage 2.1, whose guidance is a component."""
+def hunyuan_image(guidance_embeds: bool = False) -> Any:
+    """HunyuanImage 2.1, whose guidance is a component, or distilled into the network."""
     from diffusers import (
         AdaptiveProjectedMixGuidance,
         AutoencoderKLHunyuanImage,
@@ -116,8 +118,9 @@ def hunyuan_image() -> Any:
         text_embed_dim=32,
         text_embed_2_dim=32,
         rope_axes_dim=(8, 8),
+        guidance_embeds=guidance_embeds,
     )
-    spread(transformer)
+    spread(transformer, gain=3.0)
     vae = AutoencoderKLHunyuanImage(
         in_channels=3,
         out_channels=3,
@@ -136,7 +139,7 @@ def hunyuan_image() -> Any:
         t5_encoder(letters),
         letters,
         transformer,
-        guider=AdaptiveProjectedMixGuidance(),
+        guider=None if guidance_embeds else AdaptiveProjectedMixGuidance(),
     )
 
 
@@ -208,7 +211,7 @@ def bria() -> Any:
         joint_attention_dim=32,
         axes_dims_rope=[4, 4, 8],
     )
-    spread(transformer)
+    spread(transformer, gain=2.0)
     vae = autoencoder(scaling_factor=0.3611, shift_factor=0.1159)
     return BriaPipeline(transformer, flow(), vae, t5_encoder(tokenizer), tokenizer)
 
@@ -228,7 +231,7 @@ def ovis_image() -> Any:
         joint_attention_dim=32,
         axes_dims_rope=(4, 4, 8),
     )
-    spread(transformer)
+    spread(transformer, gain=2.0)
     vae = autoencoder(scaling_factor=0.3611, shift_factor=0.1159)
     scheduler = flow(use_dynamic_shifting=True)
     return OvisImagePipeline(scheduler, vae, qwen3_encoder(tokenizer), tokenizer, transformer)
@@ -264,6 +267,28 @@ def kandinsky3() -> Any:
     return Kandinsky3Pipeline(tokenizer, t5_encoder(tokenizer), unet, DDPMScheduler(**betas), movq)
 
 
+@fresh
+def lumina() -> Any:
+    """Lumina-Next guides three of its channels."""
+    from diffusers import LuminaNextDiT2DModel, LuminaPipeline
+
+    tokenizer = gemma_tokenizer()
+    transformer = LuminaNextDiT2DModel(
+        sample_size=4,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=1,
+        num_attention_heads=3,
+        num_kv_heads=1,
+        multiple_of=16,
+        learn_sigma=True,
+        cross_attention_dim=8,
+    )
+    spread(transformer)
+    vae = autoencoder(blocks=4)
+    return LuminaPipeline(transformer, flow(), vae, gemma(tokenizer, layers=2), tokenizer)
+
+
 # By the names that a study's `model.kind` has
 STOCK: dict[str, Callable[..., Any]] = {
     "aura-flow": aura_flow,
@@ -272,5 +297,6 @@ STOCK: dict[str, Callable[..., Any]] = {
     "hunyuan-dit": hunyuan_dit,
     "hunyuan-image": hunyuan_image,
     "kandinsky3": kandinsky3,
+    "lumina": lumina,
     "ovis-image": ovis_image,
 }

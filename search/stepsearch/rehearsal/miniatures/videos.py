@@ -46,7 +46,7 @@ def ltx() -> Any:
 
 @fresh
 def wan() -> Any:
-    from diffusers import WanPipeline, WanTransformer3DModel
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
     tokenizer = t5_tokenizer()
     transformer = WanTransformer3DModel(
@@ -60,38 +60,15 @@ def wan() -> Any:
         num_layers=2,
         rope_max_seq_len=32,
     )
-    spread(transformer)
-    return WanPipeline(tokenizer, umt5(tokenizer), _wan_vae(), flow(shift=3.0), transformer)
-
-
-def _wan_vae() -> Any:
-    from diffusers import AutoencoderKLWan
-
-    return AutoencoderKLWan(
+    spread(transformer, gain=2.0)
+    vae = AutoencoderKLWan(
         base_dim=3,
         z_dim=16,
         dim_mult=[1, 1, 1, 1],
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
     )
-
-
-@fresh
-def skyreels() -> Any:
-    from diffusers import SkyReelsV2Pipeline, SkyReelsV2Transformer3DModel
-
-    tokenizer = t5_tokenizer()
-    transformer = SkyReelsV2Transformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-    )
-    spread(transformer)
-    return SkyReelsV2Pipeline(tokenizer, umt5(tokenizer), transformer, _wan_vae(), flow(shift=8.0))
+    return WanPipeline(tokenizer, umt5(tokenizer), vae, flow(shift=3.0), transformer)
 
 
 @fresh
@@ -153,6 +130,5 @@ VIDEOS: dict[str, Callable[..., Any]] = {
     "latte": latte,
     "ltx": ltx,
     "mochi": mochi,
-    "skyreels": skyreels,
     "wan": wan,
 }
