@@ -17,13 +17,14 @@ from torch import Tensor
 
 from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.halves import first_input
-from stepsampler.models.conditions import NO_SIZE
 from stepsampler.models.model import Model
 from stepsampler.models.networks import checked
+from stepsampler.models.sizes import NO_SIZE
 from stepsampler.models.texts import Limit, Reading, limits
 from stepsampler.noise import FlowSchedule, NoiseSchedule, is_flow
 from stepsampler.schedule import Schedule
 from stepsampler.scheduler import StepScheduler, plan
+from stepsampler.support.sizes import Size, sides
 
 # Packages of diffusers.pipelines that call the network apart for each half, the conditional one
 # first, or for one half only. Everywhere else a batch of two equal halves is a doubled one.
@@ -83,7 +84,7 @@ SCALES = ("true_cfg_scale", "guidance_scale")  # and the scale of two prediction
 FROM_ZERO = frozenset({"krea2", "z_image"})  # packages where a scale of 0, not 1, is none
 # What pipelines raise where a call, a package or a part of them does not fit
 REFUSALS = (
-    AttributeError, ImportError, KeyError, NameError, RuntimeError, TypeError, ValueError,
+    AttributeError, ImportError, LookupError, NameError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 MOST_LATENT = 256  # default sizes above it are pixels, those below it are latents
 GUIDED = 2.0  # any scale above 1: `guided` replaces what the pipeline makes of it
@@ -143,7 +144,7 @@ class StockModel(Model):
     """
 
     def __init__(
-        self, pipeline: Any, size: int | None = None, family: str = "", frames: int | None = None
+        self, pipeline: Any, size: Size | None = None, family: str = "", frames: int | None = None
     ) -> None:
         cls = type(pipeline)
         self.name = cls.__name__
@@ -182,13 +183,13 @@ class StockModel(Model):
         self._counted: dict[str, float] = {}
         self._said = False
 
-    def _read_size(self, size: int | None) -> tuple[int, int]:
+    def _read_size(self, size: Size | None) -> tuple[int, int]:
         """Width and height: as asked, or as the pipeline makes them by default."""
         if size:
-            return size, size
-        sides = [self._call[name].default for name in ("width", "height") if name in self._call]
-        if len(sides) == 2 and all(isinstance(side, int) for side in sides):
-            return sides[0], sides[1]
+            return sides(size)
+        default = [self._call[name].default for name in ("width", "height") if name in self._call]
+        if len(default) == 2 and all(isinstance(side, int) for side in default):
+            return default[0], default[1]
         factor = getattr(self.pipeline, "vae_scale_factor", 1)
         side = getattr(self.pipeline, "default_sample_size", None)
         side = side or self.net.config.get("sample_size")
@@ -204,14 +205,12 @@ class StockModel(Model):
         return (self.shape[1] // side) * (self.shape[2] // side)
 
     @property
-    def size(self) -> int:
-        if self.shape[1] != self.shape[2]:
-            width, height = self.shape[2], self.shape[1]
-            raise UserError(
-                f"a {self.name} makes images of {width} x {height} by default, and squares are "
-                "wanted: give the size"
-            )
+    def height(self) -> int:
         return self.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.shape[2]
 
     @property
     def networks(self) -> list[Any]:

@@ -118,6 +118,13 @@ def test_an_image_depends_on_its_seed_and_not_on_the_batch():
     assert (others.images[0].float() - together[0]).abs().max() > 3
 
 
+def test_images_are_as_wide_and_high_as_asked():
+    model = from_pipeline(STOCK["aura-flow"](), "32x16")
+    schedule = from_sigmas([1.0, 0.5], 0.0, [4.0, 1.0], 1, "ddim", model.spec)
+    assert our_images(model, schedule, PROMPTS).shape == (3, 3, 16, 32)
+    assert from_pipeline(STOCK["lumina"]()).size == 32  # of its sample_size
+
+
 def test_a_distilled_scale_is_told_as_the_network_wants_it():
     """HunyuanImage tells a thousand times the scale."""
     model = from_pipeline(hunyuan_image(guidance_embeds=True), 32)
