@@ -12,7 +12,8 @@ import diffusers
 from stock_pipelines import GUIDABLE
 
 from stepsampler.models import families
-from stepsampler.models.stock import APART, COND_FIRST, NOT, OTHER, own_rule, why_not
+from stepsampler.models.stock.known import APART, COND_FIRST, NOT, OTHER, own_rule, why_not
+from stepsampler.models.stock.modular import ModularModel
 from stepsampler.scheduler import StepScheduler
 from stepsearch.rehearsal.miniatures import STOCK, VIDEOS
 
@@ -20,6 +21,16 @@ PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 MARKS = ("<!-- table: python tests/models_page.py -->\n", "<!-- end of the table -->\n")
 # Run by the tests of `guided`; those that make images by themselves are added to it
 RUN = {name.split(",")[0] for name in GUIDABLE} | families().keys()
+
+
+# Modular pipelines that a test runs, and the miniatures with their components
+MODULAR = {
+    "FluxModularPipeline": "flux-dev",
+    "QwenImageModularPipeline": "qwen-image",
+    "StableDiffusion3ModularPipeline": "sd3",
+    "StableDiffusionXLModularPipeline": "sdxl",
+    "ZImageModularPipeline": "z-image",
+}
 
 
 def classes():
@@ -66,6 +77,13 @@ def row(name, cls):
     return way, f"each step, doubled batch{first}"
 
 
+def modular():
+    """Modular pipelines, by name, and what keeps one from running a schedule."""
+    for name in sorted(dir(diffusers)):
+        if name.endswith("ModularPipeline") and name != "ModularPipeline":
+            yield name, ModularModel._why_not(getattr(diffusers, name)())
+
+
 @functools.cache
 def run():
     """Classes of which a test runs a tiny one by itself."""
@@ -82,6 +100,13 @@ def table():
         f"\nOf {len(rows)} pipelines of diffusers {diffusers.__version__} our own loop samples "
         f"{own}; of the other {len(rows) - own} {alone} sample themselves under a schedule "
         f"({ways.count('itself')} run by a test), and {ways.count('not possible')} cannot."
+    )
+    found = dict(modular())
+    can = [f"{name}{'*' * (name in MODULAR)}" for name, reason in found.items() if not reason]
+    others = [name for name, reason in found.items() if reason]
+    lines.append(
+        f"\nOf {len(found)} modular pipelines {len(can)} sample themselves (* run by a test): "
+        f"{', '.join(can)}. Not possible: {', '.join(others)}."
     )
     return "\n".join(lines) + "\n"
 

@@ -21,7 +21,7 @@ from stepsampler.denoiser import classifier_free
 from stepsampler.errors import UserError
 from stepsampler.halves import FREE_U, Guide, Network
 from stepsampler.models import families
-from stepsampler.models.stock import (
+from stepsampler.models.stock.known import (
     APART,
     COND_FIRST,
     THOUSANDS,

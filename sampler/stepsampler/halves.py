@@ -312,6 +312,8 @@ def _differs(got: Tensor, prediction: Tensor) -> Tensor:
             a, b = a.to(dtype).float(), b.to(got.device, dtype).float()
             for sign in (1, -1):
                 found = found | torch.isclose(a, sign * b, tolerance, 0, equal_nan=True).all()
+                if found.device.type == "cpu" and found:  # elsewhere a look would wait
+                    return ~found
     return ~found
 
 

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import warnings
+from functools import cache
 from logging import CRITICAL
 from typing import Any
 
@@ -14,7 +15,9 @@ from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import BUNDLED, read_pipeline, resolve
 from stepsampler.models.model import Model
-from stepsampler.models.stock import StockModel, why_not
+from stepsampler.models.stock import StockModel
+from stepsampler.models.stock.known import why_not
+from stepsampler.models.stock.modular import ModularModel
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.sizes import Size
@@ -113,9 +116,12 @@ def from_pipeline(
     """
     reading = Reading(clip_skip, long_prompts)
     cls = type(pipeline)
-    known = families().get(cls.__name__)
-    if known is None or stock:
-        model: Model = StockModel(pipeline, size, known.family if known else "", frames)
+    known = families().get(cls.__name__.replace("Modular", ""))
+    name = known.family if known else ""
+    if _is_modular(pipeline):
+        model: Model = ModularModel(pipeline, size, name, frames)
+    elif known is None or stock:
+        model = StockModel(pipeline, size, name, frames)
     else:
         if frames is not None:
             raise UserError(f"a {cls.__name__} makes pictures, which have no frames, got {frames}")
@@ -123,6 +129,12 @@ def from_pipeline(
     check_vocabularies(pipeline)
     model.read_texts(reading)
     return model
+
+
+def _is_modular(pipeline: Any) -> bool:
+    from diffusers import ModularPipeline
+
+    return isinstance(pipeline, ModularPipeline)
 
 
 def check_class(cls: Any) -> None:
@@ -136,10 +148,15 @@ def check_class(cls: Any) -> None:
         raise UserError(f"a {cls.__name__} cannot run a schedule: {reason}")
 
 
-def families() -> dict[str, type[LatentModel]]:
-    """Pipeline class -> the family that samples it, from the modules of `models.family`."""
+@cache
+def _import_families() -> None:
     for module in pkgutil.walk_packages(family.__path__, f"{family.__name__}."):
         importlib.import_module(module.name)
+
+
+def families() -> dict[str, type[LatentModel]]:
+    """Pipeline class -> the family that samples it, from the modules of `models.family`."""
+    _import_families()
     every: list[Any] = [LatentModel]
     for cls in every:
         every += cls.__subclasses__()

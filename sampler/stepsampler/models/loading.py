@@ -101,6 +101,8 @@ def _parts(name: str, folder: Path) -> dict[str, Any]:
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
         hint = f"; for a single file, give {str(files[0])!r} itself" if files else ""
+        if (folder / "modular_model_index.json").is_file():
+            hint = "; load a modular pipeline with diffusers and hand it to from_pipeline"
         raise UserError(f"model {name!r} cannot be loaded: no model_index.json in the folder{hint}")
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))

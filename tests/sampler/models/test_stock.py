@@ -17,7 +17,7 @@ from stepsampler import UserError
 from stepsampler.generate import generate
 from stepsampler.grids import from_sigmas
 from stepsampler.models import families, from_pipeline
-from stepsampler.models.stock import why_not
+from stepsampler.models.stock.known import why_not
 from stepsampler.noise import is_flow
 from stepsampler.scheduler import StepScheduler
 from stepsearch.rehearsal.miniatures import EVERY, STOCK, VIDEOS
@@ -104,6 +104,31 @@ def test_a_family_of_our_own_loop_may_be_left_to_its_pipeline(name):
     theirs = our_images(stock, schedule, PROMPTS).float()
     torch.testing.assert_close(theirs, ours, atol=1.0, rtol=0)
     assert stock.passes(schedule) == schedule.passes
+
+
+@pytest.mark.parametrize("name", models_page.MODULAR)
+def test_a_modular_pipeline_makes_the_images_of_our_own_loop(name):
+    own = take(models_page.MODULAR[name])
+    pipeline = getattr(diffusers, name)()
+    wanted = pipeline.component_names
+    parts = {k: part for k, part in own.pipeline.components.items() if k in wanted and part}
+    pipeline.update_components(**parts)
+    model = from_pipeline(pipeline, pipelines.SIZE)
+    assert model.spec == own.spec
+    first = own.noise.sigma_max
+    sigmas = [first, 0.6 * first, 0.2 * first]
+    schedule = from_sigmas(sigmas, 0.0, [1.0, 4.0, 1.0], 2, "unipc-bh2", own.spec)
+    schedule = replace(schedule, guidance=own.guidance)
+    ours = our_images(own, schedule, PROMPTS).float()
+    theirs = our_images(model, schedule, PROMPTS).float()
+    torch.testing.assert_close(theirs, ours, atol=1.0, rtol=0)
+    assert model.passes(schedule) == schedule.passes
+
+
+def test_a_modular_pipeline_that_edits_is_refused_by_name():
+    for name in ("QwenImageEditModularPipeline", "MiniMaxMusic3ModularPipeline"):
+        with pytest.raises(UserError, match=f"a {name} cannot run a schedule: it"):
+            from_pipeline(getattr(diffusers, name)(), 32)
 
 
 def test_an_image_depends_on_its_seed_and_not_on_the_batch():
@@ -218,7 +243,11 @@ def test_pipelines_of_other_kinds_are_refused_by_name():
         assert said in why_not(every[name])
 
 
-@pytest.mark.parametrize("name", [n for n, c in models_page.classes() if not why_not(c)])
+def takes(name, cls):
+    return models_page.row(name, cls)[0].startswith("itself")
+
+
+@pytest.mark.parametrize("name", [n for n, c in models_page.classes() if takes(n, c)])
 def test_what_a_pipeline_asks_of_its_scheduler_is_there(name):
     """By the sources: also of those of which no tiny one is run."""
     cls = getattr(diffusers, name)

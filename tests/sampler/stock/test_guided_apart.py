@@ -18,7 +18,7 @@ from stepsampler import UserError
 from stepsampler.grids import from_sigmas
 from stepsampler.guided import guided
 from stepsampler.models import families
-from stepsampler.models.stock import APART, COND_FIRST, OWN_RULE
+from stepsampler.models.stock.known import APART, COND_FIRST, OWN_RULE
 from stepsampler.noise import FlowSchedule
 from stepsampler.scheduler import StepScheduler
 

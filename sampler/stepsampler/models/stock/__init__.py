@@ -1,11 +1,6 @@
-"""A pipeline that samples itself: called as it is, with a schedule in its scheduler's place.
-
-What is known of diffusers' pipelines beside the families of our own loop: how they guide, and what
-keeps one from running a schedule.
-"""
+"""A pipeline that samples itself: called as it is, with a schedule in its scheduler's place."""
 
 import inspect
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,67 +13,14 @@ from torch import Tensor
 from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.halves import first_input
 from stepsampler.models.model import Model
-from stepsampler.models.networks import checked
 from stepsampler.models.sizes import NO_SIZE
+from stepsampler.models.stock.known import networks, own_rule, packages, why_not
 from stepsampler.models.texts import Limit, Reading, limits
 from stepsampler.noise import FlowSchedule, NoiseSchedule, is_flow
 from stepsampler.schedule import Schedule
 from stepsampler.scheduler import StepScheduler, plan
 from stepsampler.support.sizes import Size, sides
 
-# Packages of diffusers.pipelines that call the network apart for each half, the conditional one
-# first, or for one half only. Everywhere else a batch of two equal halves is a doubled one.
-# fmt: off
-APART = frozenset({
-    "bria_fibo2", "chroma", "chronoedit", "cogview4", "flux", "flux2",
-    "glm_image", "helios", "hunyuan_video", "joyimage", "kandinsky5", "krea2",
-    "longcat_image", "lucy", "lumina2", "nucleusmoe_image", "ovis_image", "qwenimage",
-    "qwenimage21", "skyreels_v2", "wan",
-})
-# fmt: on
-# Packages that double the batch with the conditional half first. Everywhere else it is the second.
-COND_FIRST = frozenset({"dit", "omnigen", "z_image"})
-# Packages that hand the doubled batch, and not one of its halves, to their scheduler.
-WHOLE = frozenset({"dit"})
-# Packages that give a network of distilled guidance a thousand times the scale.
-THOUSANDS = frozenset({"hunyuan_image", "hunyuan_video"})
-# Packages whose guidance is more than a combination of two predictions.
-OWN_RULE = {
-    "ace_step": "guides by a momentum of earlier steps",
-    "anyflow": "tells its network where a step ends",
-    "ideogram4": "has a network of its own for the unconditional half",
-    "kandinsky6": "guides pictures and sound",
-    "ltx2": "guides pictures and sound, each by up to three terms",
-    "lumina": "guides three of its channels",
-    "pag": "guides by perturbed attention too",
-}
-# The same of single classes.
-OWN_RULES = {
-    "Cosmos2_5_PredictBasePipeline": "changes its predictions before it combines them",
-    "DreamLitePipeline": "combines three predictions a step",
-}
-# Classes that cannot run a schedule, and why not.
-NOT = {
-    "AnyFlowPipeline": "it is a flow map, whose network is told where a step ends",
-    "ConsistencyModelPipeline": "consistency models have levels of their own",
-    "Cosmos2TextToImagePipeline": "it has levels of EDM behind a flow scheduler",
-    "DDIMPipeline": "it swaps any scheduler for its own: load the model as DDPMPipeline",
-    "HeliosPipeline": "it samples at several resolutions, with levels of their own",
-    "HeliosPyramidPipeline": "it samples at several resolutions, with levels of their own",
-    "LatentConsistencyModelPipeline": "consistency models want fresh noise in each step",
-    "SanaSprintPipeline": "TrigFlow has levels of its own",
-    "SkyReelsV2DiffusionForcingPipeline": "it copies its scheduler for every frame",
-}
-# Names of pipelines that start from more than a text, or are not of pictures.
-OTHER = re.compile(
-    "Audio|Music|ShapE|Prior|Img2Img|Inpaint|Edit|ImageTo|VideoTo|Image2|Video2|Control|Upscale|"
-    "SuperRes|Pix2Pix|Adapter|Depth|Variation|LEdits|Marigold|Refiner|Fill|Redux|Kontext|Combined|"
-    "Decoder|Animate|Transfer|VACE|Layered|Condition|InContext|HDR|DFR|Refine|VisualCloze|I2V|I2I|"
-    "ConsisID|Amused|LLaDA|Gemma|Proteina|GLIGEN|Panorama|Attend|Flax|Onnx|AutoPipeline|SRPipe|"
-    "Semantic|SAG|LDM3D|FAR|Upsample|Sparse|StableUnCLIP|AceStep|LongCatAudio|JoyImage|World|KV|"
-    "SkyreelsImage|Framepack|TI2VA|PIA|CLIPImage|StableVideo|WanAnimate|ChronoEdit|LucyEdit|PAG|"
-    "Unified|Modular|Text2Img$|LatentUpscale|SanaWM|Omni|Decode"
-)
 FRAMES = ("num_frames", "video_length", "frames")  # how pipelines of videos call their number
 SCALES = ("true_cfg_scale", "guidance_scale")  # and the scale of two predictions
 FROM_ZERO = frozenset({"krea2", "z_image"})  # packages where a scale of 0, not 1, is none
@@ -88,49 +30,6 @@ REFUSALS = (
 )  # fmt: skip
 MOST_LATENT = 256  # default sizes above it are pixels, those below it are latents
 GUIDED = 2.0  # any scale above 1: `guided` replaces what the pipeline makes of it
-
-
-def why_not(cls: Any) -> str | None:
-    """What keeps pipelines of a class of diffusers from running a schedule; None if nothing."""
-    name, call = cls.__name__, inspect.signature(cls.__call__).parameters
-    if name in NOT:
-        return NOT[name]
-    if OTHER.search(name):
-        return "it is no pipeline from texts to pictures or videos"
-    schedulers = [p for p in inspect.signature(cls.__init__).parameters if "scheduler" in p]
-    if len(schedulers) != 1:
-        return f"it has {len(schedulers) or 'no'} scheduler{'s' if schedulers else ''}"
-    for needed in ("prompt", "generator", "num_inference_steps"):
-        if needed not in call:
-            return f"its call takes no {needed}"
-    more = [
-        p.name
-        for p in call.values()
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
-        if p.name not in ("self", "prompt")
-    ]
-    return f"it needs {' and '.join(more)} beside a prompt" if more else None
-
-
-def networks(pipeline: Any) -> dict[str, Any]:
-    """The networks that a step may call, by the names of the pipeline's components."""
-    return {
-        name: checked(part)
-        for name, part in pipeline.components.items()
-        if part is not None and ("unet" in name or "transformer" in name)
-    }
-
-
-def packages(cls: Any) -> set[str]:
-    """Of diffusers.pipelines: where a pipeline's class and those that it is made of live."""
-    names = [each.__module__.split(".") for each in cls.__mro__]
-    return {n[2] for n in names if n[:2] == ["diffusers", "pipelines"] and len(n) > 3}
-
-
-def own_rule(cls: Any) -> str | None:
-    """What pipelines of a class do for guidance that is no combination of two predictions."""
-    rules = [OWN_RULE[package] for package in sorted(packages(cls) & OWN_RULE.keys())]
-    return OWN_RULES.get(cls.__name__) or next(iter(rules), None)
 
 
 class StockModel(Model):
@@ -148,7 +47,7 @@ class StockModel(Model):
     ) -> None:
         cls = type(pipeline)
         self.name = cls.__name__
-        reason = why_not(cls)
+        reason = self._why_not(pipeline)
         if reason:
             raise UserError(f"a {self.name} cannot run a schedule: {reason}")
         nets = networks(pipeline)
@@ -157,8 +56,8 @@ class StockModel(Model):
         super().__init__(pipeline, next(iter(nets.values())))
         self.family = family or self.name
         self._nets = list(nets.values())
-        self._call = inspect.signature(cls.__call__).parameters
-        self._frames = next((name for name in FRAMES if name in self._call), None)
+        self._inputs = self._read_inputs()
+        self._frames = next((name for name in FRAMES if name in self._inputs), None)
         if frames is not None and self._frames is None:
             raise UserError(f"a {self.name} makes pictures, which have no frames, got {frames}")
         self.frames = frames
@@ -183,13 +82,28 @@ class StockModel(Model):
         self._counted: dict[str, float] = {}
         self._said = False
 
+    @staticmethod
+    def _why_not(pipeline: Any) -> str | None:
+        return why_not(type(pipeline))
+
+    def _read_inputs(self) -> dict[str, Any]:
+        """What a call of the pipeline takes, by name, and the defaults."""
+        call = inspect.signature(type(self.pipeline).__call__).parameters
+        return {p.name: p.default for p in call.values()}
+
+    def _made(self, options: dict[str, Any]) -> Any:
+        """Pictures or videos as the pipeline hands them out."""
+        made = self.pipeline(**options)
+        found = (getattr(made, name, None) for name in ("images", "image", "frames"))
+        return next(each for each in found if each is not None)
+
     def _read_size(self, size: Size | None) -> tuple[int, int]:
         """Width and height: as asked, or as the pipeline makes them by default."""
         if size:
             return sides(size)
-        default = [self._call[name].default for name in ("width", "height") if name in self._call]
-        if len(default) == 2 and all(isinstance(side, int) for side in default):
-            return default[0], default[1]
+        width, height = (self._inputs.get(name) for name in ("width", "height"))
+        if isinstance(width, int) and isinstance(height, int):
+            return width, height
         factor = getattr(self.pipeline, "vae_scale_factor", 1)
         side = getattr(self.pipeline, "default_sample_size", None)
         side = side or self.net.config.get("sample_size")
@@ -260,6 +174,8 @@ class StockModel(Model):
                 f"a {self.name} {self.own_rule}: its scale is one for all steps, but the schedule "
                 f"has {min(scales):g} to {max(scales):g}"
             )
+        if self.own_rule and scales != {1} and not any(name in self._inputs for name in SCALES):
+            raise UserError(f"a {self.name} {self.own_rule}: it takes no guidance_scale")
         if self.own_rule and any(s.guidance_rescale or s.free_u for s in schedule.steps):
             raise UserError(
                 f"a {self.name} {self.own_rule}: guidance_rescale and Free-U are not supported"
@@ -298,13 +214,13 @@ class StockModel(Model):
         }
         _, height, width = self.shape
         wanted = {"width": width, "height": height, "use_resolution_binning": False}
-        found |= {name: value for name, value in wanted.items() if name in self._call}
+        found |= {name: value for name, value in wanted.items() if name in self._inputs}
         if self.frames and self._frames:
             found[self._frames] = self.frames
-        by = next((name for name in SCALES if name in self._call), None)
+        by = next((name for name in SCALES if name in self._inputs), None)
         if scale is not None and by:
             found[by] = scale
-        if any(negative_prompts) and "negative_prompt" not in self._call:
+        if any(negative_prompts) and "negative_prompt" not in self._inputs:
             raise UserError(f"a {self.name} takes no negative prompt")
         if any(negative_prompts) or by == SCALES[0]:  # that one is for nothing without
             found["negative_prompt"] = list(negative_prompts)
@@ -319,7 +235,7 @@ class StockModel(Model):
         self.pipeline.set_progress_bar_config(disable=True)
         try:
             with self._counting() as rows:
-                made = self.pipeline(**options)
+                made = self._made(options)
         except REFUSALS as error:
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
@@ -384,10 +300,7 @@ def _bare(schedule: Schedule) -> str:
 
 def _pictures(made: Any) -> Tensor:
     """Of a pipeline's output; of a video the middle frame."""
-    name = next(
-        name for name in ("images", "image", "frames") if getattr(made, name, None) is not None
-    )
-    values = torch.from_numpy(np.stack([np.asarray(each) for each in getattr(made, name)]))
+    values = torch.from_numpy(np.stack([np.asarray(each) for each in made]))
     if values.ndim == 5:
         values = values[:, values.shape[1] // 2]
     if values.dtype == torch.uint8:
