@@ -36,7 +36,7 @@ class ModularModel(StockModel):
 
     def options(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A negative prompt always: blocks take none for one text, not for each."""
-        found = super().options(*args, **kwargs)
+        found: dict[str, Any] = super().options(*args, **kwargs)
         zeros = self.pipeline.config.get("force_zeros_for_empty_prompt")
         if "negative_prompt" in self._inputs and not zeros:
             found.setdefault("negative_prompt", [""] * len(found["prompt"]))
