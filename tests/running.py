@@ -69,7 +69,7 @@ class ToyWorkers:
 
     def placements(self, guidance):
         steps = (3, 6) if self.config.baselines.rivals else ()
-        return {("dmn", n): Placement(dmn(n, SD), 70, 0.0) for n in steps}
+        return ((("dmn", n), Placement(dmn(n, SD), 70, 0.0)) for n in steps)
 
     def measure(self, jobs, seeds=None):
         if seeds is not None:  # as an evaluator

@@ -28,11 +28,13 @@ from stepsampler.schedule import Schedule
 from stepsampler.support.captions import Caption, LeftOut, shown
 from stepsampler.support.files import write_text
 from stepsampler.support.pictures import save_png
+from stepsampler.support.rows import shortened
 
 FORMAT = "stepsample.batch/1"
 MANIFEST = "manifest.jsonl"
 LEFT_OUT = "left-out.jsonl"
 NOT_FINITE = "the image is not finite: the schedule overflows, or the number format does"
+TOLD = 200  # characters of a caption that a message shows
 HOPELESS = 16  # images that are not finite before any is made: then all would be
 
 
@@ -250,17 +252,20 @@ def _resume(
     for name, value in identity.items():
         theirs = known.get(name)
         if theirs != value:
+            if isinstance(value, dict) and isinstance(theirs, dict):
+                apart = [k for k in theirs | value if theirs.get(k) != value.get(k)]
+                theirs, value = ({k: d.get(k) for k in apart} for d in (theirs, value))
             raise UserError(
-                f"{manifest}: the folder was begun with another {name}, {theirs!r}, not {value!r}; "
-                "give another --out"
+                f"{manifest}: the folder was begun with another {name}, {json.dumps(theirs)}, not "
+                f"{json.dumps(value)}; give another --out"
             )
     found = {record["index"]: record for record in records}
     for k, record in found.items():
         earlier = Caption(record["prompt"], record.get("image"))
         if k < len(captions) and earlier != captions[k]:
             raise UserError(
-                f"{manifest}: the folder was begun with other captions: number {k} is "
-                f"{tuple(earlier)}, not {tuple(captions[k])}; give another --out"
+                f"{manifest}: the folder was begun with other captions: number {k} was "
+                f"{_told(earlier)}, and is now {_told(captions[k])}; give another --out"
             )
     # Of earlier runs: what the model refused of these captions, and all that is beyond them.
     for line in read_left_out(manifest.parent):
@@ -285,6 +290,14 @@ def _resume(
         write_text(manifest, "".join(lines))
     # A block that is made again is made as it was, with what failed in it.
     return kept, {k: line for k, line in lost.items() if k in whole or "prompt" not in line}
+
+
+def _told(item: Caption | LeftOut) -> str:
+    """For a message, in words."""
+    if isinstance(item, LeftOut):
+        return f"none: {item.place} ({item.reason})"
+    image = f" of {shortened(item.image)}" if item.image is not None else ""
+    return f"«{shortened(item.text, TOLD)}»{image}"
 
 
 def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from math import lcm, sqrt
+from dataclasses import dataclass, field
+from math import lcm
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from stepsampler.schedule import FreeU, Step
 
 # What the network is told beside x and the time, by name; each of shape (n, ...), one row an image.
 Condition = Mapping[str, Tensor]
-# (x at unit variance, or a flow's own x; time as the network takes it; condition) -> its output
+# (x as scaled by `noise.scales`; time as the network takes it; condition) -> its output
 Network = Callable[[Tensor, float, Condition], Tensor]
 FreeUSwitch = Callable[[FreeU], AbstractContextManager[None]]
 # (the output under the negative prompt, that under the prompt, w) -> the guided output
@@ -44,6 +44,10 @@ class GuidedDenoiser:
     network, `guidance` of the condition, and every call is one pass. Arithmetic outside of the
     network is done in the dtype of `x`.
 
+    A step that reuses guidance takes cond - uncond of the network's outputs from the last call that
+    had both, since it changes slowly (as in Tortoise and Hare Guidance, arXiv 2511.04117). So the
+    calls are those of one trajectory, in its order.
+
     Raises:
         UserError: an unknown prediction type; guidance without an unconditional side; Free-U on a
             model that has none.
@@ -57,6 +61,7 @@ class GuidedDenoiser:
     distilled: bool = False
     free_u: FreeUSwitch | None = None
     combine: Combine = classifier_free
+    _difference: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTIONS:
@@ -66,15 +71,11 @@ class GuidedDenoiser:
             )
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
-        sigma = step.sigma
-        flow = self.prediction_type == "flow_prediction"
-        alpha = 1.0 if flow else 1 / sqrt(1 + sigma**2)
-        output = self._output(alpha * x, self.noise.network_time(sigma * step.time_scale), step)
-        if self.prediction_type == "epsilon" or flow:  # the flow is noise - x0
-            return x - sigma * output
-        if self.prediction_type == "v_prediction":  # v = alpha * noise - sigma_vp * x0
-            return alpha**2 * x - alpha * sigma * output
-        return output  # the network predicts x0 itself
+        c_in, c_skip, c_out = self.noise.scales(step.sigma, self.prediction_type)
+        output = self._output(c_in * x, self.noise.network_time(step.sigma * step.time_scale), step)
+        if c_skip == 0:  # the network predicts x0 itself
+            return output
+        return (x if c_skip == 1 else c_skip * x) + c_out * output
 
     def _output(self, x: Tensor, time: float, step: Step) -> Tensor:
         if step.free_u is None:
@@ -95,11 +96,16 @@ class GuidedDenoiser:
             raise UserError(
                 f"guidance_scale is {w:g}, but the model is unconditional: it must be 1"
             )
-        if _shapes(self.uncond) == _shapes(self.cond):
+        if step.guidance_reuse:
+            cond = self.network(x, time, self.cond)
+            uncond = cond - self._difference[0]
+        elif _shapes(self.uncond) == _shapes(self.cond):
             both = {k: torch.cat([self.uncond[k], v]) for k, v in self.cond.items()}
             uncond, cond = self.network(torch.cat([x, x]), time, both).chunk(2)
         else:
             uncond, cond = (self.network(x, time, half) for half in (self.uncond, self.cond))
+        if not step.guidance_reuse:
+            self._difference[:] = [cond - uncond]
         output = self.combine(uncond, cond, w)
         return rescale(output, cond, step.guidance_rescale) if step.guidance_rescale else output
 

@@ -17,6 +17,12 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)  # noqa: T201
 
 
+def counted(n: float, noun: str) -> str:
+    """1 image, 2,000 images, 2 passes."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{n:,} {noun}{plural if n != 1 else ''}"
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of a CPU, whose allocator raises a plain RuntimeError."""
     text = str(error)
@@ -27,8 +33,13 @@ def run_command_line(app: Callable[..., object], name: str) -> None:
     """Run a typer app; a UserError becomes one line on stderr and exit code 2."""
     try:
         app(prog_name=name)
-    except (UserError, OSError) as error:  # an OSError names the file and the reason
+    except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except OSError as error:  # it names the file and the reason
+        known = error.filename is not None and error.strerror
+        said = f"{error.filename}: {error.strerror}" if known else error
+        print(f"{name}: {said}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

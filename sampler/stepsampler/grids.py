@@ -192,15 +192,15 @@ def guide(
 ) -> Schedule:
     """The schedule with one guidance scale, or with it only where low < sigma <= high.
 
-    An analytic step calls no network and keeps what it has (Kynkäänniemi et al. 2024, eq. 6).
+    No step reuses guidance afterwards. An analytic step calls no network and keeps what it has.
+    (Kynkäänniemi et al. 2024, eq. 6)
     """
     low, high = interval or (0.0, inf)
-    steps = [
-        step
-        if step.analytic is not None
-        else replace(step, guidance_scale=scale if low < step.sigma <= high else 1.0)
-        for step in schedule.steps
-    ]
+    steps = []
+    for step in schedule.steps:
+        w = scale if low < step.sigma <= high else 1.0
+        same = step.analytic is not None
+        steps.append(step if same else replace(step, guidance_scale=w, guidance_reuse=False))
     golden = schedule.golden_noise and replace(schedule.golden_noise, guidance_scale=scale)
     return replace(schedule, steps=tuple(steps), golden_noise=golden)
 

@@ -115,6 +115,7 @@ class Guide:
             scale = torch.full_like(kwargs["guidance"], self.unit * step.guidance_scale)
             kwargs = {**kwargs, "guidance": scale}
         x, timesteps = _latents(args, kwargs), self.pipe.scheduler.timesteps
+        self._refuse_leftover(x, kwargs)
         made = self.made
         if made is None or made.timesteps is not timesteps:
             self.made = self._first(step, x, net, args, kwargs)
@@ -175,6 +176,16 @@ class Guide:
             return False
         half, odd = divmod(len(x), 2)
         return not odd and _equal(x[:half], x[half:])
+
+    def _refuse_leftover(self, x: Any, kwargs: Any) -> None:
+        texts = kwargs.get("encoder_hidden_states")
+        off = not getattr(self.pipe, "do_classifier_free_guidance", True)
+        if off and isinstance(x, Tensor) and isinstance(texts, Tensor) and len(texts) == 2 * len(x):
+            raise UserError(
+                f"step {self.index}: guidance is off, but the embeddings of texts have both halves "
+                "still: a callback that turns it off must cut them; a step with a guidance scale "
+                "of 1 in the schedule needs no callback"
+            )
 
     def _refuse_rescaling(self) -> None:
         if getattr(self.pipe, "guidance_rescale", 0):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from stepsampler.noise import FlowSchedule, NoiseSchedule
+from stepsampler.noise import read_noise
 from stepsampler.schedule import Schedule
 from stepsampler.solvers import tableau
 from stepsampler.support.checks import ScheduleError
@@ -30,9 +30,8 @@ def plain(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         if needs:
             raise ScheduleError(f"{what}, which a scheduler of a stock pipeline cannot do")
     prediction_type = config["prediction_type"]
-    flow = prediction_type == "flow_prediction"
-    noise = FlowSchedule() if flow else NoiseSchedule.from_scheduler_config(config)
-    if schedule.flow != flow:
+    noise, _ = read_noise(config)
+    if schedule.flow != (prediction_type == "flow_prediction"):
         raise ScheduleError(
             f"the pipeline's prediction type is {prediction_type}, but the schedule's `model` "
             f"names {schedule.model.prediction_type if schedule.model else 'none'}"
@@ -68,6 +67,8 @@ def outside(schedule: Any) -> str | None:
     )
     if len({step["guidance_scale"] for step in steps}) > 1:
         return "varies the guidance scale"
+    if any(step.get("guidance_reuse") for step in steps):
+        return "reuses guidance"
     if any(step.get("free_u") for step in steps):
         return "uses Free-U"
     if any(step.get("guidance_rescale") for step in steps):

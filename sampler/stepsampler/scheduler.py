@@ -36,7 +36,6 @@ def plan(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 # Options of diffusers' schedulers under which a level or a timestep means something else than here,
 # or a prediction is changed, and the value that changes nothing
 LEVELS = {
-    "rescale_betas_zero_snr": False,
     "thresholding": False,
     "sigma_data": None,  # of a flow: Cosmos, whose levels are those of EDM
     "timestep_type": "discrete",  # else the network is told log sigma
@@ -45,28 +44,36 @@ LEVELS = {
     "num_policy_substeps": None,  # several steps of a policy for each of the network: pi-Flow
 }
 FOREIGN = ("FlowMapEulerDiscreteScheduler",)  # the network is told where a step ends
+BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+EDM = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho")
+LAST_ALPHA_BAR = 2.0**-24  # of zero terminal SNR, in the place of 0: as diffusers' Euler has it
+
+
+def _is_edm(config: Mapping[str, Any]) -> bool:
+    """Not CosineDPMSolverMultistepScheduler, of Stable Audio: its network is told an angle."""
+    others = "solver_order" in config and "algorithm_type" not in config
+    others |= config.get("prediction_type") == "flow_prediction"
+    return all(config.get(key) for key in EDM) and not others
 
 
 def _check_levels(config: Mapping[str, Any]) -> None:
     """Refuse a scheduler whose levels mean something else than those of a schedule."""
-    flow = "beta_schedule" not in config or config.get("prediction_type") == "flow_prediction"
+    kind, edm = config.get("prediction_type", "epsilon"), _is_edm(config)
+    flow = not edm and ("beta_schedule" not in config or kind == "flow_prediction")
+    if config.get("rescale_betas_zero_snr") and kind == "epsilon" and not edm:
+        raise ValueError(
+            "rescale_betas_zero_snr does not go with a prediction of epsilon, which in noise alone "
+            "says nothing of x0; set prediction_type to v_prediction, or the option to False"
+        )
     for option, harmless in LEVELS.items():
         value = config.get(option)
         if value and value != harmless and (flow or option != "sigma_data"):
             raise ValueError(f"{option} of the pipeline's scheduler is not supported, got {value}")
     if config.get("_class_name") in FOREIGN:
         raise ValueError(f"{config['_class_name']}: the network is told where a step ends")
-    if flow and config.get("num_train_timesteps") != 1000:
-        raise ValueError(
-            "num_train_timesteps of a flow model's scheduler must be 1000, "
-            f"got {config.get('num_train_timesteps')}"
-        )
-
-
-def _needed(count: int | None) -> int:
-    if count is None or count < 1:
-        raise ValueError(f"without a schedule num_inference_steps must be at least 1, got {count}")
-    return count
+    count = config.get("num_train_timesteps")
+    if flow and count != 1000:
+        raise ValueError(f"num_train_timesteps of a flow's scheduler must be 1000, got {count}")
 
 
 @dataclass
@@ -81,14 +88,16 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Executes the rows of a schedule; without one, order 1 on `num_inference_steps` steps.
 
     Samples have unit variance, x / sqrt(1 + sigma^2), and are a flow's own x = (1 - sigma) x0 +
-    sigma noise: what every stock pipeline expects. The guidance scale is the pipeline's; for one
-    of each step see `stepsampler.guided`. A step whose past was never seen, as the first ones of
-    image-to-image, has order 1.
+    sigma noise, or EDM's x0 + sigma noise: what every stock pipeline expects. The guidance scale is
+    the pipeline's; for one of each step see `stepsampler.guided`. A step whose past was never seen,
+    as the first ones of image-to-image, has order 1.
 
     Args:
         num_train_timesteps: and the betas and `prediction_type` are those of diffusers' own
             schedulers. Their clipping of x0 is no part of a schedule.
+        rescale_betas_zero_snr: the last level is pure noise, sigma 4,096 as in diffusers' Euler.
         shift: of a flow's default grid; a schedule's sigmas are never shifted.
+        sigma_data: and the four beside it are those of diffusers' EDM schedulers.
         schedule: a `Schedule`, the parsed JSON of its file, or what `plan` made of one.
 
     Raises:
@@ -107,17 +116,17 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         beta_schedule: str = "linear",
         trained_betas: Any = None,
         prediction_type: str = "epsilon",
+        rescale_betas_zero_snr: bool = False,
         shift: float = 1.0,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_data: float | None = None,
+        sigma_schedule: str | None = None,
+        rho: float | None = None,
         schedule: Any = None,
     ) -> None:
-        betas = {
-            "num_train_timesteps": num_train_timesteps,
-            "beta_start": beta_start,
-            "beta_end": beta_end,
-            "beta_schedule": beta_schedule,
-            "trained_betas": trained_betas,
-        }
-        config = {**betas, "prediction_type": prediction_type}
+        config = self.config
+        _check_levels(config)
         if schedule is not None:
             if not isinstance(schedule, Mapping) or schedule.get("format") != FORMAT:
                 from stepsampler.rows import outside
@@ -137,9 +146,12 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 )
             self.register_to_config(schedule=schedule)
         self.flow = prediction_type == "flow_prediction"
-        if not self.flow:
-            stock = DDPMScheduler(**betas)
+        self.edm = _is_edm(config)
+        if not self.flow and not self.edm:
+            stock = DDPMScheduler(num_train_timesteps, **{k: config[k] for k in BETAS})
             self.betas, self.alphas_cumprod = stock.betas, stock.alphas_cumprod
+            if rescale_betas_zero_snr:
+                self.alphas_cumprod[-1] = min(LAST_ALPHA_BAR, float(self.alphas_cumprod[-2]) / 2)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
         self._levels: Sequence[float] = ()
@@ -152,16 +164,17 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_config(
         cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """Take over another scheduler's model: its betas, or the shift of a flow.
+        """Take over another scheduler's model: its betas, EDM's levels, or the shift of a flow.
 
         Raises:
-            ValueError: a config of neither kind, or with an option that changes the model's
+            ValueError: a config of none of these kinds, or with an option that changes the model's
                 levels or predictions and is not supported.
         """
-        if "beta_schedule" not in config and "shift" not in config:
-            raise ValueError("the config has neither the betas nor the shift of a noise schedule")
+        betas = "beta_schedule" in config or _is_edm(config)
+        if not betas and "shift" not in config:
+            raise ValueError("the config has neither betas, nor EDM's levels, nor a flow's shift")
         _check_levels(config)
-        if "beta_schedule" not in config or config.get("use_flow_sigmas"):
+        if not betas or config.get("use_flow_sigmas"):
             kwargs.setdefault("prediction_type", "flow_prediction")
             kwargs.setdefault("shift", config.get("flow_shift", config.get("shift")))
         # Without this diffusers would put our defaults in place of the other class's
@@ -214,40 +227,34 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         timesteps: Any = None,
     ) -> None:
         """Begin a new image. A held schedule takes none of the levels, which pipelines pass always.
+        With `timesteps` the network is told the times from which sigmas were shifted.
 
-        `timesteps` beside `sigmas`: the network is told the times from which sigmas were shifted.
-
-        Without a schedule: trailing timesteps, or a flow's evenly spaced sigmas (or `sigmas`),
-        shifted by `shift`, or by `mu` where the config has `use_dynamic_shifting`.
+        Without one, which EDM needs: trailing timesteps, or a flow's evenly spaced sigmas (or
+        `sigmas`), shifted by `shift`, or by `mu` where the config has `use_dynamic_shifting`.
 
         Raises:
-            ValueError: neither a schedule nor a number of steps, timesteps alone, or a pipeline
-                that was built around this scheduler wants levels of another meaning.
+            ValueError: neither a schedule nor steps, timesteps alone, levels of another meaning.
         """
         _check_levels(self.config)  # which pipelines add to
         if timesteps is not None and (sigmas is None or not self.flow):
-            raise ValueError("timesteps of a call's own are not supported: they are the schedule's")
+            raise ValueError("timesteps of a call's own are not supported")
         held = self.config.schedule
         if held:
             self._levels, told, self._rows = held["sigmas"], held["timesteps"], held["rows"]
             if num_inference_steps not in (None, len(told)):
-                logger.warning(
-                    f"num_inference_steps={num_inference_steps} is ignored: "
-                    f"the schedule has {len(told)} steps."
-                )
+                asked = f"num_inference_steps={num_inference_steps} is ignored"
+                logger.warning(f"{asked}: the schedule has {len(told)} steps.")
         else:
-            told, self._levels = self._grid(num_inference_steps, sigmas, mu)
-            self._rows = []
+            (told, self._levels), self._rows = self._grid(num_inference_steps, sigmas, mu), []
         if timesteps is not None:
             shift = self._shift(mu)
             told = [1000 * s / (shift - (shift - 1) * s) for s in self._levels[: len(told)]]
-        if self._inverted:
-            told = [1000 - time for time in told]
+        told = [1000 - time for time in told] if self._inverted else told
         depth = max([len(u["x0"]) for row in self._rows for u in row.values()], default=1)
         self.num_inference_steps = len(told)
         self.timesteps = torch.tensor(told, dtype=torch.float32, device=device)
         self.sigmas = torch.tensor(self._levels, dtype=torch.float32)
-        self._step_index = self._begin_index = None
+        self._step_index, self._begin_index, self._taken = None, None, -1
         self._state: Tensor | None = None
         self._points: deque[Tensor] = deque(maxlen=depth)
         self._predictions: deque[Tensor] = deque(maxlen=depth)
@@ -256,33 +263,35 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self, count: int | None, sigmas: Any, mu: float | None
     ) -> tuple[list[float], list[float]]:
         """Timesteps, and sigmas with the last 0, where no schedule is held."""
+        if sigmas is None and (count or 0) < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {count}: no schedule")
+        count = count or 0
         if self.flow:
-            if sigmas is None:
-                sigmas = np.linspace(1, 1 / _needed(count), _needed(count))
-            even = np.asarray(sigmas, float)
+            even = np.linspace(1, 1 / count, count) if sigmas is None else np.asarray(sigmas, float)
             shift = self._shift(mu)
             shifted = shift * even / (1 + (shift - 1) * even)
             return (1000 * shifted).tolist(), [*shifted.tolist(), 0.0]
-        if sigmas is not None:
-            raise ValueError("sigmas of a variance-preserving model come in a schedule only")
-        total, count = len(self.alphas_cumprod), _needed(count)
+        if sigmas is not None or self.edm:
+            raise ValueError("levels of a diffusion model come in a schedule only")
+        total = len(self.alphas_cumprod)
         timesteps = np.round(np.arange(total, 0, -total / count))[:count] - 1
         return timesteps.tolist(), [*self._sigma(timesteps).tolist(), 0.0]
 
     def _shift(self, mu: float | None) -> float:
-        """Of a flow, as a pipeline's mu or the config has it."""
         if mu is None or not self.config.get("use_dynamic_shifting"):
             return float(self.config.shift)
         return mu if self.config.get("time_shift_type") == "linear" else exp(mu)
 
     @property
-    def _inverted(self) -> bool:
-        """Time runs from 0, noise, to 1000, and the network predicts x0 - noise: Mochi."""
+    def _inverted(self) -> bool:  # Mochi: time runs from 0, noise, to 1000; x0 - noise is predicted
         return self.flow and bool(self.config.get("invert_sigmas"))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample: it has the scale that the network wants."""
-        return sample
+        """The sample: it has the scale that the network wants, but EDM's."""
+        if not self.edm:
+            return sample
+        sigma = self._levels[self._index(timestep)]
+        return sample / sqrt(sigma**2 + self.config.sigma_data**2)
 
     def step(
         self,
@@ -303,10 +312,9 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before step")
-        if self._step_index is None:
-            first = self._begin_index
-            self._step_index = self._nearest(timestep) if first is None else first
-        i = self._step_index
+        i = self._step_index = self._index(timestep)
+        if i <= self._taken:  # as Cosmos does, to see its prediction first
+            raise ValueError(f"step {i} is taken twice: a step needs those before it, once each")
         if i >= self.num_inference_steps:
             raise ValueError(f"all {i} steps are taken: call set_timesteps for another image")
         sigma, sigma_next = self._levels[i], self._levels[i + 1]
@@ -325,21 +333,15 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ratio = sigma_next / sigma  # order 1, whose weights are the levels themselves
             advance = {"state": ratio, "x0": [1 - ratio], "points": []}
         x = self._apply(advance, state)
-        self._state = state
-        self._step_index = i + 1
-        as_it_is = i + 1 == self.num_inference_steps and self._decodes_x
-        x = x if as_it_is else x / self._scale(sigma_next)
+        self._state, self._taken, self._step_index = state, i, i + 1
+        if i + 1 < self.num_inference_steps or (self.config.schedule or {}).get("decode") != "x":
+            x = x / self._scale(sigma_next)
         output = (x.to(sample.dtype), x0.to(sample.dtype))
         return StepOutput(*output) if return_dict else output
 
-    @property
-    def _decodes_x(self) -> bool:
-        held = self.config.schedule
-        return held is not None and held["decode"] == "x"
-
     def _scale(self, sigma: float) -> float:
         """x0 + sigma * noise, over a sample."""
-        return 1.0 if self.flow else sqrt(1 + sigma**2)
+        return 1.0 if self.flow or self.edm else sqrt(1 + sigma**2)
 
     def _seen(self, update: Mapping[str, Any]) -> bool:
         return len(update["x0"]) <= len(self._predictions)
@@ -354,10 +356,12 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _x0(self, output: Tensor, x: Tensor, sigma: float) -> Tensor:
         kind = self.config.prediction_type
-        if self._inverted:
-            return x + sigma * output
+        if self.edm:  # Karras et al. 2022, eq. 7; diffusers' v_prediction is its negative
+            data = float(self.config.sigma_data)
+            total, sign = sigma**2 + data**2, -1 if kind == "v_prediction" else 1
+            return data**2 / total * x + sign * sigma * data / sqrt(total) * output
         if kind == "epsilon" or self.flow:
-            return x - sigma * output
+            return x + (sigma if self._inverted else -sigma) * output
         if kind == "v_prediction":
             return x / (1 + sigma**2) - sigma / sqrt(1 + sigma**2) * output
         if kind == "sample":
@@ -367,13 +371,17 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             f"got {kind!r}"
         )
 
-    def _nearest(self, timestep: Any) -> int:
+    def _index(self, timestep: Any) -> int:
+        """Of the step to come, which `timestep` tells only where nothing else does."""
+        known = self._begin_index if self._step_index is None else self._step_index
+        if known is not None:
+            return known
         return int((self.timesteps.cpu() - float(timestep)).abs().argmin())
 
     def _sigma(self, timesteps: Any) -> Any:
         """Sigma at fractional timesteps; between training timesteps log sigma is linear."""
-        if self.flow:
-            return np.asarray(timesteps) / 1000
+        if self.flow or self.edm:
+            return np.exp(4 * timesteps) if self.edm else timesteps / 1000
         alphas = self.alphas_cumprod.double().numpy()
         logs = np.log((1 - alphas) / alphas) / 2
         return np.exp(np.interp(timesteps, np.arange(len(logs)), logs))
@@ -381,7 +389,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Samples at `timesteps`, one an image, fractional or not."""
         sigma = torch.as_tensor(self._sigma(timesteps.double().cpu().numpy()))
-        alpha = 1 - sigma if self.flow else 1 / (1 + sigma**2).sqrt()
+        alpha = 1 - sigma if self.flow else sigma**0 if self.edm else (1 + sigma**2) ** -0.5
         axes = (-1, *[1] * (original_samples.ndim - 1))
         share = sigma if self.flow else sigma * alpha
         alpha, share = (a.reshape(axes).to(original_samples) for a in (alpha, share))

@@ -24,16 +24,18 @@ from optuna.trial import TrialState
 
 from stepsampler.errors import UserError
 from stepsearch.config import StudyConfig
-from stepsearch.engine.ladder import infeasible, passes_spent
-from stepsearch.engine.study import (
+from stepsearch.engine.claim import (
     alignment_floor,
     claim_folder,
     claimed,
+    identity_of,
+    planned_space,
+)
+from stepsearch.engine.ladder import infeasible, passes_spent
+from stepsearch.engine.study import (
     enqueue,
     finished,
-    identity_of,
     open_study,
-    planned_space,
     pruned,
     reap,
     run_trials,

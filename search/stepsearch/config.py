@@ -186,6 +186,7 @@ class EvaluationConfig(_Section):
 
     extractor: str = "texture"
     reference: str = "fashion-mnist"  # bundled statistics, or a folder of images
+    exif: Literal["apply", "ignore"] = "apply"  # whether these are turned as their EXIF says
     prompts: str = "fashion-mnist"  # bundled prompts, a text or caption file, or "none"
     # What says whether images show their prompts: the judge of the bundled classes, or clip:MODEL.
     alignment: str = CLASSES

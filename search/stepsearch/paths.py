@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, note
 from stepsampler.support.files import replacing
 
 RUNS = Path("runs")
+T = TypeVar("T")
 
 
 def bundled(name: str) -> Path:
@@ -66,6 +68,20 @@ def _name(study: Path) -> str | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return str(name)
+
+
+def recall(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What a file of a cache holds, or None: there is none, or one that a full disk or a power cut
+    has damaged. That is said, and what it held is to be made again."""
+    from safetensors import SafetensorError
+
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, UserError, ValueError, LookupError, TypeError) as error:
+        note(f"{path} is damaged, what it held is made again ({error})")
+        return None
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

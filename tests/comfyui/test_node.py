@@ -179,7 +179,8 @@ def test_the_model_that_went_in_stays_as_it_was(place):
     [
         ("V_PREDICTION", {}, "for epsilon, but the model has v_prediction"),
         ("FLOW", {"shift": 3.0}, "for epsilon, but the model has flow_prediction"),
-        ("EDM", {}, "for epsilon, but the model has EDM"),
+        ("EDM", {}, "for epsilon, but the model has epsilon with sigma_data 1"),
+        ("V_PREDICTION_EDM", {}, "for epsilon, but the model has v_prediction with sigma_data 1"),
         ("EPS", {"linear_end": 0.02}, "for sigmas .*, but the model has"),
         ("EPS", {"zsnr": True}, "for sigmas .*, but the model has"),
     ],

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from typer.testing import CliRunner
 
 from stepsampler.cli.app import app
@@ -10,6 +11,7 @@ from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
 
 
+@pytest.mark.timeout(3600)
 def test_a_killed_command_resumes(tmp_path):
     schedule = make_schedule("power", 2, NoiseSchedule.scaled_linear(), guidance_scale=2.0)
     schedule.save(tmp_path / "s.json")
@@ -19,7 +21,7 @@ def test_a_killed_command_resumes(tmp_path):
     command += [str(tmp_path / "p.txt"), "-o", str(tmp_path / "out"), "--batch-size", "1"]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     path = tmp_path / "out" / "manifest.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1800  # against hanging alone
     while time.monotonic() < deadline and killed.poll() is None:
         if path.exists() and path.read_text().count("\n") > 3:
             break

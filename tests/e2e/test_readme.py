@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from stepsampler.grids import make_schedule
+from stepsampler.models import load
 from stepsearch.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -44,9 +47,21 @@ def test_the_commands_in_their_order(tmp_path):
     assert ran == ["scripts/demo", "stepsearch", "stepsample", "stepsample"]
     assert len(list((tmp_path / "out").glob("*.png"))) == 17
 
+    run_python(tmp_path)
+
+
+def run_python(folder):
+    """The snippet, beside best.json: it leaves an image for each seed."""
     (python,) = blocks("python")
-    code = python + "\nassert batch.images.shape == (4, 3, 32, 32)\n"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", python], cwd=folder, check=True, capture_output=True)
+    made = [Image.open(folder / f"bag-{seed}.png") for seed in range(4)]
+    assert [image.size for image in made] == [(32, 32)] * 4
+
+
+def test_the_python_snippet_saves_its_images(tmp_path):
+    model = load("tiny")
+    make_schedule("power", 2, model.noise, model=model.spec).save(tmp_path / "best.json")
+    run_python(tmp_path)
 
 
 def test_the_studies_that_it_names_are_there_and_valid():

@@ -77,7 +77,7 @@ def test_a_file_survives(tmp_path):
         ((Step(1),), 1.5, "ddim", "step 0: sigma must fall, got 1 -> 1.5"),
         ((Step(1),), -0.5, "ddim", "final_sigma must be finite and >= 0, got -0.5"),
         ((Step(1),), float("nan"), "ddim", "final_sigma must be finite"),
-        ((Step(float("inf")),), 0.0, "ddim", "step 0: numbers must be finite"),
+        ((Step(float("inf")),), 0.0, "ddim", "step 0: sigma must be finite"),
         ((Step(1, -2.0),), 0.0, "ddim", "step 0: guidance_scale must be >= 0, got -2"),
         ((Step(2), Step(1, 1, 2)), 0.1, "ddim", "step 1: order of ddim must be 1 to 1"),
         ((Step(2, 1, 2),), 0.1, "exact", "step 0: order of exact must be 1 to 1 here, got 2"),
@@ -213,7 +213,7 @@ FLOW = ModelSpec("flux", "flow_prediction", (0.0, 0.5, 1.0))
             "step 1: only the first step may be analytic",
         ),
         ({"steps": (Step(2.0, analytic=1.0),), "solver": "heun"}, "and not with heun"),
-        ({"steps": (Step(2.0, analytic=float("nan")),)}, "step 0: numbers must be finite"),
+        ({"steps": (Step(2.0, analytic=float("nan")),)}, "step 0: analytic must be finite"),
         (
             {"steps": (Step(2.0), Step(1.0, churn=1.0))},
             r"step 1: churn must be in \[0, 1\), got 1",
@@ -226,7 +226,7 @@ FLOW = ModelSpec("flux", "flow_prediction", (0.0, 0.5, 1.0))
             {"steps": (Step(2.0, guidance_rescale=1.5),)},
             r"step 0: guidance_rescale must be in \[0, 1\], got 1.5",
         ),
-        ({"steps": (Step(2.0, free_u=FreeU(1, 1, 0, 1)),)}, "step 0: free_u must have numbers > 0"),
+        ({"steps": (Step(2.0, free_u=FreeU(1, 1, 0, 1)),)}, "step 0: s1 of free_u must be > 0"),
         ({"steps": (Step(2.0, 1.0, 2),)}, "order of unipc-bh1 must be 1 to 1 here, got 2"),
         ({"steps": (Step(2.0, 1.0, True),)}, "order of unipc-bh1 must be 1 to 1 here, got True"),
         (

@@ -163,7 +163,7 @@ def test_what_the_weights_of_a_step_may_be_is_said():
         ((Step(2.0, weights=(1.0,), prediction="x"),), "step 0: prediction must be one of data"),
         ((Step(2.0, gain=0.0),), "step 0: gain must be > 0, got 0"),
         ((Step(2.0, time_scale=-1.0),), "step 0: time_scale must be > 0, got -1"),
-        ((Step(2.0, weights=(float("nan"),)),), "step 0: numbers must be finite"),
+        ((Step(2.0, weights=(float("nan"),)),), "step 0: weight 0 must be finite"),
     ):
         with pytest.raises(ScheduleError, match=message):
             Schedule(steps)
@@ -217,3 +217,63 @@ def test_weights_reach_sigma_zero_where_rules_have_no_lambda():
     last = toy.gaussian_denoiser(x, Step(0.5))
     found = sample(toy.gaussian_denoiser, NOISE, schedule)
     torch.testing.assert_close(found, 1.3 * last - 0.3 * first, rtol=1e-12, atol=1e-12)
+
+
+def guided_denoiser(network):
+    rows = {"side": torch.zeros(2, 1)}, {"side": torch.ones(2, 1)}
+    return GuidedDenoiser(network, SD, "epsilon", rows[1], rows[0])
+
+
+def test_reused_guidance_is_that_of_the_last_step_with_both_predictions():
+    """A network whose difference is 1, then 2, 3, …: each call of the reusing steps has one row."""
+    calls = []
+
+    def network(x, time, condition):
+        calls.append(len(x))
+        return len(calls) * condition["side"].reshape(-1, 1) + 0.1 * x
+
+    first = Step(4.0, 3.0)
+    steps = (first, Step(2.0, 3.0, guidance_reuse=True), Step(1.0, 3.0), Step(0.5))
+    steps = (*steps, Step(0.3, 2.0, guidance_reuse=True))
+    schedule = Schedule(steps, 0.0, "ddim")
+    denoise, x = guided_denoiser(network), torch.zeros(2, 1)
+    found = [denoise(x, step) for step in steps]
+    assert calls == [4, 2, 4, 2, 2]
+    assert schedule.passes == sum(calls) / 2
+    differences = [1, 1, 3, 0, 3]  # of the outputs at x = 0, where cond is the number of the call
+    for k, (step, d) in enumerate(zip(steps, differences, strict=True)):
+        epsilon = (k + 1) + (step.guidance_scale - 1) * d
+        torch.testing.assert_close(found[k], torch.full((2, 1), -step.sigma * epsilon))
+
+
+def test_reuse_changes_nothing_where_the_difference_is_constant():
+    def network(x, time, condition):
+        return 0.3 * x + condition["side"].reshape(-1, 1)
+
+    plain = changed(make_schedule("karras", 5, SD, solver="dpmpp-midpoint", order=2), order=1)
+    full = changed(plain, guidance_scale=4.0)
+    reused = changed(full, guidance_reuse=lambda i: i > 0)
+    noise = torch.randn(2, 1, dtype=torch.float64, generator=torch.manual_seed(0))
+    found, expected = (sample(guided_denoiser(network), noise, s) for s in (reused, full))
+    torch.testing.assert_close(found, expected)
+    assert (full.passes, reused.passes) == (10, 6)
+
+
+def test_reuse_without_anything_to_reuse_is_refused():
+    message = "guidance_reuse needs a guidance_scale, and a step before it with both predictions"
+    for steps in (
+        (Step(2.0, 3.0, guidance_reuse=True),),
+        (Step(2.0, 3.0), Step(1.0, guidance_reuse=True)),
+        (Step(2.0), Step(1.0, 3.0, guidance_reuse=True)),
+        (Step(2.0, 3.0, analytic=1.0), Step(1.0, 3.0, guidance_reuse=True)),
+    ):
+        with pytest.raises(ScheduleError, match=message):
+            Schedule(steps)
+    both = (Step(2.0, 3.0), Step(1.0, 3.0, guidance_reuse=True))
+    with pytest.raises(ScheduleError, match=message):
+        Schedule(both, guidance="distilled")
+    assert losses(Schedule(both)) == ["guidance_reuse"]
+    text = Schedule(both).to_json()
+    assert Schedule.from_json(text) == Schedule(both)
+    with pytest.raises(ScheduleError, match="step 1: guidance_reuse must be true or false"):
+        Schedule.from_json(text.replace("true", "1"))

@@ -13,7 +13,8 @@ import pytest
 from stepsampler.errors import UserError
 from stepsampler.noise import NoiseSchedule
 from stepsearch.config import StudyConfig
-from stepsearch.engine.study import claim_folder, enqueue, make_plan, open_study, run_trials
+from stepsearch.engine.claim import claim_folder, make_plan
+from stepsearch.engine.study import enqueue, open_study, run_trials
 from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.evaluator import Measurement
 from stepsearch.space.box import SearchSpace
@@ -119,7 +120,7 @@ def test_a_run_that_has_not_ended_helps_no_other(bench, source, monkeypatch, cap
     monkeypatch.setattr("sys.argv", ["bench", str(source), "--transfer", str(source)])
     with pytest.raises(SystemExit, match="2"):
         bench.main()
-    assert "source holds no finished run" in capsys.readouterr().err
+    assert "source: no finished run" in capsys.readouterr().err
 
 
 def test_transfer_reports_the_passes_until_the_cold_start_is_reached(bench, source):

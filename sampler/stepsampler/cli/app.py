@@ -20,7 +20,7 @@ from stepsampler.cli.options import (
     open_plan,
     with_model,
 )
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsampler.support.options import DEFAULTS, ModelOptions
 
 NAMED = 3  # files of a line about those with other names
@@ -117,8 +117,8 @@ def generate(
     sheet = torch.stack(shown)
     grid = keeping(out / "grid.png", lambda path: save_sheet(sheet, path, columns))
     typer.echo(
-        f"{out}: {done} images of {plan.num_steps} steps, {loaded.passes(plan):g} passes each, and "
-        f"{grid.name}"
+        f"{out}: {counted(done, 'image')} of {counted(plan.num_steps, 'step')}, "
+        f"{counted(loaded.passes(plan), 'pass')} each, and {grid.name}"
     )
     if moved:
         more = f" and {len(moved) - NAMED} more" if len(moved) > NAMED else ""

@@ -18,7 +18,7 @@ from stepsampler.cli.options import (
     open_plan,
     with_model,
 )
-from stepsampler.errors import UserError, note
+from stepsampler.errors import UserError, counted, note
 from stepsampler.support.options import DEFAULTS, ModelOptions
 
 app = typer.Typer()
@@ -80,18 +80,19 @@ def batch(
         batch_size=batch_size,
         additions=model.named,
     )
+    done = next(progress)  # a folder of something else is refused before any bar
     with Progress() as bar:
-        task = bar.add_task("sampling", total=len(found.captions))
-        done = 0
+        task = bar.add_task("sampling", total=len(found.captions), completed=done)
         for done in progress:
             bar.update(task, completed=done)
-    typer.echo(f"{out}: {done} images of {loaded.passes(plan):g} passes each, and {MANIFEST}")
+    each = counted(loaded.passes(plan), "pass")
+    typer.echo(f"{out}: {counted(done, 'image')} of {each} each, and {MANIFEST}")
     lost = [line for line in read_left_out(out) if line["index"] < len(captions)]
     if lost:
         first = [
             LeftOut(line.get("place", f"number {line['index']}"), line["reason"]) for line in lost
         ]
-        count = f"{len(lost):,} of {len(captions):,} captions"
+        count = f"{len(lost):,} of {counted(len(captions), 'caption')}"
         note(f"{out}: {count} left out: {shown(first)}; all are in {LEFT_OUT}")
         raise typer.Exit(1)
 
@@ -150,13 +151,13 @@ def grid(
         )
     ]
     labels = [
-        f"{Path(name).name[:LABEL]} ({loaded.passes(plan):g} passes)"
+        f"{Path(name).name[:LABEL]} ({counted(loaded.passes(plan), 'pass')})"
         for name, plan in zip(schedules, plans, strict=True)
     ]
     captions = [f"{text} [{seed}]" for text, seed in pairs]
     sheet = torch.cat(images)
     place = keeping(out, lambda path: save_sheet(sheet, path, len(pairs), labels, captions))
     taken = f"; another picture has the name {out.name}" if place != out else ""
-    typer.echo(f"{place}: {len(plans)} rows of {len(pairs)} images{taken}")
+    typer.echo(f"{place}: {counted(len(plans), 'row')} of {counted(len(pairs), 'image')}{taken}")
     if others:
         raise typer.Exit(1)

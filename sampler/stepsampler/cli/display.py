@@ -6,7 +6,8 @@ from math import inf, isinf
 from pathlib import Path
 from typing import Any
 
-from stepsampler.schedule import Schedule, Step
+from stepsampler.cli.options import cost_of
+from stepsampler.schedule import PURE_NOISE, Schedule, Step
 from stepsampler.solvers import levels
 from stepsampler.support.files import replacing
 
@@ -21,8 +22,7 @@ def describe(plan: Schedule) -> str:
     noise, at = noise_of(plan), levels(plan)
     lambdas = [at.log_snr(i) for i in range(plan.num_steps + 1)]
     lines = [
-        f"{plan.num_steps} steps, {plan.passes} passes per image, solver {plan.solver}"
-        + _heading(plan),
+        f"{cost_of(plan)}, solver {plan.solver}" + _heading(plan),
         f"{'step':>4} {'t':>7} {'sigma':>10} {'lands on':>10} {'lambda':>8} {'h':>7} "
         f"{'guidance':>9} {'order':>5}",
     ]
@@ -59,8 +59,14 @@ def _origin(provenance: Mapping[str, Any]) -> str:
 
 def _heading(plan: Schedule) -> str:
     golden = plan.golden_noise
+    model = plan.model
+    noise = ""
+    if model and model.sigma_data:
+        noise = f", EDM with sigma_data {model.sigma_data:g}"
+    elif model and not plan.flow and model.noise and model.noise[-1] > PURE_NOISE:
+        noise = ", zero terminal SNR"
     parts = [
-        plan.model and f"for {plan.model.family} ({plan.model.prediction_type})",
+        model and f"for {model.family} ({model.prediction_type}{noise})",
         plan.guidance != "classifier-free" and f"{plan.guidance} guidance",
         golden and f"golden noise by {golden.start} at sigma {golden.sigma:.4f}",
         plan.decode != "x" and f"decodes {plan.decode}",
@@ -82,6 +88,7 @@ def _extras(step: Step) -> str:
         step.weights and f"weights {' '.join(f'{w:.4g}' for w in step.weights)}",
         step.time_scale != 1 and f"time of sigma * {step.time_scale:g}",
         step.churn and f"churn {step.churn:g}",
+        step.guidance_reuse and "reuses guidance",
         step.guidance_rescale and f"rescale {step.guidance_rescale:g}",
         free_u and f"Free-U {free_u.b1:g} {free_u.b2:g} {free_u.s1:g} {free_u.s2:g}",
     ]
@@ -132,11 +139,11 @@ def draw(plan: Schedule, path: Path) -> None:
     above.set_yscale("symlog", linthresh=smallest)  # a last sigma of 0 lies on the axis
     above.set_ylim(bottom=0)
     above.set_ylabel("sigma")
-    above.set_title(f"{plan.num_steps} steps, {plan.passes} passes, {plan.solver}", fontsize=10)
+    above.set_title(f"{cost_of(plan)}, {plan.solver}", fontsize=10)
     scales = [0.0 if step.analytic is not None else step.guidance_scale for step in plan.steps]
     below.bar(steps, scales, color=["tab:gray" if w == 1 else "tab:orange" for w in scales])
     below.set_ylabel("guidance")
     below.set_xlabel("step")
     below.xaxis.get_major_locator().set_params(integer=True)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=120)
+        figure.savefig(temporary, format=path.suffix.lower().lstrip(".") or "png", dpi=120)

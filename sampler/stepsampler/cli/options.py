@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from stepsampler.errors import UserError, note
+from stepsampler.errors import UserError, counted, note
 from stepsampler.support.options import ModelOptions, choices_of, commands, flag_of, key_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ def with_model(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter)
             continue
         for key, field in options.items():
-            shown = typer.Option(flag_of(field), help=field.metadata["help"])
+            flag = flag_of(field)
+            if bool in get_args(field.type):
+                flag += f"/--no-{flag.removeprefix('--')}"
+            shown = typer.Option(flag, help=field.metadata["help"])
             default = None if isinstance(field.default, tuple) else field.default
             kind: Any = Annotated[_kind(field), shown]
             parameters.append(parameter.replace(name=key, annotation=kind, default=default))
@@ -102,3 +105,8 @@ def check_folder(out: Path, name: str = "--out") -> None:
             if not path.is_dir():
                 raise UserError(f"{name} must be a folder, but {str(path)!r} is a file")
             return
+
+
+def cost_of(plan: "Schedule") -> str:
+    """What an image costs, in words."""
+    return f"{counted(plan.num_steps, 'step')}, {counted(plan.passes, 'pass')} per image"

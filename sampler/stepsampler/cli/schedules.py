@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepsampler.cli.options import ScheduleName
-from stepsampler.errors import UserError
+from stepsampler.cli.options import ScheduleName, cost_of
+from stepsampler.errors import UserError, counted, note
 from stepsampler.presets import MODELS, names, open_schedule, preset
 from stepsampler.schedule import SOLVERS, FreeU, ModelSpec
 from stepsampler.support.files import write_text
@@ -36,8 +36,8 @@ SHIFTS = {"sd3": 3.0, "flux": 3.158}  # FLUX.1's at 1024 x 1024, e^1.15
 
 @app.command()
 def presets(pattern: Annotated[str, typer.Argument(help="Part of the names.")] = "") -> None:
-    """List the published schedules: name, model, steps, passes, source; ~ is approximate."""
-    found = [preset(name) for name in names() if pattern in name]
+    """List the published schedules: name, model, steps, passes, source."""
+    found = [preset(name) for name in names() if pattern.lower() in name]
     if not found:
         raise UserError(f"no preset has {pattern!r} in its name")
     width = max(len(p.name) for p in found)
@@ -47,6 +47,14 @@ def presets(pattern: Annotated[str, typer.Argument(help="Part of the names.")] =
             f"{p.name:<{width}} {'~' if p.approximate else ' '} {p.model or '-':<5} "
             f"{p.schedule.num_steps:>5} {p.schedule.passes:>6}  {p.source}"
         )
+    legend = {
+        "~ the file cannot hold all that was published; show NAME says what": any(
+            p.approximate for p in found
+        ),
+        "- of a model that cannot be sampled here": not all(p.model for p in found),
+    }
+    for line in (line for line, needed in legend.items() if needed):
+        typer.echo(line)
 
 
 @app.command()
@@ -88,6 +96,8 @@ def make(
 
     interval = _interval(guidance_interval)
     noise: Noise | None = None
+    if free_u_from and free_u in (None, "off"):
+        raise UserError("--free-u-from is of --free-u, which is not given")
     gains = None if free_u in (None, "off") else FreeU(*_numbers("--free-u", free_u, 4))
     file = grid.endswith(".json")
     if file or (grid in names() and (grid not in PLACEMENTS or steps is None)):
@@ -112,11 +122,14 @@ def make(
             if not 0 < fraction < 1:
                 raise UserError(f"--analytic: AT must be inside (0, 1), got {fraction:g}")
             first = (gain, fraction)
+        solver = _solver(solver)
+        if order is not None and order > SOLVERS[solver]:
+            raise UserError(f"--order of {solver} is at most {SOLVERS[solver]}, got {order}")
         plan = make_schedule(
             grid,
             steps,
             noise,
-            solver=_solver(solver),
+            solver=solver,
             order=order or 2,
             model=spec,
             lower_order_final=lower_order_final,
@@ -124,6 +137,13 @@ def make(
         )
         scale = 7.5 if guidance_scale is None else guidance_scale
         plan = replace(guide(plan, scale, interval), guidance=guidance)
+    if interval and all(step.guidance_scale == 1 for step in plan.steps):
+        note(f"no step lies in the interval {guidance_interval}: none is guided")
+    if free_u_from >= plan.num_steps:
+        raise UserError(
+            f"--free-u-from: the last of {counted(plan.num_steps, 'step')} is "
+            f"{plan.num_steps - 1}, got {free_u_from}"
+        )
     if free_u is not None:
         steps_of = enumerate(plan.steps)
         new = [replace(step, free_u=gains if i >= free_u_from else None) for i, step in steps_of]
@@ -131,7 +151,7 @@ def make(
     if whole_timesteps:
         plan = _whole(plan, noise)
     plan.save(out)
-    typer.echo(f"{out}: {plan.num_steps} steps, {plan.passes} passes per image")
+    typer.echo(f"{out}: {cost_of(plan)}")
 
 
 @app.command()
@@ -142,11 +162,11 @@ def show(
     """Print a schedule, step by step."""
     from stepsampler.cli.display import describe, draw
 
+    if plot and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot must end with .png, .svg or .pdf, got {str(plot)!r}")
     plan = open_schedule(schedule)
     typer.echo(describe(plan))
     if plot:
-        if plot.suffix not in (".png", ".svg", ".pdf"):
-            raise UserError(f"--plot must end with .png, .svg or .pdf, got {str(plot)!r}")
         draw(plan, plot)
 
 
@@ -239,7 +259,7 @@ def import_schedule(
     _say(found.lost, found.notes)
     plan = found.schedule
     plan.save(out)
-    typer.echo(f"{out}: {plan.num_steps} steps, {plan.passes} passes per image")
+    typer.echo(f"{out}: {cost_of(plan)}")
 
 
 def _say(lost: Sequence[str], notes: Sequence[str]) -> None:
@@ -267,10 +287,12 @@ def _whole(plan: "Schedule", noise: "Noise | None") -> "Schedule":
 def _config(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
+    from stepsampler.formats.common import malformed
+
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {malformed(error)}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: a scheduler's config is an object, got {type(config).__name__}")
     return config

@@ -51,9 +51,10 @@ def export(
     Raises:
         UserError: an unknown format, or one that cannot hold the schedule and `lossy` is false.
     """
-    name, _, detail = to.partition(":")
+    detail = to.partition(":")[2]
+    _check_options(to, shift, scheduler_config, mu, checkpoint, version)
     options = Options(detail or None, shift, scheduler_config, mu, checkpoint, version)
-    text = _format(name).export(schedule, options)
+    text = _format(to).export(schedule, options)
     if text.lost and not lossy:
         raise UserError(f"{to} cannot hold {'; '.join(text.lost)} (--lossy leaves it out)")
     return text
@@ -68,7 +69,9 @@ def reading(text: str, source: str, target: Target, *, lossy: bool = False) -> R
         UserError: an unknown format, a text that is not of it, or one that says more of how images
             are made than a schedule holds and `lossy` is false.
     """
-    found = _format(source.partition(":")[0]).read(text, target)
+    if '"stepsearch.schedule/' in text[:1000]:
+        raise UserError("the file is a schedule already: it needs no import")
+    found = _format(source).read(text, target)
     if found.lost and not lossy:
         lost = "; ".join(found.lost)
         raise UserError(f"a schedule does not hold {lost} (--lossy leaves it out)")
@@ -80,7 +83,38 @@ def read(text: str, source: str, target: Target) -> Schedule:
     return reading(text, source, target).schedule
 
 
-def _format(name: str) -> Format:
+def _check_options(
+    to: str,
+    shift: float,
+    scheduler_config: Mapping[str, Any] | None,
+    mu: float | None,
+    checkpoint: str | None,
+    version: str | None,
+) -> None:
+    """
+    Raises:
+        UserError: an option of another format, or two of which one would have no say.
+    """
+    flow = f"diffusers:{stock.FLOW}"
+    for option, given, of in (
+        ("--shift", shift != 1, flow),
+        ("--scheduler-config", scheduler_config is not None, flow),
+        ("--mu", mu is not None, flow),
+        ("--checkpoint", checkpoint is not None, "comfyui-workflow"),
+        ("--for-version", version is not None, "sd.cpp"),
+    ):
+        if given and to != of:
+            raise UserError(f"{option} is of {of}, got --to {to}")
+    if scheduler_config is not None and shift != 1:
+        raise UserError("--shift: the scheduler that is kept has its own")
+    if mu is not None and scheduler_config is None:
+        raise UserError("--mu is of --scheduler-config, which is not given")
+
+
+def _format(source: str) -> Format:
+    name, colon, _ = source.partition(":")
+    if colon and name in FORMATS and name != "diffusers":
+        raise UserError(f"{name} has no kinds, got {source!r}")
     if name in WITHOUT:
         raise UserError(f"{name} has no documented way to take sigmas or guidance per step")
     if name not in FORMATS:

@@ -7,19 +7,21 @@ Stable Diffusion's betas the percent p is the timestep 999 (1 - p). Distilled gu
 
 ComfyUI starts from noise * sqrt(1 + sigma^2) where the first sigma is the model's highest, 0.234 %
 more than here, reads sigmas as float32, and tells a model with betas the nearest whole timestep.
+With zero terminal SNR its highest sigma is 4,519, ours 4,096: both are told the last timestep.
 """
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
 from stepsampler.errors import UserError
 from stepsampler.formats import comfyui_nodes, common
 from stepsampler.formats.comfyui_graph import Graph, Node, graph
-from stepsampler.formats.comfyui_sampling import SAMPLERS, manual_sigmas
+from stepsampler.formats.comfyui_sampling import EDM_KINDS, SAMPLERS, manual_sigmas
 from stepsampler.formats.common import Options, Reading, Target, Text
 from stepsampler.grids import is_whole
-from stepsampler.noise import NoiseSchedule, noise_of
+from stepsampler.noise import EDMSchedule, Noise, NoiseSchedule, noise_of
 from stepsampler.schedule import Schedule
 
 DIGITS = 3  # of a percent
@@ -55,7 +57,11 @@ def inputs(schedule: Schedule) -> tuple[dict[str, Any], tuple[str, ...], tuple[s
             "ComfyUI tells the network the nearest whole timesteps (--whole-timesteps moves the "
             "levels there)"
         )
+    sampling, why = _sampling(schedule, noise)
+    if why:
+        lost.append(why)
     nodes: dict[str, Any] = {
+        **sampling,
         "ManualSigmas": {"sigmas": common.sigma_list(schedule)},
         "KSamplerSelect": {"sampler_name": sampler},
     }
@@ -73,6 +79,25 @@ def inputs(schedule: Schedule) -> tuple[dict[str, Any], tuple[str, ...], tuple[s
     return nodes, tuple(lost), tuple(notes)
 
 
+def _sampling(schedule: Schedule, noise: Noise | None) -> tuple[dict[str, Any], str | None]:
+    """The node that says the model's kind of noise, as a checkpoint may not; or why none does."""
+    model = schedule.model
+    if model is None:
+        return {}, None
+    kind = model.prediction_type
+    if isinstance(noise, NoiseSchedule) and noise.ends_in_noise:
+        word = {"v_prediction": "v_prediction", "sample": "x0"}[kind]
+        return {"ModelSamplingDiscrete": {"sampling": word, "zsnr": True}}, None
+    if not isinstance(noise, EDMSchedule):
+        return {}, None
+    words = [word for word, known in EDM_KINDS.items() if known == (kind, noise.sigma_data)]
+    if not words:
+        return {}, f"EDM's preconditioning with sigma_data {noise.sigma_data:g} and {kind}"
+    word = words[0] if model.family == "sdxl" else words[-1]
+    ends = {"sigma_max": noise.sigma_max, "sigma_min": noise.sigma_min}
+    return {"ModelSamplingContinuousEDM": {"sampling": word, **ends}}, None
+
+
 def _overrides(schedule: Schedule) -> list[dict[str, float]] | str:
     """A range for each run of steps with one scale, cut halfway between two steps; or why not."""
     if schedule.guidance == "distilled":
@@ -80,7 +105,7 @@ def _overrides(schedule: Schedule) -> list[dict[str, float]] | str:
     if common.per_step_guidance_of_heun(schedule):
         return "the second call of a Heun step gets that of the next step"
     noise = noise_of(schedule)
-    if not isinstance(noise, NoiseSchedule):
+    if not isinstance(noise, NoiseSchedule | EDMSchedule):
         return "the percents of this model are not known"
     at = [1 - noise.timestep(step.sigma) / noise.last for step in schedule.steps]
     ranges: list[dict[str, float]] = []
@@ -98,8 +123,10 @@ def _overrides(schedule: Schedule) -> list[dict[str, float]] | str:
 
 def read(text: str, target: Target) -> Reading:
     """A workflow of either kind, what `export` writes, or a bare list of sigmas."""
+    if re.match(r"\s*\[\s*[\[{]", text):
+        raise UserError(f"{ENTRY}, got a list of them: give one")
     if not text.lstrip().startswith("{"):
-        sigmas = manual_sigmas(text)
+        sigmas = manual_sigmas(common.in_brackets(text))
         return Reading(common.build(sigmas, None, None, target))
     try:
         data = json.loads(text)
@@ -107,7 +134,7 @@ def read(text: str, target: Target) -> Reading:
     except UserError:
         raise
     except common.MALFORMED as error:
-        raise UserError(f"{ENTRY}, got {type(error).__name__}: {error}") from error
+        raise UserError(f"{ENTRY}: {common.malformed(error)}") from error
 
 
 def _loose(data: dict[str, Any]) -> Graph | None:

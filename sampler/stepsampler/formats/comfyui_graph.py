@@ -37,6 +37,7 @@ WIDGETS: Mapping[str, tuple[str, ...]] = {
     "KarrasScheduler": ("steps", "sigma_max", "sigma_min", "rho"),
     "ExponentialScheduler": ("steps", "sigma_max", "sigma_min"),
     "ModelSamplingDiscrete": ("sampling", "zsnr"),
+    "ModelSamplingContinuousEDM": ("sampling", "sigma_max", "sigma_min"),
     "ModelSamplingSD3": ("shift",),
     "ModelSamplingAuraFlow": ("shift",),
     "ModelSamplingFlux": ("max_shift", "base_shift", "width", "height"),
@@ -78,8 +79,7 @@ def graph(data: Any) -> Graph:
     Raises:
         UserError: neither kind.
     """
-    if isinstance(data, dict) and isinstance(data.get("prompt"), dict):
-        data = data["prompt"]  # as posted
+    data = _unwrapped(data)
     if not isinstance(data, dict):
         raise UserError(f"expected a workflow, a JSON object, got {type(data).__name__}")
     if isinstance(data.get("nodes"), list):
@@ -94,6 +94,17 @@ def graph(data: Any) -> Graph:
         inputs = {name: _value(value) for name, value in given.items()}
         nodes[str(key)] = Node(str(key), node["class_type"], inputs)
     return _valued(nodes)
+
+
+def _unwrapped(data: Any) -> Any:
+    """As posted to the server, or as its history has one run."""
+    if isinstance(data, dict) and len(data) == 1:
+        (run,) = data.values()
+        if isinstance(run, dict) and isinstance(run.get("prompt"), list) and "outputs" in run:
+            data = {"prompt": next((p for p in run["prompt"] if isinstance(p, dict)), None)}
+    if isinstance(data, dict) and isinstance(data.get("prompt"), dict):
+        return data["prompt"]
+    return data
 
 
 def _value(value: Any) -> Any:

@@ -6,6 +6,7 @@ is named as what a schedule does not hold.
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import exp, inf, isfinite
 from typing import Any
@@ -17,21 +18,23 @@ from stepsampler.formats import common
 from stepsampler.formats.comfyui_graph import Graph, Link, Node
 from stepsampler.formats.comfyui_sampling import (
     ALIASES,
+    EDM_KINDS,
     SAMPLERS,
     Levels,
     manual_sigmas,
     scheduler,
 )
 from stepsampler.formats.common import Reading, Sampler, Target
-from stepsampler.noise import FlowSchedule, NoiseSchedule
+from stepsampler.noise import EDMSchedule, FlowSchedule, Noise, NoiseSchedule
 from stepsampler.schedule import Schedule
 
 SAMPLING = ("SamplerCustomAdvanced", "SamplerCustom", "KSampler", "KSamplerAdvanced")
 GUIDERS = ("CFGGuider", "BasicGuider")
 SIGMAS = ("ManualSigmas", "BasicScheduler", "KarrasScheduler", "ExponentialScheduler")
 SHIFTS = ("ModelSamplingSD3", "ModelSamplingAuraFlow", "ModelSamplingFlux")
+KINDS = ("ModelSamplingDiscrete", "ModelSamplingContinuousEDM")  # of noise
 PATCHES = (*SHIFTS, "CFGOverride", "RescaleCFG")
-LOOSE = (*SIGMAS, *GUIDERS, *PATCHES, "KSamplerSelect", "FluxGuidance", "RandomNoise")
+LOOSE = (*SIGMAS, *GUIDERS, *PATCHES, *KINDS, "KSamplerSelect", "FluxGuidance", "RandomNoise")
 MOST = 10_000  # steps of a node
 # Weights, words and a latent of zeros: they show another image, on the same path.
 BESIDE = re.compile(
@@ -39,7 +42,8 @@ BESIDE = re.compile(
     r"Loader(Simple)?$|Lora|CLIPSetLastLayer$|CLIPTextEncode|Empty\w*Latent|TextEncode|"
     r"Conditioning(Combine|Concat|Average|ZeroOut)$"
 )
-PREDICTIONS = {"eps": "epsilon", "v_prediction": "v_prediction"}  # else of no model of ours
+# `sampling` of ModelSamplingDiscrete; else of no model of ours
+PREDICTIONS = {"eps": "epsilon", "v_prediction": "v_prediction", "x0": "sample"}
 FLUX_GUIDANCE = 3.5  # where a workflow gives a model with distilled guidance none
 # Shift and table of a family where no node says otherwise; FLUX.1-schnell has no guidance input.
 DEFAULTS = {"sd3": (3.0, 1000), "flux": (exp(1.15), 10_000)}
@@ -79,7 +83,9 @@ class _Reader:
         of_kind: dict[str, list[Node]] = {}
         for node in self.nodes.values():
             of_kind.setdefault(node.kind, []).append(node)
-            if not (node.kind in LOOSE or BESIDE.search(node.kind)):
+            if node.kind in KINDS and not isinstance(self.target.noise, FlowSchedule):
+                self._kind(node)
+            elif not (node.kind in LOOSE or BESIDE.search(node.kind)):
                 self._lose(node)
         for kind, nodes in of_kind.items():
             if kind in LOOSE and kind != "CFGOverride" and len(nodes) > 1:
@@ -87,9 +93,13 @@ class _Reader:
         sources = [nodes[0] for kind, nodes in of_kind.items() if kind in SIGMAS]
         if len(sources) != 1:
             kinds = ", ".join(SAMPLING)
+            like = [
+                str(n) for n in self.nodes.values() if re.search("sampl", n.kind, re.IGNORECASE)
+            ]
+            others = f"; not read: {', '.join(like)}" if like and not sources else ""
             raise UserError(
                 f"the workflow has no sampling node ({kinds}) and "
-                f"{len(sources) or 'no'} nodes with sigmas, of which there must be one"
+                f"{len(sources) or 'no'} nodes with sigmas, of which there must be one{others}"
             )
         patches = [node for node in self.nodes.values() if node.kind in PATCHES]
         sigmas = self._sigmas(sources[0], patches)
@@ -259,9 +269,11 @@ class _Reader:
         except UserError as error:
             raise UserError(f"{node}: {error}") from error
 
-    def _noise(self, patches: list[Node]) -> tuple[NoiseSchedule | FlowSchedule, int]:
+    def _noise(self, patches: list[Node]) -> tuple[Noise, int]:
         """The model's levels and the length of its table, as the nearest node has them."""
         noise, model = self.target.noise, self.target.model
+        if isinstance(noise, EDMSchedule):  # log-linear in its percents, whatever placement
+            return replace(noise, rho=None), noise.count
         if not isinstance(noise, FlowSchedule):
             return noise, noise.count
         node = next((node for node in patches if node.kind in SHIFTS), None)
@@ -290,8 +302,8 @@ class _Reader:
             if at.kind in PATCHES:
                 self.seen.add(at.id)
                 yield at
-            elif at.kind == "ModelSamplingDiscrete" and not flow:
-                self._discrete(at)
+            elif at.kind in KINDS and not flow:
+                self._kind(at)
             elif at.kind.startswith("ModelSampling"):
                 raise UserError(f"{at} is for another model; name it with --model")
             elif not BESIDE.search(at.kind):
@@ -300,16 +312,32 @@ class _Reader:
                 raise UserError(f"{at} is for a flow model; name it with --model")
             at = self._upstream(at.inputs.get("model"))
 
-    def _discrete(self, node: Node) -> None:
+    def _kind(self, node: Node) -> None:
+        """The node must say the noise that the target has."""
         self.seen.add(node.id)
-        sampling, model = self._value(node, "sampling"), self.target.model
-        if model and PREDICTIONS.get(str(sampling)) != model.prediction_type:
+        sampling, model = str(self._value(node, "sampling")), self.target.model
+        noise = self.target.noise
+        if isinstance(noise, EDMSchedule) != (node.kind == "ModelSamplingContinuousEDM"):
+            raise UserError(f"{node} is for another model; name it with --model")
+        if isinstance(noise, EDMSchedule):
+            kind = model.prediction_type if model else "epsilon"
+            high, low = (self._number(node, f"sigma_{end}") for end in ("max", "min"))
+            ours = (kind, noise.sigma_data), noise.sigma_max, noise.sigma_min
+            if (EDM_KINDS.get(sampling), high, low) != ours:
+                raise UserError(
+                    f"{node}: {sampling} from {high:g} to {low:g} is not the model's {kind} with "
+                    f"sigma_data {noise.sigma_data:g}, {noise.sigma_max:g} to {noise.sigma_min:g}"
+                )
+            return
+        if model and PREDICTIONS.get(sampling) != model.prediction_type:
             raise UserError(
                 f"{node}: the model's prediction is {model.prediction_type}, got {sampling!r}; "
                 "name another model with --model"
             )
-        if self._value(node, "zsnr", False):
-            raise UserError(f"{node}: zsnr changes the model's noise levels, which is not read")
+        zero = bool(self._value(node, "zsnr", False))
+        if isinstance(noise, NoiseSchedule) and zero != noise.ends_in_noise:
+            word = "no zero" if zero else "zero"
+            raise UserError(f"{node}: zsnr is {zero}, but the model has {word} terminal SNR")
 
     def _conditioning(self, link: Any) -> Node | None:
         """The nearest node with distilled guidance; others on the way are named."""
@@ -365,10 +393,7 @@ class _Reader:
 
     def _number(self, node: Node, name: str, default: float | None = None) -> float:
         value = self._value(node, name, default)
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = inf
-        if isinstance(value, bool) or not isfinite(number):
-            raise UserError(f"{name} of {node} must be a number, got {value!r}")
-        return number
+        with suppress(TypeError, ValueError, OverflowError):
+            if not isinstance(value, bool) and isfinite(number := float(value)):
+                return number
+        raise UserError(f"{name} of {node} must be a number, got {value!r}")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from math import atan, tan
+from math import atan, exp, log, tan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +10,19 @@ from scipy.stats import beta as beta_distribution
 
 from stepsampler.errors import UserError
 from stepsampler.formats.common import Sampler
-from stepsampler.noise import FlowSchedule, NoiseSchedule
+from stepsampler.noise import EDMSchedule, Noise, NoiseSchedule
 
 SAMPLERS = {
     "euler": Sampler("ddim", 1, True),
     "heun": Sampler("heun", 2, True),
     "ipndm": Sampler("ipndm", 4, True),
     "dpmpp_2m": Sampler("dpmpp-midpoint", 2, False),  # lambda of a flow: -log sigma, not ours
+}
+# `sampling` of ModelSamplingContinuousEDM -> prediction type and sigma_data; others are not ours
+EDM_KINDS = {
+    "edm_playground_v2.5": ("epsilon", 0.5),  # sets the scale of SDXL's latents too
+    "edm": ("epsilon", 0.5),
+    "v_prediction": ("v_prediction", 1.0),
 }
 ALIASES = {"ddim": "euler"}  # the same from pure noise
 
@@ -30,6 +36,8 @@ def manual_sigmas(text: Any) -> list[float]:
     if not isinstance(text, str):
         raise UserError(f"expected a list of sigmas, got {text!r}")
     odd = re.search(r"\d[eE][-+]?\d+", text)
+    if passed := re.search(r"\b(nan|inf|infinity)\b", text, re.IGNORECASE):
+        raise UserError(f"ManualSigmas knows no {passed[0]!r}, and passes over it")
     words = re.findall(r"[-+]?(?:\d*\.*\d+)", text)
     try:
         sigmas = [float(word) for word in words]
@@ -52,11 +60,15 @@ class Levels(NamedTuple):
     last: float  # of the lowest
 
     @classmethod
-    def of(cls, noise: NoiseSchedule | FlowSchedule, count: int) -> "Levels":
+    def of(cls, noise: Noise, count: int) -> "Levels":
         """`count` is that of a flow's table: 10,000 for FLUX, 1,000 for others."""
         if isinstance(noise, NoiseSchedule):
             top = noise.last
             return cls(top + 1, noise.sigma, noise.sigma, top, 0)
+        if isinstance(noise, EDMSchedule):  # 1,000 log-linear levels, at times of ln(sigma) / 4
+            low, high = log(noise.sigma_min), log(noise.sigma_max)
+            step = (high - low) / 999
+            return cls(1000, lambda t: exp(4 * t), lambda i: exp(low + i * step), high / 4, low / 4)
 
         def at(time: float) -> float:
             return noise.sigma(noise.last * time)

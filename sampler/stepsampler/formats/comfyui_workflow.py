@@ -60,6 +60,9 @@ def export(schedule: Schedule, options: Options) -> Text:
     positive = [add("CLIPTextEncode", text=PROMPT, clip=clip), 0]
     negative = [add("CLIPTextEncode", text="", clip=clip), 0]
     latent = [add(family.latent, width=family.size, height=family.size, batch_size=1), 0]
+    for kind in ("ModelSamplingDiscrete", "ModelSamplingContinuousEDM"):
+        if kind in given:
+            model = [add(kind, model=model, **given[kind]), 0]
     for override in _last_first(given.get("CFGOverride", [])):
         model = [add("CFGOverride", model=model, **override), 0]
     if "FluxGuidance" in given:

@@ -1,9 +1,11 @@
 """What the formats share: samplers by name, numbers as text, the list of what is lost."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from math import isfinite
 from typing import Any, NamedTuple
 
 from stepsampler.errors import UserError
@@ -127,6 +129,7 @@ def losses(schedule: Schedule) -> list[str]:
         "the gain of a step": any(s.gain != 1 for s in steps),
         "weights of a step": any(s.weights for s in steps),
         "time_scale": any(s.time_scale != 1 for s in steps),
+        "guidance_reuse": any(s.guidance_reuse for s in steps),
         "churn": any(s.churn for s in steps),
         "guidance_rescale": any(s.guidance_rescale for s in steps),
         "Free-U per step": any(s.free_u for s in steps),
@@ -148,17 +151,45 @@ def sigma_list(schedule: Schedule) -> str:
     return ", ".join(map(plain, schedule.sigmas))
 
 
+def malformed(error: Exception) -> str:
+    """What reading JSON of another shape came upon, in words of ours."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return "a value in it is of another kind"
+
+
+def in_brackets(text: str) -> str:
+    """What stands in the brackets of a list as Python prints it, such as tensor([1., 0.])."""
+    printed = re.fullmatch(
+        r"\s*(?:\w+\s*[=:]\s*)?(?:[\w.]*(?:tensor|array)\()?\s*\[([^\[\]]*)\]\s*"
+        r"(?:,?\s*(?:device|dtype)=[^\[\]]*)?\)?\s*",
+        text,
+    )
+    return printed[1] if printed else text
+
+
 def numbers_from(text: str, what: str = "sigmas") -> list[float]:
     """Numbers between commas, semicolons or spaces, with or without brackets.
 
     Raises:
         UserError: something else; `what` names what was expected.
     """
-    words = [word for word in re.split(r"[\s,;]+", text.strip().strip("[]()")) if word]
-    try:
-        return [float(word) for word in words]
-    except ValueError as error:
-        raise UserError(f"expected a list of {what}, {error}") from error
+    words = [word for word in re.split(r"[\s,;]+", in_brackets(text).strip("[]() ")) if word]
+    numbers = []
+    for word in words:
+        try:
+            numbers.append(float(word))
+        except ValueError as error:
+            raise UserError(f"expected a list of {what}, {word[:40]!r} is no number") from error
+        if not isfinite(numbers[-1]):
+            raise UserError(f"expected a list of {what}, {word[:40]!r} is not finite")
+    return numbers
 
 
 def per_step_guidance_of_heun(schedule: Schedule) -> bool:

@@ -12,11 +12,15 @@ is mended. Heun's calls have numbers that fit neither. Unguided steps save no pa
 
 import re
 import shlex
+from collections import deque
+from collections.abc import Sequence
 from itertools import groupby
+from math import inf, isfinite
 
 from stepsampler.errors import UserError
 from stepsampler.formats import common
 from stepsampler.formats.common import Options, Reading, Sampler, Target, Text
+from stepsampler.noise import EDMSchedule, NoiseSchedule, noise_of
 from stepsampler.schedule import Schedule
 
 SAMPLERS = {
@@ -28,35 +32,47 @@ SAMPLERS = {
 
 # How many more entries than steps a version takes in a list of guidance.
 VERSIONS = {"97d2990": 1, "mended": 0}
-# Arguments that change the path of the sampling, and are no part of a schedule.
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}  # else of a flow
 LIST = "guidance_schedule="
-BENDING = (
-    "--img-cfg-scale",
-    "--slg-scale",
-    "--skip-layers",
-    "--init-img",
-    "-i",
-    "--mask",
-    "--end-img",
-    "--timestep-shift",
-    "--moe-boundary",
-    "--high-noise-steps",
-    "--high-noise-cfg-scale",
-    "--high-noise-guidance",
-    "--high-noise-sampling-method",
-    "--high-noise-slg-scale",
-    "--cache-mode",
-    "--scm-mask",
-    "--hires",
-    "--control-net",
-    "--ref-image",
-    "-r",
-)
+READ = ("--sigmas", "--sampling-method", "--cfg-scale", "--guidance", "--extra-sample-args")
+# Arguments that leave the path of the sampling as it is: weights, words, files, the machine, and
+# what has no say beside --sigmas, or for these samplers. All others are named.
+VALUED = {
+    *(
+        "--steps",
+        "--scheduler",
+        "--schedule",
+        "--eta",
+        "--flow-shift",
+        "--strength",
+        "--prediction",
+    ),
+    *("-m", "--model", "--diffusion-model", "--clip_l", "--clip_g", "--clip_vision", "--t5xxl"),
+    *("--llm", "--llm_vision", "--qwen2vl", "--qwen2vl_vision", "--vae", "--taesd", "--tae"),
+    *("--embd-dir", "--lora-model-dir", "--lora-apply-mode", "--tensor-type-rules", "--type"),
+    *("-p", "--prompt", "-n", "--negative-prompt", "--clip-skip", "-H", "--height", "-W"),
+    *("--width", "-b", "--batch-count", "-s", "--seed", "--rng", "--sampler-rng", "-M", "--mode"),
+    *("-o", "--output", "--output-begin-idx", "--preview", "--preview-path"),
+    *("--preview-interval", "-t", "--threads", "--vae-tile-size", "--vae-relative-tile-size"),
+    *("--vae-tile-overlap", "--upscale-model", "--upscale-repeats", "--upscale-tile-size"),
+    *("--chroma-t5-mask-pad", "--backend", "--params-backend"),
+}
+SWITCHES = {
+    *("-v", "--verbose", "--color", "--mmap", "--offload-to-cpu", "--clip-on-cpu", "--vae-on-cpu"),
+    *("--control-net-cpu", "--vae-tiling", "--fa", "--diffusion-fa", "--diffusion-conv-direct"),
+    *("--vae-conv-direct", "--force-sdxl-vae-conv-scale", "--preview-noisy"),
+    *("--taesd-preview-only", "--chroma-disable-dit-mask", "--chroma-enable-t5-mask"),
+    *("--circular", "--circularx", "--circulary", "--disable-image-metadata"),
+}
 
 
 def export(schedule: Schedule, options: Options) -> Text:
     sampler, lost = common.for_a_list(SAMPLERS, schedule)
+    noise = noise_of(schedule)
+    if isinstance(noise, EDMSchedule):
+        lost.append("EDM's preconditioning")
+    elif isinstance(noise, NoiseSchedule) and noise.ends_in_noise:
+        lost.append("zero terminal SNR (no documented option says it)")
     notes: list[str] = []
     sigmas = common.sigma_list(schedule).replace(" ", "")
     words = ["--sampling-method", sampler, "--steps", str(schedule.num_steps), "--sigmas", sigmas]
@@ -101,8 +117,10 @@ def read(text: str, target: Target) -> Reading:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f"expected arguments of stable-diffusion.cpp, {error}") from error
-    given = dict(zip(words, [*words[1:], ""], strict=True))
+        raise UserError(
+            "expected arguments of stable-diffusion.cpp, but a quote in it is not closed"
+        ) from error
+    given, others = _arguments(words)
     if "--sigmas" not in given:
         raise UserError("expected arguments of stable-diffusion.cpp with --sigmas")
     sigmas = common.numbers_from(given["--sigmas"])
@@ -116,9 +134,7 @@ def read(text: str, target: Target) -> Reading:
     if distilled:
         target = target._replace(guidance="distilled")
     made = common.build(sigmas, scales, SAMPLERS[name] if name else None, target)
-    lost = [
-        word if word == "--hires" else f"{word} {given[word]}" for word in words if word in BENDING
-    ]
+    lost = list(others)
     predicted = PREDICTIONS.get(given.get("--prediction", ""), "flow_prediction")
     if "--prediction" in given and target.model and target.model.prediction_type != predicted:
         lost.append(f"--prediction {given['--prediction']} of another model")
@@ -130,14 +146,47 @@ def read(text: str, target: Target) -> Reading:
     ]
     if common.per_step_guidance_of_heun(made):
         lost.append("guidance per step of heun, whose calls get that of other steps")
-    return Reading(made, tuple(lost))
+    notes = []
+    if given.get("--steps", str(made.num_steps)) != str(made.num_steps):
+        notes.append(f"--steps {given['--steps']}: --sigmas has {made.num_steps}, which hold")
+    return Reading(made, tuple(lost), tuple(notes))
+
+
+def _arguments(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Those with values, and, as written, those that bend the sampling.
+
+    Raises:
+        UserError: a name and its value are one word, which the program does not know.
+    """
+    given: dict[str, str] = {}
+    others = []
+    queue = deque(words)
+    while queue:
+        word = queue.popleft()
+        if not re.match("--?[A-Za-z]", word) or word in SWITCHES:
+            continue  # the program's name, what ends a line in a shell, or a switch
+        name, joined, _ = word.partition("=")
+        if joined:
+            raise UserError(f"{name} and its value are two words there, got {word[:80]!r}")
+        valued = word in VALUED or word in READ
+        value = ""
+        if queue and (valued or not queue[0].startswith("-")):
+            value = queue.popleft()
+        if valued:
+            given[word] = value
+        else:
+            others.append(f"{word} {value}".rstrip())
+    return given, others
 
 
 def _number(given: dict[str, str], name: str, default: float) -> float:
     try:
-        return float(given.get(name, default))
-    except ValueError as error:
-        raise UserError(f"{name} must be a number, got {given[name]!r}") from error
+        number = float(given.get(name, default))
+    except ValueError:
+        number = inf
+    if not isfinite(number):
+        raise UserError(f"{name} must be a number, got {given[name]!r}")
+    return number
 
 
 def _schedule(arguments: str, n: int, scale: float) -> list[float]:

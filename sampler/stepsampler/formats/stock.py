@@ -12,15 +12,15 @@ StepScheduler is ours: its text is the file `scheduler/scheduler_config.json` of
 
 import json
 from collections.abc import Mapping, Sequence
-from math import isclose
+from math import floor, isclose, isfinite
 from typing import Any
 
 from stepsampler.errors import UserError
 from stepsampler.formats import common
 from stepsampler.formats.common import Options, Reading, Sampler, Target, Text
 from stepsampler.formats.stock_flow import RANDOM, REPLACING, Shifting
-from stepsampler.noise import FlowSchedule, NoiseSchedule, noise_of
-from stepsampler.schedule import Schedule, Step
+from stepsampler.noise import WELL_KNOWN, EDMSchedule, FlowSchedule, Noise, NoiseSchedule, noise_of
+from stepsampler.schedule import PURE_NOISE, Schedule, Step
 
 EULER, DPM, FLOW = (
     "EulerDiscreteScheduler",
@@ -28,10 +28,7 @@ EULER, DPM, FLOW = (
     "FlowMatchEulerDiscreteScheduler",
 )
 OFF = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-BETAS = {  # of Stable Diffusion, and of DDPM and DiT
-    NoiseSchedule.scaled_linear(): ("scaled_linear", 0.00085, 0.012),
-    NoiseSchedule.linear(): ("linear", 0.0001, 0.02),
-}
+BETAS = (("scaled_linear", 0.00085, 0.012), ("linear", 0.0001, 0.02))  # as WELL_KNOWN has them
 FLOW_KEYS = (
     "shift",
     "use_dynamic_shifting",
@@ -59,12 +56,14 @@ MODEL = (  # of the model, which is the target
     "beta_start",
     "beta_end",
     "prediction_type",
+    "rescale_betas_zero_snr",
     "steps_offset",
     "base_shift",
     "max_shift",
     "base_image_seq_len",
     "max_image_seq_len",
 )
+ZERO = "rescale_betas_zero_snr"
 CLOSE = 1e-4  # relative; sigmas nearer than that are the same
 
 
@@ -74,13 +73,19 @@ def export(schedule: Schedule, options: Options) -> Text:
     if name == "StepScheduler":
         return _step_scheduler(schedule)
     if name not in (EULER, DPM, FLOW):
+        other = f"not {name!r}" if name else "so give one after a colon"
         raise UserError(
             f"diffusers: of the stock schedulers {EULER}, {DPM} and {FLOW} can be given a schedule "
-            f"unchanged, not {name!r}; StepScheduler runs any"
+            f"unchanged, {other}; StepScheduler runs any"
         )
     if schedule.flow != (name == FLOW):
         kind = "a flow model" if schedule.flow else "a model with betas"
         raise UserError(f"{name} is not for {kind}, for which the schedule was made")
+    if isinstance(noise_of(schedule), EDMSchedule):
+        raise UserError(
+            f"{name} has no levels of EDM, and diffusers' EDM schedulers change any list that they "
+            "are handed; StepScheduler runs the schedule"
+        )
     lost = common.losses(schedule)
     if not common.one_guidance(schedule):
         lost.append(f"guidance per step ({common.highest_guidance(schedule):g} instead)")
@@ -102,21 +107,33 @@ def _step_scheduler(schedule: Schedule) -> Text:
     config: dict[str, Any] = {"prediction_type": "flow_prediction"}
     if not schedule.flow:
         noise = noise_of(schedule)
-        if not isinstance(noise, NoiseSchedule):
+        kind = schedule.model.prediction_type if schedule.model else "epsilon"
+        if isinstance(noise, EDMSchedule):
+            levels = {f"sigma_{k}": getattr(noise, f"sigma_{k}") for k in ("min", "max", "data")}
+            config = {**levels, "sigma_schedule": "karras", "rho": 7.0, "prediction_type": kind}
+        elif not isinstance(noise, NoiseSchedule):
             raise UserError(
                 "the betas of the schedule's model are not known; make the scheduler from the "
                 "pipeline's: StepScheduler.from_config(pipe.scheduler.config, schedule=...)"
             )
-        kind = schedule.model.prediction_type if schedule.model else "epsilon"
-        names = ("beta_schedule", "beta_start", "beta_end")
-        config = {**dict(zip(names, BETAS[noise], strict=True)), "prediction_type": kind}
+        else:
+            config = {**_betas(noise), "prediction_type": kind, **_zero(schedule)}
     text = StepScheduler(**config, schedule=schedule).to_json_string()
     lost = [] if common.one_guidance(schedule) else ["guidance per step"]
     if any(step.free_u for step in schedule.steps):
         lost.append("Free-U per step")
+    if any(step.guidance_reuse for step in schedule.steps):
+        lost.append("guidance_reuse")
     if any(step.guidance_rescale for step in schedule.steps):
         lost.append("guidance_rescale")
     return Text(text, tuple(lost))
+
+
+def _zero(schedule: Schedule) -> dict[str, bool]:
+    """The option of a config, where the schedule's model needs it."""
+    noise = noise_of(schedule)
+    zero = isinstance(noise, NoiseSchedule) and noise.ends_in_noise
+    return {ZERO: True} if zero else {}
 
 
 Parts = tuple[Mapping[str, object], Mapping[str, Any], list[str]]  # config, call, lost
@@ -134,7 +151,7 @@ def _euler(schedule: Schedule) -> Parts:
     if schedule.final_sigma > 0 and schedule.decode != "x":
         lost.append(f"decode {schedule.decode!r}")
     # "trailing" makes it start from noise * sigma; "leading" from noise * sqrt(1 + sigma^2)
-    config = {"timestep_spacing": "trailing", **OFF}
+    config = {"timestep_spacing": "trailing", **OFF, **_zero(schedule)}
     return config, {"sigmas": list(schedule.sigmas)}, lost
 
 
@@ -169,7 +186,7 @@ def _dpm(schedule: Schedule) -> Parts:
     lost = [
         f"the timestep {t:.2f} of step {i} ({n} instead)"
         for i, (step, t, n) in enumerate(zip(schedule.steps, exact, whole, strict=True))
-        if not isclose(noise.sigma(n), step.sigma, rel_tol=CLOSE)
+        if not isclose(noise.sigma(n), step.sigma, rel_tol=CLOSE) and step.sigma <= PURE_NOISE
     ]
     if len(set(whole)) < len(whole):
         raise UserError(f"{DPM} takes whole timesteps, of which two steps would get the same")
@@ -189,6 +206,7 @@ def _dpm(schedule: Schedule) -> Parts:
         "final_sigmas_type": ends,
         "use_lu_lambdas": False,
         **OFF,
+        **_zero(schedule),
     }
     return config, {"timesteps": whole}, lost + more
 
@@ -221,28 +239,48 @@ def read(text: str, target: Target) -> Reading:
         return Reading(_bare(text, target))
     try:
         data = json.loads(text)
+        if isinstance(data, dict) and "_class_name" in data and "scheduler" not in data:
+            name = data["_class_name"]
+            ours = "holds rows, of which no schedule is made again: keep the schedule's own file"
+            stocks = "says nothing of steps; give the list that the pipeline is called with"
+            raise UserError(f"the config of {name} {ours if name == 'StepScheduler' else stocks}")
         name, config, call = data["scheduler"], data["config"], data["call"]
+        if name not in (EULER, DPM, FLOW):
+            raise UserError(f"scheduler must be one of {EULER}, {DPM}, {FLOW}, got {name!r}")
+        if "timesteps" in call and "sigmas" in call:
+            raise UserError("the call has both sigmas and timesteps: a pipeline takes one of them")
         key = "timesteps" if name == DPM else "sigmas"
         numbers = [float(x) for x in call[key]]
-        scale = float(data.get("guidance_scale", target.guidance_scale))
+        given = data.get("guidance_scale")
+        scale = target.guidance_scale if given is None else float(given)
         order = int(config.get("solver_order", 2))
         heun, ends = config.get("solver_type") == "heun", config.get("final_sigmas_type", "zero")
         lower_last = bool(config.get("lower_order_final", True))
         mu = None if call.get("mu") is None else float(call["mu"])
-        if name not in (EULER, DPM, FLOW):
-            raise UserError(f"scheduler must be one of {EULER}, {DPM}, {FLOW}, got {name!r}")
+        if ends not in ("zero", "sigma_min"):
+            raise UserError(f"final_sigmas_type must be zero or sigma_min, got {ends!r}")
         flow = isinstance(target.noise, FlowSchedule)
         if flow != (name == FLOW):
             kind = "a flow model" if flow else "a model with betas"
             raise UserError(f"{name} is not for {kind}; name another with --model")
         if not numbers:
             raise UserError(f"{key} must not be empty")
-        lost = _unread(name, config, call)
+        zero = isinstance(target.noise, NoiseSchedule) and target.noise.ends_in_noise
+        if bool(config.get(ZERO, zero)) != zero:
+            raise UserError(f"{ZERO} is that of another model; name it with --model")
+        lost = _unread(name, config, call) + _of_another_model(config, target)
+        if name == DPM:  # which makes whole numbers of them
+            lost += tuple(
+                f"the timestep {t:g}, of which it takes {floor(t)}"
+                for t in numbers
+                if isfinite(t) and t % 1
+            )
+            numbers = [float(floor(t)) if isfinite(t) else t for t in numbers]
         shifting = Shifting.of(config, mu) if name == FLOW else None
     except common.MALFORMED as error:
         raise UserError(
-            "expected JSON with scheduler, config, call (sigmas or timesteps) and guidance_scale, "
-            f"got {type(error).__name__}: {error}"
+            "expected JSON with scheduler, config, call (sigmas or timesteps) and guidance_scale: "
+            f"{common.malformed(error)}"
         ) from error
     if name == EULER:
         scales = [scale] * (len(numbers) - 1)
@@ -272,6 +310,26 @@ def _unread(name: str, config: Mapping[str, Any], call: Mapping[str, Any]) -> tu
         lost.append(f"algorithm_type = {json.dumps(config['algorithm_type'])} of the config")
     mine = ("timesteps", "sigmas", "mu", "num_inference_steps")
     return tuple(lost + [f"{key} of the call" for key in call if key not in mine])
+
+
+def _betas(noise: Noise) -> dict[str, Any]:
+    """As a config says them; nothing where they are not well known."""
+    if not isinstance(noise, NoiseSchedule) or noise not in WELL_KNOWN:
+        return {}
+    names = ("beta_schedule", "beta_start", "beta_end")
+    return dict(zip(names, BETAS[WELL_KNOWN.index(noise) % len(BETAS)], strict=True))
+
+
+def _of_another_model(config: Mapping[str, Any], target: Target) -> tuple[str, ...]:
+    """What a config says of its model that is not so of the target."""
+    lost = []
+    kind = config.get("prediction_type")
+    if kind and target.model and kind != target.model.prediction_type:
+        lost.append(f"prediction_type = {json.dumps(kind)} of another model")
+    for name, value in _betas(target.noise).items():
+        if config.get(name, value) != value:
+            lost.append(f"{name} = {json.dumps(config[name])} of another model")
+    return tuple(lost)
 
 
 def _bare(text: str, target: Target) -> Schedule:

@@ -40,7 +40,8 @@ class Shifting:
             if mu is None:
                 raise UserError(
                     "use_dynamic_shifting: the shift is that of the call's mu, which depends on "
-                    "the size of the image; say it with --mu"
+                    "the size of the image and is not given (of an export by --mu, of an import in "
+                    "the call)"
                 )
             linear = config.get("time_shift_type") == "linear"
             shift = mu if linear else exp(min(mu, 100.0))

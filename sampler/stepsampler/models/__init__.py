@@ -5,6 +5,7 @@ import pkgutil
 import warnings
 from functools import cache
 from logging import CRITICAL
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
-from stepsampler.models.loading import BUNDLED, read_pipeline, resolve
+from stepsampler.models.loading import BUNDLED, read_outline, read_pipeline, resolve
 from stepsampler.models.model import Model
 from stepsampler.models.stock import StockModel
 from stepsampler.models.stock.known import why_not
@@ -35,6 +36,7 @@ __all__ = [
     "load",
     "note_cuts",
     "open_model",
+    "outline",
     "quiet",
     "resolve",
 ]
@@ -94,6 +96,23 @@ def open_model(options: ModelOptions, device: str = "cpu") -> Model:
     if options.compile:
         model.compile()
     return model
+
+
+def outline(options: ModelOptions, folder: Path) -> Model:
+    """The model of a folder's configs without its weights, to see whether the options suit it.
+
+    Raises:
+        UserError: as `open_model` would, as far as configs tell.
+    """
+    quiet()
+    return from_pipeline(
+        read_outline(options, folder),
+        options.size,
+        clip_skip=options.clip_skip,
+        long_prompts=options.long_prompts,
+        stock=options.stock,
+        frames=options.frames,
+    )
 
 
 def from_pipeline(

@@ -1,8 +1,7 @@
 """What is added to a pipeline: another VAE, LoRAs, textual inversions."""
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from stepsampler.errors import UserError, note
+from stepsampler.models.lora_layouts import DOWN, UP, layout, source_of
 from stepsampler.models.parts import BROKEN, check_place, listed, read_part, reason
 from stepsampler.noise import is_flow
 from stepsampler.support.weights import EPSILON, VAE_PREFIXES, Header, is_weights_file, read_header
 
-# In the names of LoRA tensors, what stands between the layer and the end of the first factor
-_DOWN = re.compile(r"[._](lora_down|lora_A|lora\.down|lora_linear_layer\.down)(\.\w+)?\.weight$")
-_UP = re.compile(r"[._](lora_up|lora_B|lora\.up|lora_linear_layer\.up)(\.\w+)?\.weight$")
-_PEFT = "base_model.model."  # before the names of layers in peft's own files
 # Attention of a VAE under its names before diffusers 0.18
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -116,75 +112,23 @@ def add_loras(pipeline: Any, files: Sequence[str]) -> None:
                 f"LoRA {file!r} is {header.kind}, which is not supported here: only plain LoRAs "
                 "are, as diffusers, peft or kohya's scripts write them"
             )
-        halves = [{p.sub("", k) for k in header.tensors if p.search(k)} for p in (_DOWN, _UP)]
+        halves = [{p.sub("", k) for k in header.tensors if p.search(k)} for p in (DOWN, UP)]
         if alone := sorted(halves[0] ^ halves[1]):
             raise UserError(f"LoRA {file!r}: {listed('layers', alone)} there by one factor of two")
         name = f"lora{len(weights)}"
-        source = _source(pipeline, file, header)
+        source = source_of(pipeline, file, header)
         try:
             place = {} if isinstance(source, dict) else {"weight_name": Path(file).name}
             pipeline.load_lora_weights(source, adapter_name=name, use_safetensors=True, **place)
         except BROKEN as error:
             raise UserError(
                 f"LoRA {file!r} does not fit the model{_made_for(header)}: {reason(error)}"
+                f"{layout(header)}"
             ) from error
         _check_layers(pipeline, file, header, name, source)
         _compare(pipeline, file, header)
         weights[name] = weight
     pipeline.set_adapters(list(weights), list(weights.values()))
-
-
-def _source(pipeline: Any, file: str, header: Header) -> dict[str, torch.Tensor] | str:
-    """What diffusers takes: the folder of the file, or tensors that it would not understand there.
-
-    Those are of peft's own layout, whose alpha is in another file, and files with tensors beside
-    the factors: alphas of single layers, which are multiplied into the factors, and others, such as
-    words that were trained along, which are named and left out.
-    """
-    peft = all(key.startswith(_PEFT) for key in header.tensors)
-    kohya = any(key.startswith("lora_") for key in header.tensors)
-    alphas = [] if kohya else [key for key in header.tensors if key.endswith(".alpha")]
-    others = [k for k in header.tensors if "lora" not in k.lower() and not k.endswith(".alpha")]
-    if not (peft or alphas or others):
-        return str(Path(file).parent)
-    state: dict[str, torch.Tensor] = load_file(file)
-    scales = {key.removesuffix(".alpha"): float(state.pop(key)) for key in alphas}
-    for key in others:
-        del state[key]
-    if others:
-        note(f"LoRA {file!r}: {listed('tensors', sorted(others))} no factors, and left out")
-    share = _peft_scale(file) if peft else None
-    for key in list(state):
-        layer = _UP.sub("", key)
-        if _UP.search(key) and (share or layer in scales):
-            rank = state[key].shape[1]
-            state[key] = state[key] * (share(rank) if share else scales[layer] / rank)
-    if not peft:
-        return state
-    network = "unet" if hasattr(pipeline, "unet") else "transformer"
-    bare = {key.removeprefix(_PEFT): value for key, value in state.items()}
-    heads = (f"{network}.", "text_encoder")
-    return {k if k.startswith(heads) else f"{network}.{k}": v for k, v in bare.items()}
-
-
-def _peft_scale(file: str) -> Callable[[int], float]:
-    """Of a rank, from the file of settings that peft writes beside its weights."""
-    path = Path(file).with_name("adapter_config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        alpha = float(config["lora_alpha"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"LoRA {file!r} is as peft writes it, with its alpha in {path.name}, which is not "
-            "beside it or states none"
-        ) from error
-    if config.get("alpha_pattern"):
-        raise UserError(
-            f"LoRA {file!r}: the alpha_pattern of {path.name} is not supported; write it by "
-            "save_lora_weights of a pipeline of diffusers"
-        )
-    power = 0.5 if config.get("use_rslora") else 1.0
-    return lambda rank: alpha / rank**power
 
 
 def _made_for(header: Header) -> str:
@@ -219,14 +163,17 @@ def _check_layers(pipeline: Any, file: str, header: Header, name: str, source: A
         source, **({"unet_config": pipeline.unet.config} if xl else {})
     )
     state = state[0] if isinstance(state, tuple) else state
-    given = [_DOWN.sub("", key) for key in state if _DOWN.search(key)]
+    given = [DOWN.sub("", key) for key in state if DOWN.search(key)]
     added = set(_layers(pipeline, name))
     if not added:
         layer = given[0] if given else next(iter(header.tensors))
         raise UserError(
             f"LoRA {file!r} does not fit the model{_made_for(header)}: it has no weights of a "
-            f"network that the model has; one of its {len(given)} layers is {layer}"
+            f"network that the model has{layout(header)}; one of its {len(given)} layers is {layer}"
         )
+    factors = [value for key, value in state.items() if UP.search(key)]
+    if any(value.any() for value in factors) and not _arrived(pipeline, name):
+        raise UserError(f"LoRA {file!r}: diffusers makes its layers, but puts no weights into them")
     if len(given) > len(added):
         plain = {_plain(layer) for layer in added}
         lost = sorted(layer for layer in given if _plain(layer) not in plain)
@@ -234,6 +181,18 @@ def _check_layers(pipeline: Any, file: str, header: Header, name: str, source: A
             f"LoRA {file!r}: {listed('layers', lost or sorted(given))} not of the model, and left "
             f"out; {len(added)} of {len(given)} were added"
         )
+
+
+def _arrived(pipeline: Any, adapter: str) -> bool:
+    """Whether any second factor is other than the zeros with which peft begins."""
+    for network in pipeline.components.values():
+        for module in network.modules() if isinstance(network, torch.nn.Module) else ():
+            second: Any = getattr(module, "lora_B", {})
+            if adapter in second:
+                weight = second[adapter].weight
+                if not weight.is_meta and weight.any():
+                    return True
+    return False
 
 
 def _layers(pipeline: Any, adapter: str) -> Iterator[str]:

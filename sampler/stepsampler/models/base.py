@@ -12,20 +12,19 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.models.conditions import check_conditions
+from stepsampler.models.conditions import check_conditions, check_widths, checked
 from stepsampler.models.model import Model
-from stepsampler.models.networks import checked, wider
 from stepsampler.models.pixels import to_pixels
-from stepsampler.models.sizes import NO_SIZE, check_size, trained_sides
+from stepsampler.models.sizes import Shaped
 from stepsampler.models.texts import Reading
-from stepsampler.noise import FlowSchedule, NoiseSchedule, is_flow
+from stepsampler.noise import read_noise
 from stepsampler.schedule import FreeU
-from stepsampler.support.sizes import Size, sides
+from stepsampler.support.sizes import Size
 
 KEPT = 2**28  # bytes of encoded prompts
 
 
-class LatentModel(Model):
+class LatentModel(Shaped, Model):
     """A diffusers pipeline, taken apart into the few calls that sampling needs.
 
     A family names the pipeline classes that it samples and fills in `_encode` and `_call`; where
@@ -40,8 +39,6 @@ class LatentModel(Model):
     pipelines: ClassVar[tuple[str, ...]] = ()
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
     channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
-    patch: ClassVar[int] = 2  # sides of latents are multiples of it
-    square: ClassVar[bool] = False  # can make no other images
     # The network is told how long texts are: by `mask`, left out if none is padded, or otherwise.
     mask: ClassVar[str | None] = None
     pads: ClassVar[bool] = False
@@ -77,67 +74,7 @@ class LatentModel(Model):
                 raise UserError(f"the {type(pipeline).__name__} has no {name}")
 
     def _read_scheduler(self, config: Any) -> None:
-        if is_flow(config):
-            self.noise = FlowSchedule.from_scheduler_config(config, self._tokens)
-            self.prediction_type = "flow_prediction"
-        else:
-            self.noise = NoiseSchedule.from_scheduler_config(config)
-            self.prediction_type = config.get("prediction_type", "epsilon")
-
-    @property
-    def _tokens(self) -> int:
-        """Patches of one image: some flow models place their timesteps by that number."""
-        patch = self.net.config.get("patch_size") or 1
-        return (self.shape[1] // patch) * (self.shape[2] // patch)
-
-    @property
-    def _most(self) -> int | None:
-        """Entries of a latent along one side for which the network has places; None: any."""
-        return None
-
-    @property
-    def _factor(self) -> int:
-        """Pixels along one side of a latent's entry; 1 for models of pixels."""
-        return int(getattr(self.pipeline, "vae_scale_factor", 1))
-
-    def _trained_shape(self) -> tuple[int, int, int]:
-        """That of the latents on which the model was trained, sides of 0 if unknown."""
-        return self.net.config.in_channels, *trained_sides(self.net.config)
-
-    @property
-    def _multiple(self) -> int:
-        """Pixels of which both sides of an image are multiples."""
-        return self.patch * self._factor
-
-    def _latent_shape(self, size: Size | None) -> tuple[int, int, int]:
-        """Of images of `size` pixels; by default those the model was trained on."""
-        channels, *trained = self._trained_shape()
-        vae = self.pipeline.components.get("vae")
-        latent = channels if vae is None else self._vae_channels(vae.config, channels)
-        if channels != latent:
-            raise UserError(f"the model cannot be sampled: {wider(channels, latent)}")
-        factor, most = self._factor, self._most and self._most * self._factor
-        if size is None and not all(trained):
-            raise UserError(NO_SIZE)
-        height, width = (side * factor for side in trained)
-        if size is not None:
-            width, height = sides(size)
-        check_size(width, height, self._multiple, most, self.square)
-        return (channels, height // factor, width // factor)
-
-    def _vae_channels(self, config: Any, channels: int) -> int:
-        """Channels that latents must have for the VAE; `channels` if it does not say."""
-        return int(config.get("latent_channels", channels))
-
-    @property
-    def height(self) -> int:
-        """Of the images in pixels."""
-        return self.shape[1] * self._factor
-
-    @property
-    def width(self) -> int:
-        """Of the images in pixels."""
-        return self.shape[2] * self._factor
+        self.noise, self.prediction_type = read_noise(config, self._tokens)
 
     @cached_property
     def _layout(self) -> torch.memory_format:
@@ -157,7 +94,9 @@ class LatentModel(Model):
         for prompt in prompts:
             key = (prompt, negative)
             if key not in self._encoded:
-                self._encoded[key] = {k: self._cast(v) for k, v in self._encode(*key).items()}
+                row = {k: self._cast(v) for k, v in self._encode(*key).items()}
+                check_widths(self.net, row)
+                self._encoded[key] = row
             self._encoded.move_to_end(key)
             rows.append(self._encoded[key])
         size = sum(v.nbytes for row in self._encoded.values() for v in row.values())

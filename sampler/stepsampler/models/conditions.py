@@ -1,6 +1,9 @@
 """What a network's config says that it wants beside latents, a time and texts."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from stepsampler.errors import UserError
 
@@ -11,6 +14,34 @@ _WANTED = {
     "encoder_hid_dim_type": (("text_proj",), "an image, as with an IP-Adapter"),
     "addition_embed_type": (("text_time",), "more than a text"),
 }
+# Where configs of networks say how wide the states of texts are, the surest first
+_WIDTHS = (
+    *("caption_channels", "cap_feat_dim", "text_hidden_dim", "joint_attention_dim"),
+    *("encoder_hid_dim", "cross_attention_dim"),
+)
+
+
+def check_widths(net: Any, condition: Mapping[str, Tensor]) -> None:
+    """Refuse texts that are not as wide as the network takes them, before it is called.
+
+    Raises:
+        UserError: names both widths, and the key of the network's config.
+    """
+    config, states = net.config, condition.get("encoder_hidden_states")
+    pooled = condition.get("text_embeds", condition.get("pooled_projections"))
+    total = config.get("projection_class_embeddings_input_dim")  # with six numbers of sizes
+    times = config.get("addition_time_embed_dim")
+    wanted = [(states, key, config.get(key)) for key in _WIDTHS if config.get(key)][:1]
+    wanted += [(pooled, "pooled_projection_dim", config.get("pooled_projection_dim"))]
+    if total and times:
+        wanted += [(pooled, "projection_class_embeddings_input_dim", total - 6 * times)]
+    for found, key, widths in wanted:
+        known = set(widths) if isinstance(widths, list | tuple) else {widths}
+        if found is not None and known - {None} and found.shape[-1] not in known:
+            raise UserError(
+                f"the network takes texts as {widths} numbers ({key} of its config), but the text "
+                f"encoder gives {found.shape[-1]}: they are not of one model"
+            )
 
 
 def check_conditions(net: Any) -> None:
@@ -31,3 +62,35 @@ def check_conditions(net: Any) -> None:
                 f"the U-Net wants {wanted} ({key} of its config is {value!r}), which is not "
                 "supported"
             )
+
+
+# Input channels of U-Nets of Stable Diffusion that want more than a latent
+WIDER = {
+    5: "a model that wants depth too",
+    7: "an upscaler",
+    8: "a model that edits images",
+    9: "an inpainting model",
+}
+
+
+def wider(channels: int, latent: int) -> str:
+    """What is said of a network that wants more than a latent."""
+    return (
+        f"its network takes {channels} channels where latents have {latent}: "
+        f"{WIDER.get(channels, 'it wants more than a latent')}; only text-to-image models are "
+        "supported"
+    )
+
+
+def checked(net: Any) -> Any:
+    """A network of a pipeline, as it is or compiled, offloaded or with adapters.
+
+    Raises:
+        UserError: it is wrapped in something that hides its config, where pipelines look too.
+    """
+    if not hasattr(net, "config"):
+        raise UserError(
+            f"the pipeline's network is a {type(net).__name__} without a config; hand over the "
+            "diffusers network itself"
+        )
+    return net

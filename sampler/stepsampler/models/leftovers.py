@@ -4,18 +4,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from stepsampler.errors import UserError, note
 from stepsampler.models.parts import listed
+from stepsampler.noise import NoiseSchedule, is_edm
 from stepsampler.support.weights import Header
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+ALPHAS = "alphas_cumprod"  # of training; files in float16 and bfloat16 round them
+ROUNDED = 2**-7
 # Buffers of training that CompVis' files hold; no network has them
 # fmt: off
 _BUFFERS = (
     "alphas_", "betas", "denoiser.sigmas", "log_one_minus_", "logvar", "loss.",
-    "model_ema.decay", "model_ema.num_updates", "posterior_", "sqrt_", "v_pred",
+    "edm_", "model_ema.decay", "model_ema.num_updates", "posterior_", "sqrt_", "v_pred", "ztsnr",
 )
 # fmt: on
 
@@ -33,6 +37,30 @@ def check_whole(name: str, pipeline: Any) -> None:
             lacks = sorted(k for k, v in network.state_dict().items() if v.is_meta)
             if lacks:
                 raise UserError(f"model {name!r}: {part}: {listed('weights', lacks)} missing")
+
+
+def compare_noise(name: str, header: Header, pipeline: Any) -> None:
+    """Say where a file's own levels of noise in training are not those of the scheduler."""
+    config = pipeline.scheduler.config
+    if ALPHAS not in header.tensors or "beta_schedule" not in config or is_edm(config):
+        return
+    noise = NoiseSchedule.from_scheduler_config(config)
+    ours = torch.tensor(noise.alphas_cumprod, dtype=torch.float64)
+    with safe_open(name, framework="pt") as file:
+        theirs = file.get_tensor(ALPHAS).double().flatten()
+    close: dict[str, Any] = {"rtol": ROUNDED, "atol": 1e-6}  # some schedulers have 2^-24 for 0
+    if len(theirs) != len(ours) or not torch.allclose(theirs, ours, **close):
+        zero = len(theirs) and float(theirs[-1]) == 0
+        note(
+            f"model {name!r}: its {ALPHAS} are others than those of the scheduler, whose levels of "
+            f"noise count: {_ends(theirs)} in the file, {_ends(ours)} there"
+            + ("; --zero-snr takes levels that end in pure noise" if zero else "")
+        )
+
+
+def _ends(alphas: Tensor) -> str:
+    ends = [f"{float(alphas[k]):.4g}" for k in (0, -1) if len(alphas)]
+    return " ".join([f"{len(alphas)} numbers", *(["from", ends[0], "to", ends[1]] if ends else [])])
 
 
 def note_left_out(name: str, header: Header, pipeline: Any) -> None:

@@ -5,23 +5,24 @@ import importlib.resources
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from stepsampler.errors import UserError
 from stepsampler.models.additions import read_vae
-from stepsampler.models.leftovers import check_whole, note_left_out
-from stepsampler.models.networks import WIDER, wider
+from stepsampler.models.leftovers import check_whole, compare_noise, note_left_out
+from stepsampler.models.markers import check_file, heed
 from stepsampler.models.parts import BROKEN, check_place, check_texts, choose, read_part, reason
-from stepsampler.noise import is_flow
-from stepsampler.support.options import ModelOptions, Prediction
-from stepsampler.support.weights import EPSILON, Header, V, is_weights_file, read_header
+from stepsampler.support.options import ModelOptions
+from stepsampler.support.weights import EPSILON, V, is_weights_file, read_header
 
 BUNDLED = ("tiny", "tiny-second")  # the second: another seed, half the training
-PREDICTIONS = get_args(Prediction)  # that may be asked for
 # Parts of stock pipelines that are not sampled with
 NEEDLESS = ("safety_checker", "feature_extractor")
+TEXTS = "cond_stage_model.transformer."  # CLIP of Stable Diffusion 1.x
+OLD_TEXTS = (f"{TEXTS}embeddings.", f"{TEXTS}encoder.")  # without text_model.
 # Whose configs a file of Stable Diffusion 2.x has: 512 pixels, or 768
 SD2 = {
     EPSILON: "stabilityai/stable-diffusion-2-1-base",
@@ -41,8 +42,8 @@ def read_pipeline(options: ModelOptions) -> Any:
 
     `config` is the folder or hub id whose configs a single file's model has; by default diffusers
     recognises the model and takes them from the hub. `variant` is which of a folder's weights,
-    such as fp16; by default those without a variant, or else the only one. `prediction_type`
-    overrules what file and config say. `vae` takes the place of the model's own.
+    such as fp16; by default those without a variant, or else the only one. `prediction_type` and
+    `zero_snr` overrule what file and config say. `vae` takes the place of the model's own.
 
     Raises:
         UserError: nothing there, a pickle, weights that cannot be read, or markers that say what
@@ -53,13 +54,12 @@ def read_pipeline(options: ModelOptions) -> Any:
     if is_weights_file(name):
         if options.variant is not None:
             raise UserError(f"a variant goes with a folder or hub id, not with the file {name!r}")
-        return _read_single_file(name, dtype, config, options.prediction_type, vae)
+        return _read_single_file(options, config, vae)
     if config is not None:
         raise UserError(f"a config goes with a single .safetensors file, not with {name!r}")
     check_place("model", folder)
     pipeline = _read_folder(name, folder, dtype, options.variant, vae)
-    if options.prediction_type is not None:
-        _set_prediction(pipeline, options.prediction_type)
+    heed(pipeline, options)
     return pipeline
 
 
@@ -93,6 +93,31 @@ def _read_folder(
     except BROKEN as error:
         asked = "" if variant is None else f" in the variant {variant}"
         raise UserError(f"model {name!r} cannot be loaded{asked}: {reason(error)}") from error
+
+
+def read_outline(options: ModelOptions, folder: Path) -> Any:
+    """The pipeline of a folder's configs, whose networks have no weights: quick, and to no end but
+    to ask what it can do.
+
+    Raises:
+        UserError: as for the pipeline itself.
+    """
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from diffusers import DiffusionPipeline
+
+    passed: dict[str, Any] = dict.fromkeys(NEEDLESS)
+    try:
+        for part, cls in _parts(options.id, folder).items():
+            with init_empty_weights():
+                if hasattr(cls, "config_class"):  # of transformers
+                    passed[part] = cls(cls.config_class.from_pretrained(folder / part))
+                else:
+                    passed[part] = cls.from_config(cls.load_config(folder / part))
+        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **passed)
+    except BROKEN as error:
+        raise UserError(f"model {options.id!r} cannot be loaded: {reason(error)}") from error
+    heed(pipeline, options)
+    return pipeline
 
 
 def _parts(name: str, folder: Path) -> dict[str, Any]:
@@ -148,13 +173,12 @@ def pipeline_class(place: str, name: object) -> Any:
     return getattr(diffusers, name)
 
 
-def _read_single_file(
-    name: str, dtype: torch.dtype, config: str | None, asked: str | None, vae: str | None
-) -> Any:
+def _read_single_file(options: ModelOptions, config: str | None, vae: str | None) -> Any:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
+    name, dtype = options.id, getattr(torch, options.dtype)
     header = read_header("model", name)
-    said = check_file(name, header, config, asked)
+    said = check_file(options, header)
     if config is not None:
         check_place("config", config)
         for pickle in Path(config).glob("*/*.bin"):  # diffusers would read what the file lacks
@@ -165,10 +189,12 @@ def _read_single_file(
         config = SD2[said]
     try:
         cls, config = _single_file_class(name, config)
-        options: dict[str, Any] = {"dtype": dtype}
+        parts: dict[str, Any] = {"dtype": dtype}
         if vae is not None:
-            options["vae"] = _vae_by_config(vae, cls, config, dtype)
-        pipeline = cls.from_single_file(name, config=config, **options)
+            parts["vae"] = _vae_by_config(vae, cls, config, dtype)
+        if any(key.startswith(OLD_TEXTS) for key in header.tensors):
+            parts["text_encoder"] = _old_text_encoder(name, cls, config, dtype)
+        pipeline = cls.from_single_file(name, config=config, **parts)
     except SingleFileComponentError as error:
         part = re.search(r"load (\w+)", str(error))
         lacks = part[1] if part else "a part of the model"
@@ -179,49 +205,9 @@ def _read_single_file(
         raise UserError(f"model {name!r} cannot be loaded: {reason(error)}{way}") from error
     check_whole(name, pipeline)
     note_left_out(name, header, pipeline)
-    theirs = pipeline.scheduler.config.get("prediction_type", EPSILON)
-    if asked is not None:
-        _set_prediction(pipeline, asked)
-    elif said not in (None, theirs) and not is_flow(pipeline.scheduler.config):
-        if given is not None:
-            marker = next(iter(header.predictions))
-            raise UserError(
-                f"model {name!r}: its marker {marker} says {said}, but the config {given!r} says "
-                f"{theirs}: give --prediction-type, which overrules both"
-            )
-        _set_prediction(pipeline, str(said))
+    heed(pipeline, options, header)
+    compare_noise(name, header, pipeline)
     return pipeline
-
-
-def check_file(name: str, header: Header, config: str | None, asked: str | None) -> str | None:
-    """Refuse from its header what cannot be sampled; returns the prediction type, if known."""
-    if header.kind not in ("a whole checkpoint", "something unknown"):
-        way = {
-            "a LoRA": "give it with --lora, beside a model",
-            "a textual inversion": "give it with --textual-inversion, beside a model",
-            "a VAE": "give it with --vae, beside a model",
-        }.get(header.kind, "which is not supported as a model")
-        raise UserError(f"model {name!r} is {header.kind}: {way}")
-    if header.unsupported:
-        raise UserError(f"model {name!r}: {header.unsupported}")
-    if header.input_channels in WIDER:
-        raise UserError(f"model {name!r}: {wider(header.input_channels, 4)}")
-    if asked is not None:
-        return asked
-    stated = header.predictions
-    for marker, said in stated.items():
-        if said not in PREDICTIONS:
-            raise UserError(f"model {name!r}: its marker {marker} says {said!r}, which is unknown")
-    if len(set(stated.values())) > 1:
-        facts = ", ".join(f"{marker} says {said}" for marker, said in stated.items())
-        raise UserError(f"model {name!r} contradicts itself: {facts}: give --prediction-type")
-    if not stated and header.is_sd2 and config is None:
-        raise UserError(
-            f"model {name!r} is Stable Diffusion 2.x and does not say what it predicts: give "
-            "--prediction-type epsilon (2-base, 2.1-base: 512 pixels) or v_prediction (2, 2.1: "
-            "768 pixels), or --config"
-        )
-    return next(iter(stated.values()), None)
 
 
 def _single_file_class(name: str, config: str | None) -> tuple[Any, str]:
@@ -253,11 +239,19 @@ def _vae_by_config(vae: str, cls: Any, config: str, dtype: torch.dtype) -> Any:
     return read_vae(vae, vae_cls, vae_cls.load_config(config, subfolder="vae"), dtype)
 
 
-def _set_prediction(pipeline: Any, prediction_type: str) -> None:
-    scheduler = pipeline.scheduler
-    if is_flow(scheduler.config):
-        raise UserError("--prediction-type is not of flow models: they predict the flow")
-    changed = type(scheduler).from_config(scheduler.config, prediction_type=prediction_type)
-    if changed.config.get("prediction_type") != prediction_type:
-        raise UserError(f"a {type(scheduler).__name__} has no prediction type that could be set")
-    pipeline.register_modules(scheduler=changed)
+def _old_text_encoder(name: str, cls: Any, config: str, dtype: torch.dtype) -> Any:
+    """CLIP under the names of early transformers, as in old anime models: diffusers sees none.
+
+    What it lacks stays without numbers, which `check_whole` refuses.
+    """
+    from accelerate import init_empty_weights
+
+    library, kind = cls.load_config(config)["text_encoder"]
+    known = getattr(importlib.import_module(library), kind)
+    with init_empty_weights():
+        encoder = known(known.config_class.from_pretrained(config, subfolder="text_encoder"))
+    head = "text_model." if any(k.startswith("text_model.") for k in encoder.state_dict()) else ""
+    weights = {k: v for k, v in load_file(name).items() if k.startswith(TEXTS)}
+    found = {head + k.removeprefix(TEXTS): v.to(dtype) for k, v in weights.items()}
+    encoder.load_state_dict(found, strict=False, assign=True)
+    return encoder.eval()

@@ -46,6 +46,8 @@ def check_texts(place: str, folder: Path) -> None:
     for path in sorted(p for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model")):
         if kind := beginning(path):
             raise UserError(f"{place}: {path.name} is {kind}")
+        if path.suffix == ".model" and not path.stat().st_size:
+            raise UserError(f"{place}: {path.name} is empty")
         if path.suffix == ".json":
             try:
                 json.loads(path.read_text(encoding="utf-8"))
@@ -146,8 +148,8 @@ def reason(error: BaseException) -> str:
         return "some of its weights are missing"
     if "tiktoken" in text or "sentencepiece" in text.lower():
         return (
-            "its tokenizer is a SentencePiece model, which needs the package sentencepiece: "
-            "pip install sentencepiece"
+            "its tokenizer is no SentencePiece model that can be read: it is damaged, or the "
+            "package sentencepiece is missing"
         )
     if "Target modules" in text:
         return "none of its layers is of a network that the model has"

@@ -36,7 +36,8 @@ class Reading:
     def __post_init__(self) -> None:
         if self.long_prompts not in LONG_PROMPTS:
             raise UserError(
-                f"long prompts must be one of {', '.join(LONG_PROMPTS)}, got {self.long_prompts!r}"
+                f"--long-prompts must be one of {', '.join(LONG_PROMPTS)}, "
+                f"got {self.long_prompts!r}"
             )
 
     @property
@@ -53,21 +54,24 @@ class Reading:
         name = type(pipeline).__name__
         if self.long_prompts == "chunk" and not chunked:
             raise UserError(
-                f"long prompts cannot be read in chunks by a {name}: only where CLIP alone reads "
-                "them, as in Stable Diffusion 1.x, 2.x and XL"
+                f"--long-prompts chunk is not for a {name}: only where CLIP alone reads prompts, "
+                "as in Stable Diffusion 1.x, 2.x and XL"
             )
         if self.clip_skip is None:
             return
         if layer is None:
             raise UserError(
-                f"clip skip: a {name} takes no hidden layer of CLIP, got {self.clip_skip}"
+                f"--clip-skip is not for a {name}, which takes no hidden layer of CLIP, "
+                f"got {self.clip_skip}"
             )
         parts = [pipeline.components.get(f"text_encoder{number}") for number in ("", "_2")]
-        most = min(part.config.num_hidden_layers for part in parts if part) + 1 - layer
+        layers = min(part.config.num_hidden_layers for part in parts if part)
+        most = layers + 1 - layer
         if not 1 <= self.clip_skip <= most:
+            has = "1 layer" if layers == 1 else f"{layers} layers"
+            own = ", of which the model leaves out the last anyway" if layer > 1 else ""
             raise UserError(
-                f"clip skip must be 1 to {most}, as many layers of CLIP there are before the one "
-                f"that the model takes, got {self.clip_skip}"
+                f"--clip-skip must be 1 to {most}, got {self.clip_skip}: CLIP has {has}{own}"
             )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stepsampler.errors import UserError
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -12,6 +14,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     import tempfile  # a twentieth of the time of --help
 
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder is there, where a file should be written")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)

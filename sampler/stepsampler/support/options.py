@@ -74,6 +74,14 @@ class ModelOptions:
             named="never",
         ),
     )
+    zero_snr: bool | None = field(
+        default=None,
+        metadata=facts(
+            "Zero terminal SNR or not; overrules what checkpoint and config say.",
+            of_weights=True,
+            named="never",
+        ),
+    )
     vae: str | None = field(
         default=None,
         metadata=facts(

@@ -3,17 +3,36 @@
 A row that cannot be read is a row with a fault, so that it costs itself alone.
 """
 
+import gzip
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 
-COLUMNS = ("prompt", "caption", "text", "prompts")  # in any case, taken in this order
+COLUMNS = ("prompt", "caption", "text", "prompts", "captions")  # in any case, taken in this order
 LONGEST = 20_000  # characters of a caption: what has more is a damaged file
 SHOWN = 12  # columns that an error names
+HEAD = 4096  # bytes at the start of a file that tell its kind
+GZIP = b"\x1f\x8b"
+UTF_32 = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# What else bears the name of a caption set, by its beginning
+OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run git lfs pull",
+    b"PAR1": "parquet, whose name must end with .parquet",
+    b"PK\x03\x04": "a zip, or a workbook of Excel: unpack it, or save the sheet as .csv",
+    b"ARROW1": "a file of Arrow: save it as .parquet",
+    b"\x28\xb5\x2f\xfd": "a file of zstd: unpack it",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"%PDF": "a PDF",
+}
+WEB_PAGES = (b"<!doctype html", b"<html")
 
 
 class Row(NamedTuple):
@@ -47,17 +66,41 @@ def fault(value: Any) -> str | None:
         return f"half of a surrogate pair (\\u{code:04x})"
     if not any(c.isprintable() and not c.isspace() for c in value):
         return "nothing to be seen in it" if value.strip() else "empty"
-    return None
+    return "a NUL character in it" if "\0" in value else None
 
 
 @contextmanager
 def opened(path: Path, newline: str | None) -> Iterator[IO[str]]:
-    """A file of UTF-8, with or without a byte order mark; other bytes become surrogates."""
+    """A file of UTF-8, with or without a byte order mark; other bytes become surrogates.
+
+    It may be packed by gzip, or a pipe: it is opened once, and read forwards.
+    """
     with path.open("rb") as raw:
-        if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise UserError(f"{path}: the file is UTF-16; save it as UTF-8")
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file:
-        yield file
+        packed = raw.peek(HEAD).startswith(GZIP)
+        file = gzip.GzipFile(fileobj=raw) if packed else raw
+        try:
+            refuse_others(path, file.peek(HEAD)[:HEAD])
+            yield TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path}: a file of gzip that is damaged or cut off") from error
+
+
+def refuse_others(path: Path, head: bytes) -> None:
+    """
+    Raises:
+        UserError: the file is no text in UTF-8, or a text of another kind, by how it begins.
+    """
+    for begins, kind in OTHERS.items():
+        if head.startswith(begins):
+            raise UserError(f"{path}: the file is {kind}")
+    if head.lstrip().lower().startswith(WEB_PAGES):
+        raise UserError(f"{path}: the file is a web page: download the file itself")
+    # Half of the bytes of plain letters in UTF-16 are 0, with or without a mark.
+    half = max(head[:256][i::2].count(0) for i in (0, 1)) > len(head[:256]) // 4
+    if head.startswith(UTF_32):
+        raise UserError(f"{path}: the file is UTF-32; save it as UTF-8")
+    if head.startswith(UTF_16) or half:
+        raise UserError(f"{path}: the file is UTF-16; save it as UTF-8")
 
 
 def shortened(text: str, width: int = 40) -> str:
@@ -69,7 +112,7 @@ def among(names: Sequence[str], wanted: str | None) -> list[int]:
     """Places of a column: as it is written, or else in any case; of COLUMNS, in their order."""
     if wanted is not None and wanted in names:
         return [i for i, name in enumerate(names) if name == wanted]
-    plain = [name.strip().lower() for name in names]
+    plain = [name.strip("\ufeff \t\r\n").lower() for name in names]
     return [
         i
         for column in (COLUMNS if wanted is None else (wanted.lower(),))
@@ -103,6 +146,29 @@ def find_column(path: Path, names: Sequence[str], wanted: str | None, notes: lis
         rest = ", ".join(names[i] for i in others)
         notes.append(f"the column {names[first]} is taken, not {rest} (--column)")
     return first
+
+
+def first_of(rows: Sequence[Row], notes: list[str]) -> list[Row]:
+    """Of a row with a list of captions of one image the first that is one; `notes` is told."""
+    found, several = [], 0
+    for row in rows:
+        texts = [_inner(item) for item in row.value] if isinstance(row.value, list) else []
+        if texts and all(isinstance(text, str) for text in texts):
+            several += len(texts) > 1
+            row = row._replace(value=next((t for t in texts if not fault(t)), texts[0]))
+        found.append(row)
+    if several:
+        count = f"{several:,} of {counted(len(found), 'row')}"
+        notes.append(f"{count} with several captions, of which the first is read")
+    return found
+
+
+def _inner(item: Any) -> Any:
+    """The text of a caption that is an object, as in Karpathy's splits of COCO."""
+    if not isinstance(item, dict):
+        return item
+    names = [name for name in (*COLUMNS, "raw") if isinstance(item.get(name), str)]
+    return item[names[0]] if names else item
 
 
 def listed(said: Sequence[str], most: int = 5) -> str:

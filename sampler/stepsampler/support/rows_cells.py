@@ -1,15 +1,30 @@
 """Caption sets in columns: CSV, TSV and parquet."""
 
 import csv
+import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from stepsampler.errors import UserError
-from stepsampler.support.rows import Row, Table, among, find_column, opened
+from stepsampler.errors import UserError, counted
+from stepsampler.support.rows import (
+    GZIP,
+    HEAD,
+    Row,
+    Table,
+    among,
+    find_column,
+    first_of,
+    opened,
+    refuse_others,
+)
 
-DELIMITERS = (",", ";", "\t")  # of a .csv: the first that gives its header a column of captions
+# Of a .csv: the first that gives its header a column of captions
+DELIMITERS = (",", ";", "\t", "|")
+EXCEL = re.compile(r"sep=(.)\s*")  # a first line of a .csv that says its delimiter
+COMPARED = 20  # lines without a header that must have as many cells under another delimiter
 SPAN = 100  # lines at most of a record of CSV: beyond, its quote was never closed
 
 
@@ -21,15 +36,36 @@ def read_tsv(path: Path, column: str | None) -> Table:
 
 
 def read_csv(path: Path, column: str | None) -> Table:
-    """Cells between commas, or semicolons or tabs where only these make a header of the column."""
+    """Cells between commas, or semicolons, tabs or bars where only these make a header of the
+    column; without a header, where all lines have as many cells between these, and one by commas.
+    """
     with opened(path, "") as file, _long_fields():
-        head = file.readline()
-        file.seek(0)
+        lines = file.readlines()
+        stated = EXCEL.fullmatch(lines[0].strip("\ufeff")) if lines else None
+        first = 1 if stated else 0
+        head = next((line for line in lines[first:] if line.strip()), "")
         header = column is None or not column.isdecimal()
-        wanted = column if header else None  # which a file may have where a number is given
-        fitting = (d for d in DELIMITERS if among(_header(head, d), wanted))
-        delimiter = next(fitting, DELIMITERS[0])
-        return _cells(path, _records(file, delimiter, header), column)
+        if stated:
+            delimiter = stated[1]
+        elif header:
+            fitting = (d for d in DELIMITERS if among(_header(head, d), column))
+            delimiter = next(fitting, DELIMITERS[0])
+        else:
+            fitting = (d for d in DELIMITERS if among(_header(head, d), None))
+            delimiter = next(fitting, None) or _regular(lines)
+        spaced = f"{delimiter} " in head if header else False
+        records = _records(lines[first:], delimiter, header, spaced, first)
+        return _cells(path, records, column)
+
+
+def _regular(lines: Sequence[str]) -> str:
+    """The delimiter that cuts every line into as many cells, of which there are several."""
+    compared = [line for line in lines if line.strip()][:COMPARED]
+    for delimiter in DELIMITERS if len(compared) > 1 else ():
+        counts = {len(_header(line, delimiter)) for line in compared}
+        if len(counts) == 1 and counts != {1}:
+            return delimiter
+    return DELIMITERS[0]
 
 
 def _header(line: str, delimiter: str) -> list[str]:
@@ -49,10 +85,10 @@ def _long_fields() -> Iterator[None]:
 class _Lines:
     """The lines of a file, of which those that a record took can be given back."""
 
-    def __init__(self, file: Iterable[str]) -> None:
+    def __init__(self, file: Iterable[str], before: int) -> None:
         self.file, self.ahead = iter(file), deque[str]()
         self.taken: list[str] = []
-        self.number = 0  # of lines before those taken
+        self.number = before  # of lines before those taken
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -76,22 +112,28 @@ class _Lines:
 Record = tuple[int, list[str], str | None]  # line, cells, or what is wrong with them
 
 
-def _records(file: Iterable[str], delimiter: str, header: bool) -> Iterator[Record]:
+def _records(
+    file: Iterable[str], delimiter: str, header: bool, spaced: bool, before: int
+) -> Iterator[Record]:
     """Quoted cells may have several lines; a quote that ends no cell costs its line alone.
 
     Under a header, so does one that ends a cell of another line, of which there are then too many.
+    Empty cells beyond those of the header are no cells. `spaced` is a space after a delimiter.
     """
-    lines, width = _Lines(file), 0
+    lines, width = _Lines(file, before), 0
     while True:
         lines.begin()
         wrong = None
         try:
-            cells = next(csv.reader(lines, delimiter=delimiter, strict=True))
+            reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error:
             cells, wrong = [], "a quote that does not enclose a whole cell"
         width = width or len(cells)
+        if header and len(cells) > width > 0 and not any(cell.strip() for cell in cells[width:]):
+            del cells[width:]
         if wrong or (header and len(cells) != width):
             lines.give_back()
         if cells or wrong:
@@ -117,14 +159,14 @@ def _cells(path: Path, records: Iterator[Record], column: str | None) -> Table:
     rows = []
     for number, cells, wrong in every:
         if not wrong and len(cells) != width:
-            wrong = f"{len(cells)} cells, not {width}"
+            wrong = f"{counted(len(cells), 'cell')}, not {width}"
         at = f"line {number}"
         rows.append(Row(at, fault=wrong) if wrong else Row(at, cells[place]))
     return Table(rows, notes)
 
 
 def read_parquet(path: Path, column: str | None) -> Table:
-    """A column of texts, be they strings, bytes or of a dictionary."""
+    """A column of texts, be they strings, bytes or of a dictionary, or of lists of texts."""
     try:
         import pyarrow
         from pyarrow import parquet, types
@@ -133,6 +175,11 @@ def read_parquet(path: Path, column: str | None) -> Table:
     notes: list[str] = []
     try:
         with path.open("rb") as file:
+            head = file.peek(HEAD)[:HEAD]
+            if head.startswith(GZIP):
+                raise UserError(f"{path}: the file is packed by gzip: unpack it")
+            if not head.startswith(b"PAR1"):
+                refuse_others(path, head)
             table = parquet.ParquetFile(file)
             names = table.schema_arrow.names
             if column is not None and column.isdecimal() and column not in names:
@@ -145,8 +192,16 @@ def read_parquet(path: Path, column: str | None) -> Table:
             values = values.cast(pyarrow.binary())
         elif types.is_large_string(values.type):
             values = values.cast(pyarrow.large_binary())
+        elif types.is_list(values.type) and types.is_string(values.type.value_type):
+            values = values.cast(pyarrow.list_(pyarrow.binary()))
         found = values.to_pylist()
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a whole parquet file, or not a plain column") from error
-    texts = (v.decode(errors="surrogateescape") if isinstance(v, bytes) else v for v in found)
-    return Table([Row(f"row {i}", text) for i, text in enumerate(texts)], notes)
+    rows = [Row(f"row {i}", _decoded(value)) for i, value in enumerate(found)]
+    return Table(first_of(rows, notes), notes)
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value

@@ -29,6 +29,10 @@ _BEGINNINGS = (
 # Adapters that are no plain LoRA, by a part of their keys
 _ADAPTERS = (
     (r"\.hada_", "a LoHa"),
+    (
+        r"^\w+:\d+:(up|down)$",
+        "a LoRA of cloneofsimo's package, whose layers have no names",
+    ),
     (r"\.lokr_", "a LoKr"),
     (r"\.dora_scale$|\.lora_magnitude_vector", "a DoRA"),
     (r"\.(oft_|boft_)", "an OFT"),
@@ -76,7 +80,7 @@ class Header:
     def kind(self) -> str:
         """What the file holds, as far as its keys tell."""
         keys = self.tensors
-        if any(key.startswith(_CHECKPOINT) for key in keys):
+        if any(key.startswith(_CHECKPOINT) and not _LORA.search(key) for key in keys):
             return "a whole checkpoint"
         if any(_LORA.search(key) for key in keys):
             return self.adapter or "a LoRA"
@@ -121,7 +125,7 @@ class Header:
         `v_pred` is an empty tensor, and the architecture of the model specification names the two
         kinds of Stable Diffusion 2.x. ComfyUI reads `v_pred`, for SDXL alone; diffusers reads none.
         """
-        found = {"v_pred": V} if "v_pred" in self.tensors else {}
+        found = {k: V for k in ("v_pred", "edm_vpred.sigma_max") if k in self.tensors}
         for name in _PREDICTIONS:
             said = self.metadata.get(name, "").strip().lower()
             if name == "ss_v_parameterization":
@@ -135,20 +139,28 @@ class Header:
         return found
 
     @cached_property
-    def unsupported(self) -> str | None:
-        """Noise levels or numbers that the file says it has, and that are not supported."""
-        if "ztsnr" in self.tensors or self.metadata.get("ss_zero_terminal_snr") == "True":
-            name = "ztsnr" if "ztsnr" in self.tensors else "ss_zero_terminal_snr"
-            return (
-                f"its marker {name} says zero terminal SNR, where sigma is infinite; such models "
-                "are not supported so far"
-            )
-        for name in ("edm_vpred.sigma_max", "edm_mean", "edm_std"):
+    def zero_snr(self) -> dict[str, bool]:
+        """Whether the model was trained to zero terminal SNR, by the marker that states it.
+
+        `ztsnr` is an empty tensor, which ComfyUI reads beside `v_pred`; diffusers reads none.
+        """
+        found = {"ztsnr": True} if "ztsnr" in self.tensors else {}
+        said = self.metadata.get("ss_zero_terminal_snr", "").strip().lower()
+        if said in ("true", "false"):
+            found["ss_zero_terminal_snr"] = said == "true"
+        return found
+
+    @cached_property
+    def edm(self) -> str | None:
+        """The marker that says EDM's preconditioning, as ComfyUI reads it."""
+        for name in ("edm_mean", "edm_vpred.sigma_max"):
             if name in self.tensors:
-                return (
-                    f"its marker {name} says a model with the noise levels of EDM; only "
-                    "variance-preserving and flow models are supported"
-                )
+                return name
+        return None
+
+    @cached_property
+    def unsupported(self) -> str | None:
+        """Numbers of weights that are not supported."""
         for name, (dtype, _) in self.tensors.items():
             if _QUANTISED.search(name) or dtype in ("F4", "F8_E8M0"):
                 return (

@@ -81,7 +81,7 @@ def screen(config: StudyConfig, workers: Workers, tick: Callable[[], object]) ->
         distance = frechet_infinity if infinity else frechet_distance
         return distance(x, reference) if np.isfinite(x).all() else np.inf
 
-    placed = workers.placements()
+    placed = dict(workers.placements())
     placements = {key: found.sigmas for key, found in placed.items()}
     known = baselines(config, subject.noise, subject.spec, placements)
     forms = [*map(_form, known), *_presets(config)]

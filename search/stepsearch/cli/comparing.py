@@ -63,4 +63,5 @@ def front(
     """The best schedule for each number of passes: a chart, a table and a file each."""
     from stepsearch.compare.front import make_front
 
-    make_front(runs, out, images, device)
+    if not make_front(runs, out, images, device):
+        raise typer.Exit(1)  # some are left out, and named above

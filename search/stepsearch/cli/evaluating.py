@@ -18,7 +18,7 @@ app = typer.Typer()
 @with_model
 def evaluate(
     what: Annotated[
-        list[Path] | None, typer.Argument(help="Schedules (JSON), folders or zips of images.")
+        list[Path] | None, typer.Argument(help="Schedules (JSON), folders, zips or .npz of images.")
     ] = None,
     stock: Annotated[
         list[int] | None,
@@ -127,7 +127,7 @@ def evaluate(
         size_of_files,
         sort_out,
     )
-    from stepsearch.compare.contenders import Contender, OnStock
+    from stepsearch.compare.contenders import Contender, OnArray, OnFiles, OnStock
     from stepsearch.compare.harness import Clock, Harness
     from stepsearch.compare.table import (
         as_data,
@@ -148,6 +148,7 @@ def evaluate(
         load_prompts,
         model_digest,
     )
+    from stepsearch.metrics.images import BrokenFilesError
     from stepsearch.metrics.pixels import Exif, Fit
     from stepsearch.metrics.pretrained import ClipScore
     from stepsearch.metrics.protocol import Seeds
@@ -185,9 +186,16 @@ def evaluate(
             "schedule or --stock"
         )
     elif size is None and fit == "crop":
-        size = size_of_files(files, images)
+        size = size_of_files(files, images, turning)
     captioned = clip_score is not None
-    contenders += images_of(files, chosen.range, side, fitting, turning, captioned=captioned)
+    broken: dict[Path, dict[str, str]] = {}  # files that turn out to be behind their heads
+
+    def on_files() -> list[OnFiles | OnArray]:
+        prepared = (chosen.range, side, fitting, turning)
+        return images_of(files, *prepared, captioned=captioned, broken=broken)
+
+    of_model = list(contenders)
+    contenders += on_files()
     fitted = None if fit == "none" else size
     real = (reference, fitted, fitting, turning)
     metrics = load_metrics(extractor or ["texture"], *real, cache, device)
@@ -206,19 +214,27 @@ def evaluate(
     }
     now = identity(harness, chosen.range, settings)
     earlier = [(read_earlier(path, now), path) for path in with_ or ()]
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+    width = None if sys.stdout.isatty() else 160
+    # names of files are as they are: no markup
+    console = Console(soft_wrap=True, highlight=False, width=width, markup=False, emoji=False)
     cut = clip.crops(size) if clip else []
     for note in cut + cuts_of(contenders, harness, chosen.range):
         console.print(note)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("measuring", total=None)
-        result = compare(
-            contenders,
-            harness,
-            chosen,
-            distances,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        while True:
+            try:
+                result = compare(
+                    contenders,
+                    harness,
+                    chosen,
+                    distances,
+                    lambda done, total: progress.update(task, completed=done, total=total),
+                )
+                break
+            except BrokenFilesError as error:  # what was measured is in the cache
+                broken.setdefault(error.source, {}).update(error.broken)
+                contenders = [*of_model, *on_files()]
     for data, path in earlier:
         result = join(result, data, path)
     console.print(table(result))
@@ -229,6 +245,12 @@ def evaluate(
     if out:
         save(as_data(result, harness, settings), out)
         console.print(f"{out}: every number with its identity")
+    for sentence in result.left_out:
+        console.print(f"left out: {sentence}")
+    unreadable = [metric.reference.unreadable for metric in metrics]
+    unreadable += [len(c.files.broken) for c in contenders if isinstance(c, OnFiles)]
+    if result.left_out or any(unreadable):  # and left out, as the notes say
+        raise typer.Exit(1)
 
 
 def _in_range(name: str, value: float, low: float, high: float = inf) -> None:

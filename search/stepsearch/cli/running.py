@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsearch.paths import RUNS, find_runs
 
 app = typer.Typer()
@@ -68,13 +68,13 @@ def run(
     config = load_config(study, {**overrides, "search": {**overrides.get("search", {}), **chosen}})
     variant = ("-quick" if quick else "") + ("" if seed is None else f"-seed{seed}")
     folder = run_folder or RUNS / (config.name + variant)
-    devices = _devices(workers, gpus)
+    devices, store = _devices(workers, gpus), _store(tracking)
 
     from stepsearch.engine.locks import only_run
     from stepsearch.report.session import run_session  # torch and optuna load here, not for --help
 
     with _interruptible(folder), only_run(folder):
-        run_session(config, folder, devices, tracking, quick)
+        run_session(config, folder, devices, store, quick)
 
 
 @contextmanager
@@ -115,7 +115,8 @@ def worker(
     """Join a search that is under way with one more process."""
     import os
 
-    from stepsearch.engine.study import claimed, work
+    from stepsearch.engine.claim import claimed
+    from stepsearch.engine.study import work
 
     folder = find_runs(run_, "study.json")[0]
     config = claimed(folder)
@@ -125,7 +126,7 @@ def worker(
         evaluator = Evaluator(config, folder / "cache", device)
         for note in evaluator.notes:
             typer.echo(note, err=True)
-        typer.echo(f"{work(folder, config, evaluator, worker=os.getpid())} trials")
+        typer.echo(counted(work(folder, config, evaluator, worker=os.getpid()), "trial"))
 
 
 @app.command()
@@ -141,33 +142,76 @@ def export(
     schedule = load(folder / "best.json")
     schedule.save(out)
     source = schedule.provenance.get("source", "")
-    typer.echo(
-        f"{out}: {schedule.num_steps} steps, {schedule.passes} passes ({source}), from {folder}"
-    )
-    if folder.name.endswith("-quick"):
-        typer.echo("  of a --quick run: too few images to claim anything", err=True)
+    size = f"{counted(schedule.num_steps, 'step')}, {counted(schedule.passes, 'pass')}"
+    typer.echo(f"{out}: {size} ({source}), from {folder}")
+    for doubt in _doubts(folder, study):
+        typer.echo(f"  {doubt}", err=True)
     if others:
         typer.echo(f"  there are also {', '.join(map(str, others))}: --run chooses")
+
+
+def _doubts(folder: Path, study: Path) -> list[str]:
+    """Why the schedule of a run's folder may not be the one that its user means."""
+    if not (folder / "study.json").exists():
+        return []
+    from stepsearch.config import load_config
+    from stepsearch.engine.claim import claimed, differences, has_ended
+
+    found = []
+    config = claimed(folder)
+    known = config.model_dump(mode="json")
+    quick = [(s, k, v) for s in ("evaluation", "teacher") for k, v in QUICK[s].items()]
+    if all(known[section][key] == value for section, key, value in quick):
+        found.append("of a --quick run: too few images to claim anything")
+    elif study.is_file():
+        try:
+            now = load_config(study).model_dump(mode="json")
+        except UserError as error:
+            return [f"whether the run was of this study is not known: {error}"]
+        options = ("search.seed", "search.start_from")
+        changed = [d for d in differences(known, now) if d[0] not in options]
+        found += [f"the run had {key} = {a!r}, {study} has {b!r}" for key, a, b in changed]
+    if not has_ended(folder, config):
+        found.append("the run is under way again: this is of its earlier end")
+    return found
 
 
 @app.command()
 def status(run_: RunOf) -> None:
     """Say how far a run is."""
-    from stepsearch.engine.study import claimed, distance_of, finished, pruned, read_study
+    from stepsearch.engine.claim import claimed, has_ended
+    from stepsearch.engine.study import distance_of, failed, finished, pruned, read_study
 
     folder = find_runs(run_, "study.json")[0]
     config = claimed(folder)
     study = read_study(folder, config)
     done = sorted(finished(study), key=distance_of)
-    ended = len(pruned(study))
-    more = f", {ended} pruned" if ended else ""
-    typer.echo(f"{folder}: {len(done)} of {config.search.trials} trials finished{more}")
+    ended, lost = len(pruned(study)), len(failed(study))
+    more = (f", {ended} pruned" if ended else "") + (f", {lost} failed" if lost else "")
+    typer.echo(f"{folder}: {len(done)} of {counted(config.search.trials, 'trial')} finished{more}")
     for trial in done[:5]:
         alignment, passes = trial.user_attrs["alignment"], trial.user_attrs["passes"]
         share = "" if isnan(alignment) else f"alignment {alignment:.1%}, "
         typer.echo(f"  trial {trial.number}: {distance_of(trial):.3f}, {share}{passes} passes")
     if (folder / "best.json").exists():
-        typer.echo(f"  ended: {folder / 'best.json'}")
+        so = "ended" if has_ended(folder, config) else "under way again; of an earlier end"
+        typer.echo(f"  {so}: {folder / 'best.json'}")
+
+
+def _store(tracking: str) -> str:
+    """A typing error would be a folder of that name to MLflow."""
+    if tracking in ("local", "none"):
+        return tracking
+    if (
+        "://" in tracking
+        or tracking.startswith(("databricks", "file:"))
+        or (tracking and Path(tracking).is_dir())
+    ):
+        return tracking
+    raise UserError(
+        "--tracking must be local, none or an address such as http://mlflow.example.org or "
+        f"sqlite:///team.db, got {tracking!r}"
+    )
 
 
 def _devices(workers: int | None, gpus: str | None) -> list[str]:

@@ -1,6 +1,6 @@
 """What `stepsearch evaluate` builds once and hands down: contenders and metrics; and its notes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stepsampler.errors import UserError
@@ -8,7 +8,7 @@ from stepsampler.models import Model
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import open_schedule
 from stepsampler.support.sizes import Size, size_of
-from stepsearch.compare.contenders import Contender, OnFiles, OnSchedule, OnStock
+from stepsearch.compare.contenders import Contender, OnArray, OnFiles, OnSchedule, OnStock
 from stepsearch.compare.harness import Harness, Metric
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.images import ImageFiles
@@ -47,15 +47,33 @@ def images_of(
     fit: Fit,
     exif: Exif,
     captioned: bool,
-) -> list[OnFiles]:
-    """A contender for each folder or zip; with `captioned`, it says what its images show.
+    broken: Mapping[Path, Mapping[str, str]],
+) -> list[OnFiles | OnArray]:
+    """A contender for each folder, zip or .npz; with `captioned`, it says what its images show.
 
-    Without a size, files are taken as they are and must be of one size.
+    Without a size, files are taken as they are and must be of one size. `broken` are files that
+    earlier tries found unreadable.
     """
-    found = [OnFiles(path, len(seeds), seeds.start, size, fit, exif) for path in files]
-    for contender in found if captioned else ():
-        contender.read_captions()
+    found: list[OnFiles | OnArray] = []
+    for path in files:
+        if _is_array(path):
+            if captioned:
+                raise UserError(f"--clip-score: {path}: it is not known what its images show")
+            if fit == "squash512":
+                raise UserError(
+                    f"{path}: its images are taken as they are: give --fit crop or none"
+                )
+            found.append(OnArray(path, len(seeds), seeds.start, size))
+            continue
+        of = OnFiles(path, len(seeds), seeds.start, size, fit, exif, broken.get(path))
+        if captioned:
+            of.read_captions()
+        found.append(of)
     return found
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix == ".npz" and not path.is_dir()
 
 
 def load_metrics(
@@ -89,7 +107,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def size_of_files(files: Sequence[Path], n: int) -> Size:
+def size_of_files(files: Sequence[Path], n: int, exif: Exif) -> Size:
     """Of the n chosen images, to which those of the reference are cropped.
 
     Raises:
@@ -97,7 +115,11 @@ def size_of_files(files: Sequence[Path], n: int) -> Size:
     """
     sizes = {}
     for path in files:
-        found = ImageFiles.find(path).chosen(n)
+        if _is_array(path):
+            height, width = OnArray(path, n, 0).images.shape[2:]
+            sizes[width, height] = path
+            continue
+        found = ImageFiles.readable(path, n, exif)
         found.check()
         sizes[found.heads[0].size] = path
     if len(sizes) > 1:

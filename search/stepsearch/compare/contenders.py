@@ -3,25 +3,27 @@
 import copy
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stepsampler.batch import MANIFEST, read_manifest
 from stepsampler.denoiser import stack
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted, note
 from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel, Model, StockModel
 from stepsampler.models.pixels import quantised
 from stepsampler.schedule import Schedule
-from stepsampler.support.sizes import Size
+from stepsampler.support.sizes import Size, sides
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.images import ImageFiles
+from stepsearch.metrics.interchange import read_npz
 from stepsearch.metrics.pixels import Exif, Fit
 
 
@@ -127,7 +129,7 @@ class OnStock:
         _rehearse(self.scheduler, steps, model.prediction_type == "flow_prediction")
         name = type(self.scheduler).__name__.removesuffix("Scheduler")
         scale = "" if guidance_scale is None else f", w {guidance_scale:g}"
-        self.name = f"{name}, {steps} steps{f', {spacing}' if spacing else ''}{scale}"
+        self.name = f"{name}, {counted(steps, 'step')}{f', {spacing}' if spacing else ''}{scale}"
         settings = sorted((k, str(v)) for k, v in self.scheduler.config.items() if k[0] != "_")
         self.identity = _digest(
             f"stock {name} {settings} {steps} {guidance_scale} {digest} {model.shape}"
@@ -221,18 +223,15 @@ class OnFiles:
         size: Size | None = None,
         fit: Fit = "crop",
         exif: Exif = "apply",
+        broken: Mapping[str, str] | None = None,
     ) -> None:
-        found = ImageFiles.find(source, exif)
-        if len(found.names) < n:
-            raise UserError(
-                f"{source}: {len(found.names)} images, but {n} are wanted; lower --images"
-            )
-        self.files, self.first, self.size, self.fit = found.chosen(n), first, size, fit
+        self.files = ImageFiles.readable(source, n, exif, broken)
+        self.first, self.size, self.fit = first, size, fit
         self.files.check(size, fit)  # all at once: they are measured in parts
         self.name = str(source)
         self.steps: int | None = None
         self.passes: float | None = None
-        what = f"files {found.digest()} {size} {fit} {first} {self.files.drawn}"
+        what = f"files {self.files.digest()} {size} {fit} {first} {self.files.drawn}"
         self.identity = _digest(f"{what} {self.files.preparation}".strip())
 
     def read_captions(self) -> None:
@@ -266,6 +265,41 @@ class OnFiles:
         return range(seeds.start - self.first, seeds.stop - self.first)
 
 
+class OnArray:
+    """Images of an `.npz` of others (ADM's `arr_0`), drawn as those of a folder; as they are."""
+
+    prompted = captioned = False
+
+    def __init__(self, source: Path, n: int, first: int, size: Size | None = None) -> None:
+        images = read_npz(source).images
+        if images is None:
+            raise UserError(f"{source}: statistics without images can be a reference alone")
+        if len(images) < n:
+            count = counted(len(images), "image")
+            raise UserError(f"{source}: {count}, but {n} are wanted; lower --images")
+        height, width = images.shape[2:]
+        if size is not None and (width, height) != sides(size):
+            wanted = " x ".join(map(str, sides(size)))
+            raise UserError(
+                f"{source}: its images are {width} x {height} and are taken as they are, wanted "
+                f"is {wanted}"
+            )
+        order = np.random.default_rng(0).permutation(len(images))[:n]
+        self.images, self.first, self.name = images[order], first, str(source)
+        self.steps: int | None = None
+        self.passes: float | None = None
+        self.identity = _digest(
+            f"array {hashlib.sha256(self.images.tobytes()).hexdigest()} {self.images.shape} {first}"
+        )
+
+    def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
+        chosen = self.images[seeds.start - self.first : seeds.stop - self.first]
+        yield from torch.split(torch.from_numpy(chosen), batch_size)
+
+    def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
+        return []
+
+
 def _scheduler(model: Model, name: str | None, spacing: str | None) -> Any:
     """The pipeline's own scheduler, or another class of diffusers with the same settings.
 
@@ -275,6 +309,7 @@ def _scheduler(model: Model, name: str | None, spacing: str | None) -> Any:
 
     own = model.pipeline.scheduler
     if name is None and spacing is None:
+        _note_dropped(own)
         return own
     if name and not (name.endswith("Scheduler") and hasattr(diffusers, name)):
         raise UserError(
@@ -294,7 +329,23 @@ def _scheduler(model: Model, name: str | None, spacing: str | None) -> Any:
     if flow != (name.startswith("FlowMatch") or bool(made.config.get("use_flow_sigmas"))):
         kind = "flow" if flow else "variance-preserving"
         raise UserError(f"--scheduler: {name} is not for a {kind} model with these settings")
+    edm = model.spec.sigma_data is not None
+    if edm != name.startswith("EDM"):
+        words = "has EDM's preconditioning" if edm else "has none of EDM's preconditioning"
+        raise UserError(f"--scheduler: {name} is not for this model, which {words}")
+    _note_dropped(made)
     return made
+
+
+def _note_dropped(scheduler: Any) -> None:
+    """Some classes of diffusers keep the option in their config and do nothing with it."""
+    known = inspect.signature(type(scheduler).__init__).parameters
+    option = "rescale_betas_zero_snr"
+    if scheduler.config.get(option) and option not in known and "beta_schedule" in known:
+        note(
+            f"{type(scheduler).__name__} drops {option} in silence: it does not start from the "
+            "pure noise that the model was trained on"
+        )
 
 
 def _rehearse(scheduler: Any, steps: int, flow: bool) -> None:

@@ -17,8 +17,8 @@ from stepsampler.schedule import Schedule, load
 from stepsampler.support.files import replacing, write_text
 from stepsearch.compare.table import with_error
 from stepsearch.config import StudyConfig
+from stepsearch.engine.claim import claimed, identity_of
 from stepsearch.engine.pareto import dominated
-from stepsearch.engine.study import claimed, identity_of
 from stepsearch.metrics.distance import Score
 from stepsearch.metrics.evaluator import FRONT, Evaluator, Measurement, objective_name, seeds_of
 from stepsearch.metrics.protocol import Job, held_out
@@ -47,13 +47,19 @@ class Finished:
         """
         folder = find_runs(path, "best.json")[0]
         others = sorted((folder / "front").glob("*.json"))
-        return cls(
-            folder,
-            claimed(folder),
-            load(folder / "best.json"),
-            tuple(load(file) for file in others),
-            identity_of(folder),
+        best, *more = (_tested(file) for file in (folder / "best.json", *others))
+        return cls(folder, claimed(folder), best, tuple(more), identity_of(folder))
+
+
+def _tested(path: Path) -> Schedule:
+    schedule = load(path)
+    missing = [key for key in NEEDED if key not in schedule.provenance]
+    if missing:
+        raise UserError(
+            f"{path}: its provenance has no {missing[0]!r}, so it is not what a run ended with; "
+            "the same stepsearch run writes it again"
         )
+    return schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,18 +120,29 @@ class Front:
                     with_error(entry.fd, entry.se),
                     f"{entry.alignment:.1%}" if isfinite(entry.alignment) else "",
                     difference,
-                    "dominated" if beaten else "",
+                    "dominated" if beaten else "front",
                 )
             )
             before = before if beaten else entry
         return found
 
 
-COLUMNS = ("passes", "steps", "schedule", "FD ± se", "alignment", "minus front above ± se", "")
+COLUMNS = (
+    "passes",
+    "steps",
+    "schedule",
+    "FD ± se",
+    "alignment",
+    "minus front above ± se",
+    "place",
+)
+NEEDED = ("metric", "value", "standard_error", "test_seeds")  # of a run's schedules
 
 
-def make_front(paths: Sequence[Path], out: Path, images: int | None, device: str) -> None:
+def make_front(paths: Sequence[Path], out: Path, images: int | None, device: str) -> bool:
     """Join finished runs: print the table; write chart, table and schedules.
+
+    Returns whether all schedules are in it: those whose images are not finite are named.
 
     With `images` everything is scored again on that many fresh seeds, under the settings of the
     first run.
@@ -138,23 +155,30 @@ def make_front(paths: Sequence[Path], out: Path, images: int | None, device: str
         raise UserError("a run is given twice")
     check_comparable(runs, images is not None)
     width = None if sys.stdout.isatty() else 140  # of a log file
-    console = Console(highlight=False, soft_wrap=True, width=width)
+    # names are as they are: no markup
+    console = Console(highlight=False, soft_wrap=True, width=width, markup=False, emoji=False)
     entries = entries_of(runs)
+    left_out: list[str] = []
     if images is None:
         title = f"{runs[0].best.provenance['metric']}, seeds of the runs' tests"
     else:
         with Progress(console=console, transient=True) as progress:
-            title, entries = score_again(runs, entries, images, out / "cache", device, progress)
+            title, entries = score_again(
+                runs, entries, images, out / "cache", device, progress, left_out
+            )
     front = Front.of(title, entries, any(run.config.search.both for run in runs))
     table = Table(title=front.title)
     for name in COLUMNS:
-        side: Literal["left", "right"] = "left" if name in ("schedule", "") else "right"
+        side: Literal["left", "right"] = "left" if name in ("schedule", "place") else "right"
         table.add_column(name, justify=side, overflow="fold")
     for row, beaten in zip(front.rows(), front.beaten, strict=True):
         table.add_row(*row, style="dim" if beaten else None)
     console.print(table)
     for file, what in write(front, out):
         console.print(f"  {file}  {what}")
+    for name in left_out:
+        console.print(f"left out: {name}: its images are not finite")
+    return not left_out
 
 
 def check_comparable(runs: Sequence[Finished], again: bool) -> None:
@@ -213,8 +237,15 @@ def score_again(
     cache: Path,
     device: str,
     progress: Progress,
+    left_out: list[str],
 ) -> tuple[str, list[Entry]]:
-    """Score on seeds that no run has seen, under the settings of the first run."""
+    """Score on seeds that no run has seen, under the settings of the first run.
+
+    `left_out` receives the names of those whose images are not finite.
+
+    Raises:
+        UserError: that is all of them.
+    """
     config = runs[0].config
     task = progress.add_task("measuring", total=None)
     evaluator = Evaluator(config, cache, device)
@@ -223,9 +254,6 @@ def score_again(
         for place, (entry, seeds) in enumerate(jobs):
             yield place, evaluator.measure(entry.schedule, seeds)
 
-    def refuse(entry: Entry) -> None:
-        raise UserError(f"{entry.name}: its images are not finite")
-
     rows = held_out(
         entries,
         images,
@@ -233,9 +261,11 @@ def score_again(
         evaluator.reference,
         measure,
         lambda done, total: progress.update(task, completed=done, total=total),
-        refuse,
+        lambda entry: left_out.append(entry.name),
         FRONT,
     )
+    if not rows:
+        raise UserError("the images of all schedules are not finite")
     metric = objective_name(config.evaluation, evaluator.reference, images)
     seeds = seeds_of(FRONT, images)
     scored = []

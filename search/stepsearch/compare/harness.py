@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from stepsearch.metrics.alignment import Alignment, Prompt
 from stepsearch.metrics.evaluator import Measurement, observe
 from stepsearch.metrics.features import Extractor
 from stepsearch.metrics.pretrained import ClipScore
+from stepsearch.metrics.protocol import Progress, measure_all
 from stepsearch.metrics.reference import Reference
-from stepsearch.paths import write_whole
+from stepsearch.paths import recall, write_whole
 
 ALIGNED, CLIP = "aligned", "clip"
 
@@ -89,6 +91,12 @@ class Metric:
         return f"{self.extractor.name} {self.extractor.digest} {self.reference.fingerprint}"
 
 
+def _values(path: Path) -> tuple[NDArray[np.float32], float]:
+    """A quantity of some images, and the passes that each took."""
+    found = load_file(path)
+    return found["values"], float(found["passes"][0])
+
+
 @dataclass
 class Harness:
     """Measures contenders; every quantity comes from the same images."""
@@ -112,26 +120,49 @@ class Harness:
     ) -> Iterator[tuple[int, Measurement]]:
         """(place, measurement) of each job; "clip" yields CLIP scores as features (n, 1)."""
         for place, (contender, seeds) in enumerate(jobs):
-            wanted = self._key(quantity, contender, seeds)
-            files = self._files(contender, seeds)
-            if not self.recalls(contender, seeds):
+            keys = self._keys(contender, seeds)
+            files = {key: self.cache / f"{key}.safetensors" for key in keys}
+            known = {key: recall(file, _values) for key, file in files.items()}
+            if None in known.values():
                 self._measure(contender, seeds, files)
-            recalled = load_file(files[wanted])
-            features, passes = recalled["values"], float(recalled["passes"][0])
+                known = {key: _values(file) for key, file in files.items()}
+            recalled = {key: found for key, found in known.items() if found is not None}
+            features, passes = recalled[self._key(quantity, contender, seeds)]
             if contender.passes is None and not np.isnan(passes):
                 contender.passes = passes
-            aligned = np.full(len(seeds), np.nan, np.float32)
-            key = self._key(ALIGNED, contender, seeds)
-            if key in files:
-                aligned = load_file(files[key])["values"]
+            unknown = np.full(len(seeds), np.nan, np.float32)
+            aligned, _ = recalled.get(self._key(ALIGNED, contender, seeds), (unknown, passes))
             yield place, Measurement(features, aligned)
 
-    def recalls(self, contender: Contender, seeds: range) -> bool:
-        """Whether all that is measured of these images is in the cache."""
-        return all(file.exists() for file in self._files(contender, seeds).values())
+    def finite(
+        self, contenders: Sequence[Contender], seeds: range, progress: Progress
+    ) -> tuple[list[Contender], list[str]]:
+        """Measure all; return those that can be scored, and a sentence for each other one.
 
-    def _files(self, contender: Contender, seeds: range) -> dict[str, Path]:
-        return {key: self.cache / f"{key}.safetensors" for key in self._keys(contender, seeds)}
+        Raises:
+            UserError: none can.
+        """
+        found, others = [], []
+        for i, contender in enumerate(contenders):
+
+            def tell(done: int, total: int, before: int = i) -> None:
+                progress(before * total + done, len(contenders) * total)
+
+            try:
+                for metric in self.metrics:
+                    measure = partial(self.measure, metric)
+                    (whole,) = measure_all([contender], seeds, self.batch_size, measure, tell)
+                    if not whole.finite:
+                        raise NotFiniteError(
+                            f"{contender.name}: a feature is not finite: its images are broken"
+                        )
+            except NotFiniteError as error:
+                others.append(str(error))
+            else:
+                found.append(contender)
+        if not found:
+            raise UserError("; ".join(others))
+        return found, others
 
     def _quantities(self, contender: Contender) -> list[str | Metric]:
         found: list[str | Metric] = list(self.metrics)
@@ -169,7 +200,7 @@ class Harness:
         try:
             features, aligned, _ = observe(batches(), extractors, judge, prompts)
         except NotFiniteError as error:
-            raise UserError(f"{contender.name}: {error}") from error
+            raise NotFiniteError(f"{contender.name}: {error}") from error
         values: dict[str | Metric, NDArray[np.float32]] = {ALIGNED: aligned}
         for metric, rows in zip(self.metrics, features, strict=True):
             if len(rows) != len(seeds):

@@ -15,13 +15,20 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsearch.compare.contenders import Contender
 from stepsearch.compare.harness import CLIP, Harness, Metric
 from stepsearch.metrics.distance import PARTS, Score, score_infinity, score_kernel, score_mean
 from stepsearch.metrics.evaluator import short
 from stepsearch.metrics.manifold import LEAST, score_precision_recall
-from stepsearch.metrics.protocol import Progress, Seeds, held_out, measure_all, score_all
+from stepsearch.metrics.protocol import (
+    Progress,
+    Seeds,
+    check_held_out,
+    held_out,
+    measure_all,
+    score_all,
+)
 from stepsearch.metrics.reference import Reference
 from stepsearch.paths import write_whole
 
@@ -37,6 +44,7 @@ class Result:
     seeds: range
     entries: list[dict[str, Any]]  # as in the file
     scores: list[dict[str, Score]]  # of the same contenders
+    left_out: Sequence[str] = ()  # a sentence for each whose images are not finite
 
 
 def compare(
@@ -46,27 +54,28 @@ def compare(
     distances: Sequence[str] = ("fd",),
     progress: Progress = lambda done, total: None,
 ) -> Result:
-    """Score contenders on the same seeds.
+    """Score contenders on the same seeds; those whose images are not finite are left out.
 
     Raises:
-        UserError: images whose features are not finite, a distance that the statistics do not
-            allow, or an unknown name.
+        UserError: there are no others, a distance that the statistics do not allow, or an unknown
+            name.
     """
     started = harness.clock.now()
     n, batch = len(seeds.range), harness.batch_size
     check(distances, n, [metric.reference for metric in harness.metrics])
+    if seeds.part == "test":
+        check_held_out(seeds.range.start)
+    contenders, left_out = harness.finite(contenders, seeds.range, progress)
     scores: list[dict[str, Score]] = [{} for _ in contenders]
     notes: list[list[str]] = [[] for _ in contenders]
     for metric in harness.metrics:
         measure = partial(harness.measure, metric)
         if seeds.part == "test":
             first = seeds.range.start
-            rows = held_out(
-                contenders, n, batch, metric.reference, measure, progress, _refuse, first
-            )
+            rows = held_out(contenders, n, batch, metric.reference, measure, first_seed=first)
         else:
             moments = metric.reference.search
-            rows = score_all(contenders, seeds.range, batch, moments, measure, progress, _refuse)
+            rows = score_all(contenders, seeds.range, batch, moments, measure)
         for row, found, said in zip(rows, scores, notes, strict=True):
             features = row.measurement.features
             found |= _scores(metric, features, row.score, distances, seeds.part)
@@ -96,7 +105,7 @@ def compare(
         for c, found, said in zip(contenders, scores, notes, strict=True)
     ]
     harness.clock.total += harness.clock.now() - started
-    return Result(n, seeds.range, entries, scores)
+    return Result(n, seeds.range, entries, scores, left_out)
 
 
 def check(distances: Sequence[str], n: int, references: Sequence[Reference] = ()) -> None:
@@ -168,10 +177,6 @@ def _scores(
     return found
 
 
-def _refuse(contender: Contender) -> None:
-    raise UserError(f"{contender.name}: a feature is not finite: its images are broken")
-
-
 def _file_note(contender: Contender) -> list[str]:
     files = getattr(contender, "files", None)
     return [files.note] if files is not None and files.note else []
@@ -232,6 +237,7 @@ def as_data(result: Result, harness: Harness, settings: dict[str, Any]) -> dict[
     return {
         **identity(harness, result.seeds, settings),
         "contenders": result.entries,
+        "left_out": list(result.left_out),
         "differences": differences(result),
         "versions": {p: version(p) for p in ("stepsearch", "torch", "diffusers", "numpy")},
     }
@@ -304,7 +310,7 @@ def join(result: Result, earlier: dict[str, Any], path: Path) -> Result:
         names = (name, f"{name} ({path.stem})", f"{name} ({path})")
         entries.append({**entry, "name": next((n for n in names if n not in taken), names[-1])})
     scores = result.scores + _scores_of(earlier)
-    return Result(result.n, result.seeds, result.entries + entries, scores)
+    return Result(result.n, result.seeds, result.entries + entries, scores, result.left_out)
 
 
 def _scores_of(earlier: dict[str, Any]) -> list[dict[str, Score]]:
@@ -331,7 +337,8 @@ def save(data: dict[str, Any], path: Path) -> None:
 
 def table(result: Result) -> Table:
     """A line for each score; differences to the first contender are paired over the seeds."""
-    view = Table(title=f"{result.n} images, seeds {result.seeds.start} to {result.seeds.stop - 1}")
+    seeds = f"seeds {result.seeds.start} to {result.seeds.stop - 1}"
+    view = Table(title=f"{counted(result.n, 'image')}, {seeds}")
     for name in ("contender", "steps", "passes", "score ± standard error", "minus the first, 95 %"):
         # in a narrow terminal lines wrap: nothing is cut off
         side: Literal["left", "right"] = "left" if name == "contender" else "right"

@@ -1,4 +1,4 @@
-"""Optuna's search algorithms, and what they are shown of trials that were pruned."""
+"""Optuna's search algorithms, and what they are shown of trials that were pruned or failed."""
 
 import copy
 import warnings
@@ -25,6 +25,7 @@ NEAR = 0.05  # of a side of the box: how far CMA-ES looks around them at first
 WHOLE = 0.2  # of the trials of gp-local, at first, and every FOURTH after them, see the whole box
 FOURTH = 4
 SIDE = 0.25  # of a side of the box: how far the others lie apart, around the best trial
+ERROR = "error"  # attribute of a trial that failed by itself: the reason
 SMALLEST = 1e-9  # a distance below it has no useful logarithm
 
 
@@ -50,10 +51,11 @@ def make_algorithm(name: str, *entropy: int, trials: int = 0) -> BaseSampler:
 
 
 class Informed(BaseSampler):
-    """An algorithm that learns from pruned trials too, and sees the logarithm of the distance.
+    """An algorithm that learns from pruned and failed trials too, and sees log distances.
 
-    Optuna's GP and CMA-ES use finished trials only, and would ask for a pruned point again. The
-    logarithm keeps a few hopeless trials from flattening the differences between good ones.
+    Optuna's algorithms use finished trials only: a GP would ask for a failed point again and again,
+    as nothing that it knows has changed. The logarithm keeps a few hopeless trials from flattening
+    the differences between good ones.
     """
 
     def __init__(self, inner: BaseSampler) -> None:
@@ -175,10 +177,22 @@ def _around(value: float, side: BaseDistribution) -> FloatDistribution:
 
 
 def better_half(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Without the complete trials that are worse than their median."""
-    values = [_value(t) for t in trials if t.state == TrialState.COMPLETE]
-    bound = float(np.median(values)) if values else inf
-    return [t for t in trials if t.state != TrialState.COMPLETE or _value(t) <= bound]
+    """Without the complete trials that are worse than their median.
+
+    Those that failed stay, as bad as it: the neighbourhood has to be told of them.
+    """
+    whole = [t for t in trials if t.state == TrialState.COMPLETE]
+    measured = [_value(t) for t in whole if ERROR not in t.user_attrs]
+    bound = float(np.median(measured)) if measured else inf
+    found = []
+    for trial in trials:
+        if trial.state == TrialState.COMPLETE and _value(trial) > bound:
+            if ERROR not in trial.user_attrs:
+                continue
+            trial = copy.copy(trial)
+            trial.value = bound
+        found.append(trial)
+    return found
 
 
 def _value(trial: FrozenTrial) -> float:
@@ -210,11 +224,14 @@ class _Seen(optuna.Study):
 def shown(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Copies with log distances; pruned trials are complete, with their value predicted.
 
-    Trials of several objectives stay as they are.
+    Those that failed by themselves, not with their worker, are complete as well, as bad as the
+    worst. Trials of several objectives have their own values.
     """
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     found = []
     for trial in trials:
+        if trial.state == TrialState.FAIL and ERROR in trial.user_attrs and complete:
+            trial = _worst(trial, complete)
         value = trial.values[0] if trial.values and len(trial.values) == 1 else None
         if trial.state == TrialState.PRUNED:
             value = predicted(trial, complete)
@@ -223,6 +240,18 @@ def shown(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
             trial.state, trial.value = TrialState.COMPLETE, log(max(value, SMALLEST))
         found.append(trial)
     return found
+
+
+def _worst(trial: FrozenTrial, complete: Sequence[FrozenTrial]) -> FrozenTrial:
+    """A failed trial as if it had been measured, with the worst values of those that were."""
+    trial = copy.copy(trial)
+    trial.system_attrs = {**trial.system_attrs}
+    trial.state = TrialState.COMPLETE
+    first, *others = zip(*(t.values for t in complete), strict=True)  # FD, alignment
+    trial.values = [max(first), *map(min, others)]
+    for key in complete[0].constraints.keys() - trial.constraints.keys():
+        trial.set_constraint(key, max(t.constraints.get(key, 0.0) for t in complete))
+    return trial
 
 
 def predicted(trial: FrozenTrial, complete: Sequence[FrozenTrial]) -> float | None:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from stepsampler.schedule import Schedule
 from stepsearch.config import EvaluationConfig
+from stepsearch.engine.algorithms import ERROR
 from stepsearch.metrics.distance import score
 from stepsearch.metrics.evaluator import SEARCH, Evaluator, Measurement
 
@@ -71,7 +72,7 @@ def climb(
     for before, n in pairwise((0, *rungs)):
         parts.append(evaluator.measure(schedule, range(SEARCH + before, SEARCH + n)))
         if not parts[-1].finite:  # the trial is lost, the study is not
-            trial.set_user_attr("error", "the images are not finite")
+            trial.set_user_attr(ERROR, "the images are not finite")
             trial.set_user_attr("passes", schedule.passes)
             trial.set_user_attr("images", n)
             return TrialState.FAIL, None

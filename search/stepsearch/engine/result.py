@@ -20,6 +20,7 @@ class Result:
     winner: Candidate  # chosen by the selection: what is exported
     trials: int  # of them `pruned` ended on a lower rung
     pruned: int
+    failed: int  # not of `trials`: their images are not finite, or did not fit into the memory
     passes: dict[str, int]  # network passes of every stage before the test
     stopped: str | None = None  # why the search ended before its budget did
 

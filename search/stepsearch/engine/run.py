@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stepsearch.config import StudyConfig
+from stepsearch.engine.claim import alignment_floor, check_identity, claim_folder
 from stepsearch.engine.ladder import passes_spent
 from stepsearch.engine.result import Result
 from stepsearch.engine.stages.baselines import known_schedules, place_rivals, screen
@@ -17,16 +18,15 @@ from stepsearch.engine.stages.teacher import measure_teacher
 from stepsearch.engine.stages.tools import Report, Tools
 from stepsearch.engine.stopping import stopped
 from stepsearch.engine.study import (
-    alignment_floor,
-    check_identity,
-    claim_folder,
+    failed,
     finished,
     open_study,
     pruned,
+    read_study,
     usable,
 )
 from stepsearch.engine.tracking import Tracker
-from stepsearch.engine.transfer import earlier_best
+from stepsearch.engine.transfer import STARTED, earlier_best
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.evaluator import SEARCH, SELECTION
 from stepsearch.rivals.baselines import Candidate
@@ -48,14 +48,15 @@ def run_study(
     """Run a study in `folder`, or resume it. `starts` gives the points that the search sees first.
 
     Raises:
-        UserError: something is missing or does not fit, or five trials in a row failed.
+        UserError: something is missing or does not fit, or the first five trials failed.
     """
-    if config.search.start_from:
-        earlier_best(Path(config.search.start_from), 1)  # refuses before the first image
-    claim_folder(folder, config)
+    known, origin = read_study(folder, config), config.search.start_from
+    if origin and known.user_attrs.get(STARTED) != origin:
+        earlier_best(Path(origin), 1)  # refuses before the first image
+    claim_folder(folder, config, known)
     report("loading", 0, 1, "")
     subject = workers.describe()
-    check_identity(folder, subject.identity)
+    check_identity(folder, subject.identity, known)
     report("loading", 1, 1, "")
     for note in subject.notes:
         report("loading", 1, 1, note)
@@ -90,6 +91,7 @@ def run_study(
         winner,
         len(finished(study)) + len(ended),
         len(ended),
+        len(failed(study)),
         dict(zip(STAGES, passes, strict=True)),
         stopped(study, config.search.patience),
     )

@@ -4,33 +4,31 @@ The journal is the only truth. A worker asks under a lock, so that the budget is
 all workers; a trial whose worker died is marked failed and its point is enqueued again.
 """
 
-import json
 import time
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from math import inf, nan
 from pathlib import Path
-from typing import Any
 
 import optuna
+from numpy.linalg import LinAlgError
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import JournalStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
 
 from stepsampler.errors import UserError
 from stepsampler.grids import is_guided
-from stepsampler.models import Model
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
-from stepsearch.engine.algorithms import make_algorithm
+from stepsearch.engine.algorithms import ERROR, make_algorithm
+from stepsearch.engine.claim import alignment_floor, identity_of, planned_space
 from stepsearch.engine.journal import JOURNAL, JournalLock, open_storage
 from stepsearch.engine.ladder import ALIVE, RungPruner, climb
 from stepsearch.engine.locks import is_dead, locked, named, pulse, this_process
 from stepsearch.engine.stopping import stopped
 from stepsearch.metrics.evaluator import Evaluator
-from stepsearch.paths import write_whole
 from stepsearch.space.box import Params, SearchSpace
 
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -41,13 +39,6 @@ DEATHS = 3  # of workers at one point, after which it is not tried again
 OVERDUE = 10  # times as long as any trial took, and at least
 LEAST = 600.0  # seconds, is what another command's last trial is waited for
 GUIDED = "guided"  # a constraint of studies over guidance scales
-# May change between the parts of a run: the budget, and what the run does not look at.
-FREE = {
-    ("search", "trials"),
-    ("search", "minutes"),
-    ("search", "patience"),
-    ("model", "kind"),
-}
 
 
 def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Study:
@@ -61,9 +52,10 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     lock = JournalLock(folder)
     lock.acquire()  # mends what a kill left
     lock.release()
+    storage = open_storage(folder)
     study = optuna.create_study(
-        study_name=config.name,
-        storage=open_storage(folder),
+        study_name=_name(storage, config),
+        storage=storage,
         load_if_exists=True,
         directions=_directions(config),
     )
@@ -77,9 +69,16 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
 def read_study(folder: Path, config: StudyConfig) -> optuna.Study:
     """The study of a folder, to look at; nothing is written, and nobody is waited for."""
     if (folder / JOURNAL).exists():
+        storage = open_storage(folder)
         with suppress(KeyError):  # the first line is not written yet
-            return optuna.load_study(study_name=config.name, storage=open_storage(folder))
+            return optuna.load_study(study_name=_name(storage, config), storage=storage)
     return optuna.create_study(study_name=config.name, directions=_directions(config))
+
+
+def _name(storage: JournalStorage, config: StudyConfig) -> str:
+    """Of the study in a folder's journal: that of its start, whatever its file is called now."""
+    known = optuna.get_all_study_names(storage)
+    return config.name if config.name in known or not known else known[0]
 
 
 def _directions(config: StudyConfig) -> list[StudyDirection]:
@@ -170,6 +169,12 @@ def pruned(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
 
 
+def failed(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that failed by themselves; those of dead workers are tried again."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return [trial for trial in trials if ERROR in trial.user_attrs]
+
+
 def run_trials(
     study: optuna.Study,
     folder: Path,
@@ -181,11 +186,13 @@ def run_trials(
 ) -> int:
     """One worker: ask, evaluate, tell, until the study's budget is spent or more does not pay.
 
+    Trials that fail are not counted, but there are no more of them here than the budget has trials.
+
     `deadline` is a time of `time.monotonic()` after which no new trial starts here.
     """
     done = failures = 0
     with pulse(folder):
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and failures < max(config.search.trials, MAX_FAILURES):
             with locked(folder):
                 if len(study.get_trials(deepcopy=False, states=ALIVE)) >= config.search.trials:
                     break
@@ -205,10 +212,12 @@ def run_trials(
                 continue  # this process was taken for dead, perhaps it slept: retried elsewhere
             if ended == TrialState.FAIL:
                 failures += 1
-                if failures == MAX_FAILURES:
-                    raise UserError(f"the images of {failures} trials in a row are not finite")
+                if failures == MAX_FAILURES and not (finished(study) or pruned(study)):
+                    reason = failed(study)[-1].user_attrs[ERROR]
+                    raise UserError(
+                        f"the first {failures} trials failed, none was measured: {reason}"
+                    )
                 continue
-            failures = 0
             done += 1
     return done
 
@@ -228,7 +237,11 @@ def _measure(
     if config.evaluation.guidance_scales:  # without guidance there is nothing to scale
         trial.set_constraint(GUIDED, 0.0 if any(map(is_guided, schedule.steps)) else 1.0)
     floor = nan if config.search.both else alignment_floor
-    state, value = climb(trial, schedule, config.evaluation, evaluator, floor)
+    try:
+        state, value = climb(trial, schedule, config.evaluation, evaluator, floor)
+    except (UserError, LinAlgError) as error:  # such as out of memory: others may be measured
+        trial.set_user_attr(ERROR, str(error))
+        state, value = TrialState.FAIL, None
     values = None if value is None or state != TrialState.COMPLETE else [value]
     if values and config.search.both:
         values.append(trial.user_attrs["alignment"])
@@ -267,91 +280,6 @@ def searched(study: optuna.Study) -> float:
     return total
 
 
-def claim_folder(folder: Path, config: StudyConfig) -> None:
-    """Write the settings into the run's folder, or check that they are those of its start.
-
-    What is `FREE` may change; anything else would mix scores that cannot be compared.
-
-    Raises:
-        UserError: names the first setting that differs.
-    """
-    path = folder / "study.json"
-    if path.exists():
-        theirs = claimed(folder).model_dump()
-        for section, values in config.model_dump().items():
-            for key, value in values.items() if isinstance(values, dict) else ():
-                if theirs[section][key] != value and (section, key) not in FREE:
-                    _refuse(folder, f"{section}.{key}", theirs[section][key], value)
-    write_whole(path, lambda p: p.write_text(config.model_dump_json(indent=1)))
-
-
-def claimed(folder: Path) -> StudyConfig:
-    """The settings of the run in a folder.
-
-    Raises:
-        UserError: no run has started here, or one of another version.
-    """
-    path = folder / "study.json"
-    if not path.exists():
-        raise UserError(f"{folder}: no run has started here; start it with stepsearch run")
-    try:
-        return StudyConfig.model_validate_json(path.read_text())
-    except ValidationError as error:
-        key = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{path}: another version of stepsearch wrote it: {key}") from error
-
-
-def make_plan(
-    folder: Path,
-    identity: str,
-    grid: str,
-    alignment_floor: float,
-    placements: Mapping[int, list[float]] | None = None,
-) -> None:
-    """Write what every worker of the search needs, or check that it is the same as before.
-
-    Raises:
-        UserError: model, reference or prompts have changed since the folder's first trial.
-    """
-    check_identity(folder, identity)
-    plan: dict[str, Any] = {"identity": identity, "grid": grid, "alignment_floor": alignment_floor}
-    plan["placements"] = [sigmas for _, sigmas in sorted((placements or {}).items())]
-    write_whole(folder / "plan.json", lambda p: p.write_text(json.dumps(plan)))
-
-
-def check_identity(folder: Path, identity: str) -> None:
-    """Raise UserError if the folder's search, where there is one, was of something else."""
-    if (folder / "plan.json").exists() and identity_of(folder) != identity:
-        what = "model, reference and prompts"
-        _refuse(folder, what, identity_of(folder), identity)
-
-
-def planned_space(folder: Path, config: StudyConfig, model: Model) -> SearchSpace:
-    """The box of the folder's search, around the grid with which it began."""
-    plan = json.loads((folder / "plan.json").read_text())
-    placements = {len(sigmas) - 1: sigmas for sigmas in plan.get("placements", [])}
-    return SearchSpace(
-        config.space, model.noise, model.spec, plan["grid"], model.guidance, placements
-    )
-
-
-def alignment_floor(folder: Path) -> float:
-    """The alignment below which a trial is not feasible; NaN where alignment is unknown."""
-    return float(json.loads((folder / "plan.json").read_text())["alignment_floor"])
-
-
-def identity_of(folder: Path) -> str:
-    """The digest of a run's model, reference and prompts."""
-    return str(json.loads((folder / "plan.json").read_text())["identity"])
-
-
-def _refuse(folder: Path, what: str, before: object, now: object) -> None:
-    raise UserError(
-        f"{folder} was started with {what} = {before!r}, now it is {now!r}; "
-        "give another folder with --run, or remove this one"
-    )
-
-
 def work(
     folder: Path,
     config: StudyConfig,
@@ -363,8 +291,6 @@ def work(
     Raises:
         UserError: the search has not started yet, or is one of something else.
     """
-    if not (folder / "plan.json").exists():
-        raise UserError(f"{folder}: the search has not started here yet")
     if identity_of(folder) != evaluator.identity:
         raise UserError(
             f"{folder}: the search is of another model, reference or prompts than are here: "

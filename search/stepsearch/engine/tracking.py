@@ -25,6 +25,8 @@ from stepsearch.paths import write_whole
 ARTIFACTS = "mlartifacts"
 EXPERIMENT = "stepsearch"
 DATABASE_PATIENCE = 5  # seconds
+HALF = 500  # characters of a warning
+EXPERIMENTS = 9  # names to try, where others are deleted or keep their files in a run
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -100,7 +102,10 @@ class MlflowTracking:
             self._alive = False
             reason = str(error).strip().splitlines() or [type(error).__name__]
             news = f"MLflow tracking stops here, the search goes on: {reason[0]}"
-            self._warn(without_passwords(news, self._secrets)[:250])
+            news = without_passwords(news, self._secrets)
+            if len(news) > 2 * HALF:  # what went wrong stands at an end of long ones
+                news = f"{news[:HALF]} … {news[-HALF:]}"
+            self._warn(news)
 
     def _start(self, config: StudyConfig, folder: Path) -> None:
         logging.getLogger("urllib3").addFilter(self._filter)
@@ -127,6 +132,8 @@ class MlflowTracking:
         for run in children:
             if "stepsearch.contender" in run.data.tags:
                 self._contenders[run.data.tags["stepsearch.contender"]] = run.info.run_id
+            elif "stepsearch.trial" not in run.data.tags:
+                continue  # somebody's own notes, evaluations, …
             elif run.info.status == "FINISHED":
                 self._mirrored.add(int(run.data.tags["stepsearch.trial"]))
             else:  # it was cut off: written again from the start
@@ -162,6 +169,7 @@ class MlflowTracking:
 
         MLflow keeps the place of artifacts with the experiment, from its first run on. A store in
         the run's folder has them there, a database file beside it, others where they keep theirs.
+        A deleted one takes no runs, and keeps its name.
         """
         location: str | None = None
         if self._uri is None:
@@ -170,7 +178,8 @@ class MlflowTracking:
             file = Path(unquote(self._uri.removeprefix("sqlite:///").partition("?")[0]))
             location = (file.absolute().parent / ARTIFACTS).as_uri()
         own = hashlib.sha256((location or "").encode()).hexdigest()[:8]
-        for name in (EXPERIMENT, f"{EXPERIMENT}-{own}"):
+        more = [f"{EXPERIMENT}-{own}-{k}" for k in range(2, EXPERIMENTS)]
+        for name in (EXPERIMENT, f"{EXPERIMENT}-{own}", *more):
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 from mlflow.exceptions import MlflowException
@@ -183,9 +192,12 @@ class MlflowTracking:
                         raise
             place = str(found.artifact_location)
             of_a_run = place.startswith(("file:", "/")) and place.endswith(f"/{ARTIFACTS}")
-            if place == location or not of_a_run:
-                break
-        return str(found.experiment_id)
+            if found.lifecycle_stage == "active" and (place == location or not of_a_run):
+                return str(found.experiment_id)
+        raise ValueError(
+            f"all its experiments from {EXPERIMENT} to {name} are deleted or keep their files "
+            "elsewhere; `mlflow experiments restore` brings one back"
+        )
 
     def _log_settings(self, config: StudyConfig, logged: dict[str, str]) -> None:
         from mlflow.entities import Param

@@ -9,25 +9,42 @@ from pathlib import Path
 
 from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule
+from stepsearch.engine.claim import claimed
+from stepsearch.engine.journal import JOURNAL
 from stepsearch.engine.ladder import infeasible
-from stepsearch.engine.study import claimed, distance_of, finished, read_study, schedule_of
+from stepsearch.engine.study import distance_of, finished, read_study, schedule_of
+from stepsearch.paths import find_runs
 from stepsearch.space.box import Params, SearchSpace
 
+# Attribute of a study: the run whose trials it has queued, which is not needed any more.
+STARTED = "started_from"
 
-def earlier_best(folder: Path, count: int) -> list[tuple[str, Schedule, int]]:
-    """The `count` best trials of the finished run in a folder: name, schedule, the run's num_steps.
 
-    Its finalists come first, in the order of its selection, then other feasible trials by distance.
+def earlier_best(given: Path, count: int) -> list[tuple[str, Schedule, int]]:
+    """The `count` best trials of a finished run: name, schedule, the run's num_steps.
+
+    `given` is its folder, or its study file. Its finalists come first, in the order of its
+    selection, then other feasible trials by distance.
 
     Raises:
-        UserError: the folder holds no finished run.
+        UserError: no finished run is there.
     """
-    if not (folder / "result.json").exists() or not (folder / "journal.log").exists():
-        raise UserError(f"search.start_from: {folder} holds no finished run")
+    try:
+        folder = find_runs(given, "result.json")[0]
+    except UserError as error:
+        raise UserError(f"search.start_from: {error}") from error
+    if not (folder / JOURNAL).exists():
+        raise UserError(f"search.start_from: {folder} has no {JOURNAL} any more")
     config = claimed(folder)
     trials = {t.number: t for t in finished(read_study(folder, config))}
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    chosen = [row["trial"] for row in result["selection"] if row["trial"] in trials]
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        chosen = [row["trial"] for row in result["selection"] if row["trial"] in trials]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"search.start_from: {path} is damaged; the same stepsearch run writes it again"
+        ) from error
     ranked = sorted(trials.values(), key=distance_of)
     others = [t.number for t in ranked if not infeasible(t) and t.number not in chosen]
     return [

@@ -2,17 +2,23 @@
 
 Each worker loads the evaluator once and then serves two kinds of calls: measure a schedule on a
 range of seeds, or take part in the search until its budget is spent.
+
+How long a call may take nobody knows: it depends on the model, the study and the machine. So no
+wait for a worker has a limit, but each says what it waits for, after a minute without anything new
+and ever more rarely.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
+from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted, note
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
 from stepsearch.config import StudyConfig
@@ -34,6 +40,33 @@ from stepsearch.rivals.placement import Placement, recall_or_place
 from stepsearch.space.check import check_box
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+QUIET = 60.0  # seconds without anything new, after which a wait is said
+LEAVE = 5.0  # seconds in which a worker can end by itself when the run is given up
+SHOWN = 3  # of what is waited for
+DIED = "a worker process died (out of memory?); run again to resume"
+
+
+class Watch:
+    """When a wait is worth a word: after `QUIET` seconds without news, then twice as long, …"""
+
+    def __init__(self) -> None:
+        self.stir()
+
+    def stir(self) -> None:
+        """There is something new."""
+        self._since, self._next = time.monotonic(), QUIET
+
+    def due(self, waiting_for: Callable[[], str]) -> str | None:
+        """The sentence to say now, if any."""
+        waited = time.monotonic() - self._since
+        if waited < self._next:
+            return None
+        self._next = 2 * waited
+        return (
+            f"nothing new for {waited / 60:.0f} min; waiting for {waiting_for()}; Ctrl-C ends the "
+            "run, and the same command goes on"
+        )
 
 
 @dataclass(frozen=True)
@@ -68,10 +101,20 @@ _self: _Self
 
 
 class Workers:
-    """A pool of worker processes; `devices` has one entry a worker, such as ["cpu", "cpu"]."""
+    """A pool of worker processes; `devices` has one entry a worker, such as ["cpu", "cpu"].
 
-    def __init__(self, config: StudyConfig, folder: Path, devices: Sequence[str]) -> None:
+    `say` hears what is waited for.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        folder: Path,
+        devices: Sequence[str],
+        say: Callable[[str], None] = note,
+    ) -> None:
         self.config, self.folder, self.count = config, folder, len(devices)
+        self.say = say
         context = multiprocessing.get_context("spawn")
         queue: Queue[tuple[int, str]] = context.Queue()
         for number, device in enumerate(devices):
@@ -92,7 +135,14 @@ class Workers:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:  # Ctrl-C or an error: do not wait for what they are doing
             self._line.close()
+            until = time.monotonic() + LEAVE
+            for process in self._processes():
+                process.join(max(0.0, until - time.monotonic()))
+                process.kill()  # one that hangs does not hear of it
         self._pool.shutdown(cancel_futures=True)
+
+    def _processes(self) -> list[BaseProcess]:
+        return list((getattr(self._pool, "_processes", None) or {}).values())
 
     def describe(self) -> Subject:
         """Wait until a worker has loaded everything.
@@ -100,42 +150,75 @@ class Workers:
         Raises:
             UserError: what is missing, or does not fit.
         """
-        return self.result(self._pool.submit(_describe))
+        loaded = {"model": self._submit(_describe)}
+        ((_, subject),) = self._ended(loaded, "the {} to be loaded".format)
+        return subject
 
-    def placements(self, guidance: str = CLASSIFIER_FREE) -> dict[tuple[str, int], Placement]:
-        """What the study's rivals propose for a model of this guidance, by name and steps."""
+    def placements(
+        self, guidance: str = CLASSIFIER_FREE
+    ) -> Iterator[tuple[tuple[str, int], Placement]]:
+        """((name, steps), what that rival proposes for a model of this guidance), in any order."""
         futures = {
-            (name, n): self._pool.submit(_placement, name, n, w)
+            (name, n): self._submit(_placement, name, n, w)
             for (name, n), w in wanted(self.config, guidance).items()
         }
-        return {key: self.result(future) for key, future in futures.items()}
+        return self._ended(futures, lambda key: f"{key[0]} at {counted(key[1], 'step')}")
 
     def images(self, schedules: Sequence[Schedule], seeds: range) -> Tensor:
         """Images of each schedule in turn, uint8 (len(schedules) * len(seeds), 3, h, w)."""
-        futures = [self._pool.submit(_images, s.to_json(), seeds) for s in schedules]
-        return torch.cat([torch.from_numpy(self.result(future)) for future in futures])
+        futures = {k: self._submit(_images, s.to_json(), seeds) for k, s in enumerate(schedules)}
+        made = dict(self._ended(futures, "row {} of the pictures".format))
+        return torch.cat([torch.from_numpy(made[k]) for k in range(len(schedules))])
 
     def measure(self, jobs: Sequence[tuple[Schedule, range]]) -> Iterator[tuple[int, Measurement]]:
         """Yield (place in `jobs`, measurement) as they are done, in any order."""
         futures = {
-            self._pool.submit(_measure, schedule.to_json(), seeds): place
+            place: self._submit(_measure, schedule.to_json(), seeds)
             for place, (schedule, seeds) in enumerate(jobs)
         }
-        for future in as_completed(futures):
-            yield futures[future], self.result(future)
+
+        def named(place: int) -> str:
+            schedule, seeds = jobs[place]
+            return f"{counted(len(seeds), 'image')} of {counted(schedule.passes, 'pass')}"
+
+        return self._ended(futures, named)
 
     def search(self) -> list["Future[int]"]:
         """Start every worker on the folder's search; the futures hold their numbers of trials."""
-        return [self._pool.submit(_search) for _ in range(self.count)]
+        return [self._submit(_search) for _ in range(self.count)]
+
+    def _submit(self, call: Callable[..., T], /, *inputs: object) -> "Future[T]":
+        try:
+            return self._pool.submit(call, *inputs)
+        except BrokenProcessPool as error:
+            raise UserError(DIED) from error
+
+    def _ended(
+        self, futures: "Mapping[K, Future[T]]", named: Callable[[K], str]
+    ) -> Iterator[tuple[K, T]]:
+        """The futures' results as they come; what takes long is said."""
+        watch, waiting = Watch(), {future: key for key, future in futures.items()}
+
+        def what() -> str:
+            first = [named(key) for key in list(waiting.values())[:SHOWN]]
+            more = f" and {len(waiting) - SHOWN} more" if len(waiting) > SHOWN else ""
+            numbers = ", ".join(str(process.pid) for process in self._processes())
+            return f"{'; '.join(first)}{more}, in the worker processes {numbers}"
+
+        while waiting:
+            ended, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in ended:
+                watch.stir()
+                yield waiting.pop(future), self.result(future)
+            if news := watch.due(what):
+                self.say(news)
 
     @staticmethod
     def result(future: "Future[T]") -> T:
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process died (out of memory?); run again to resume"
-            ) from error
+            raise UserError(DIED) from error
 
 
 class InThisProcess(Workers):
@@ -143,7 +226,7 @@ class InThisProcess(Workers):
 
     def __init__(self, config: StudyConfig, folder: Path, device: str = "cpu") -> None:
         global _self
-        self.config, self.folder, self.count = config, folder, 1
+        self.config, self.folder, self.count, self.say = config, folder, 1, note
         _, self._line = Pipe(duplex=False)
         self._pool = _AtOnce()
         _self = _Self(config, folder, 0, device)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.generate import Batch, generate
+from stepsampler.generate import Batch, fitting, generate
 from stepsampler.grids import is_guided, scale_guidance
 from stepsampler.models import Model, check_device, open_model
 from stepsampler.models.additions import weighted
@@ -28,7 +28,7 @@ from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.pretrained import settings_of
 from stepsearch.metrics.reference import Reference, load_reference
-from stepsearch.paths import bundled, write_whole
+from stepsearch.paths import bundled, recall, write_whole
 
 # Disjoint ranges of seeds: what the search sees, what chooses among its best, what reports; and
 # what compares the reported ones of several runs.
@@ -92,7 +92,9 @@ class Evaluator:
             )
         check_negative_prompt(self.model, self.negative_prompt)
         size = self.model.size
-        self.reference = load_reference(evaluation.reference, self.extractor, size, cache)
+        self.reference = load_reference(
+            evaluation.reference, self.extractor, size, cache, exif=evaluation.exif
+        )
         self.scales = evaluation.guidance_scales
         search, test = (
             moments.joined_by(evaluation.over)
@@ -125,6 +127,7 @@ class Evaluator:
         )
         self.notes += self.judge.notes if self.judge else []
         self.notes += self.judge.clip.crops(size) if isinstance(self.judge, ClipAlignment) else []
+        self.notes += [self.reference.note] if self.reference.note else []
         self.identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def measure(self, schedule: Schedule, seeds: range) -> Measurement:
@@ -147,16 +150,23 @@ class Evaluator:
 
     def _measured(self, schedule: Schedule, seeds: range) -> Measurement:
         path = self.cache / f"{self._key(schedule, seeds)}.safetensors"
-        if not path.exists():
-            try:
-                tensors, first = self._measure(schedule, seeds)
-                save_sheet(first, path.with_suffix(".png"), len(first))
-            except NotFiniteError:  # such a measurement has no sheet
-                nan = np.full((len(seeds), len(self.reference.search.mean)), np.nan, np.float32)
-                tensors = {"features": nan, "aligned": nan[:, 0].copy()}
-            write_whole(path, lambda p: save_file(tensors, p))
-        found = load_file(path)
-        return Measurement(found["features"], found["aligned"], path.with_suffix(".png"))
+        sheet = path.with_suffix(".png")
+
+        def read(path: Path) -> Measurement:
+            found = load_file(path)
+            return Measurement(found["features"], found["aligned"], sheet)
+
+        known = recall(path, read)
+        if known is not None:
+            return known
+        try:
+            tensors, first = self._measure(schedule, seeds)
+            save_sheet(first, sheet, len(first))
+        except NotFiniteError:  # such a measurement has no sheet
+            nan = np.full((len(seeds), len(self.reference.search.mean)), np.nan, np.float32)
+            tensors = {"features": nan, "aligned": nan[:, 0].copy()}
+        write_whole(path, lambda p: save_file(tensors, p))
+        return Measurement(tensors["features"], tensors["aligned"], sheet)
 
     def in_float32(self) -> Model:
         """The model, loaded once more where it computes in 16 bits: those blur gradients."""
@@ -188,7 +198,8 @@ class Evaluator:
     ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
         batches = (batch.images for batch in self._batches(schedule, seeds))
         prompts = [self.prompt(seed) for seed in seeds]
-        (features,), aligned, first = observe(batches, [self.extractor], self.judge, prompts)
+        with fitting(self.model, self.batch_size):  # extractor and judge beside it, too
+            (features,), aligned, first = observe(batches, [self.extractor], self.judge, prompts)
         passes = self.model.passes(schedule)
         if passes != schedule.passes:
             name = type(self.model.pipeline).__name__
@@ -288,8 +299,8 @@ def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
     if path.exists():
         data = json.loads(path.read_text(encoding="utf-8"))
         return [Prompt(text, label) for text, label in data["held_out" if held_out else "train"]]
-    if not Path(source).is_file():
-        raise UserError(f"prompts {source!r}: neither bundled nor a file of captions")
+    if not Path(source).exists():
+        raise UserError(f"prompts {source!r}: neither bundled nor a file or folder of captions")
     return [Prompt(caption.text) for caption in read_captions(Path(source))]
 
 

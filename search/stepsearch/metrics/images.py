@@ -1,11 +1,12 @@
 """Sets of image files: a folder or a zip, read as uint8 batches, with one clear sentence if not."""
 
 import hashlib
+import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from stepsampler.batch import LEFT_OUT as NOT_MADE
 from stepsampler.batch import MANIFEST, read_left_out
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsampler.support.sizes import Size
 from stepsearch.metrics.pixels import (
     CONVERTED_MODES,
@@ -27,9 +28,14 @@ from stepsearch.metrics.pixels import (
     read_pixels,
 )
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif"),
+    *(".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
+)
 # Pictures too, but not read: named, so that nobody believes that they count.
-LEFT_OUT = (".gif", ".jfif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".exr", ".npy")
+LEFT_OUT = (".gif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".qoi", ".exr", ".npy")
+# Folders that systems put among images, under their names
+SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
 NAMED = 5  # files that a note names
 TURNED = {
     "apply": "were turned as their EXIF says",
@@ -40,9 +46,20 @@ REFUSED = 20  # and an error, each with its reason
 BROKEN = (OSError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
+class BrokenFilesError(UserError):
+    """Files that cannot be read as images; the others can."""
+
+    def __init__(self, text: str, source: Path, broken: dict[str, str]) -> None:
+        super().__init__(text)
+        self.source, self.broken = source, broken
+
+
 @dataclass
 class ImageFiles:
-    """Image files of a folder (with its subfolders) or of a zip, in the order of their names."""
+    """Image files of a folder (with its subfolders) or of a zip, in the order of their names.
+
+    `names` may be those that are `broken` too, until files are chosen.
+    """
 
     source: Path
     names: list[str]
@@ -50,6 +67,8 @@ class ImageFiles:
     total: int = 0  # of those that these were chosen of
     drawn: bool = False  # rather than the first by name
     exif: Exif = "apply"
+    broken: dict[str, str] = field(default_factory=dict)  # what is known of them: name, reason
+    repeated: int = 0  # names that a zip has several times
 
     @classmethod
     def find(cls, source: Path, exif: Exif = "apply") -> "ImageFiles":
@@ -59,25 +78,57 @@ class ImageFiles:
             UserError: neither of them, or no image in it.
         """
         if source.is_dir():
-            # What does not exist is a link to nowhere: to be named, not to be skipped.
-            paths = (p for p in source.rglob("*") if p.is_file() or not p.exists())
-            names = [p.relative_to(source).as_posix() for p in paths]
+            names = list(_within(source))
         elif zipfile.is_zipfile(source):
             try:
                 with zipfile.ZipFile(source) as archive:
                     names = archive.namelist()
             except BROKEN as error:
                 raise UserError(f"{source}: a damaged zip ({error})") from error
+        elif source.suffix.lower() == ".zip":
+            raise UserError(f"{source}: not a whole zip: cut off, or of another kind")
         else:
             raise UserError(f"{source}: neither a folder of images nor a zip of them")
-        names.sort()
+        every = len(names)
+        names = sorted(set(names))
         pictures = [n for n in names if n.lower().endswith((*SUFFIXES, *LEFT_OUT))]
-        read = [n for n in pictures if n.lower().endswith(SUFFIXES) and not _of_macos(n)]
+        read = [n for n in pictures if n.lower().endswith(SUFFIXES) and not _aside(n)]
         left_out = sorted(set(pictures) - set(read))
         if not read:
             others = f"; not read are {_listed(left_out)}" if left_out else ""
             raise UserError(f"{source}: no images in it ({', '.join(SUFFIXES)}){others}")
-        return cls(source, read, left_out, exif=exif)
+        return cls(source, read, left_out, exif=exif, repeated=every - len(names))
+
+    @classmethod
+    def readable(
+        cls, source: Path, n: int, exif: Exif, broken: Mapping[str, str] | None = None
+    ) -> "ImageFiles":
+        """The n that are measured; another file in the place of each that cannot be read.
+
+        As far as the heads tell, and as is known of earlier tries (`broken`).
+
+        Raises:
+            UserError: as `find`, and fewer than n that can be read.
+        """
+        found = cls.find(source, exif)
+        found.broken = dict(broken or {})
+        while True:
+            files = found.chosen(n)
+            if len(files.names) < n:
+                if not found.broken:
+                    count = counted(len(files.names), "image")
+                    raise UserError(f"{source}: {count}, but {n} are wanted; lower --images")
+                every = found.unreadable()
+                left = len(found.names) - len(every.broken)
+                raise UserError(f"{every}; {left} can, but {n} are wanted: lower --images")
+            if not files.broken_heads:
+                return files
+            found.broken |= files.broken_heads
+
+    def without(self, broken: Mapping[str, str]) -> "ImageFiles":
+        """These, in their order, but for some that cannot be read."""
+        names = [name for name in self.names if name not in broken]
+        return replace(self, names=names, broken={**self.broken, **broken})
 
     def chosen(self, n: int) -> "ImageFiles":
         """n of them in the order in which they are measured.
@@ -88,8 +139,12 @@ class ImageFiles:
         """
         total, drawn = len(self.names), not (self.source / MANIFEST).is_file()
         order = np.random.default_rng(0).permutation(total) if drawn else range(total)
-        names = [self.names[i] for i in order[:n]]
-        return ImageFiles(self.source, names, self.left_out, total, drawn, self.exif)
+        every = [self.names[i] for i in order]
+        # All but the broken ones keep their places, so that they still pair.
+        others = iter([name for name in every[n:] if name not in self.broken])
+        names = [next(others, "") if name in self.broken else name for name in every[:n]]
+        names = [name for name in names if name]
+        return replace(self, names=names, total=total, drawn=drawn)
 
     def digest(self) -> str:
         """Of the content of the files, whatever their names and their folder."""
@@ -106,7 +161,7 @@ class ImageFiles:
         From the heads of the files, so that it is the same where their features are recalled.
         """
         said = []
-        if len(self.names) < self.total:
+        if len(self.names) < self.total - len(self.broken):
             how = "drawn" if self.drawn else "the first"
             said.append(f"{len(self.names)} of {self.total} images, {how}")
         for names, what in (
@@ -116,15 +171,32 @@ class ImageFiles:
                 [head.name for head in self.heads if head.several],
                 "have more frames or pages than the first, which is read",
             ),
+            (
+                [head.name for head in self.heads if head.deep],
+                "have more than 8 bits a channel, of which the upper 8 are read",
+            ),
+            (
+                [head.name for head in self.heads if head.profile],
+                "have a profile of colours other than sRGB, which is not applied",
+            ),
         ):
             if names:
-                said.append(f"{len(names)} of {len(self.names)} images {what}: {_listed(names)}")
+                of = f"{len(names)} of {counted(len(self.names), 'image')}"
+                said.append(f"{of} {what}: {_listed(names)}")
+        if self.broken:
+            count = counted(len(self.broken), "file")
+            why = [f"{name} ({reason})" for name, reason in self.broken.items()]
+            said.append(f"left out, as unreadable: {count}: {_listed(why, REFUSED)}")
+        if self.repeated:
+            said.append(
+                f"{counted(self.repeated, 'name')} again in the zip, of which the last is read"
+            )
         if self.left_out:
-            count = f"{len(self.left_out)} file{'s' * (len(self.left_out) > 1)}"
-            what = "of other kinds, or that macOS added"
+            count = counted(len(self.left_out), "file")
+            what = "of other kinds, hidden, or that a system added"
             said.append(f"without {count} {what}: {_listed(self.left_out)}")
         if lost := read_left_out(self.source):
-            said.append(f"{len(lost)} captions have no image ({NOT_MADE})")
+            said.append(f"{counted(len(lost), 'caption')} without an image ({NOT_MADE})")
         return f"{self.source}: {'; '.join(said)}" if said else ""
 
     @cached_property
@@ -132,19 +204,28 @@ class ImageFiles:
         """What `exif` changes of these images; empty where none is turned, or none was to be."""
         return "exif" if self.exif == "apply" and any(h.turned for h in self.heads) else ""
 
-    @cached_property
+    @property
     def heads(self) -> list[Head]:
         """Of the files that are images, as far as their heads tell."""
-        found = []
+        return self._looked[0]
+
+    @property
+    def broken_heads(self) -> dict[str, str]:
+        """Of the others the names, with reasons."""
+        return self._looked[1]
+
+    @cached_property
+    def _looked(self) -> tuple[list[Head], dict[str, str]]:
+        found, broken = [], {}
         archive = None if self.source.is_dir() else zipfile.ZipFile(self.source)
         with archive or nullcontext():
             for name in self.names:
                 try:
                     with archive.open(name) if archive else (self.source / name).open("rb") as file:
                         found.append(read_head(name, file, self.exif))
-                except (*BROKEN, UnreadableError):
-                    continue
-        return found
+                except (*BROKEN, UnreadableError) as error:
+                    broken[name] = _reason(error)
+        return found, broken
 
     def check(self, size: Size | None = None, fit: Fit = "crop") -> None:
         """Look at all files before the first is used: at their heads, which is quick.
@@ -154,7 +235,7 @@ class ImageFiles:
                 where nothing brings them to one.
         """
         if len(self.heads) < len(self.names):
-            raise self._unreadable()
+            raise self.unreadable()
         if fit == "crop" and size is None:
             first, *others = sorted(self.heads)
             for head in others:
@@ -190,7 +271,7 @@ class ImageFiles:
                     raise UnreadableError(why)
                 row = read_pixels(data, size, fit, self.exif)
             except UnreadableError:
-                raise self._unreadable() from None
+                raise self.unreadable() from None
             if rows and (len(rows) == batch or rows[0].shape != row.shape):
                 yield torch.stack(rows)
                 rows = []
@@ -198,20 +279,22 @@ class ImageFiles:
         if rows:
             yield torch.stack(rows)
 
-    def _unreadable(self) -> UserError:
+    def unreadable(self) -> BrokenFilesError:
         """Decodes every file: slow, but then one try shows all that are broken."""
-        broken = []
+        broken = {}
         for name, data, why in self._bytes(self.names):
             try:
                 if why:
                     raise UnreadableError(why)
                 read_pixels(data, None, "none", self.exif)
             except UnreadableError as error:
-                broken.append(f"{name} ({error})")
-        count = f"{len(broken)} of {len(self.names)}"
-        return UserError(
-            f"{self.source}: {count} files cannot be read as images: {_listed(broken, REFUSED)}"
-        )
+                broken[name] = str(error)
+        count = f"{len(broken)} of {counted(len(self.names), 'file')}"
+        if self.total > len(self.names):
+            count += f", chosen of {self.total:,},"
+        why = _listed([f"{name} ({reason})" for name, reason in broken.items()], REFUSED)
+        text = f"{self.source}: {count} cannot be read as images: {why}"
+        return BrokenFilesError(text, self.source, broken)
 
     def _bytes(self, names: list[str]) -> Iterator[tuple[str, bytes, str]]:
         """Name, content, and why there is none."""
@@ -221,17 +304,39 @@ class ImageFiles:
                 data, why = b"", ""
                 try:
                     data = archive.read(name) if archive else (self.source / name).read_bytes()
-                except OSError as error:
-                    why = error.strerror or "not to be read"
-                except BROKEN:
-                    why = "damaged in the zip, or encrypted"
+                except BROKEN as error:
+                    why = _reason(error)
                 yield name, data, why
 
 
-def _of_macos(name: str) -> bool:
-    """What macOS puts beside files in archives and on foreign disks, under the names of images."""
-    *folders, last = name.split("/")
-    return last.startswith("._") or "__MACOSX" in folders
+def _within(folder: Path) -> Iterator[str]:
+    """Files of a folder and its subfolders, links to folders too, each folder once.
+
+    What does not exist is a link to nowhere: to be named, not to be skipped.
+    """
+    seen = {os.path.realpath(folder)}
+    for at, folders, files in os.walk(folder, followlinks=True):
+        for name in files:
+            path = Path(at, name)
+            if path.is_file() or not path.exists():
+                yield path.relative_to(folder).as_posix()
+        real = {name: os.path.realpath(Path(at, name)) for name in sorted(folders)}
+        folders[:] = [name for name, place in real.items() if place not in seen]
+        seen |= set(real.values())
+
+
+def _aside(name: str) -> bool:
+    """Hidden, as macOS, editors and notebooks have copies, or in a folder of a system's own."""
+    parts = name.replace("\\", "/").split("/")
+    return any(part.startswith(".") or part in SYSTEMS for part in parts)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnreadableError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "damaged in the zip, or encrypted"
 
 
 def _size(head: Head) -> str:

@@ -27,6 +27,7 @@ BROKEN = (
     zlib.error,
     BadZipFile,
 )
+SHOWN = 24  # bytes of a file that is no .npz
 ROUNDING = 1e-3  # of single precision, over the largest entry
 
 
@@ -51,10 +52,7 @@ def read_npz(path: Path) -> Foreign:
             t = {k: file[k] for k in ("mu", "sigma", "feats", "arr_0") if k in file.files}
             keys = ", ".join(file.files)
     except BROKEN as error:
-        raise UserError(
-            f"{path}: not an .npz of plain arrays ({str(error).split('.')[0]}); "
-            "pickled objects are never read"
-        ) from error
+        raise UserError(f"{path}: not an .npz of plain arrays: {_why(path, error)}") from error
     mean, cov, features, images = (t.get(k) for k in ("mu", "sigma", "feats", "arr_0"))
     if (mean is None or cov is None) and features is None and images is None:
         raise UserError(
@@ -88,6 +86,21 @@ def read_npz(path: Path) -> Foreign:
             )
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return Foreign(mean, cov, features, images)
+
+
+def _why(path: Path, error: Exception) -> str:
+    """What a file is instead, by how it begins."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    with path.open("rb") as file:
+        head = file.read(SHOWN)
+    if head.startswith(b"\x93NUMPY"):
+        return "one bare array (.npy), of which numpy.savez makes one"
+    if not head.startswith(b"PK"):
+        return f"it begins with {head!r}" if head else "it is empty"
+    if "allow_pickle" in str(error):
+        return "it has pickled objects, which are never read"
+    return "damaged or cut off"
 
 
 def _check_covariance(path: Path, cov: NDArray[np.float64]) -> None:

@@ -25,6 +25,9 @@ TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks that change no pixel as w
 # What stands in a PNG that may have an orientation; in other kinds PIL finds it in the head.
 TURNED_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
 ORIENTATION = 0x0112
+BITS_PER_SAMPLE = 258  # tag of a TIFF
+DEPTH = 24  # place of a PNG's bits a channel
+SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # in the description of a profile
 SHOWN = 24  # bytes of a file that is no image
 
 
@@ -40,6 +43,8 @@ class Head(NamedTuple):
     size: tuple[int, int]  # width, height, after any turn
     turned: bool  # its EXIF says that it is to be turned or mirrored
     several: bool  # frames or pages, of which the first is read
+    deep: bool = False  # more than 8 bits a channel, of which the upper 8 are read
+    profile: bool = False  # of colours other than sRGB, which is not applied
 
 
 def read_head(name: str, file: IO[bytes], exif: Exif) -> Head:
@@ -48,20 +53,27 @@ def read_head(name: str, file: IO[bytes], exif: Exif) -> Head:
         UnreadableError: as far as the head tells.
     """
     start = file.read(len(PNG))
-    if start == PNG:
-        data = start + file.read()
-        image = _loaded(data, whole=any(tag in data for tag in TURNED_PNG))
-        turn = _turn(image) if image.info.get("exif") or image.info.keys() & _TEXT_KEYS else None
-    else:
-        file.seek(0)
-        image = _open(file)
-        turn = _turn(image)
+    with warnings.catch_warnings(action="ignore"):
+        if start == PNG:
+            data = start + file.read()
+            image = _loaded(data, whole=any(tag in data for tag in TURNED_PNG))
+            told = image.info.get("exif") or image.info.keys() & _TEXT_KEYS
+            turn = _turn(image) if told else None
+            deep = data[DEPTH] > 8
+        else:
+            file.seek(0)
+            image = _open(file)
+            turn = _turn(image)
+            tags = getattr(image, "tag_v2", {})
+            deep = max(tags.get(BITS_PER_SAMPLE, (8,))) > 8
     width, height = image.size
     if exif == "apply" and turn is not None and _swaps(turn):
         width, height = height, width
     # A JPEG of a camera may hold a second, small one (MPO): that is no animation.
     several = getattr(image, "is_animated", False) and image.format != "MPO"
-    return Head(name, image.mode, (width, height), turn is not None, several)
+    profile = image.info.get("icc_profile") or b""
+    other = bool(profile) and not any(mark in profile for mark in SRGB)
+    return Head(name, image.mode, (width, height), turn is not None, several, deep, other)
 
 
 def read_pixels(data: bytes, size: Size | None, fit: Fit, exif: Exif) -> Tensor:
@@ -72,11 +84,12 @@ def read_pixels(data: bytes, size: Size | None, fit: Fit, exif: Exif) -> Tensor:
     """
     from PIL import Image, ImageOps
 
-    image = _loaded(data)
-    turn = _turn(image) if exif == "apply" else None
-    if turn is not None:
-        image = image.transpose(turn)
-    image = image.convert("RGB")
+    with warnings.catch_warnings(action="ignore"):
+        image = _loaded(data)
+        turn = _turn(image) if exif == "apply" else None
+        if turn is not None:
+            image = image.transpose(turn)
+        image = image.convert("RGB")
     if fit == "squash512":
         image = image.resize((512, 512), Image.Resampling.BICUBIC)
     elif fit == "crop" and size is not None:

@@ -77,6 +77,7 @@ def measure_all(
     parts = [range(start, min(start + part, seeds.stop)) for start in starts]
     jobs = [(entrant, part) for entrant in entrants for part in parts]
     found: dict[int, Measurement] = {}
+    progress(0, len(jobs))  # the first can take long
     for place, measurement in measure(jobs):
         found[place] = measurement
         progress(len(found), len(jobs))
@@ -106,6 +107,12 @@ def score_all(
     return rows
 
 
+def check_held_out(first_seed: int) -> None:
+    """Refuse seeds that reach into the search's or the selection's."""
+    if first_seed < TEST:
+        raise UserError(f"held-out seeds start at {TEST}, got {first_seed}")
+
+
 def held_out(
     entrants: Sequence[C],
     n: int,
@@ -121,7 +128,6 @@ def held_out(
     Raises:
         UserError: seeds that reach into the search's or the selection's.
     """
-    if first_seed < TEST:
-        raise UserError(f"held-out seeds start at {TEST}, got {first_seed}")
+    check_held_out(first_seed)
     seeds = seeds_of(first_seed, n)
     return score_all(entrants, seeds, batch_size, reference.test, measure, progress, dropped)

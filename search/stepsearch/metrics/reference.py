@@ -22,10 +22,10 @@ from stepsampler.errors import UserError
 from stepsampler.support.sizes import Size, sides
 from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.features import AXES, WHOLE, Extractor, Together, each
-from stepsearch.metrics.images import ImageFiles
+from stepsearch.metrics.images import BrokenFilesError, ImageFiles
 from stepsearch.metrics.interchange import read_npz
 from stepsearch.metrics.pixels import Exif, Fit
-from stepsearch.paths import bundled, write_whole
+from stepsearch.paths import bundled, recall, write_whole
 
 SAMPLE = 2000  # features that are kept for distances that moments are not enough for
 INCEPTION_FEATURES = 2048
@@ -48,6 +48,7 @@ class Reference:
     size: Size | None = None  # to which the images were brought; None: as they were, or not known
     fit: str = ""  # and how (`pixels.Fit`), where they were files
     exif: str = ""  # what was done about the EXIF orientation (`pixels.Exif`), where any has one
+    unreadable: int = 0  # files of the images that are left out
     parts: tuple["Reference", ...] = ()  # those of several extractors at once
 
     @classmethod
@@ -64,6 +65,7 @@ class Reference:
             size=parts[0].size,
             fit=parts[0].fit,
             exif=parts[0].exif,
+            unreadable=parts[0].unreadable,
             parts=tuple(parts),
         )
 
@@ -143,6 +145,7 @@ class Reference:
             "note": self.note,
             "prepared": json.dumps([self.size, self.fit]),
             "exif": self.exif,
+            "unreadable": str(self.unreadable),
         }
         write_whole(path, lambda p: save_file(tensors, p, info))
 
@@ -179,9 +182,12 @@ class Reference:
                 size,
                 fit,
                 info.get("exif", ""),
+                int(info.get("unreadable", "0")),
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not reference statistics ({error})") from error
+            why = "damaged or of another kind" if isinstance(error, SafetensorError) else error
+            why = f"{error.args[0]} is missing" if isinstance(error, KeyError) else why
+            raise UserError(f"{path}: not reference statistics ({why})") from error
 
 
 def fit(
@@ -268,7 +274,7 @@ def load_reference(
                 f"reference {source!r}: no folder, zip, .npz or .safetensors file, and not bundled "
                 f"for {extractor.name}"
             )
-        if path.suffix == ".npz":
+        if path.suffix == ".npz" and not path.is_dir():
             return _from_npz(path, extractor, size, cache, fit_to)
         if path.suffix != ".safetensors":
             path = _cached(path, extractor, size, cache, fit_to, exif)
@@ -319,11 +325,27 @@ def _cached(
     what = f"{what} {files.preparation}".strip()  # nothing where no image is turned
     key = hashlib.sha256(f"{what} {files.digest()}".encode()).hexdigest()[:16]
     path = cache / f"reference-{key}.safetensors"
-    if not path.exists():
-        reference = fit(extractor, files.batches(size, fit_to), axes=extractor.axes)
+    if recall(path, Reference.load) is None:
+        reference, files = _fitted(extractor, files, size, fit_to)
         turned = exif if any(head.turned for head in files.heads) else ""
-        replace(reference, note=files.note, size=size, fit=fit_to, exif=turned).save(path)
+        left = len(files.broken)
+        told = replace(reference, note=files.note, unreadable=left)
+        replace(told, size=size, fit=fit_to, exif=turned).save(path)
     return path
+
+
+def _fitted(
+    extractor: Extractor, files: ImageFiles, size: Size | None, fit_to: Fit
+) -> tuple[Reference, ImageFiles]:
+    """Of the files that can be read, which are said; at least two."""
+    files = files.without(files.broken_heads)
+    while True:
+        if files.broken and len(files.names) < 2:
+            raise files.find(files.source, files.exif).unreadable()
+        try:
+            return fit(extractor, files.batches(size, fit_to), axes=extractor.axes), files
+        except BrokenFilesError as error:
+            files = files.without(error.broken)
 
 
 def _from_npz(
@@ -361,7 +383,7 @@ def _from_npz(
     key = hashlib.sha256(f"{extractor.name} {extractor.digest} {extractor.axes} npz".encode())
     key.update(data.images.tobytes())
     kept = cache / f"reference-{key.hexdigest()[:16]}.safetensors"
-    if not kept.exists():
+    if recall(kept, Reference.load) is None:
         fit(extractor, torch.split(images, 50), axes=extractor.axes).save(kept)
     return Reference.load(kept)
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsampler.grids import GRIDS, make_schedule
-from stepsampler.models import quiet, resolve
+from stepsampler.models import outline, quiet, resolve
 from stepsampler.models.additions import weighted
-from stepsampler.models.loading import check_file
+from stepsampler.models.markers import check_file
 from stepsampler.models.parts import choose
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
@@ -26,13 +26,14 @@ from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import CLIP, ModelConfig, StudyConfig, load_config
 from stepsearch.engine.transfer import earlier_best
 from stepsearch.metrics.evaluator import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
-from stepsearch.metrics.features import PRETRAINED, each, load_extractor
+from stepsearch.metrics.features import PRETRAINED, Texture, each, load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pretrained import INCEPTION_FILE
 from stepsearch.metrics.protocol import PART
-from stepsearch.metrics.reference import is_bundled, refuse_for_several
+from stepsearch.metrics.reference import BUNDLED_SIZE, is_bundled, refuse_for_several
 from stepsearch.paths import local_folder
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
+from stepsearch.report.progress import stages
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, shapes, wanted
 from stepsearch.rivals.placement import most_passes
 
@@ -49,12 +50,13 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
     Raises:
         UserError: the study file is wrong, or the dry run fails.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     config = load_config(study)
     absent = missing(config)
     for sentence in absent:
         console.print(f"missing: {sentence}")
     if device is not None and not absent:
+        console.print(f"measuring a pass on {device} …")
         seconds_per_pass = seconds_of_a_pass(config, device)
         console.print(f"measured on {device}: {seconds_per_pass:.4f} s a pass")
     for line in costs(config).lines(seconds_per_pass):
@@ -63,12 +65,12 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
         quiet()
         kind = kind_of(config)
         started = time.perf_counter()
-        told = f"dry run on a tiny random {kind} model, a minute or two"
-        with tempfile.TemporaryDirectory() as folder, console.status(told):
-            result = dry_run(config, kind, Path(folder))
+        console.print(f"dry run on a tiny random {kind} model, a minute or two:")
+        with tempfile.TemporaryDirectory() as folder, stages(console) as show:
+            result = dry_run(config, kind, Path(folder), show)
         console.print(
-            f"dry run on a tiny random {kind} model: {len(result.screened)} baselines, "
-            f"{result.trials} trials, selection, test and export work "
+            f"dry run on a tiny random {kind} model: {counted(len(result.screened), 'baseline')}, "
+            f"{counted(result.trials, 'trial')}, selection, test and export work "
             f"({time.perf_counter() - started:.0f} s)"
         )
     if not absent:
@@ -81,6 +83,8 @@ def missing(config: StudyConfig) -> list[str]:
     found = [_missing_model(config.model), *_missing_additions(config.model)]
     extractors = each(config.evaluation.extractor)
     found += map(_missing_extractor, extractors)
+    if not any(found):
+        found.append(_unfit(config))
     if len(set(extractors)) < len(extractors):
         found.append(f"extractor {config.evaluation.extractor!r}: must be of different ones")
     try:
@@ -102,7 +106,7 @@ def _missing_model(model: ModelConfig) -> str | None:
     name = model.id
     try:
         if name.endswith(SUFFIX) or is_weights_file(name):
-            check_file(name, read_header("model", name), model.config, model.prediction_type)
+            check_file(model, read_header("model", name))
             return None
     except UserError as error:
         return str(error)
@@ -125,6 +129,24 @@ def _missing_model(model: ModelConfig) -> str | None:
                 return str(error)
     if model.variant not in (None, *chosen):
         return f"model {name!r} has no weights of the variant {model.variant}"
+    return None
+
+
+def _unfit(config: StudyConfig) -> str | None:
+    """What the model itself refuses, or will be refused of its images, as far as configs tell."""
+    model, evaluation = config.model, config.evaluation
+    folder = local_folder(resolve(model.config or model.id))
+    if folder is None or not (folder / "model_index.json").exists():
+        return None
+    try:
+        size = outline(model, folder).size
+    except UserError as error:
+        return f"model {model.id!r}: {str(error).removeprefix(f'model {model.id!r}: ')}"
+    for spec in each(evaluation.extractor):
+        if spec == Texture.name and size != BUNDLED_SIZE:
+            return f"extractor {spec!r} is for images of 32 x 32, the model's are of {size}"
+    if is_bundled(evaluation.reference, evaluation.extractor) and size != BUNDLED_SIZE:
+        return f"reference {evaluation.reference!r} is of {BUNDLED_SIZE} pixels, images are {size}"
     return None
 
 

@@ -4,6 +4,7 @@ It shows that the study's settings work together: nothing that comes out means a
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 from stepsampler.errors import UserError
 from stepsampler.models import check_class
 from stepsampler.models.loading import pipeline_class
-from stepsampler.noise import is_flow
+from stepsampler.models.markers import heed
+from stepsampler.noise import is_edm, is_flow
 from stepsampler.support.options import of_weights
 from stepsampler.support.pictures import save_png
 from stepsampler.support.sizes import Size, sides, size_of
+from stepsampler.support.weights import SUFFIX, read_header
 from stepsearch.config import CLIP, NONE, StudyConfig
 from stepsearch.engine.result import Result
 from stepsearch.engine.run import run_study
+from stepsearch.engine.stages.tools import Report
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess
 from stepsearch.metrics.features import EXTRACTORS, WHOLE, each
@@ -84,15 +88,38 @@ def kind_of(config: StudyConfig) -> str:
     return ANY_FLOW if is_flow(known) else ANY_DIFFUSION
 
 
-def dry_run(config: StudyConfig, kind: str, folder: Path) -> Result:
+def dry_run(
+    config: StudyConfig, kind: str, folder: Path, report: Report = lambda *_: None
+) -> Result:
     """Load, search, select, test and write in `folder`, with a few images of everything."""
+    report("a tiny model", 0, 1, "")
     small = shrunk(config, kind, folder)
-    EVERY[kind]().save_pretrained(folder / "model", safe_serialization=True)
+    miniature(config, kind).save_pretrained(folder / "model", safe_serialization=True)
     with InThisProcess(small, folder / "run") as workers:
-        result = run_study(small, folder / "run", workers, NoTracking(), lambda *_: None)
+        result = run_study(small, folder / "run", workers, NoTracking(), report)
         write(result, small, folder / "run")
         write_sheet(result, workers, folder / "run" / "grid.png")
     return result
+
+
+def miniature(config: StudyConfig, kind: str) -> Any:
+    """The tiny pipeline, with the kind of noise that the model's files or the study say."""
+    import diffusers
+
+    pipeline, name = EVERY[kind](), config.model.id
+    header = None
+    if name.endswith(SUFFIX):
+        header = read_header("model", name) if Path(name).is_file() else None
+        if header and header.edm == "edm_mean":  # Playground v2.5, whose config says the rest
+            pipeline.register_modules(scheduler=diffusers.EDMEulerScheduler())
+    else:
+        file = (local_folder(name) or Path()) / "scheduler" / "scheduler_config.json"
+        said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if is_edm(said) or said.get("rescale_betas_zero_snr"):
+            scheduler = getattr(diffusers, said["_class_name"]).from_config(said)
+            pipeline.register_modules(scheduler=scheduler)
+    heed(pipeline, replace(config.model, config=None), header)
+    return pipeline
 
 
 def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:

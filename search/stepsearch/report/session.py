@@ -5,19 +5,14 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
+from stepsampler.errors import counted
 from stepsearch.config import StudyConfig
+from stepsearch.engine.claim import has_ended
 from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import MlflowTracking, NoTracking, Tracker
 from stepsearch.engine.workers import Workers
+from stepsearch.report.progress import stages
 from stepsearch.report.summary import table, verdict, write, write_sheet
 
 
@@ -26,36 +21,25 @@ def run_session(
 ) -> None:
     """Run a study with live progress and print its result."""
     width = None if sys.stdout.isatty() else 110  # of a log file
-    console = Console(highlight=False, soft_wrap=True, width=width)
+    # names of files and studies are as they are: no markup
+    console = Console(highlight=False, soft_wrap=True, width=width, markup=False, emoji=False)
     started = time.monotonic()
     console.print(
-        f"study {config.name}: {config.space.passes} passes per image, "
-        f"{config.search.trials} trials by {config.search.algorithm}, "
-        f"{len(devices)} workers on {', '.join(sorted(set(devices)))}"
+        f"study {config.name}: {counted(config.space.passes, 'pass')} per image, "
+        f"{counted(config.search.trials, 'trial')} by {config.search.algorithm}, "
+        f"{counted(len(devices), 'worker')} on {', '.join(sorted(set(devices)))}"
     )
-    columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int, news: str) -> None:
-            name = stage.partition(" (")[0]
-            if name not in tasks:
-                tasks[name] = progress.add_task(stage, total=total)
-            progress.update(tasks[name], completed=done, total=total, description=stage)
-            if news:
-                minutes, seconds = divmod(int(time.monotonic() - started), 60)
-                progress.console.print(f"{minutes:3d}:{seconds:02d}  {stage}: {news}")
-
+    if has_ended(folder, config):
+        console.print(
+            f"{folder}: this run is finished, and nothing is measured twice; its schedule is in "
+            f"{folder / 'best.json'}, the table follows"
+        )
+    with stages(console) as show:
         tracker: Tracker = NoTracking()
         if tracking != "none":
             uri = None if tracking == "local" else tracking
-            tracker = MlflowTracking(uri, lambda text: progress.console.print(text))
-        with Workers(config, folder, devices) as workers:
+            tracker = MlflowTracking(uri, console.print)
+        with Workers(config, folder, devices, console.print) as workers:
             result = run_study(config, folder, workers, tracker, show)
             files = write(result, config, folder)
             show("pictures", 0, 1, "")
@@ -76,9 +60,11 @@ def run_session(
     )
     parts = ", ".join(f"{stage} {passes:,}" for stage, passes in result.passes.items() if passes)
     pruned = f" ({result.pruned} pruned)" if result.pruned else ""
+    failed = f", {result.failed} failed" if result.failed else ""
     console.print(
-        f"{(time.monotonic() - started) / 60:.1f} minutes, {result.trials} trials{pruned}, "
-        f"{result.search_passes:,} passes before the test ({parts})"
+        f"{(time.monotonic() - started) / 60:.1f} minutes, "
+        f"{counted(result.trials, 'trial')}{pruned}{failed}, "
+        f"{counted(result.search_passes, 'pass')} before the test ({parts})"
     )
     for name, what in (
         ("best.json", "the schedule"),

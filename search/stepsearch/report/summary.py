@@ -198,6 +198,7 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
         ],
         "trials": result.trials,
         "pruned": result.pruned,
+        "failed": result.failed,
         "stopped": result.stopped,
         "search_passes": result.search_passes,
         "passes": result.passes,

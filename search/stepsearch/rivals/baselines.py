@@ -4,7 +4,7 @@ import fnmatch
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsampler.grids import AYS, GRIDS, from_sigmas, is_guided, make_schedule
 from stepsampler.noise import Noise, NoiseSchedule
 from stepsampler.presets import Preset, names, preset
@@ -165,7 +165,11 @@ def long_baselines(
     """DPM-Solver++(2M) on evenly spaced timesteps, with more steps than the budget pays for."""
     unguided = () if config.evaluation.guidance_scales else (1.0,)
     return [
-        Candidate(f"DPM++(2M), {n} steps, w {w:g}", _evenly(n, w, noise, model, guidance), "long")
+        Candidate(
+            f"DPM++(2M), {counted(n, 'step')}, w {w:g}",
+            _evenly(n, w, noise, model, guidance),
+            "long",
+        )
         for n in config.baselines.long_steps
         for w in dict.fromkeys((*unguided, *constant_scales(config)))
     ]

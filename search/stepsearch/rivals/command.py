@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted
 from stepsampler.grids import from_sigmas
 from stepsampler.models import check_device, note_cuts, open_model
 from stepsampler.schedule import SOLVERS
@@ -50,6 +50,6 @@ def write_placement(
     schedule = replace(schedule, guidance=model.guidance, provenance={"source": source})
     schedule.save(out)
     print(  # noqa: T201
-        f"{out}: {num_steps} steps, {schedule.passes} passes per image; took {found.passes:,} "
-        f"network passes and {found.seconds:.0f} s"
+        f"{out}: {counted(num_steps, 'step')}, {counted(schedule.passes, 'pass')} per image; "
+        f"took {found.passes:,} network passes and {found.seconds:.0f} s"
     )

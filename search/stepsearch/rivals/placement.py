@@ -17,7 +17,7 @@ from stepsampler.noise import NoiseSchedule
 from stepsampler.schedule import Step
 from stepsearch.config import RIVALS
 from stepsearch.metrics.evaluator import SEARCH, Evaluator, seeds_of
-from stepsearch.paths import write_whole
+from stepsearch.paths import recall, write_whole
 from stepsearch.rivals.dmn import dmn
 from stepsearch.rivals.gits import POINTS, gits
 from stepsearch.rivals.hso import hso
@@ -128,7 +128,8 @@ def recall_or_place(
         UserError: as `place` does.
     """
     path = _path(evaluator, name, num_steps, guidance_scale)
-    if not path.exists():
+    found = recall(path, lambda p: Placement(**json.loads(p.read_text())))
+    if found is None:
         prompts = [prompt.text for prompt in evaluator.prompts]
         size = evaluator.batch_size
         model = evaluator.in_float32() if name == "ld3" else evaluator.model
@@ -138,8 +139,9 @@ def recall_or_place(
             found = place(
                 model, prompts, name, num_steps, guidance_scale, size, evaluator.negative_prompt
             )
-        write_whole(path, lambda p: p.write_text(json.dumps(asdict(found))))
-    return Placement(**json.loads(path.read_text()))
+        text = json.dumps(asdict(found))
+        write_whole(path, lambda p: p.write_text(text))
+    return found
 
 
 def _path(evaluator: Evaluator, name: str, num_steps: int, guidance_scale: float) -> Path:

@@ -179,11 +179,13 @@ def run(tmp_path, monkeypatch):
 def test_presets_are_listed_with_model_steps_passes_and_source(run):
     lines = run("presets").output.splitlines()
     assert lines[0].split() == ["name", "model", "steps", "passes", "source"]
-    assert len(lines) == len(names()) + 1
+    assert len(lines) == len(names()) + 1 + 2
+    assert [line.split()[0] for line in lines[-2:]] == ["~", "-"]  # what the marks mean
     row = next(line.split() for line in lines if line.startswith("seed-unipc-xl-6 "))
     assert row[:4] == ["seed-unipc-xl-6", "sdxl", "7", "12"]  # one of seven steps is analytic
     assert "arXiv 2510.02390" in " ".join(row)
-    assert run("presets", "usf").output.count("~") == 7
+    assert run("presets", "USF").output.count("~") == 7 + 1
+    assert run("presets", "seed-sd-8").output.splitlines()[-1].startswith("seed-sd-8")
     with pytest.raises(UserError, match="no preset has 'zzz' in its name"):
         run("presets", "zzz")
 
@@ -202,7 +204,7 @@ def test_no_preset_has_the_name_of_a_command(run):
 def test_a_presets_name_stands_wherever_a_schedule_does(run):
     assert "8 steps, 16 passes per image" in run("show", "seed-sd-8").output
     arguments = ["--prompt", "a bag", "--seeds", "1", "-o", "out"]
-    assert "1 images of 4 steps, 8 passes each" in run("seed-sd-4", *arguments).output
+    assert "1 image of 4 steps, 8 passes each" in run("seed-sd-4", *arguments).output
 
 
 def test_make_writes_the_seeds_fifty_step_baseline(run):
@@ -270,7 +272,7 @@ def test_make_switches_free_u_on_and_off(run):
         (["linspace", "--steps", "3", "--guidance-scale", "-1"], "guidance_scale must be >= 0"),
         (["linspace", "--steps", "3", "--model", "absent"], "model 'absent': no such folder"),
         (["seed-sd-8", "--free-u", "on"], "--free-u must be 4 numbers with commas .*, got 'on'"),
-        (["seed-sd-8", "--free-u", "1,1,1,-1"], "free_u must have numbers > 0"),
+        (["seed-sd-8", "--free-u", "1,1,1,-1"], "step 0: s2 of free_u must be > 0, got -1"),
         (["seed-sd-8", "--steps", "3"], "--steps is fixed by the preset seed-sd-8"),
         (["seed-sd-8", "--model", "sdxl"], "--model is fixed by the preset seed-sd-8"),
     ],

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from stepsampler.cli.app import app
 from stepsampler.grids import make_schedule
+from stepsampler.models import load
 from stepsampler.noise import NoiseSchedule
 
 
@@ -58,3 +59,15 @@ def test_a_size_that_is_none_is_one_sentence_before_a_model_loads(place, tmp_pat
     said = str(run(place, command, tmp_path / "x.png", "33x32").exception)
     assert said == "size must be a multiple of 2 pixels, got 33x32: the nearest are 32 and 34x32"
     assert not (tmp_path / "x.png").exists()
+
+
+def test_the_anime_example_of_the_seed_runs_at_its_width_and_height(tmp_path):
+    """768 x 1024 there; a tiny SDXL has pixels in the same ratio, and is told them."""
+    pipelines.sdxl().save_pretrained(tmp_path / "model")
+    words = ["seed-dunipc-anime-8", "--model", tmp_path / "model", "--size", "48x64"]
+    words += ["--prompt", "a castle", "-o", tmp_path / "o"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.exception
+    assert Image.open(tmp_path / "o" / "p0000-s00000.png").size == (48, 64)
+    condition = load(str(tmp_path / "model"), size="48x64").encode(["a"])
+    assert condition["time_ids"].tolist() == [[64, 48, 0, 0, 64, 48]]  # heights come first there

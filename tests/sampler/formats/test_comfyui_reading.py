@@ -146,7 +146,10 @@ RANGE = {
         (patch("SomeCustomNode"), r"does not hold node 20 \(SomeCustomNode\)"),
         (patch("ModelSamplingDiscrete", sampling="lcm", zsnr=False), "epsilon, got 'lcm'; name an"),
         (patch("ModelSamplingDiscrete", sampling="v_prediction", zsnr=False), "is epsilon, got"),
-        (patch("ModelSamplingDiscrete", sampling="eps", zsnr=True), "zsnr changes the model's"),
+        (
+            patch("ModelSamplingDiscrete", sampling="eps", zsnr=True),
+            "zsnr is True, but the model has no zero",
+        ),
         (patch("ModelSamplingContinuousEDM", sampling="edm"), "is for another model; name it with"),
         (changed(sampler_name="dpmpp_sde"), "sampler_name must be one of euler, heun,"),
         (

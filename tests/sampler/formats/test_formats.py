@@ -48,7 +48,7 @@ from stepsampler.presets import names, preset
         ),
         (baseline(), "diffusers:FlowMatchEulerDiscreteScheduler", "is not for a model with betas"),
         (baseline(), "diffusers:DDIMScheduler", "not 'DDIMScheduler'; StepScheduler runs any"),
-        (baseline(), "diffusers", "not None; StepScheduler runs any"),
+        (baseline(), "diffusers", "so give one after a colon; StepScheduler runs any"),
         (
             from_sigmas([14.0, 13.999], 0.0, [1.0] * 2, 1, "ddim", SPEC),
             "diffusers:DPMSolverMultistepScheduler",
@@ -120,7 +120,7 @@ def test_what_was_left_out_is_listed_when_asked_for():
         ("1.0", "comfyui", "at least two sigmas, got 1"),
         ("--sigmas 1.0", "sd.cpp", "at least two sigmas, got 1"),
         ("1.0, 2.0", "comfyui", "step 0: sigma must fall, got 1 -> 2"),
-        ("nan, 2.0", "comfyui", "at least two sigmas, got 1"),  # as the node reads it
+        ("nan, 2.0, 1.0", "comfyui", "ManualSigmas knows no 'nan', and passes over it"),
         ("5, 1e-2", "comfyui", "knows no exponents, and reads '1e-2' as two numbers"),
         ("{", "comfyui", "expected JSON with the inputs of ManualSigmas"),
         ('{"ManualSigmas": 3}', "comfyui", "expected JSON with the inputs of ManualSigmas"),
@@ -137,7 +137,7 @@ def test_what_was_left_out_is_listed_when_asked_for():
             r"sampler_name must be one of euler, heun, ipndm, dpmpp_2m, ddim, got \['euler'\]",
         ),
         ("--steps 4", "sd.cpp", "with --sigmas"),
-        ("--sigmas '2,1", "sd.cpp", "No closing quotation"),
+        ("--sigmas '2,1", "sd.cpp", "a quote in it is not closed"),
         ("--sigmas 2,1 --sampling-method lcm", "sd.cpp", "--sampling-method must be one of"),
         ("--sigmas 2,1 --cfg-scale x", "sd.cpp", "--cfg-scale must be a number, got 'x'"),
         (

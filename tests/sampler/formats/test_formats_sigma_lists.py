@@ -138,7 +138,7 @@ def test_guidance_per_step_of_stable_diffusion_cpp_needs_a_version():
 def test_heun_with_guidance_per_step_is_lost(to):
     heun = guide(baseline("karras", 5, "heun", 2), 7.5, (0.5, 3.0))
     with pytest.raises(UserError, match="guidance per step .* Heun step get"):
-        export(heun, to, version="mended")
+        export(heun, to, version="mended" if to == "sd.cpp" else None)
     assert export(baseline("karras", 5, "heun", 2), to).lost == ()
 
 

@@ -65,7 +65,9 @@ def test_any_sigmas_are_run_as_the_scheduler_runs_them(handed, mu, config):
 def test_what_no_sigmas_lead_to_is_refused():
     with pytest.raises(UserError, match="shift_terminal makes the last sigma 0.02, and the sched"):
         export(flow(), FLOW, scheduler_config=QWEN, mu=0.8)
-    with pytest.raises(UserError, match="use_dynamic_shifting: .* say it with --mu"):
+    with pytest.raises(
+        UserError, match="use_dynamic_shifting: .* is not given .of an export by --mu"
+    ):
         export(flow(), FLOW, scheduler_config=QWEN)
     for name in ("use_karras_sigmas", "invert_sigmas", "stochastic_sampling"):
         with pytest.raises(UserError, match=f"the scheduler's {name} makes other steps"):

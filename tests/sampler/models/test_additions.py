@@ -356,8 +356,8 @@ def test_a_textual_inversion_for_one_encoder_of_two_says_so(tmp_path, capsys):
         assert "is for one of the two text encoders" in capsys.readouterr().err
 
 
-def test_a_tokenizer_that_needs_another_package_names_it():
+def test_a_tokenizer_that_cannot_be_read_is_named():
     from stepsampler.models.parts import reason
 
     raised = ValueError("`tiktoken` is required to read a `tiktoken` file. Install it with `pip`.")
-    assert "needs the package sentencepiece" in reason(raised)
+    assert "no SentencePiece model that can be read" in reason(raised)

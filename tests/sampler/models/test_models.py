@@ -164,8 +164,8 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
         load(str(tmp_path / "empty"))
     with pytest.raises(UserError, match="device 'cuda:7' cannot be used"):
         load("tiny", device="cuda:7")
-    with pytest.raises(UserError, match="size must be a multiple of 4 pixels, got 30"):
-        load("tiny", size=30)
+    with pytest.raises(UserError, match="size must be a multiple of 2 pixels, got 31"):
+        load("tiny", size=31)
 
 
 def test_memory_of_a_cpu_that_does_not_suffice_is_one_sentence(tiny, monkeypatch):

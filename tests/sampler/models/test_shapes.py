@@ -16,7 +16,7 @@ from families import (
 
 from stepsampler import UserError
 from stepsampler.grids import make_schedule
-from stepsampler.models import from_pipeline
+from stepsampler.models import ModelOptions, from_pipeline, outline
 from stepsampler.support.sizes import sides, size_of
 
 WIDTH, HEIGHT = 32, 48
@@ -93,6 +93,21 @@ def test_the_largest_size_is_one_that_the_network_takes(name):
     assert ours.shape[-2:] == (model._multiple, most)
     with pytest.raises(UserError, match=f"the nearest is {most}x{model._multiple}"):
         take(name, model.pipeline, f"{most + model._multiple}x{model._multiple}")
+
+
+@pytest.mark.parametrize("name", pipelines.FAMILIES)
+def test_an_outline_without_weights_has_the_shape_of_the_model(name, tmp_path):
+    """What `stepsearch check` asks, of any family, before the weights are loaded."""
+    pipeline = pipelines.FAMILIES[name]()
+    pipeline.save_pretrained(tmp_path)
+    for weights in tmp_path.glob("*/*.safetensors"):
+        weights.write_bytes(b"")
+    found = outline(ModelOptions(str(tmp_path)), tmp_path)
+    assert found.shape == from_pipeline(pipeline).shape
+    assert found.spec == from_pipeline(pipeline).spec
+    assert all(value.is_meta for value in found.net.parameters())
+    with pytest.raises(UserError, match="size must be a multiple of"):
+        outline(ModelOptions(str(tmp_path), size=31), tmp_path)
 
 
 def test_a_size_is_read_and_written_one_way():

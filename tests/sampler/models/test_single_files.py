@@ -71,8 +71,8 @@ def test_a_marker_overrules_the_config_that_diffusers_guesses(folders, weights, 
 @pytest.mark.parametrize(
     ("tensors", "metadata", "said"),
     [
-        ({"v_pred": 0, "ztsnr": 0}, {}, "marker ztsnr says zero terminal SNR"),
-        ({"edm_vpred.sigma_max": 1}, {}, "the noise levels of EDM; only"),
+        ({"edm_vpred.sigma_max": 1}, {}, "edm_vpred.sigma_max says a model with EDM's precond"),
+        ({"edm_mean": 4, "edm_std": 4}, {}, "edm_mean says a model with EDM's preconditioning"),
         ({"v_pred": 0}, {"modelspec.predict_key": "epsilon"}, "contradicts itself: v_pred says v"),
         ({}, {"modelspec.prediction_type": "x0?"}, "says 'x0\\?', which is unknown"),
         ({"scaled_fp8": 1}, {}, "quantised .the tensor scaled_fp8., which is not supported"),

@@ -354,9 +354,9 @@ def test_a_schedule_that_it_cannot_execute_is_refused(schedule, message):
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        (stock(rescale_betas_zero_snr=True), "rescale_betas_zero_snr of the pipeline's scheduler"),
+        (stock(rescale_betas_zero_snr=True), "rescale_betas_zero_snr does not go with .* epsilon"),
         (stock(thresholding=True), "thresholding of the pipeline's scheduler is not supported"),
-        (diffusers.EDMEulerScheduler(), "neither the betas nor the shift"),
+        (diffusers.CMStochasticIterativeScheduler(), "neither betas, nor EDM's levels, nor a flow"),
         (diffusers.EulerDiscreteScheduler(timestep_type="continuous"), "timestep_type of the"),
         (diffusers.FlowMatchEulerDiscreteScheduler(1), "num_train_timesteps .* must be 1000, got"),
         (diffusers.CogVideoXDDIMScheduler(), "snr_shift_scale of the pipeline's scheduler"),

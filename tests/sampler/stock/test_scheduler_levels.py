@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 
+from stepsampler import Schedule, Step
 from stepsampler.scheduler import StepScheduler
 
 
@@ -36,10 +37,15 @@ def test_every_stock_scheduler_is_refused_or_has_our_levels():
         if name in ("DDIMInverseScheduler", "RePaintScheduler", "KDPM2DiscreteScheduler"):
             continue  # add no noise, or at timesteps between those that the network is told
         scheduler.set_timesteps(10)
+        if ours.edm:
+            first = [Step(float(sigma)) for sigma in scheduler.sigmas[:-1]]
+            ours = StepScheduler.from_config(scheduler.config, schedule=Schedule(tuple(first)))
         ours.set_timesteps(10)
         timestep = scheduler.timesteps[3:4]
         data, noise = noisy(scheduler, timestep)
         own_data, own_noise = noisy(ours, timestep)
         assert noise / data == pytest.approx(own_noise / own_data, rel=1e-3), name
     assert {"DDIMScheduler", "UnCLIPScheduler", "FlowMatchEulerDiscreteScheduler"} <= {*taken}
+    assert {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"} <= {*taken}
+    assert not {"CMStochasticIterativeScheduler", "CosineDPMSolverMultistepScheduler"} & {*taken}
     assert not {"CogVideoXDDIMScheduler", "HeliosScheduler", "MiniMaxH3Scheduler"} & {*taken}

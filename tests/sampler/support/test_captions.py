@@ -102,7 +102,12 @@ def test_parquet_without_pyarrow_is_one_sentence(tmp_path, monkeypatch):
         ("a.json", b"[1]", None, r"no caption in it; left out: item 0 \(1, not a text\)"),
         ("a.json", b"[]", None, "no caption in it$"),
         ("a.json", b'["x"]', "prompt", "no column 'prompt': its items are no objects"),
-        ("a.json", b'[{"a": 1}]', None, "no column prompt, caption, text, prompts; there are a"),
+        (
+            "a.json",
+            b'[{"a": 1}]',
+            None,
+            "no column prompt, caption, text, prompts, captions; there are a",
+        ),
         ("a.json", b'[{"prompt": 3}]', None, r"left out: item 0 \(3, not a text\)"),
         (
             "a.json",
@@ -147,7 +152,7 @@ def test_a_broken_row_costs_itself_alone(tmp_path):
         b'{"prompt": null}',
         b'{"prompt": " \\n"}',
         b'{"prompt": 5}',
-        b'{"prompt": ["a cat"]}',
+        b'{"prompt": ["a cat", 3]}',
         b'{"caption": "a cat"}',
         b'{"prompt": "cut',
         b"[" * 5000,
@@ -231,7 +236,7 @@ def test_an_image_of_coco_shows_its_first_caption_that_is_one(tmp_path):
         LeftOut("annotation 7", "has no image_id, id and caption, as COCO's captions do"),
     ]
     (note,) = found.notes
-    assert note == "1 annotations left out, whose images have others: annotation 0 (empty)"
+    assert note == "1 annotation left out, whose images have others: annotation 0 (empty)"
 
 
 def test_places_are_those_of_the_file_before_it_is_mixed(tmp_path):

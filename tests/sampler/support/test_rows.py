@@ -90,7 +90,7 @@ def test_an_unclosed_quote_takes_no_other_row_with_it(tmp_path):
         LeftOut("line 3", quote),
         LeftOut("line 5", quote),
         LeftOut("line 7", "3 cells, not 2"),
-        LeftOut("line 8", "1 cells, not 2"),
+        LeftOut("line 8", "1 cell, not 2"),
         LeftOut("line 12", quote),
     ]
 

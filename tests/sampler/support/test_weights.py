@@ -121,10 +121,6 @@ def test_markers_of_the_prediction_type(keys, metadata, stated, tmp_path):
 @pytest.mark.parametrize(
     ("key", "metadata", "said"),
     [
-        ("ztsnr", {}, "ztsnr says zero terminal SNR"),
-        ("a", {"ss_zero_terminal_snr": "True"}, "ss_zero_terminal_snr says zero terminal SNR"),
-        ("edm_vpred.sigma_max", {}, "noise levels of EDM"),
-        ("edm_mean", {}, "noise levels of EDM"),
         ("scaled_fp8", {}, "are quantised"),
         ("model.diffusion_model.a.scale_weight", {}, "are quantised"),
         ("model.diffusion_model.a.comfy_quant", {}, "are quantised"),
@@ -133,4 +129,20 @@ def test_markers_of_the_prediction_type(keys, metadata, stated, tmp_path):
 )
 def test_what_is_not_supported_is_said(key, metadata, said, tmp_path):
     assert said in header(tmp_path, key, metadata=metadata).unsupported
-    assert header(tmp_path, "a", metadata={"ss_zero_terminal_snr": "False"}).unsupported is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "metadata", "zero", "edm"),
+    [
+        (["v_pred", "ztsnr"], {}, {"ztsnr": True}, None),
+        (["a"], {"ss_zero_terminal_snr": "True"}, {"ss_zero_terminal_snr": True}, None),
+        (["a"], {"ss_zero_terminal_snr": "False"}, {"ss_zero_terminal_snr": False}, None),
+        (["a"], {"ss_zero_terminal_snr": "None"}, {}, None),
+        (["edm_vpred.sigma_max"], {}, {}, "edm_vpred.sigma_max"),
+        (["edm_mean", "edm_std"], {}, {}, "edm_mean"),
+        (["a"], {}, {}, None),
+    ],
+)
+def test_markers_of_the_noise(keys, metadata, zero, edm, tmp_path):
+    found = header(tmp_path, *keys, metadata=metadata)
+    assert (found.zero_snr, found.edm, found.unsupported) == (zero, edm, None)

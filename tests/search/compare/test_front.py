@@ -11,7 +11,7 @@ from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsearch.cli import main
 from stepsearch.config import StudyConfig
-from stepsearch.engine.study import claim_folder, make_plan
+from stepsearch.engine.claim import claim_folder, make_plan
 from stepsearch.metrics.evaluator import FRONT
 
 SD = NoiseSchedule.scaled_linear()
@@ -69,10 +69,10 @@ def test_runs_become_a_chart_a_table_and_files_and_the_dominated_are_marked(
     assert "fd_texture128_1000" in out
     rows = table(tmp_path / "out")
     assert [(row[0], row[2].split(":")[0], row[-1]) for row in rows] == [
-        ("6", "three", ""),
+        ("6", "three", "front"),
         ("6", "three-again", "dominated"),
         ("8", "four", "dominated"),
-        ("10", "five", ""),
+        ("10", "five", "front"),
     ]
     assert rows[0][3:5] == ["12.0 ± 0.5", "90.0%"]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -93,10 +93,10 @@ def test_with_alignment_as_an_objective_a_worse_distance_may_be_on_the_front(
     assert code == 0
     marks = {(row[0], row[4]): row[-1] for row in table(tmp_path / "out")}
     assert marks == {
-        ("6", "50.0%"): "",
-        ("6", "80.0%"): "",
+        ("6", "50.0%"): "front",
+        ("6", "80.0%"): "front",
         ("6", "70.0%"): "dominated",
-        ("8", "70.0%"): "",
+        ("8", "70.0%"): "front",
     }
     files = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
     assert files == ["6-passes-2.json", "6-passes.json", "8-passes.json"]
@@ -106,7 +106,7 @@ def test_without_it_the_same_runs_are_dominated_by_distance_alone(tmp_path, monk
     one = finished(tmp_path / "one", 3, 8.0, 0.5)
     two = finished(tmp_path / "two", 4, 9.0, 0.9)
     command(monkeypatch, capsys, one, two, "-o", tmp_path / "out")
-    assert [row[-1] for row in table(tmp_path / "out")] == ["", "dominated"]
+    assert [row[-1] for row in table(tmp_path / "out")] == ["front", "dominated"]
 
 
 @pytest.mark.parametrize(
@@ -181,3 +181,38 @@ def test_runs_that_do_not_compare_are_scored_again_on_fresh_seeds(tmp_path, monk
     again = command(monkeypatch, capsys, one, two, "--images", 8, "-o", out)
     assert again[0] == 0
     assert table(out) == rows  # recalled
+
+
+def test_every_column_of_the_table_has_a_name(tmp_path, monkeypatch, capsys):
+    command(monkeypatch, capsys, finished(tmp_path / "one", 3, 8.0), "-o", tmp_path / "out")
+    head = (tmp_path / "out" / "front.md").read_text().splitlines()[2]
+    assert all(cell.strip() for cell in head.strip("|").split("|"))
+
+
+def test_a_schedule_that_somebody_put_in_the_place_of_a_runs_own_is_refused(
+    tmp_path, monkeypatch, capsys
+):
+    one = finished(tmp_path / "one", 3, 8.0)
+    make_schedule("power", 3, SD, model=SPEC).save(one / "best.json")
+    code, _, errors = command(monkeypatch, capsys, one)
+    assert code == 2
+    assert "one/best.json: its provenance has no 'metric', so it is not what a run" in errors
+
+
+def test_a_schedule_whose_images_are_not_finite_is_named_and_the_others_are_scored(
+    tmp_path, monkeypatch, capsys
+):
+    common = {"evaluation": {"batch_size": 8}}
+    one = finished(tmp_path / "one", 2, 8.0, **common)
+    two = finished(tmp_path / "two", 3, 9.0, **common)
+    out = tmp_path / "out"
+    best = json.loads((two / "best.json").read_text())
+    best["steps"][0]["guidance_scale"] = 1e38
+    (two / "best.json").write_text(json.dumps(best))
+    code, said, _ = command(monkeypatch, capsys, one, two, "--images", 8, "-o", out)
+    assert code == 1
+    assert "left out: two: found, trial 0: its images are not finite" in said
+    assert [row[0] for row in table(out)] == ["4"]
+    code, _, errors = command(monkeypatch, capsys, two, "--images", 8, "-o", out)
+    assert code == 2
+    assert "the images of all schedules are not finite" in errors

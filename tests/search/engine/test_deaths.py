@@ -19,11 +19,11 @@ from stepsampler import UserError
 from stepsearch.cli.app import app
 from stepsearch.engine import locks
 from stepsearch.engine import study as studies
+from stepsearch.engine.claim import claim_folder
 from stepsearch.engine.journal import JournalLock
 from stepsearch.engine.locks import pulse, this_process
 from stepsearch.engine.run import run_study
 from stepsearch.engine.study import (
-    claim_folder,
     finished,
     open_study,
     read_study,
@@ -266,7 +266,7 @@ except OSError as error:
 
 
 def test_a_full_disk_is_said_with_the_file_and_loses_nothing(tmp_path):
-    command = [sys.executable, "-c", FULL, tmp_path / "r", "12000"]
+    command = [sys.executable, "-c", FULL, tmp_path / "r", "16000"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=TESTS).stdout
     assert "File too large" in said
     assert str(tmp_path / "r" / "journal.log") in said

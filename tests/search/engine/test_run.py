@@ -308,7 +308,7 @@ def test_a_study_starts_from_the_best_trials_of_an_earlier_one(tmp_path):
 
 def test_an_unfinished_run_is_nothing_to_start_from(tmp_path):
     config = settings(start_from=str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"search\.start_from: .*nowhere holds no finished run"):
+    with pytest.raises(UserError, match=r"search\.start_from: .*nowhere: no finished run"):
         run(tmp_path / "new", config)
     assert not (tmp_path / "new").exists()
 

@@ -11,8 +11,8 @@ from stepsampler.grids import GRIDS
 from stepsampler.noise import NoiseSchedule
 from stepsearch.cli.app import app
 from stepsearch.config import StudyConfig
+from stepsearch.engine.claim import claim_folder
 from stepsearch.engine.study import (
-    claim_folder,
     enqueue,
     finished,
     open_study,
@@ -188,7 +188,9 @@ def test_a_broken_trial_does_not_end_the_study(tmp_path):
 def test_five_broken_trials_in_a_row_do(tmp_path):
     config, space = setting()
     study = open_study(tmp_path, config)
-    with pytest.raises(UserError, match="the images of 5 trials in a row are not finite"):
+    with pytest.raises(
+        UserError, match="the first 5 trials failed, none was measured: the images are not finite"
+    ):
         run_trials(study, tmp_path, config, space, Toy(broken=range(100)), 0.5)
 
 

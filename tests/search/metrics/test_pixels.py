@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from evaluating import command
 from PIL import Image, ImageOps, PngImagePlugin
+from pydantic import ValidationError
 
 from stepsampler import UserError
+from stepsearch.config import StudyConfig
+from stepsearch.metrics.evaluator import Evaluator
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.reference import load_reference
@@ -79,7 +82,7 @@ def test_what_macos_adds_is_left_out_of_folders_and_zips(tmp_path):
         files = ImageFiles.find(source)
         assert len(files.names) == 3
         assert files.digest() == plain
-        assert "without 2 files of other kinds, or that macOS added: " in files.note
+        assert "without 2 files of other kinds, hidden, or that a system added: " in files.note
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -148,6 +151,27 @@ def test_a_turned_copy_measures_as_the_plain_one_and_has_another_identity(tmp_pa
         load_reference(str(kept), extractor, 32, cache, exif="ignore")
 
 
+def test_a_study_says_whether_its_reference_is_turned(tmp_path):
+    folder = tmp_path / "turned"
+    folder.mkdir()
+    for path in folder_of(tmp_path / "plain").iterdir():
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.ROTATE_90).save(folder / path.name, exif=exif(6))
+    (folder / "bad.png").write_bytes(b"")
+    space, found = {"num_steps": 3, "passes": 6}, {}
+    for choice in ("apply", "ignore"):
+        evaluation = {"reference": str(folder), "exif": choice}
+        study = {"name": "x", "space": space, "evaluation": evaluation}
+        evaluator = Evaluator(StudyConfig.model_validate(study), tmp_path / "c")
+        found[choice] = evaluator.reference.fingerprint
+        (said,) = evaluator.notes
+        assert "left out, as unreadable: 1 file: bad.png (empty)" in said
+    plain = load_reference(str(tmp_path / "plain"), load_extractor("texture"), 32, tmp_path / "c")
+    assert found["apply"] == plain.fingerprint != found["ignore"]
+    with pytest.raises(ValidationError, match="apply"):
+        StudyConfig.model_validate({"name": "x", "space": space, "evaluation": {"exif": "on"}})
+
+
 def _fingerprint(path):
     from stepsearch.metrics.reference import Reference
 
@@ -185,7 +209,7 @@ def test_only_the_first_frame_counts_and_that_is_said(tmp_path):
         np.testing.assert_array_equal(pixels, np.array(frames[0]))
     assert files.note.endswith(
         "3 of 4 images have more frames or pages than the first, which is read: a.webp, b.png, "
-        "c.tif; without 1 file of other kinds, or that macOS added: e.gif"
+        "c.tif; without 1 file of other kinds, hidden, or that a system added: e.gif"
     )
 
 

@@ -71,8 +71,9 @@ def test_a_folder_is_read_cropped_and_cached(tmp_path):
     load_reference(str(folder), Pixels(), 16, cache)
     assert len(list(cache.iterdir())) == 2
     (folder / "5.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=r"real: 1 of 5 files cannot be read as images: 5\.png"):
-        load_reference(str(folder), Pixels(), 16, cache)
+    left = load_reference(str(folder), Pixels(), 16, cache)
+    assert (left.search.n, left.unreadable) == (4, 1)
+    assert "1 file: 5.png (no image, begins with b'not a picture')" in left.note
 
 
 def test_absent_references_are_named(tmp_path):

@@ -19,7 +19,7 @@ from stepsearch.cli import main
 from stepsearch.compare.contenders import OnSchedule, OnStock
 from stepsearch.compare.harness import Clock, Harness, Metric
 from stepsearch.config import StudyConfig, load_config
-from stepsearch.engine.study import claim_folder, claimed
+from stepsearch.engine.claim import claim_folder, claimed
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.distance import score
 from stepsearch.metrics.evaluator import Evaluator, additions_digest, model_digest

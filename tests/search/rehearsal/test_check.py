@@ -1,6 +1,7 @@
 """Ready studies go through every stage; `stepsearch check` says what they lack and cost."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -18,7 +19,15 @@ from stepsearch.rehearsal.miniatures import FAMILIES
 from stepsearch.rivals.baselines import published
 from stepsearch.rivals.placement import most_passes
 
-OURS = ("at most", "measured on", "hours", "about", "dry run on", "nothing is missing")  # lines
+OURS = (
+    "at most",
+    "measuring",
+    "measured on",
+    "hours",
+    "about",
+    "dry run on",
+    "nothing is missing",
+)  # lines
 STUDIES = Path(__file__).parents[3] / "studies"
 # A ready study: the published schedules that it must have among its baselines.
 READY = {
@@ -122,7 +131,20 @@ def test_a_study_that_lacks_nothing_can_be_measured_and_dry_run(tmp_path, monkey
     code, out, err = command(monkeypatch, capsys, study, "--measure", "cpu")
     assert code == 0
     assert err == ""  # no advice of the libraries about the miniature
-    assert all(line.startswith(OURS) for line in out.splitlines())
+    stages = [line for line in out.splitlines() if re.match(" +0:[0-9]{2}  ", line)]
+    assert all(
+        line.startswith(OURS) for line in filter(None, out.splitlines()) if line not in stages
+    )
+    begun = [line.split("  ", 2)[-1].strip() for line in stages if line.endswith("…")]
+    assert [line.split("  ")[-1] for line in begun] == [
+        "a tiny model …",
+        "loading …",
+        "baselines, 2 images …",
+        "teacher …",
+        "search …",
+        "selection …",
+        "test …",
+    ]
     assert "measured on cpu:" in out
     assert "s a pass" in out
     assert "dry run on a tiny random stable-diffusion model: 25 baselines, 3 trials" in out
@@ -231,7 +253,7 @@ def test_a_study_of_an_unconditional_model_goes_through_every_stage(kind, tmp_pa
 
 def test_an_earlier_run_that_is_gone_is_missing():
     absent = missing(settings(search={"start_from": "runs/gone"}))
-    assert absent == ["search.start_from: runs/gone holds no finished run"]
+    assert absent == ["search.start_from: runs/gone: no finished run; `stepsearch run` makes one"]
 
 
 def test_a_dry_run_must_know_what_kind_of_model_it_is_for(tmp_path):

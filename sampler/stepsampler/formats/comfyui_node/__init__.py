@@ -37,6 +37,7 @@ OF_SCHEDULE = ("format", "solver", "guidance", "decode", "model", "steps", "fina
 OF_STEP = ("sigma", "guidance_scale", "order", "guidance_rescale", "free_u")
 RULES = "ddim dpmpp-midpoint dpmpp-heun exact deis unipc-bh1 unipc-bh2 ipndm heun"
 STEPSAMPLER = "(ComfyUI alone cannot: install stepsampler in its Python)"
+HIGHEST = 4096.0  # the end of zero terminal SNR, infinite, in files; ComfyUI has 4,519 there
 CLOSE = 1e-5  # relative; ComfyUI has sigmas in float32
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 PREDICTIONS = {
@@ -72,11 +73,7 @@ class Plan(NamedTuple):
 
 
 def read(path: str) -> Plan:
-    """Read a schedule file.
-
-    Raises:
-        ValueError: it is none, or asks for what cannot be done here; names that.
-    """
+    """Read a schedule file; ValueError: it is none, or asks for what cannot be done here."""
     with open(path, "rb") as file:
         content = file.read(MAX_BYTES + 1)
     try:
@@ -92,8 +89,8 @@ def _with_stepsampler(text: str) -> Plan:
     from stepsampler.solvers import tableau
 
     schedule = stepsampler.Schedule.from_json(text)
-    if any(step.time_scale != 1 for step in schedule.steps):
-        raise ValueError("time_scale: ComfyUI's models are told the time of their own sigma")
+    if any(step.time_scale != 1 or step.guidance_reuse for step in schedule.steps):
+        raise ValueError("time_scale and guidance_reuse are not for this node")
     rows = tableau(schedule)
     calls = [
         Call(s.sigma, s.guidance_scale, s.guidance_rescale, vars(s.free_u) if s.free_u else None)
@@ -107,7 +104,7 @@ def _with_stepsampler(text: str) -> Plan:
         comfy.samplers.KSAMPLER(_runner(rows, schedule.sigmas)),
         schedule.guidance == "distilled",
         schedule.decode,
-        model.prediction_type if model else None,
+        _kind(model.prediction_type, model.sigma_data) if model else None,
         list(model.noise) if model else [],
     )
 
@@ -163,7 +160,7 @@ def _alone(data: dict[str, Any]) -> Plan:
         twice = data["solver"] == "heun" and step["order"] == 2
         calls += [Call(sigma, scale, phi, free_u) for sigma in sigmas[i : i + 1 + twice]]
     model = data.get("model") or {}
-    prediction = model.get("prediction_type")
+    prediction = _kind(model.get("prediction_type"), model.get("sigma_data"))
     orders = [step["order"] for step in steps]
     name = stock_sampler(data["solver"], orders, sigmas[-1], prediction == "flow_prediction")
     return Plan(
@@ -184,11 +181,7 @@ def _number(value: Any) -> float:
 
 
 def stock_sampler(solver: str, orders: list[int], final_sigma: float, flow: bool) -> str:
-    """ComfyUI's sampler that runs these orders of this rule.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """ComfyUI's sampler that runs these orders of this rule; ValueError: there is none."""
     n = len(orders)
     last = {n - 1} if final_sigma == 0 else set()  # the step onto sigma 0 has order 1 in all
     patterns = {
@@ -205,11 +198,7 @@ def stock_sampler(solver: str, orders: list[int], final_sigma: float, flow: bool
 
 
 def check_model(plan: Plan, sampling: Any) -> None:
-    """Refuse a model of another kind than the schedule was made for.
-
-    Raises:
-        ValueError: names what differs.
-    """
+    """Refuse a model of another kind than the schedule was made for; ValueError names it."""
     kind, wanted = _prediction(sampling), plan.prediction
     if wanted is None and kind == "flow_prediction":
         raise ValueError("the model is a flow model: a schedule for it must name one")
@@ -219,10 +208,12 @@ def check_model(plan: Plan, sampling: Any) -> None:
         return
     levels = [float(s) for s in sampling.sigmas]
     found = [levels[round((len(levels) - 1) * k / 4)] for k in range(5)]
-    if plan.noise and not _close(plan.noise, found, 1e-3):
+    ends = ([min(s, HIGHEST) for s in noise] for noise in (plan.noise, found))
+    near = 1e-2 if "sigma_data" in kind else 1e-3  # EDM's table has no entry at a quarter
+    if plan.noise and not _close(next(ends), next(ends), near):
         ours, theirs = (", ".join(f"{s:.4g}" for s in noise) for noise in (plan.noise, found))
         raise ValueError(f"the schedule is for sigmas {ours}, but the model has {theirs}")
-    if (first := plan.sigmas[0]) > (top := levels[-1]) * 1.001:
+    if (first := plan.sigmas[0]) > (top := levels[-1]) * 1.001 and top < HIGHEST:
         raise ValueError(f"the first sigma, {first:g}, is above the model's highest, {top:g}")
 
 
@@ -232,10 +223,17 @@ def _close(a: Any, b: Any, relative: float) -> bool:
 
 
 def _prediction(sampling: Any) -> str:
-    if isinstance(sampling, kinds.EDM):
-        return "EDM"
     names = [name for name, kind in PREDICTIONS.items() if isinstance(sampling, kind)]
-    return names[0] if names else type(sampling).__name__
+    edm = isinstance(sampling, kinds.ModelSamplingContinuousEDM)
+    if edm:  # diffusers calls EDM's own network one of epsilon; the one of V is told an angle
+        angle = isinstance(sampling, kinds.ModelSamplingContinuousV)
+        v = [] if angle or "v_prediction" not in names else ["v_prediction"]
+        names = ["epsilon"] if isinstance(sampling, kinds.EDM) else v
+    return str(_kind(names[0] if names else type(sampling).__name__, edm and sampling.sigma_data))
+
+
+def _kind(prediction: str | None, data: float | None) -> str | None:
+    return f"{prediction} with sigma_data {data:g}" if data else prediction
 
 
 def exact(sampling: Any, plan: Plan) -> Any:
@@ -249,7 +247,7 @@ def exact(sampling: Any, plan: Plan) -> Any:
             """Fractional: log sigma is linear between whole timesteps, as in `sigma()`."""
             if not whole:
                 return super().timestep(sigma)
-            levels = self.sigmas.double().log().cpu()
+            levels = self.sigmas.double().clamp(max=HIGHEST).log().cpu()
             log = sigma.double().log().cpu().clamp(levels[0], levels[-1])
             at = torch.searchsorted(levels, log).clamp(1, len(levels) - 1)
             below, above = levels[at - 1], levels[at]
@@ -304,7 +302,7 @@ class StepGuider(comfy.samplers.CFGGuider):  # type: ignore[misc]
                 cond["model_conds"]["guidance"] = comfy.conds.CONDRegular(scale)
         elif self.cfg != 1 and call.guidance_rescale:
             options["sampler_cfg_function"] = _rescaling(
-                call.guidance_rescale, _prediction(self.inner_model.model_sampling)
+                call.guidance_rescale, self.inner_model.model_sampling
             )
         if call.free_u:
             _add_free_u(options, call.free_u, self.inner_model.diffusion_model.num_res_blocks[-1])
@@ -336,15 +334,15 @@ def _add_free_u(options: dict[str, Any], values: dict[str, float], blocks: int) 
     options["transformer_options"] = transformer | {"patches": patches}
 
 
-def _rescaling(phi: float, prediction: str) -> Callable[[dict[str, Any]], Any]:
-    """Guidance without its growth of contrast (Lin et al. 2023, eq. 15 and 16), phi in [0, 1].
+def _rescaling(phi: float, sampling: Any) -> Callable[[dict[str, Any]], Any]:
+    """Lin et al. 2023, eq. 15 and 16, phi in [0, 1], on what the network predicts: `base` - x0."""
 
-    On what the network predicts, up to a factor: `base` minus x0.
-    """
+    kind = _prediction(sampling)
 
     def combine(args: dict[str, Any]) -> Any:
         x, sigma = args["input"], args["sigma"].view(-1, *[1] * (args["input"].ndim - 1))
-        base = {"sample": 0 * x, "v_prediction": x / (1 + sigma**2)}.get(prediction, x)
+        v = x / (1 + (sigma / getattr(sampling, "sigma_data", 1.0)) ** 2)
+        base = {"sample": 0 * x, "epsilon": x, "flow_prediction": x}.get(kind, v)
         cond, uncond = base - args["cond_denoised"], base - args["uncond_denoised"]
         guided = uncond + args["cond_scale"] * (cond - uncond)
         axes = tuple(range(1, x.ndim))

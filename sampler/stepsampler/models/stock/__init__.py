@@ -16,7 +16,7 @@ from stepsampler.models.model import Model
 from stepsampler.models.sizes import NO_SIZE
 from stepsampler.models.stock.known import networks, own_rule, packages, why_not
 from stepsampler.models.texts import Limit, Reading, limits
-from stepsampler.noise import FlowSchedule, NoiseSchedule, is_flow
+from stepsampler.noise import read_noise
 from stepsampler.schedule import Schedule
 from stepsampler.scheduler import StepScheduler, plan
 from stepsampler.support.sizes import Size, sides
@@ -73,12 +73,7 @@ class StockModel(Model):
             self.rows_config = StepScheduler.from_config(config).config
         except ValueError as error:
             raise UserError(f"a {self.name} cannot run a schedule: {error}") from error
-        if is_flow(config):
-            self.noise = FlowSchedule.from_scheduler_config(config, self._tokens)
-            self.prediction_type = "flow_prediction"
-        else:
-            self.noise = NoiseSchedule.from_scheduler_config(config)
-            self.prediction_type = config.get("prediction_type", "epsilon")
+        self.noise, self.prediction_type = read_noise(config, self._tokens)
         self._counted: dict[str, float] = {}
         self._said = False
 
@@ -248,7 +243,8 @@ class StockModel(Model):
                 f"a {self.name} makes images of {sizes[0]} where {sizes[1]} are wanted: give a "
                 "size that it makes"
             )
-        return images, rows[0] / len(images)
+        passes, left = divmod(rows[0], len(images))
+        return images, rows[0] / len(images) if left else passes
 
     def sampled(self, schedule: Schedule, options: dict[str, Any]) -> Tensor:
         """Images of `call`, where the pipeline has the schedule in its scheduler's place.

@@ -7,7 +7,7 @@ import inspect
 import re
 from typing import Any
 
-from stepsampler.models.networks import checked
+from stepsampler.models.conditions import checked
 
 # Packages of diffusers.pipelines that call the network apart for each half, the conditional one
 # first, or for one half only. Everywhere else a batch of two equal halves is a doubled one.
@@ -45,6 +45,7 @@ NOT = {
     "AnyFlowPipeline": "it is a flow map, whose network is told where a step ends",
     "ConsistencyModelPipeline": "consistency models have levels of their own",
     "Cosmos2TextToImagePipeline": "it has levels of EDM behind a flow scheduler",
+    "CosmosTextToWorldPipeline": "it hands its scheduler x0, which it computes itself",
     "DDIMPipeline": "it swaps any scheduler for its own: load the model as DDPMPipeline",
     "HeliosPipeline": "it samples at several resolutions, with levels of their own",
     "HeliosPyramidPipeline": "it samples at several resolutions, with levels of their own",

@@ -31,7 +31,7 @@ class ModularModel(StockModel):
         return None
 
     def _read_inputs(self) -> dict[str, Any]:
-        defaults = self.pipeline.default_call_parameters
+        defaults: dict[str, Any] = self.pipeline.default_call_parameters
         return dict.fromkeys(self.pipeline.blocks.input_names) | defaults
 
     def options(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

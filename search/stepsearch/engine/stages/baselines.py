@@ -6,6 +6,7 @@ from math import ceil, inf
 import numpy as np
 from numpy.typing import NDArray
 
+from stepsampler.errors import counted
 from stepsearch.engine.stages.tools import Tools, is_guided
 from stepsearch.metrics.distance import frechet_distance
 from stepsearch.metrics.evaluator import SEARCH
@@ -23,12 +24,14 @@ class Placed:
 def place_rivals(tools: Tools) -> Placed:
     """Compute what the study's rivals propose for this very model."""
     guidance = tools.subject.guidance
-    rivals = len(wanted(tools.config, guidance))
+    rivals = wanted(tools.config, guidance)
     if rivals:
-        tools.report("rivals", 0, rivals, "")
-    placed = tools.workers.placements(guidance)
-    if rivals:
-        tools.report("rivals", rivals, rivals, "")
+        names = ", ".join(dict.fromkeys(name for name, _ in rivals))
+        tools.report("rivals", 0, len(rivals), f"{counted(len(rivals), 'placement')} of {names}")
+    placed = {}
+    for key, found in tools.workers.placements(guidance):
+        placed[key] = found
+        tools.report("rivals", len(placed), len(rivals), "")
     return Placed(
         {key: found.sigmas for key, found in placed.items()},
         sum(found.passes for found in placed.values()),
@@ -73,6 +76,7 @@ def screen(tools: Tools, candidates: list[Candidate]) -> Screened:
         jobs = [(c.schedule, range(SEARCH + before, SEARCH + n)) for c in alive]
         passes += tools.passes(jobs)
         stage = f"baselines, {n} images"
+        tools.report(stage, 0, len(jobs), "")
         for done, (place, found) in enumerate(tools.workers.measure(jobs)):
             features[alive[place].name].append(found.features)
             tools.report(stage, done + 1, len(jobs), "")

@@ -8,18 +8,22 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from stepsearch.engine.algorithms import ERROR
+from stepsearch.engine.claim import make_plan, sign
+from stepsearch.engine.locks import named
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.engine.stopping import stopped
 from stepsearch.engine.study import (
     distance_of,
     enqueue,
+    failed,
     finished,
-    make_plan,
     pruned,
     reap,
     wait_for_others,
 )
-from stepsearch.engine.transfer import start_points
+from stepsearch.engine.transfer import STARTED, start_points
+from stepsearch.engine.workers import Watch
 from stepsearch.rivals.baselines import Candidate, Placements
 from stepsearch.space.box import Params, SearchSpace
 
@@ -51,12 +55,17 @@ def search(
     """
     options = tools.config.search
     make_plan(folder, tools.subject.identity, space.grid, floor, space.placements)
+    sign(study, tools.config, tools.subject.identity)
     reap(study, folder)
-    if options.start_from:
+    if options.start_from and study.user_attrs.get(STARTED) != options.start_from:
         enqueue(study, start_points(Path(options.start_from), space, options.finalists))
+        study.set_user_attr(STARTED, options.start_from)
     enqueue(study, points)
     shown: set[int] = set()
+    lost: set[int] = set()
     record = inf
+    watch, heard = Watch(), 0
+    tools.report("search", 0, options.trials, "")
     while True:
         futures = tools.workers.search()
         running = set(futures)
@@ -67,8 +76,17 @@ def search(
                 if trial.number not in shown:
                     shown.add(trial.number)
                     record = _show(tools, trial, len(shown), len(ended), floor, record)
+            for trial in failed(study):
+                if trial.number not in lost:
+                    lost.add(trial.number)
+                    _say(tools, study, f"trial {trial.number} failed: {trial.user_attrs[ERROR]}")
             tools.tracker.sync(study)
             reap(study, folder, asking=True)
+            if heard != len(shown) + len(lost):
+                heard = len(shown) + len(lost)
+                watch.stir()
+            if news := watch.due(lambda: _under_way(study)):
+                _say(tools, study, news)
         for future in futures:
             tools.workers.result(future)  # an error of a worker is ours
         again = reap(study, folder)
@@ -79,6 +97,12 @@ def search(
         done = len(finished(study)) + len(pruned(study))
         news = f"stopped after {done} of {options.trials} trials: {reason}"
         tools.report("search", done, done, news)
+
+
+def _under_way(study: optuna.Study) -> str:
+    trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    signed = [(t.number, named(t.user_attrs.get("worker", []))) for t in trials]
+    return ", ".join(f"trial {number} of {who}" for number, who in signed) or "a worker to begin"
 
 
 def _say(tools: Tools, study: optuna.Study, news: str) -> None:

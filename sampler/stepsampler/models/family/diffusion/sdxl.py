@@ -49,6 +49,15 @@ class StableDiffusionXL(LatentModel):
             "time_ids": times.to(self.device),
         }
 
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Playground v2.5's VAE says mean and deviation of its latents, a channel each."""
+        config = self.pipeline.vae.config
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and deviation is not None:
+            mean, deviation = (latents.new_tensor(v)[:, None, None] for v in (mean, deviation))
+            latents = latents * deviation + mean * config.scaling_factor
+        return super()._decoded(latents)
+
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         added = {name: condition[name] for name in ("text_embeds", "time_ids")}
         states = condition["encoder_hidden_states"]

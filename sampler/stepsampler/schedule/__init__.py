@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from stepsampler.support.checks import ScheduleError, keys, number, numbers, one_of, parse, shown
+from stepsampler.schedule.parts import PURE_NOISE, FreeU, GoldenNoise, ModelSpec, Step
+from stepsampler.schedule.reading import golden_from, model_from, step_data, step_from, used
+from stepsampler.support.checks import ScheduleError, keys, number, one_of, parse, shown
 from stepsampler.support.files import write_text
+
+__all__ = ["PURE_NOISE", "FreeU", "GoldenNoise", "ModelSpec", "Schedule", "Step", "load"]
 
 FORMAT = "stepsearch.schedule/1"
 
@@ -30,79 +34,7 @@ WITHOUT_FORMS = ("ipndm", "heun")  # rules on dx / dsigma, neither on x0 nor on 
 GUIDANCE = ("classifier-free", "distilled")
 DECODE = ("x", "alpha-x")
 SMALLEST_GAP = 1e-9  # relative; nearer sigmas have no usable difference in log sigma
-NUMBERS = (
-    "sigma",
-    "guidance_scale",
-    "guidance_rescale",
-    "churn",
-    "gain",
-    "time_scale",
-)  # of a step
 MAX_BYTES = 1_000_000  # of a schedule file; a thousand steps are a tenth of it
-
-
-@dataclass(frozen=True)
-class FreeU:
-    """Free-U (Si et al. 2023): gains of the U-Net's decoder features (b) and skips (s)."""
-
-    b1: float
-    b2: float
-    s1: float
-    s2: float
-
-
-@dataclass(frozen=True)
-class GoldenNoise:
-    """Start from noise that the model itself has predicted («raw golden noise»).
-
-    One step from the first sigma down to `sigma`, a second prediction there, and back up to the
-    first sigma with it: two more network calls, of this guidance scale.
-    """
-
-    sigma: float
-    guidance_scale: float
-    start: str = "prediction"  # the first x0 plus the new noise; or "inversion": DDIM backwards
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call of the denoiser, and the update that follows it."""
-
-    sigma: float  # noise level at which the denoiser is called
-    guidance_scale: float = 1.0  # w in  uncond + w * (cond - uncond);  1 is none: one pass, not two
-    order: int = 1  # predictions used by the update: this one and the order - 1 before it
-    corrector: bool = False  # correct the landing as soon as the prediction there is known
-    prediction: str | None = None  # "data", "noise": what the rule extrapolates; None: its own
-    analytic: float | None = None  # no network call: epsilon = this gain * x at unit variance
-    churn: float = 0.0  # share of the noise at this sigma, in deviations, that is drawn anew
-    guidance_rescale: float = 0.0  # phi of Lin et al. 2023, section 3.4
-    free_u: FreeU | None = None
-    gain: float = 1.0  # times what the update takes of the predictions (`scale_dir` of AMED)
-    weights: tuple[float, ...] | None = None  # in place of the rule's, newest first; see `solvers`
-    time_scale: float = 1.0  # the network is told sigma * time_scale; x and the update have sigma
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What a schedule was made for; sampling anything else is an error, not a worse picture."""
-
-    family: str  # "stable-diffusion", ...
-    prediction_type: str  # "epsilon" or "v_prediction"
-    noise: tuple[float, ...]  # sigma at five training timesteps: first, quarters, last
-
-    def mismatch(self, other: "ModelSpec") -> str | None:
-        """Say in what `other` differs, or None."""
-        for name in ("family", "prediction_type"):
-            ours, theirs = getattr(self, name), getattr(other, name)
-            if ours != theirs:
-                return f"{name.replace('_', ' ')} {ours!r}, but the model has {theirs!r}"
-        close = len(self.noise) == len(other.noise) and all(
-            abs(a - b) <= 1e-3 * abs(a) for a, b in zip(self.noise, other.noise, strict=True)
-        )
-        if not close:
-            ours, theirs = (", ".join(f"{s:.4g}" for s in m.noise) for m in (self, other))
-            return f"a noise schedule with sigmas {ours}, but the model has {theirs}"
-        return None
 
 
 @dataclass(frozen=True)
@@ -145,16 +77,20 @@ class Schedule:
                     raise ScheduleError(
                         f"step {i}: {what} of a flow model is at most 1, got {told:g}"
                     )
-        if self.flow and self.decode != "x":
-            raise ScheduleError(f"decode of a flow model must be x, got {self.decode!r}")
+        edm = self.model is not None and self.model.sigma_data is not None
+        if (self.flow or edm) and self.decode != "x":
+            kind = "a flow model" if self.flow else "a model with EDM's preconditioning"
+            raise ScheduleError(f"decode of {kind} must be x, got {self.decode!r}")
         if self.golden_noise:
             self._check_golden(self.golden_noise)
 
     def _check_step(self, i: int, step: Step) -> None:
-        values = [step.sigma, step.guidance_scale, step.guidance_rescale, step.churn]
-        values += [step.analytic or 0.0, step.gain, step.time_scale, *(step.weights or ())]
-        if not all(map(isfinite, values)):
-            raise ScheduleError(f"step {i}: numbers must be finite, got {step}")
+        names = ("sigma", "guidance_scale", "guidance_rescale", "churn", "analytic", "gain")
+        numbers = {name: getattr(step, name) for name in (*names, "time_scale")}
+        numbers |= {f"weight {j}": weight for j, weight in enumerate(step.weights or ())}
+        for name, value in numbers.items():
+            if value is not None and not isfinite(value):
+                raise ScheduleError(f"step {i}: {name} must be finite, got {value}")
         if step.guidance_scale < 0:
             raise ScheduleError(
                 f"step {i}: guidance_scale must be >= 0, got {step.guidance_scale:g}"
@@ -163,6 +99,8 @@ class Schedule:
             raise ScheduleError(
                 f"step {i}: guidance_rescale must be in [0, 1], got {step.guidance_rescale:g}"
             )
+        if step.guidance_reuse:
+            self._check_reuse(i, step)
         if step.guidance_rescale and self.guidance == "distilled":
             raise ScheduleError(f"step {i}: guidance_rescale needs classifier-free guidance")
         for name in ("gain", "time_scale"):
@@ -184,8 +122,21 @@ class Schedule:
                 f"step {i}: only a later step of a variance-preserving model may have churn, "
                 "and not after a corrector"
             )
-        if step.free_u and not all(isfinite(x) and x > 0 for x in vars(step.free_u).values()):
-            raise ScheduleError(f"step {i}: free_u must have numbers > 0, got {step.free_u}")
+        for name, gain in vars(step.free_u).items() if step.free_u else ():
+            if not (isfinite(gain) and gain > 0):
+                raise ScheduleError(f"step {i}: {name} of free_u must be > 0, got {gain}")
+
+    def _check_reuse(self, i: int, step: Step) -> None:
+        """Where there is nothing to reuse, or nothing to guide."""
+        both = any(
+            s.guidance_scale != 1 and not s.guidance_reuse and s.analytic is None
+            for s in self.steps[:i]
+        )
+        if not both or step.guidance_scale == 1 or self.guidance == "distilled":
+            raise ScheduleError(
+                f"step {i}: guidance_reuse needs a guidance_scale, and a step before it with both "
+                "predictions"
+            )
 
     def _check_rule(self, i: int, step: Step) -> None:
         highest = min(i + 1, SOLVERS[self.solver]) if self.solver != "heun" else 2
@@ -255,13 +206,15 @@ class Schedule:
     def passes(self) -> int:
         """Network passes per image: two for a guided call, one for an unguided or distilled one.
 
-        An analytic step has no call, one of Heun's of order 2 has two, golden noise adds two.
+        One that reuses guidance is one pass. An analytic step has no call, one of Heun's of order 2
+        has two, golden noise adds two.
         """
         calls = [(s.guidance_scale, self._calls(s)) for s in self.steps]
         if self.golden_noise:
             calls.append((self.golden_noise.guidance_scale, 2))
         one = self.guidance == "distilled"
-        return sum(count * (1 if one or w == 1 else 2) for w, count in calls)
+        guided = sum(count * (1 if one or w == 1 else 2) for w, count in calls)
+        return guided - sum(self._calls(s) for s in self.steps if s.guidance_reuse)
 
     def _calls(self, step: Step) -> int:
         if step.analytic is not None:
@@ -271,12 +224,12 @@ class Schedule:
     def to_json(self) -> str:
         """The file's text, without what has its default. Floats survive a round trip unchanged."""
         data: dict[str, Any] = {"format": FORMAT, "solver": self.solver}
-        data |= {k: getattr(self, k) for k in ("guidance", "decode") if _used(self, k)}
+        data |= {k: getattr(self, k) for k in ("guidance", "decode") if used(self, k)}
         if self.model:
-            data["model"] = {**vars(self.model), "noise": list(self.model.noise)}
+            data["model"] = {k: v for k, v in vars(self.model).items() if v is not None}
         if self.golden_noise:
             data["golden_noise"] = vars(self.golden_noise)
-        steps = ",\n".join("    " + json.dumps(_step_data(step)) for step in self.steps)
+        steps = ",\n".join("    " + json.dumps(step_data(step)) for step in self.steps)
         data["final_sigma"] = self.final_sigma
         if self.provenance:
             data["provenance"] = dict(self.provenance)
@@ -302,12 +255,12 @@ class Schedule:
                 raise ScheduleError(f"the schedule: {name} is missing")
         if not isinstance(values["steps"], list):
             raise ScheduleError(f"steps must be a list, got {shown(values['steps'])}")
-        values["steps"] = tuple(_step(i, step) for i, step in enumerate(values["steps"]))
+        values["steps"] = tuple(step_from(i, step) for i, step in enumerate(values["steps"]))
         values["final_sigma"] = number(values["final_sigma"], "final_sigma")
         if values.get("golden_noise") is not None:
-            values["golden_noise"] = _golden(values["golden_noise"])
+            values["golden_noise"] = golden_from(values["golden_noise"])
         if values.get("model") is not None:
-            values["model"] = _model(values["model"])
+            values["model"] = model_from(values["model"])
         if not isinstance(values.get("provenance", {}), dict):
             raise ScheduleError(f"provenance must be an object, got {shown(values['provenance'])}")
         return cls(**values)
@@ -333,67 +286,3 @@ def load(path: str | Path) -> Schedule:
         raise ScheduleError(f"{path}: {error.strerror}") from error
     except (ScheduleError, UnicodeDecodeError) as error:
         raise ScheduleError(f"{path}: {error}") from error
-
-
-def _used(value: Any, name: str) -> bool:
-    default = next(f.default for f in fields(value) if f.name == name)
-    return bool(getattr(value, name) != default)
-
-
-def _step_data(step: Step) -> dict[str, Any]:
-    always = ("sigma", "guidance_scale", "order")
-    data = {f.name: getattr(step, f.name) for f in fields(step)}
-    data = {k: v for k, v in data.items() if k in always or _used(step, k)}
-    if step.free_u:
-        data["free_u"] = vars(step.free_u)
-    return data
-
-
-def _step(i: int, data: Any) -> Step:
-    place = f"step {i}"
-    values = keys(data, Step, place)
-    for name in ("sigma", "guidance_scale", "order"):
-        if name not in values:
-            raise ScheduleError(f"{place}: {name} is missing")
-    for name in (*NUMBERS, "analytic"):
-        if values.get(name) is not None:
-            values[name] = number(values[name], f"{place}: {name}")
-    order = values["order"]
-    if isinstance(order, bool) or not isinstance(order, int):
-        raise ScheduleError(f"{place}: order must be a whole number, got {shown(order)}")
-    if not isinstance(values.get("corrector", False), bool):
-        raise ScheduleError(f"{place}: corrector must be true or false")
-    for name in NUMBERS:
-        if values.get(name, 0.0) is None:
-            raise ScheduleError(f"{place}: {name} must be a number, got None")
-    if values.get("weights") is not None:
-        if not isinstance(values["weights"], list):
-            raise ScheduleError(f"{place}: weights must be a list, got {shown(values['weights'])}")
-        weights = enumerate(values["weights"])
-        values["weights"] = tuple(number(w, f"{place}: weights[{j}]") for j, w in weights)
-    if values.get("free_u") is not None:
-        values["free_u"] = FreeU(**numbers(values["free_u"], FreeU, f"{place}: free_u"))
-    return Step(**values)
-
-
-def _golden(data: Any) -> GoldenNoise:
-    values = keys(data, GoldenNoise, "golden_noise")
-    for name in ("sigma", "guidance_scale"):
-        if name not in values:
-            raise ScheduleError(f"golden_noise: {name} is missing")
-        values[name] = number(values[name], f"golden_noise: {name}")
-    return GoldenNoise(**values)
-
-
-def _model(data: Any) -> ModelSpec:
-    values = keys(data, ModelSpec, "model")
-    missing = [f.name for f in fields(ModelSpec) if f.name not in values]
-    if missing:
-        raise ScheduleError(f"model: {missing[0]} is missing")
-    for name in ("family", "prediction_type"):
-        if not isinstance(values[name], str):
-            raise ScheduleError(f"model: {name} must be a string, got {shown(values[name])}")
-    if not isinstance(values["noise"], list):
-        raise ScheduleError(f"model: noise must be a list, got {shown(values['noise'])}")
-    noise = tuple(number(s, f"model: noise[{i}]") for i, s in enumerate(values["noise"]))
-    return ModelSpec(values["family"], values["prediction_type"], noise)

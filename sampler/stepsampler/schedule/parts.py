@@ -1,0 +1,88 @@
+"""What a schedule is made of: its steps, golden noise, and the model that it is for."""
+
+from dataclasses import MISSING, dataclass, fields
+
+# A sigma above it is nothing but noise to a network, and tools write the end of zero terminal SNR,
+# which is infinite, as one: 4,096 or 4,519. All of them mean the same.
+PURE_NOISE = 1000.0
+
+
+@dataclass(frozen=True)
+class FreeU:
+    """Free-U (Si et al. 2023): gains of the U-Net's decoder features (b) and skips (s)."""
+
+    b1: float
+    b2: float
+    s1: float
+    s2: float
+
+
+@dataclass(frozen=True)
+class GoldenNoise:
+    """Start from noise that the model itself has predicted («raw golden noise»).
+
+    One step from the first sigma down to `sigma`, a second prediction there, and back up to the
+    first sigma with it: two more network calls, of this guidance scale.
+    """
+
+    sigma: float
+    guidance_scale: float
+    start: str = "prediction"  # the first x0 plus the new noise; or "inversion": DDIM backwards
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the denoiser, and the update that follows it."""
+
+    sigma: float  # noise level at which the denoiser is called
+    guidance_scale: float = 1.0  # w in  uncond + w * (cond - uncond);  1 is none: one pass, not two
+    order: int = 1  # predictions used by the update: this one and the order - 1 before it
+    corrector: bool = False  # correct the landing as soon as the prediction there is known
+    prediction: str | None = None  # "data", "noise": what the rule extrapolates; None: its own
+    analytic: float | None = None  # no network call: epsilon = this gain * x at unit variance
+    churn: float = 0.0  # share of the noise at this sigma, in deviations, that is drawn anew
+    guidance_rescale: float = 0.0  # phi of Lin et al. 2023, section 3.4
+    free_u: FreeU | None = None
+    gain: float = 1.0  # times what the update takes of the predictions (`scale_dir` of AMED)
+    weights: tuple[float, ...] | None = None  # in place of the rule's, newest first; see `solvers`
+    time_scale: float = 1.0  # the network is told sigma * time_scale; x and the update have sigma
+    guidance_reuse: bool = False  # cond - uncond is that of the last step that had both: one pass
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a schedule was made for; sampling anything else is an error, not a worse picture."""
+
+    family: str  # "stable-diffusion", ...
+    prediction_type: str  # "epsilon", "v_prediction", "sample" or "flow_prediction"
+    noise: tuple[float, ...]  # sigma at five training timesteps: first, quarters, last
+    sigma_data: float | None = None  # of EDM's preconditioning; None: the model has another
+
+    def __repr__(self) -> str:
+        """Less what is as by default: digests of runs and batches hold it, and a further field must
+        not change those of before."""
+        told = [
+            f for f in fields(self) if f.default is MISSING or getattr(self, f.name) != f.default
+        ]
+        return f"ModelSpec({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in told)})"
+
+    def mismatch(self, other: "ModelSpec") -> str | None:
+        """Say in what `other` differs, or None."""
+        for name in ("family", "prediction_type"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                return f"{name.replace('_', ' ')} {ours!r}, but the model has {theirs!r}"
+        if self.sigma_data != other.sigma_data:
+            ours, theirs = (
+                f"EDM's preconditioning with sigma_data {data:g}" if data else "none of EDM's"
+                for data in (self.sigma_data, other.sigma_data)
+            )
+            return f"{ours}, but the model has {theirs}"
+        close = len(self.noise) == len(other.noise) and all(
+            abs(a - b) <= 1e-3 * abs(a) or min(a, b) > PURE_NOISE
+            for a, b in zip(self.noise, other.noise, strict=True)
+        )
+        if not close:
+            ours, theirs = (", ".join(f"{s:.4g}" for s in m.noise) for m in (self, other))
+            return f"a noise schedule with sigmas {ours}, but the model has {theirs}"
+        return None

@@ -1,0 +1,187 @@
+"""What a run's folder says of the run: its settings, and the plan that all its workers share.
+
+Both are in the journal as well, so that trials of other settings are never taken for the run's own,
+whatever was copied, edited or lost beside it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from pydantic import ValidationError
+
+from stepsampler.errors import UserError, note
+from stepsampler.models import Model
+from stepsearch.config import StudyConfig
+from stepsearch.paths import write_whole
+from stepsearch.space.box import SearchSpace
+
+STUDY, PLAN = "study.json", "plan.json"
+BEST, RESULT = "best.json", "result.json"  # with which a run ends, in this order
+SETTINGS, IDENTITY = "settings", "identity"  # attributes of the study in the journal
+# May change between the parts of a run: the budget, and what the run does not look at.
+FREE = {
+    ("search", "trials"),
+    ("search", "minutes"),
+    ("search", "patience"),
+    ("model", "kind"),
+}
+
+
+def claim_folder(folder: Path, config: StudyConfig, trials: optuna.Study | None = None) -> None:
+    """Write the settings into the run's folder, or check that they are those of its start.
+
+    What is `FREE` may change; anything else would mix scores that cannot be compared. `trials` is
+    the study of the folder's journal, which also remembers them.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    path, now = folder / STUDY, config.model_dump(mode="json")
+    known = _remembered(trials, SETTINGS)
+    if path.exists():
+        try:
+            known = claimed(folder).model_dump(mode="json")
+        except _DamagedError as error:
+            note(f"{error}; it is written again")
+    for key, before, value in differences(known or {}, now):
+        _refuse(folder, key, before, value)
+    write_whole(path, lambda p: p.write_text(config.model_dump_json(indent=1)))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Settings that may not change and did, with both values. What only one side has is left out:
+    another version wrote it."""
+    return [
+        (f"{section}.{key}", before[section][key], value)
+        for section, values in now.items()
+        if isinstance(values, Mapping) and isinstance(before.get(section), Mapping)
+        for key, value in values.items()
+        if (section, key) not in FREE and before[section].get(key, value) != value
+    ]
+
+
+def sign(study: optuna.Study, config: StudyConfig, identity: str) -> None:
+    """Let the journal remember of what its trials are."""
+    for key, value in ((SETTINGS, config.model_dump(mode="json")), (IDENTITY, identity)):
+        if study.user_attrs.get(key) != value:
+            study.set_user_attr(key, value)
+
+
+def _remembered(study: optuna.Study | None, key: str) -> Any:
+    """Of the trials in a journal, where there are any; older journals know nothing."""
+    if study is None or not study.get_trials(deepcopy=False):
+        return None
+    return study.user_attrs.get(key)
+
+
+def claimed(folder: Path) -> StudyConfig:
+    """The settings of the run in a folder.
+
+    Raises:
+        UserError: no run has started here, or one of another version; or the file is damaged.
+    """
+    path = folder / STUDY
+    if not path.exists():
+        raise UserError(f"{folder}: no run has started here; start it with stepsearch run")
+    data = _read(path)
+    try:
+        return StudyConfig.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{path}: another version of stepsearch wrote it: {key}") from error
+
+
+class _DamagedError(UserError):
+    """A file of the run that was cut short; `run` writes it again."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _DamagedError(f"{path} is damaged: {error}") from error
+    if not isinstance(data, dict):
+        raise _DamagedError(f"{path} is damaged: it holds no object")
+    return data
+
+
+def has_ended(folder: Path, config: StudyConfig) -> bool:
+    """Whether the run in a folder came to its end with this very budget."""
+    if not (folder / BEST).exists():
+        return False
+    try:
+        before, now = _read(folder / RESULT)["study"]["search"], config.model_dump()["search"]
+        return all(before[key] == now[key] for section, key in FREE if section == "search")
+    except (OSError, UserError, LookupError, TypeError):
+        return False
+
+
+def make_plan(
+    folder: Path,
+    identity: str,
+    grid: str,
+    alignment_floor: float,
+    placements: Mapping[int, list[float]] | None = None,
+) -> None:
+    """Write what every worker of the search needs, or check that it is the same as before.
+
+    Raises:
+        UserError: model, reference or prompts have changed since the folder's first trial.
+    """
+    check_identity(folder, identity)
+    plan: dict[str, Any] = {"identity": identity, "grid": grid, "alignment_floor": alignment_floor}
+    plan["placements"] = [sigmas for _, sigmas in sorted((placements or {}).items())]
+    write_whole(folder / PLAN, lambda p: p.write_text(json.dumps(plan)))
+
+
+def check_identity(folder: Path, identity: str, trials: optuna.Study | None = None) -> None:
+    """Raise UserError if the folder's search, where there is one, was of something else."""
+    known = _remembered(trials, IDENTITY)
+    if (folder / PLAN).exists():
+        try:
+            known = identity_of(folder)
+        except _DamagedError as error:
+            note(f"{error}; it is written again")
+    if known not in (None, identity):
+        _refuse(folder, "model, reference and prompts", known, identity)
+
+
+def planned_space(folder: Path, config: StudyConfig, model: Model) -> SearchSpace:
+    """The box of the folder's search, around the grid with which it began."""
+    placements = {len(sigmas) - 1: sigmas for sigmas in _plan(folder, "placements")}
+    grid = _plan(folder, "grid")
+    return SearchSpace(config.space, model.noise, model.spec, grid, model.guidance, placements)
+
+
+def alignment_floor(folder: Path) -> float:
+    """The alignment below which a trial is not feasible; NaN where alignment is unknown."""
+    return float(_plan(folder, "alignment_floor"))
+
+
+def identity_of(folder: Path) -> str:
+    """The digest of a run's model, reference and prompts.
+
+    Raises:
+        UserError: the search has not started, or the file that says so is damaged.
+    """
+    return str(_plan(folder, "identity"))
+
+
+def _plan(folder: Path, key: str) -> Any:
+    path = folder / PLAN
+    if not path.exists():
+        raise UserError(f"{folder}: the search has not started here yet")
+    data = _read(path)
+    if key not in data and key != "placements":  # those of older runs are by formula alone
+        raise _DamagedError(f"{path} is damaged: it has no {key!r}")
+    return data.get(key, [])
+
+
+def _refuse(folder: Path, what: str, before: object, now: object) -> None:
+    raise UserError(
+        f"{folder} was started with {what} = {before!r}, now it is {now!r}; "
+        "give another folder with --run, or remove this one"
+    )
