@@ -3,45 +3,34 @@
 python tests/models_page.py     # writes the page's table anew
 """
 
+import functools
 import inspect
-import re
 import typing
 from pathlib import Path
 
 import diffusers
 from stock_pipelines import GUIDABLE
 
-from stepsampler.guided import APART, COND_FIRST, OWN_RULE
 from stepsampler.models import families
+from stepsampler.models.stock.known import APART, COND_FIRST, NOT, OTHER, own_rule, why_not
+from stepsampler.models.stock.modular import ModularModel
 from stepsampler.scheduler import StepScheduler
+from stepsearch.rehearsal.miniatures import STOCK, VIDEOS
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 MARKS = ("<!-- table: python tests/models_page.py -->\n", "<!-- end of the table -->\n")
-# Not from texts or classes to pictures or videos, or not by a network and a scheduler's steps
-OTHER = re.compile(
-    "Audio|Music|ShapE|Prior|Img2Img|Inpaint|Edit|ImageTo|VideoTo|Image2|Video2|Control|Upscale|"
-    "SuperRes|Pix2Pix|Adapter|Depth|Variation|LEdits|Marigold|Refiner|Fill|Redux|Kontext|Combined|"
-    "Decoder|Animate|Transfer|VACE|Layered|Condition|InContext|HDR|DFR|Refine|VisualCloze|I2V|I2I|"
-    "ConsisID|Amused|LLaDA|Gemma|Proteina|GLIGEN|Panorama|Attend|Flax|Onnx|AutoPipeline|SRPipe|"
-    "Semantic|SAG|LDM3D|FAR|Upsample|Sparse|StableUnCLIP|AceStep|LongCatAudio|JoyImage|World|KV|"
-    "SkyreelsImage|Framepack|TI2VA|PIA|CLIPImage|StableVideo|WanAnimate|ChronoEdit|LucyEdit|PAG|"
-    "Unified|Modular|Text2Img$|LatentUpscale|SanaWM|Omni|Decode"
-)
-# What no table of the package says: the reason against `StepScheduler`, and that against `guided`
-NOT = {
-    "AnyFlowPipeline": ("flow maps: the network is told where a step ends",) * 2,
-    "ConsistencyModelPipeline": ("consistency models have levels of their own",) * 2,
-    "Cosmos2TextToImagePipeline": ("levels of EDM behind a flow scheduler",) * 2,
-    "Cosmos2_5_PredictBasePipeline": ("", "changes its predictions before it combines them"),
-    "DDIMPipeline": ("swaps any scheduler for its own: load the model as DDPMPipeline",) * 2,
-    "DreamLitePipeline": ("", "three predictions a step"),
-    "LatentConsistencyModelPipeline": ("", "the network takes the scale as an embedding"),
-    "MochiPipeline": ("its scheduler counts levels from 0 to 1 (invert_sigmas)",) * 2,
-    "SanaSprintPipeline": ("TrigFlow has levels of its own",) * 2,
-    "SkyReelsV2DiffusionForcingPipeline": ("copies its scheduler for every frame",) * 2,
-}
-# Run by the tests of `guided`; those of the families are run by its other ones
+# Run by the tests of `guided`; those that make images by themselves are added to it
 RUN = {name.split(",")[0] for name in GUIDABLE} | families().keys()
+
+
+# Modular pipelines that a test runs, and the miniatures with their components
+MODULAR = {
+    "FluxModularPipeline": "flux-dev",
+    "QwenImageModularPipeline": "qwen-image",
+    "StableDiffusion3ModularPipeline": "sd3",
+    "StableDiffusionXLModularPipeline": "sdxl",
+    "ZImageModularPipeline": "z-image",
+}
 
 
 def classes():
@@ -63,46 +52,61 @@ def scheduler_of(cls):
 
 
 def row(name, cls):
-    """Under StepScheduler and under `guided`: how, or a reason against it in brackets."""
+    """What samples it, and what guides it."""
     package, parts = cls.__module__.split(".")[2], inspect.signature(cls.__init__).parameters
-    stock, guided = NOT.get(name, ("", ""))
-    scheduler = None if stock else scheduler_of(cls)
+    own = name in families()
+    reason = None if own else why_not(cls)
+    scheduler = None if own or reason else scheduler_of(cls)
     if scheduler is not None:
         try:
             StepScheduler.from_config(scheduler.config)
         except ValueError as error:
-            stock = str(error).split(", got")[0]
-    guided = guided or stock or OWN_RULE.get(package, "")
+            reason = str(error).split(", got")[0]
+    if reason:
+        return "not possible", reason
+    way = "our own loop" if own else "itself" if name in run() else "itself, expected"
+    if name in NOT:
+        return way, f"itself not: {NOT[name]}"
+    if own_rule(cls):
+        return way, f"one scale: {own_rule(cls)}"
     if any("guider" in part for part in parts):
-        guided = "a guider of its own"
-    if guided:
-        return f"({stock})" if stock else "", f"({guided})"
+        return way, "each step, by a guider"
     if package in APART:
-        return "", "two calls"
-    return "", "doubled, conditional half first" if package in COND_FIRST else "doubled"
+        return way, "each step, two calls"
+    first = ", conditional half first" if package in COND_FIRST else ""
+    return way, f"each step, doubled batch{first}"
+
+
+def modular():
+    """Modular pipelines, by name, and what keeps one from running a schedule."""
+    for name in sorted(dir(diffusers)):
+        if name.endswith("ModularPipeline") and name != "ModularPipeline":
+            yield name, ModularModel._why_not(getattr(diffusers, name)())
+
+
+@functools.cache
+def run():
+    """Classes of which a test runs a tiny one by itself."""
+    return RUN | {type(build()).__name__ for build in (STOCK | VIDEOS).values()}
 
 
 def table():
-    lines = ["| pipeline | own loop | `StepScheduler` | `guided` |", "|---|---|---|---|"]
-    counts, total = dict.fromkeys(("own", "stock", "guided", "stock run", "guided run"), 0), 0
-    for name, cls in classes():
-        stock, guided = row(name, cls)
-        word = "yes" if name in RUN else "expected"
-        stock, guided = (
-            reason if reason.startswith("(") else f"{word}{reason and ': '}{reason}"
-            for reason in (stock, guided)
-        )
-        own = "yes" if name in families() else ""
-        lines.append(f"| {name} | {own} | {stock} | {guided} |")
-        total += 1
-        counts["own"] += bool(own)
-        for key, value in (("stock", stock), ("guided", guided)):
-            counts[key] += value[0] != "("
-            counts[f"{key} run"] += value.startswith("yes")
+    lines = ["| pipeline | sampled by | guidance |", "|---|---|---|"]
+    rows = {name: row(name, cls) for name, cls in classes()}
+    lines += [f"| {name} | {way} | {how} |" for name, (way, how) in rows.items()]
+    ways = [way for way, _ in rows.values()]
+    own, alone = ways.count("our own loop"), sum(way.startswith("itself") for way in ways)
     lines.append(
-        f"\nOf {total} pipelines of diffusers {diffusers.__version__} {counts['own']} are sampled "
-        f"by our own loop; `StepScheduler` takes {counts['stock']} ({counts['stock run']} run by a "
-        f"test), `guided` {counts['guided']} ({counts['guided run']} run by a test)."
+        f"\nOf {len(rows)} pipelines of diffusers {diffusers.__version__} our own loop samples "
+        f"{own}; of the other {len(rows) - own} {alone} sample themselves under a schedule "
+        f"({ways.count('itself')} run by a test), and {ways.count('not possible')} cannot."
+    )
+    found = dict(modular())
+    can = [f"{name}{'*' * (name in MODULAR)}" for name, reason in found.items() if not reason]
+    others = [name for name, reason in found.items() if reason]
+    lines.append(
+        f"\nOf {len(found)} modular pipelines {len(can)} sample themselves (* run by a test): "
+        f"{', '.join(can)}. Not possible: {', '.join(others)}."
     )
     return "\n".join(lines) + "\n"
 

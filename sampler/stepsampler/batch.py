@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.generate import generate
-from stepsampler.models import LatentModel, note_cuts
+from stepsampler.models import Model, note_cuts
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import Caption, LeftOut, shown
 from stepsampler.support.files import write_text
@@ -39,7 +39,7 @@ HOPELESS = 16  # images that are not finite before any is made: then all would b
 
 
 def run_batch(
-    model: LatentModel,
+    model: Model,
     schedule: Schedule,
     captions: Sequence[Caption | LeftOut],
     out: Path,
@@ -102,7 +102,7 @@ def run_batch(
 
 
 def _make(
-    model: LatentModel,
+    model: Model,
     schedule: Schedule,
     captions: Sequence[Caption | LeftOut],
     block: range,
@@ -139,7 +139,7 @@ def _make(
 
 
 def _images(
-    model: LatentModel,
+    model: Model,
     schedule: Schedule,
     texts: Mapping[int, str],
     first_seed: int,
@@ -160,19 +160,14 @@ def _images(
     return {seed - first_seed: row for seed, row in zip(made.seeds, made.images, strict=True)}
 
 
-def _refused(model: LatentModel, texts: Mapping[int, str]) -> dict[int, str]:
+def _refused(model: Model, texts: Mapping[int, str]) -> dict[int, str]:
     """Why the model takes none of these prompts, such as the name of a class that it lacks."""
-    found = {}
-    for k, text in texts.items():
-        try:
-            model.encode([text])
-        except UserError as error:
-            found[k] = str(error)
-    return found
+    reasons = {k: model.refusal(text) for k, text in texts.items()}
+    return {k: reason for k, reason in reasons.items() if reason}
 
 
 @contextmanager
-def _few_encoded(model: LatentModel, most: int) -> Iterator[None]:
+def _few_encoded(model: Model, most: int) -> Iterator[None]:
     """Each caption comes once: a set of any length takes the memory of a few."""
     before, model.most_encoded = model.most_encoded, most
     try:
@@ -312,12 +307,12 @@ def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def model_digest(model: LatentModel) -> str:
+def model_digest(model: Model) -> str:
     """A short digest of the weights: every byte of every tensor of every network.
 
     Bytes, not sums: sums depend on how many threads add them.
     """
-    digest = hashlib.sha256(f"{model.dtype} {model.spec}".encode())
+    digest = hashlib.sha256(f"{model.dtype} {model.spec}{model.way}".encode())
     for name, part in sorted(model.pipeline.components.items()):
         if isinstance(part, torch.nn.Module):
             for key, tensor in part.state_dict().items():

@@ -17,13 +17,13 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)  # noqa: T201
 
 
-def counted(n: int, noun: str) -> str:
+def counted(n: float, noun: str) -> str:
     """1 image, 2,000 images, 2 passes."""
     plural = "es" if noun.endswith("s") else "s"
     return f"{n:,} {noun}{plural if n != 1 else ''}"
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of a CPU, whose allocator raises a plain RuntimeError."""
     text = str(error)
     return "out of memory" in text or "can't allocate memory" in text

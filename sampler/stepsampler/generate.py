@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from stepsampler.errors import NotFiniteError, UserError, is_out_of_memory
-from stepsampler.models import LatentModel, note_cuts
+from stepsampler.guided import guided
+from stepsampler.models import LatentModel, Model, StockModel, note_cuts
+from stepsampler.models.pixels import quantised
 from stepsampler.sample import sample
 from stepsampler.schedule import Schedule
 
@@ -50,7 +52,7 @@ def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    model: LatentModel,
+    model: Model,
     schedule: Schedule,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -91,7 +93,7 @@ def generate(
 
 
 @contextmanager
-def fitting(model: LatentModel, count: int) -> Iterator[None]:
+def fitting(model: Model, count: int) -> Iterator[None]:
     """Running out of memory over a batch of `count` is a mistake that a user can mend."""
     try:
         yield
@@ -106,6 +108,39 @@ def fitting(model: LatentModel, count: int) -> Iterator[None]:
 
 
 def _images(
+    model: Model,
+    schedule: Schedule,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative_prompts: Sequence[str],
+    finite_only: bool,
+) -> dict[int, Tensor]:
+    """One batch by place, uint8 on the CPU."""
+    if isinstance(model, LatentModel):
+        return _sampled(model, schedule, prompts, seeds, negative_prompts, finite_only)
+    assert isinstance(model, StockModel)
+    images = stock_images(model, schedule, prompts, seeds, negative_prompts)
+    if not finite_only:
+        return dict(enumerate(quantised(images)))
+    return {k: quantised(image) for k, image in enumerate(images) if image.isfinite().all()}
+
+
+def stock_images(
+    model: StockModel,
+    schedule: Schedule,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative_prompts: Sequence[str],
+) -> Tensor:
+    """Those of the pipeline itself, in [0, 1], float (n, 3, height, width) on the CPU."""
+    scale = model.scale(schedule)
+    options = model.options(prompts, seeds, negative_prompts, schedule.num_steps, scale)
+    way = model.scheduled(schedule) if model.own_rule else guided(model.pipeline, schedule)
+    with way:
+        return model.sampled(schedule, options)
+
+
+def _sampled(
     model: LatentModel,
     schedule: Schedule,
     prompts: Sequence[str],
@@ -113,7 +148,7 @@ def _images(
     negative_prompts: Sequence[str],
     finite_only: bool,
 ) -> dict[int, Tensor]:
-    """One batch by place, uint8 on the CPU.
+    """By our own loop.
 
     Images whose prompts are of other lengths, as chunks can be, take network calls of their own:
     each image is that of its own prompts, whatever it is batched with.

@@ -21,34 +21,17 @@ from stepsampler.denoiser import classifier_free
 from stepsampler.errors import UserError
 from stepsampler.halves import FREE_U, Guide, Network
 from stepsampler.models import families
-from stepsampler.models.networks import checked
+from stepsampler.models.stock.known import (
+    APART,
+    COND_FIRST,
+    THOUSANDS,
+    WHOLE,
+    networks,
+    own_rule,
+    packages,
+)
 from stepsampler.schedule import Schedule
 from stepsampler.scheduler import StepScheduler, plan
-
-# Packages of diffusers.pipelines that call the network apart for each half, the conditional one
-# first, or for one half only. Everywhere else a batch of two equal halves is a doubled one.
-# fmt: off
-APART = frozenset({
-    "bria_fibo2", "chroma", "chronoedit", "cogview4", "flux", "flux2",
-    "glm_image", "helios", "hunyuan_video", "joyimage", "kandinsky5", "krea2",
-    "longcat_image", "lucy", "lumina2", "nucleusmoe_image", "ovis_image", "qwenimage",
-    "qwenimage21", "skyreels_v2", "wan",
-})
-# fmt: on
-# Packages that double the batch with the conditional half first. Everywhere else it is the second.
-COND_FIRST = frozenset({"dit", "omnigen", "z_image"})
-# Packages that hand the doubled batch, and not one of its halves, to their scheduler.
-WHOLE = frozenset({"dit"})
-# Packages whose guidance is more than a combination of two predictions.
-OWN_RULE = {
-    "ace_step": "guides by a momentum of earlier steps",
-    "anyflow": "tells its network where a step ends",
-    "ideogram4": "has a network of its own for the unconditional half",
-    "kandinsky6": "guides pictures and sound",
-    "ltx2": "guides pictures and sound, each by up to three terms",
-    "lumina": "guides three of its channels",
-    "pag": "guides by perturbed attention too",
-}
 
 
 @contextmanager
@@ -66,7 +49,7 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
             pipeline makes something else of its predictions than a combination of two.
         ValueError: at once, for a pipeline whose scheduler `StepScheduler` cannot replace.
     """
-    nets = _networks(pipe)
+    nets = networks(pipe)
     _check(schedule, pipe, nets)
     held, before = pipe.scheduler.config.get("schedule"), pipe.scheduler
     stock = {k: v for k, v in before.config.items() if k != "schedule"}
@@ -76,11 +59,20 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
         if not isinstance(before, StepScheduler) or held != rows:
             pipe.scheduler = StepScheduler.from_config(stock, schedule=rows)
             stack.callback(setattr, pipe, "scheduler", before)
-        packages = _packages(pipe)
+        own = packages(type(pipe))
         family = families().get(type(pipe).__name__)
         rule = family.rule if family else classifier_free
-        kinds = (bool(packages & kind) for kind in (APART, COND_FIRST, WHOLE))
-        guide = Guide(pipe, schedule, rule, *kinds)
+        apart, cond_first, whole = (bool(own & kind) for kind in (APART, COND_FIRST, WHOLE))
+        if _guiders(pipe):
+            distilled = schedule.guidance == "distilled"
+            for name in _guiders(pipe):
+                stack.callback(object.__setattr__, pipe, name, getattr(pipe, name))
+                object.__setattr__(pipe, name, _guider(schedule, not distilled))
+            if not distilled:  # diffusers' own guider does the rest
+                yield pipe
+                return
+        unit = 1000.0 if own & THOUSANDS else 1.0
+        guide = Guide(pipe, schedule, rule, apart, cond_first, whole, unit)
         pipe.scheduler.step = MethodType(guide.checked_step, pipe.scheduler)
         stack.callback(delattr, pipe.scheduler, "step")
         for name, net in nets.items():
@@ -95,35 +87,36 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
         yield pipe
 
 
-def _networks(pipe: Any) -> dict[str, Any]:
-    """The networks that a step may call, by the names of the pipeline's components."""
-    return {
-        name: part if type(part) is Network else checked(part)
-        for name, part in pipe.components.items()
-        if part is not None and ("unet" in name or "transformer" in name)
-    }
+def _guiders(pipe: Any) -> list[str]:
+    return [name for name in pipe.components if "guider" in name]
 
 
-def _packages(pipe: Any) -> set[str]:
-    """Of diffusers.pipelines: where the pipeline's class and those that it is made of live."""
-    names = [cls.__module__.split(".") for cls in type(pipe).__mro__]
-    return {n[2] for n in names if n[:2] == ["diffusers", "pipelines"] and len(n) > 3}
+def _guider(schedule: Schedule, enabled: bool) -> Any:
+    """Classifier-free guidance with the scale of each step; one of 1 costs one pass."""
+    from diffusers import ClassifierFreeGuidance
+
+    first = max(schedule.steps, key=lambda step: abs(step.guidance_scale - 1))
+    guider = ClassifierFreeGuidance(guidance_scale=first.guidance_scale, enabled=enabled)
+    set_state = guider.set_state
+
+    def of_step(step: int, *args: Any, **kwargs: Any) -> None:
+        guider.guidance_scale = schedule.steps[step].guidance_scale
+        guider.guidance_rescale = schedule.steps[step].guidance_rescale
+        set_state(step, *args, **kwargs)
+
+    guider.set_state = of_step
+    return guider
 
 
 def _check(schedule: Schedule, pipe: Any, nets: dict[str, Any]) -> None:
     name = type(pipe).__name__
-    guiders = [part for part in pipe.components if "guider" in part]
-    if guiders:
-        raise UserError(
-            f"{name} guides by its component {guiders[0]!r}: such pipelines are not supported so "
-            "far; StepScheduler runs the schedule's levels under that guidance"
-        )
     if not nets:
         raise UserError(f"{name} has neither a U-Net nor a transformer to guide")
     if any(type(net) is Network for net in nets.values()):
         raise UserError("the pipeline is guided already: leave that context first")
-    for package in sorted(_packages(pipe) & OWN_RULE.keys()):
-        raise UserError(f"{name} {OWN_RULE[package]}, for which a schedule has no words")
+    rule = own_rule(type(pipe))
+    if rule:
+        raise UserError(f"{name} {rule}, for which a schedule has no words")
     family = getattr(families().get(name), "family", None)
     if schedule.model and family and schedule.model.family != family:
         raise UserError(

@@ -16,6 +16,7 @@ from stepsampler.schedule import Schedule, Step
 from stepsampler.scheduler import StepScheduler
 
 DIT_NULL = 1000  # the class that DiTPipeline takes for none
+POSITIONS = ("rotary", "rope", "freqs")  # inputs with a row for each token of all images
 FREE_U = ("s1", "s2", "b1", "b2")
 
 
@@ -78,10 +79,11 @@ class Guide:
         apart: bool,
         cond_first: bool,
         whole: bool,
+        unit: float = 1.0,
     ) -> None:
         self.pipe, self.schedule, self.name = pipe, schedule, type(pipe).__name__
         self.apart, self.cond_first, self.whole, self.rule = apart, cond_first, whole, rule
-        self.distilled = schedule.guidance == "distilled"
+        self.distilled, self.unit = schedule.guidance == "distilled", unit
         self.made: _Made | None = None  # in the step at hand
         self.wrong: Tensor | None = None  # whether a step of this call was; on its device
 
@@ -110,14 +112,13 @@ class Guide:
             else:
                 net.disable_freeu()
         if self.distilled and kwargs.get("guidance") is not None:
-            scale = torch.full_like(kwargs["guidance"], step.guidance_scale)
+            scale = torch.full_like(kwargs["guidance"], self.unit * step.guidance_scale)
             kwargs = {**kwargs, "guidance": scale}
         x, timesteps = _latents(args, kwargs), self.pipe.scheduler.timesteps
         self._refuse_leftover(x, kwargs)
         made = self.made
         if made is None or made.timesteps is not timesteps:
-            output = net(*args, **kwargs)
-            self.made = self._first(step, x, output, kwargs)
+            self.made = self._first(step, x, net, args, kwargs)
             return self.made.output
         made.answered += 1
         if self.distilled or not self.apart or made.answered > 2 or not _equal(x, made.x):
@@ -142,11 +143,20 @@ class Guide:
             made.prediction.copy_(guided)
         return made.output
 
-    def _first(self, step: Step, x: Any, output: Any, kwargs: Any) -> _Made:
-        stacked, timesteps = _stacked(output), self.pipe.scheduler.timesteps
+    def _first(self, step: Step, x: Any, net: Any, args: Any, kwargs: Any) -> _Made:
+        timesteps = self.pipe.scheduler.timesteps
+        doubled = not self.distilled and self._doubled(x, kwargs)
+        if doubled and step.guidance_scale == 1:  # the conditional half will do
+            self._refuse_rescaling()
+            place = 0 if self.cond_first else 1
+            output = net(*_half(args, len(x), place), **_half(kwargs, len(x), place))
+            both = torch.cat([_stacked(output)] * 2)
+            return _Made(timesteps, x, _with(output, both), both, True, doubled=not self.whole)
+        output = net(*args, **kwargs)
+        stacked = _stacked(output)
         if self.distilled:
             return _Made(timesteps, x, output, stacked, True)
-        if not self._doubled(x, kwargs):  # the copy is ours to write into
+        if not doubled:  # the copy is ours to write into
             stacked = stacked.clone()
             return _Made(timesteps, x, _with(output, stacked), stacked, False)
         self._refuse_rescaling()
@@ -227,6 +237,11 @@ class Guide:
             )
 
 
+def first_input(args: Any, kwargs: Any) -> Any:
+    """What a network is called with first: one row for each of its images."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def _latents(args: Any, kwargs: Any) -> Any:
     if args:
         return args[0]
@@ -234,6 +249,22 @@ def _latents(args: Any, kwargs: Any) -> Any:
         if name in kwargs:
             return kwargs[name]
     raise UserError(f"the network is called without latents: with {', '.join(kwargs) or 'nothing'}")
+
+
+def _half(value: Any, rows: int, place: int, name: str = "") -> Any:
+    """Of a call's inputs the first or second half, where they have one row an image."""
+    if isinstance(value, dict):
+        return {key: _half(each, rows, place, key) for key, each in value.items()}
+    if any(word in name for word in POSITIONS):
+        return value
+    per_image = isinstance(value, Tensor | list) and not (
+        isinstance(value, Tensor) and value.ndim == 0
+    )
+    if per_image and len(value) == rows:
+        return value[: rows // 2] if place == 0 else value[rows // 2 :]
+    if isinstance(value, list | tuple):
+        return type(value)(_half(each, rows, place) for each in value)
+    return value
 
 
 def _channels(x: Any) -> int:
@@ -292,6 +323,8 @@ def _differs(got: Tensor, prediction: Tensor) -> Tensor:
             a, b = a.to(dtype).float(), b.to(got.device, dtype).float()
             for sign in (1, -1):
                 found = found | torch.isclose(a, sign * b, tolerance, 0, equal_nan=True).all()
+                if found.device.type == "cpu" and found:  # elsewhere a look would wait
+                    return ~found
     return ~found
 
 

@@ -40,7 +40,6 @@ LEVELS = {
     "sigma_data": None,  # of a flow: Cosmos, whose levels are those of EDM
     "timestep_type": "discrete",  # else the network is told log sigma
     "snr_shift_scale": 1.0,  # CogVideoX
-    "invert_sigmas": False,  # time from 0 to 1: Mochi, OmniGen
     "stages": None,  # levels of several resolutions: Helios
     "num_policy_substeps": None,  # several steps of a policy for each of the network: pi-Flow
 }
@@ -75,12 +74,6 @@ def _check_levels(config: Mapping[str, Any]) -> None:
     count = config.get("num_train_timesteps")
     if flow and count != 1000:
         raise ValueError(f"num_train_timesteps of a flow's scheduler must be 1000, got {count}")
-
-
-def _needed(count: int | None) -> int:
-    if count is None or count < 1:
-        raise ValueError(f"without a schedule num_inference_steps must be at least 1, got {count}")
-    return count
 
 
 @dataclass
@@ -231,34 +224,37 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         device: Any = None,
         sigmas: Any = None,
         mu: float | None = None,
+        timesteps: Any = None,
     ) -> None:
-        """Begin a new image. A held schedule ignores all but `device`; pipelines pass them always.
+        """Begin a new image. A held schedule takes none of the levels, which pipelines pass always.
+        With `timesteps` the network is told the times from which sigmas were shifted.
 
         Without one, which EDM needs: trailing timesteps, or a flow's evenly spaced sigmas (or
         `sigmas`), shifted by `shift`, or by `mu` where the config has `use_dynamic_shifting`.
 
         Raises:
-            ValueError: neither a schedule nor a number of steps, or a pipeline that was built
-                around this scheduler wants levels of another meaning.
+            ValueError: neither a schedule nor steps, timesteps alone, levels of another meaning.
         """
         _check_levels(self.config)  # which pipelines add to
+        if timesteps is not None and (sigmas is None or not self.flow):
+            raise ValueError("timesteps of a call's own are not supported")
         held = self.config.schedule
         if held:
-            self._levels, timesteps, self._rows = held["sigmas"], held["timesteps"], held["rows"]
-            if num_inference_steps not in (None, len(timesteps)):
-                logger.warning(
-                    f"num_inference_steps={num_inference_steps} is ignored: "
-                    f"the schedule has {len(timesteps)} steps."
-                )
+            self._levels, told, self._rows = held["sigmas"], held["timesteps"], held["rows"]
+            if num_inference_steps not in (None, len(told)):
+                asked = f"num_inference_steps={num_inference_steps} is ignored"
+                logger.warning(f"{asked}: the schedule has {len(told)} steps.")
         else:
-            timesteps, self._levels = self._grid(num_inference_steps, sigmas, mu)
-            self._rows = []
+            (told, self._levels), self._rows = self._grid(num_inference_steps, sigmas, mu), []
+        if timesteps is not None:
+            shift = self._shift(mu)
+            told = [1000 * s / (shift - (shift - 1) * s) for s in self._levels[: len(told)]]
+        told = [1000 - time for time in told] if self._inverted else told
         depth = max([len(u["x0"]) for row in self._rows for u in row.values()], default=1)
-        self.num_inference_steps = len(timesteps)
-        self.timesteps = torch.tensor(timesteps, dtype=torch.float32, device=device)
+        self.num_inference_steps = len(told)
+        self.timesteps = torch.tensor(told, dtype=torch.float32, device=device)
         self.sigmas = torch.tensor(self._levels, dtype=torch.float32)
-        self._step_index = self._begin_index = None
-        self._taken = -1
+        self._step_index, self._begin_index, self._taken = None, None, -1
         self._state: Tensor | None = None
         self._points: deque[Tensor] = deque(maxlen=depth)
         self._predictions: deque[Tensor] = deque(maxlen=depth)
@@ -267,19 +263,28 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self, count: int | None, sigmas: Any, mu: float | None
     ) -> tuple[list[float], list[float]]:
         """Timesteps, and sigmas with the last 0, where no schedule is held."""
+        if sigmas is None and (count or 0) < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {count}: no schedule")
+        count = count or 0
         if self.flow:
-            if sigmas is None:
-                sigmas = np.linspace(1, 1 / _needed(count), _needed(count))
-            even = np.asarray(sigmas, float)
-            dynamic = self.config.get("use_dynamic_shifting")
-            shift = self.config.shift if mu is None or not dynamic else exp(mu)
+            even = np.linspace(1, 1 / count, count) if sigmas is None else np.asarray(sigmas, float)
+            shift = self._shift(mu)
             shifted = shift * even / (1 + (shift - 1) * even)
             return (1000 * shifted).tolist(), [*shifted.tolist(), 0.0]
         if sigmas is not None or self.edm:
             raise ValueError("levels of a diffusion model come in a schedule only")
-        total, count = len(self.alphas_cumprod), _needed(count)
+        total = len(self.alphas_cumprod)
         timesteps = np.round(np.arange(total, 0, -total / count))[:count] - 1
         return timesteps.tolist(), [*self._sigma(timesteps).tolist(), 0.0]
+
+    def _shift(self, mu: float | None) -> float:
+        if mu is None or not self.config.get("use_dynamic_shifting"):
+            return float(self.config.shift)
+        return mu if self.config.get("time_shift_type") == "linear" else exp(mu)
+
+    @property
+    def _inverted(self) -> bool:  # Mochi: time runs from 0, noise, to 1000; x0 - noise is predicted
+        return self.flow and bool(self.config.get("invert_sigmas"))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample: it has the scale that the network wants, but EDM's."""
@@ -329,15 +334,10 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             advance = {"state": ratio, "x0": [1 - ratio], "points": []}
         x = self._apply(advance, state)
         self._state, self._taken, self._step_index = state, i, i + 1
-        if i + 1 < self.num_inference_steps or not self._decodes_x:
+        if i + 1 < self.num_inference_steps or (self.config.schedule or {}).get("decode") != "x":
             x = x / self._scale(sigma_next)
         output = (x.to(sample.dtype), x0.to(sample.dtype))
         return StepOutput(*output) if return_dict else output
-
-    @property
-    def _decodes_x(self) -> bool:
-        held = self.config.schedule
-        return held is not None and held["decode"] == "x"
 
     def _scale(self, sigma: float) -> float:
         """x0 + sigma * noise, over a sample."""
@@ -361,7 +361,7 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             total, sign = sigma**2 + data**2, -1 if kind == "v_prediction" else 1
             return data**2 / total * x + sign * sigma * data / sqrt(total) * output
         if kind == "epsilon" or self.flow:
-            return x - sigma * output
+            return x + (sigma if self._inverted else -sigma) * output
         if kind == "v_prediction":
             return x / (1 + sigma**2) - sigma / sqrt(1 + sigma**2) * output
         if kind == "sample":

@@ -43,7 +43,7 @@ class _Section(BaseModel):
 class ModelConfig(ModelOptions):
     """The model, loaded as `stepsample` loads it: the fields of `ModelOptions`."""
 
-    # Of `miniatures.FAMILIES`: what `stepsearch check` can dry-run without the weights
+    # Of `miniatures.EVERY`: what `stepsearch check` can dry-run without the weights
     kind: str | None = None
 
     def __post_init__(self) -> None:

@@ -118,7 +118,7 @@ def generate(
     grid = keeping(out / "grid.png", lambda path: save_sheet(sheet, path, columns))
     typer.echo(
         f"{out}: {counted(done, 'image')} of {counted(plan.num_steps, 'step')}, "
-        f"{counted(plan.passes, 'pass')} each, and {grid.name}"
+        f"{counted(loaded.passes(plan), 'pass')} each, and {grid.name}"
     )
     if moved:
         more = f" and {len(moved) - NAMED} more" if len(moved) > NAMED else ""

@@ -69,8 +69,9 @@ def batch(
     from stepsampler.batch import LEFT_OUT, MANIFEST, read_left_out, run_batch
     from stepsampler.models import open_model
 
+    loaded = open_model(model, device)
     progress = run_batch(
-        open_model(model, device),
+        loaded,
         plan,
         captions,
         out,
@@ -84,9 +85,8 @@ def batch(
         task = bar.add_task("sampling", total=len(found.captions), completed=done)
         for done in progress:
             bar.update(task, completed=done)
-    typer.echo(
-        f"{out}: {counted(done, 'image')} of {counted(plan.passes, 'pass')} each, and {MANIFEST}"
-    )
+    each = counted(loaded.passes(plan), "pass")
+    typer.echo(f"{out}: {counted(done, 'image')} of {each} each, and {MANIFEST}")
     lost = [line for line in read_left_out(out) if line["index"] < len(captions)]
     if lost:
         first = [
@@ -151,7 +151,7 @@ def grid(
         )
     ]
     labels = [
-        f"{Path(name).name[:LABEL]} ({counted(plan.passes, 'pass')})"
+        f"{Path(name).name[:LABEL]} ({counted(loaded.passes(plan), 'pass')})"
         for name, plan in zip(schedules, plans, strict=True)
     ]
     captions = [f"{text} [{seed}]" for text, seed in pairs]

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import warnings
+from functools import cache
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import BUNDLED, read_outline, read_pipeline, resolve
+from stepsampler.models.model import Model
+from stepsampler.models.stock import StockModel
+from stepsampler.models.stock.known import why_not
+from stepsampler.models.stock.modular import ModularModel
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.sizes import Size
@@ -21,10 +26,12 @@ from stepsampler.support.sizes import Size
 __all__ = [
     "BUNDLED",
     "LatentModel",
+    "Model",
     "ModelOptions",
+    "StockModel",
+    "check_class",
     "check_device",
     "families",
-    "family_of",
     "from_pipeline",
     "load",
     "note_cuts",
@@ -41,7 +48,7 @@ def load(
     dtype: str = "float32",
     size: Size | None = None,
     **options: Any,
-) -> LatentModel:
+) -> Model:
     """Load a bundled model, a local folder, a hub id or a single .safetensors checkpoint.
 
     `name` is "tiny" or "tiny-second" for those of the package, else a place; `size` that of the
@@ -55,7 +62,7 @@ def load(
     return open_model(ModelOptions(name, **given), device)
 
 
-def open_model(options: ModelOptions, device: str = "cpu") -> LatentModel:
+def open_model(options: ModelOptions, device: str = "cpu") -> Model:
     """Load what the options name.
 
     Raises:
@@ -65,7 +72,7 @@ def open_model(options: ModelOptions, device: str = "cpu") -> LatentModel:
     check_device(device)
     quiet()
     pipeline = read_pipeline(options)
-    family_of(type(pipeline).__name__)  # refused before anything is added to it
+    check_class(type(pipeline))  # refused before anything is added to it
     add_loras(pipeline, options.loras)
     for file in options.textual_inversions:
         add_textual_inversion(pipeline, file)
@@ -83,13 +90,15 @@ def open_model(options: ModelOptions, device: str = "cpu") -> LatentModel:
         options.size,
         clip_skip=options.clip_skip,
         long_prompts=options.long_prompts,
+        stock=options.stock,
+        frames=options.frames,
     )
     if options.compile:
         model.compile()
     return model
 
 
-def outline(options: ModelOptions, folder: Path) -> LatentModel:
+def outline(options: ModelOptions, folder: Path) -> Model:
     """The model of a folder's configs without its weights, to see whether the options suit it.
 
     Raises:
@@ -101,6 +110,8 @@ def outline(options: ModelOptions, folder: Path) -> LatentModel:
         options.size,
         clip_skip=options.clip_skip,
         long_prompts=options.long_prompts,
+        stock=options.stock,
+        frames=options.frames,
     )
 
 
@@ -110,38 +121,61 @@ def from_pipeline(
     *,
     clip_skip: int | None = None,
     long_prompts: str = "cut",
-) -> LatentModel:
+    stock: bool = False,
+    frames: int | None = None,
+) -> Model:
     """Take a loaded pipeline as it is and where it is, offloaded or spread over devices too.
 
+    Our own loop samples the classes that a family knows; other pipelines sample themselves, and
+    with `stock` all do. `frames` is the length of a video, by default the pipeline's.
+
     Raises:
-        UserError: no family knows its class, or `size`, `clip_skip` or `long_prompts` does not
-            suit it.
+        UserError: its class cannot run a schedule, or `size`, `clip_skip`, `long_prompts` or
+            `frames` does not suit it.
     """
     reading = Reading(clip_skip, long_prompts)
-    model = family_of(type(pipeline).__name__)(pipeline, size)
+    cls = type(pipeline)
+    known = families().get(cls.__name__.replace("Modular", ""))
+    name = known.family if known else ""
+    if _is_modular(pipeline):
+        model: Model = ModularModel(pipeline, size, name, frames)
+    elif known is None or stock:
+        model = StockModel(pipeline, size, name, frames)
+    else:
+        if frames is not None:
+            raise UserError(f"a {cls.__name__} makes pictures, which have no frames, got {frames}")
+        model = known(pipeline, size)
     check_vocabularies(pipeline)
     model.read_texts(reading)
     return model
 
 
-def family_of(name: str) -> type[LatentModel]:
-    """The family that samples pipelines of a class.
+def _is_modular(pipeline: Any) -> bool:
+    from diffusers import ModularPipeline
+
+    return isinstance(pipeline, ModularPipeline)
+
+
+def check_class(cls: Any) -> None:
+    """Refuse a class of pipelines that neither our own loop nor a schedule in its place samples.
 
     Raises:
-        UserError: there is none.
+        UserError: says why.
     """
-    known = families()
-    if name not in known:
-        raise UserError(
-            f"pipelines of the class {name} are not supported; {', '.join(sorted(known))} are"
-        )
-    return known[name]
+    reason = None if cls.__name__ in families() else why_not(cls)
+    if reason:
+        raise UserError(f"a {cls.__name__} cannot run a schedule: {reason}")
+
+
+@cache
+def _import_families() -> None:
+    for module in pkgutil.walk_packages(family.__path__, f"{family.__name__}."):
+        importlib.import_module(module.name)
 
 
 def families() -> dict[str, type[LatentModel]]:
     """Pipeline class -> the family that samples it, from the modules of `models.family`."""
-    for module in pkgutil.walk_packages(family.__path__, f"{family.__name__}."):
-        importlib.import_module(module.name)
+    _import_families()
     every: list[Any] = [LatentModel]
     for cls in every:
         every += cls.__subclasses__()

@@ -1,8 +1,8 @@
 """What sampling needs of a model: prompts to conditions, a denoiser, latents to images."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.models.conditions import check_conditions, check_widths
-from stepsampler.models.networks import checked
+from stepsampler.models.conditions import check_conditions, check_widths, checked
+from stepsampler.models.model import Model
 from stepsampler.models.pixels import live_pixels, to_pixels
 from stepsampler.models.sizes import Shaped
-from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
-from stepsampler.noise import Noise, read_noise
-from stepsampler.schedule import FreeU, ModelSpec, Schedule
+from stepsampler.models.texts import Reading
+from stepsampler.noise import read_noise
+from stepsampler.schedule import FreeU
 from stepsampler.support.sizes import Size
 
 KEPT = 2**28  # bytes of encoded prompts
 
 
-class LatentModel(Shaped, ABC):
+class LatentModel(Shaped, Model):
     """A diffusers pipeline, taken apart into the few calls that sampling needs.
 
     A family names the pipeline classes that it samples and fills in `_encode` and `_call`; where
@@ -32,43 +32,21 @@ class LatentModel(Shaped, ABC):
     `rule` where guidance is no plain combination. `_call` takes times of 0 to 1000 and gives what
     `prediction_type` says, whatever the network is told and gives.
 
-    `net` is the U-Net or transformer, `shape` that of one latent, (channels, height, width). The
-    pipeline stays on the devices where it is: offloading and device maps are left to diffusers.
-    `compiled` is true after `compile`, and where the network came compiled.
-
     Raises:
         UserError: the pipeline lacks a part, or the size is none that it can make.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()
-    family: ClassVar[str]
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may lack
     channels_last: ClassVar[bool] = False  # faster for convolutions on a CPU
     # The network is told how long texts are: by `mask`, left out if none is padded, or otherwise.
     mask: ClassVar[str | None] = None
     pads: ClassVar[bool] = False
-    conditional: ClassVar[bool] = True  # takes a prompt, be it a text or a class
-    # Layer of CLIP, from the last one, whose states the network takes; None: layers cannot be left
-    # out. `chunked`: all texts go through CLIP alone, so that long prompts can go in chunks.
-    clip_layer: ClassVar[int | None] = None
-    chunked: ClassVar[bool] = False
-    guidance: str = "classifier-free"
-    compiled: bool = False
-    most_encoded: int | None = None  # prompts of which the conditions are kept
-
-    noise: Noise
-    prediction_type: str
 
     def __init__(self, pipeline: Any, size: Size | None = None) -> None:
-        self.pipeline = pipeline
-        self._check_parts()
+        self._check_parts(pipeline)
         unet = getattr(pipeline, "unet", None)
-        self.net = checked(pipeline.transformer if unet is None else unet)
-        # as diffusers' pipelines may be handed over: compiled in place, or in a wrapper
-        self.compiled = (
-            hasattr(self.net, "_orig_mod")
-            or getattr(self.net, "_compiled_call_impl", None) is not None
-        )
+        super().__init__(pipeline, checked(pipeline.transformer if unet is None else unet))
         check_conditions(self.net)
         for part in self.networks:
             part.eval().requires_grad_(False)
@@ -77,110 +55,32 @@ class LatentModel(Shaped, ABC):
         self.shape = self._latent_shape(size)
         self._read_scheduler(pipeline.scheduler.config)
         self._encoded: OrderedDict[tuple[str, bool], Condition] = OrderedDict()
-        self.reading = Reading()
-        self._told: set[tuple[str, bool]] = set()  # prompts that `cuts` was asked for
 
     def read_texts(self, reading: Reading) -> None:
-        """Read prompts so from now on.
-
-        Raises:
-            UserError: the family has no such choice, or CLIP has not so many layers.
-        """
-        reading.check(self.pipeline, self.clip_layer, self.chunked)
-        self.reading = reading
+        super().read_texts(reading)
         self._encoded.clear()
 
-    def cuts(self, prompts: Iterable[str], negative_prompts: Iterable[str] = ()) -> list[str]:
-        """A sentence for each kind of text encoder that does not see the end of some prompts.
+    def refusal(self, prompt: str) -> str | None:
+        try:
+            self.encode([prompt])
+        except UserError as error:
+            return str(error)
+        return None
 
-        Prompts that an earlier call was about are left out.
-        """
-        found: list[str] = []
-        for negative, texts in ((False, prompts), (True, negative_prompts)):
-            new = [text for text in dict.fromkeys(texts) if (text, negative) not in self._told]
-            self._told |= {(text, negative) for text in new}
-            if new and self.conditional and self.reading.long_prompts == "cut":
-                read = [self._read(text) for text in new]
-                what = "negative prompts" if negative else "prompts"
-                hint = "--long-prompts chunk" if self.chunked else ""
-                found += cut_sentences(self._limits(negative), new, read, what, hint)
-        return found
-
-    def _read(self, prompt: str) -> str:
-        """What the tokenizers get of a prompt."""
-        return prompt
-
-    def _limits(self, negative: bool) -> list[Limit]:
-        return limits(self.pipeline)
-
-    def _check_parts(self) -> None:
-        for name, part in self.pipeline.components.items():
+    def _check_parts(self, pipeline: Any) -> None:
+        for name, part in pipeline.components.items():
             needed = name.startswith(("text_encoder", "tokenizer", "unet", "transformer", "vae"))
             if part is None and needed and name not in self.optional:
-                raise UserError(f"the {type(self.pipeline).__name__} has no {name}")
+                raise UserError(f"the {type(pipeline).__name__} has no {name}")
 
     def _read_scheduler(self, config: Any) -> None:
         self.noise, self.prediction_type = read_noise(config, self._tokens)
-
-    @property
-    def networks(self) -> list[Any]:
-        """The U-Net or transformer, the VAE and the text encoders, as far as there are any."""
-        parts = self.pipeline.components
-        names = ["unet", "transformer", "vae", *(n for n in parts if n.startswith("text_encoder"))]
-        return [parts[name] for name in names if parts.get(name) is not None]
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where the networks run, which need not be where their weights lie.
-
-        Kept, because diffusers walks through all modules to find it: a pipeline that is moved
-        afterwards wants a new LatentModel.
-        """
-        return self.pipeline._execution_device  # type: ignore[no-any-return]
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """Of the network; kept, because `net.dtype` walks through all of its parameters."""
-        return self.net.dtype  # type: ignore[no-any-return]
 
     @cached_property
     def _layout(self) -> torch.memory_format:
         """The faster one: on a CPU, convolutions in bfloat16 want their channels first."""
         slow = self.dtype == torch.bfloat16 and self.device.type == "cpu"
         return torch.channels_last if self.channels_last and not slow else torch.contiguous_format
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self.noise.spec(self.family, self.prediction_type)
-
-    def check(self, schedule: Schedule) -> None:
-        """Refuse a schedule that was made for another kind of model.
-
-        Raises:
-            UserError: names what differs.
-        """
-        difference = schedule.model and schedule.model.mismatch(self.spec)
-        if difference:
-            raise UserError(f"the schedule was made for {difference}")
-        if schedule.flow != (self.prediction_type == "flow_prediction"):
-            raise UserError(
-                "the model is a flow model; a schedule for it must name one in its `model`"
-            )
-        if schedule.guidance != self.guidance:
-            raise UserError(
-                f"the schedule's guidance is {schedule.guidance}, but the model's is "
-                f"{self.guidance}: their scales mean different things"
-            )
-        if not self.conditional:
-            for step in (*schedule.steps, schedule.golden_noise):
-                if step and step.guidance_scale != 1:
-                    raise UserError(
-                        f"guidance_scale is {step.guidance_scale:g}, but the model is "
-                        "unconditional: it must be 1"
-                    )
-        self.noise.check_range(schedule)
-        if any(step.free_u for step in schedule.steps) and not hasattr(self.net, "enable_freeu"):
-            raise UserError("the schedule uses Free-U, which only U-Nets with skips have")
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], negative: bool = False) -> Condition:
@@ -253,12 +153,6 @@ class LatentModel(Shaped, ABC):
             self.net.disable_freeu()
         self.net.compile(options={"freezing": True})  # weights as constants, packed once
         self.compiled = True
-
-    @contextmanager
-    def uncompiled(self) -> Iterator[None]:
-        """Inside, a compiled network runs as it was."""
-        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
-            yield
 
     def network(self, x: Tensor, time: float, condition: Condition) -> Tensor:
         """One call of `net`, in its dtype; the result in float32, of the shape of `x`.

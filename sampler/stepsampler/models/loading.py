@@ -126,6 +126,8 @@ def _parts(name: str, folder: Path) -> dict[str, Any]:
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
         hint = f"; for a single file, give {str(files[0])!r} itself" if files else ""
+        if (folder / "modular_model_index.json").is_file():
+            hint = "; load a modular pipeline with diffusers and hand it to from_pipeline"
         raise UserError(f"model {name!r} cannot be loaded: no model_index.json in the folder{hint}")
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))
@@ -151,16 +153,24 @@ def _parts(name: str, folder: Path) -> dict[str, Any]:
 
 def _check_class(name: str, cls: object) -> None:
     """Before gigabytes of weights are read."""
+    from stepsampler.models import check_class
+
+    check_class(pipeline_class(f"model {name!r}: model_index.json", cls))
+
+
+def pipeline_class(place: str, name: object) -> Any:
+    """A class of diffusers by its name, which stands at `place`.
+
+    Raises:
+        UserError: diffusers has none of that name.
+    """
     import diffusers
 
-    from stepsampler.models import family_of
-
-    if not isinstance(cls, str) or not hasattr(diffusers, cls):
+    if not isinstance(name, str) or not hasattr(diffusers, name):
         raise UserError(
-            f"model {name!r}: model_index.json must name a pipeline class of diffusers as its "
-            f"_class_name, got {cls!r}"
+            f"{place} must name a pipeline class of diffusers as its _class_name, got {name!r}"
         )
-    family_of(cls)
+    return getattr(diffusers, name)
 
 
 def _read_single_file(options: ModelOptions, config: str | None, vae: str | None) -> Any:

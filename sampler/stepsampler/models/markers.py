@@ -3,7 +3,7 @@
 from typing import Any, get_args
 
 from stepsampler.errors import UserError
-from stepsampler.models.networks import WIDER, wider
+from stepsampler.models.conditions import WIDER, wider
 from stepsampler.noise import ZERO_SNR_OF_EPSILON, is_edm, is_flow
 from stepsampler.support.options import ModelOptions, Prediction
 from stepsampler.support.weights import EPSILON, Header, V

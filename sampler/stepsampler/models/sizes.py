@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from stepsampler.errors import UserError
-from stepsampler.models.networks import wider
+from stepsampler.models.conditions import wider
 from stepsampler.support.sizes import Size, sides, size_of
 
 NO_SIZE = "the model's config does not say how large its images are (sample_size): give the size"

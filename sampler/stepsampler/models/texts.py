@@ -14,6 +14,7 @@ from stepsampler.support.options import LongPrompts
 
 if TYPE_CHECKING:
     from stepsampler.models.base import LatentModel
+    from stepsampler.models.model import Model
 
 LONG_PROMPTS = get_args(LongPrompts)
 SHOWN = 3  # prompts of a sentence about cut ones, with so many characters of each
@@ -185,9 +186,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= LETTERS else f"{text[:LETTERS]}…")
 
 
-def note_cuts(
-    model: "LatentModel", prompts: Iterable[str], negative_prompts: Iterable[str] = ()
-) -> None:
+def note_cuts(model: "Model", prompts: Iterable[str], negative_prompts: Iterable[str] = ()) -> None:
     """Say on stderr what is cut of prompts that no earlier call was about."""
     for sentence in model.cuts(prompts, negative_prompts):
         note(sentence)

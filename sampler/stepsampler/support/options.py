@@ -124,6 +124,12 @@ class ModelOptions:
     dtype: Dtype = field(
         default="float32", metadata=facts("float32, float16 or bfloat16.", named="never")
     )
+    frames: int | None = field(
+        default=None,
+        metadata=facts("Of a video; an image is the middle one. By default the model's.", least=1),
+    )
+    # The pipeline samples itself also where our own loop could
+    stock: bool = field(default=False, metadata=facts())
     # By torch: needs a compiler, pays off after some 10,000 passes
     compile: bool = field(default=False, metadata=facts())
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stepsampler.errors import UserError
-from stepsampler.models import LatentModel
+from stepsampler.models import Model
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import open_schedule
 from stepsampler.support.sizes import Size, size_of
@@ -31,7 +31,7 @@ def sort_out(what: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def schedules_on(
-    model: LatentModel, digest: str, schedules: Sequence[Path], negative_prompt: str
+    model: Model, digest: str, schedules: Sequence[Path], negative_prompt: str
 ) -> list[OnSchedule]:
     """A contender for each schedule file or preset, by the shortest names that differ."""
     return [

@@ -17,7 +17,7 @@ from stepsampler.batch import MANIFEST, read_manifest
 from stepsampler.denoiser import stack
 from stepsampler.errors import UserError, counted, note
 from stepsampler.generate import fitting, generate
-from stepsampler.models import LatentModel
+from stepsampler.models import LatentModel, Model, StockModel
 from stepsampler.models.pixels import quantised
 from stepsampler.schedule import Schedule
 from stepsampler.support.sizes import Size, sides
@@ -53,7 +53,7 @@ class OnSchedule:
         self,
         name: str,
         schedule: Schedule,
-        model: LatentModel,
+        model: Model,
         digest: str,
         negative_prompt: str = "",
     ) -> None:
@@ -64,7 +64,8 @@ class OnSchedule:
         bare = replace(schedule, provenance={}, model=None).to_json()
         self.identity = _digest(f"schedule {bare} {digest} {model.shape}")
         self.steps: int | None = schedule.num_steps
-        self.passes: float | None = float(schedule.passes)
+        # what a pipeline makes of it is counted with its first images
+        self.passes = None if isinstance(model, StockModel) else model.passes(schedule)
 
     def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
         texts = self.texts(seeds, prompts) if self.prompted else [""] * len(seeds)
@@ -76,6 +77,7 @@ class OnSchedule:
             negative_prompts=self.negative_prompt,
             batch_size=batch_size,
         ):
+            self.passes = self.model.passes(self.schedule)
             yield batch.images
 
     def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
@@ -96,7 +98,7 @@ class OnStock:
 
     def __init__(
         self,
-        model: LatentModel,
+        model: Model,
         digest: str,
         steps: int,
         guidance_scale: float | None = None,
@@ -104,7 +106,8 @@ class OnStock:
         spacing: str | None = None,
         negative_prompt: str = "",
     ) -> None:
-        if "latents" not in inspect.signature(model.pipeline.__call__).parameters:
+        own_noise = "latents" not in inspect.signature(model.pipeline.__call__).parameters
+        if own_noise and not isinstance(model, StockModel):
             raise UserError(
                 f"--stock: a {type(model.pipeline).__name__} takes no latents, so it cannot start "
                 "from the noise of the schedules; score schedules on it"
@@ -134,30 +137,38 @@ class OnStock:
 
     @torch.inference_mode()
     def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
-        pipeline = self.model.pipeline
-        pipeline.set_progress_bar_config(disable=True)
         for start in range(0, len(seeds), batch_size):
             chunk = seeds[start : start + batch_size]
             texts = self.texts(chunk, prompts[start : start + batch_size])
-            with (
-                fitting(self.model, len(chunk)),
-                self._own_scheduler(),
-                _counted(self.model.net) as rows,
-            ):
-                made = pipeline(**self._read(texts), **self._options(chunk)).images
-                images = quantised(made.float()).cpu()
-            self.passes = rows[0] / len(chunk)
-            yield images
+            with fitting(self.model, len(chunk)), self._own_scheduler():
+                images, self.passes = self._call(texts, chunk)
+            yield quantised(images).cpu()
+
+    def _call(self, texts: list[str], seeds: range) -> tuple[Tensor, float]:
+        """Images in [0, 1], and the passes of one."""
+        model = self.model
+        if isinstance(model, StockModel):
+            negative = [self.negative_prompt] * len(texts)
+            assert self.steps
+            return model.call(
+                model.options(texts, seeds, negative, self.steps, self.guidance_scale)
+            )
+        assert isinstance(model, LatentModel)
+        model.pipeline.set_progress_bar_config(disable=True)
+        with _counted(model.net) as rows:
+            options = {**self._read(model, texts), **self._options(model, seeds)}
+            made = model.pipeline(**options).images
+        return made.float(), rows[0] / len(seeds)
 
     def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
         return [prompt.text for prompt in prompts]
 
-    def _read(self, texts: list[str]) -> dict[str, Any]:
+    def _read(self, model: LatentModel, texts: list[str]) -> dict[str, Any]:
         """The prompts; as embeddings where they are read otherwise than the pipeline would."""
         negative = [self.negative_prompt] * len(texts)
-        if not self.model.reading.chosen:
+        if not model.reading.chosen:
             return {"prompt": texts, **({"negative_prompt": negative} if negative[0] else {})}
-        conditions = self.model.encode(texts), self.model.encode(negative, negative=True)
+        conditions = model.encode(texts), model.encode(negative, negative=True)
         found: dict[str, Tensor] = {}
         for name, argument in (
             ("encoder_hidden_states", "prompt_embeds"),
@@ -169,20 +180,20 @@ class OnStock:
                 found |= {argument: cond, f"negative_{argument}": uncond}
         return found
 
-    def _options(self, seeds: range) -> dict[str, Any]:
+    def _options(self, model: LatentModel, seeds: range) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         # Drawn from the same generators, so that a scheduler's own noise is not this noise again.
-        noise = torch.stack([torch.randn(*self.model.shape, generator=g) for g in generators])
+        noise = torch.stack([torch.randn(*model.shape, generator=g) for g in generators])
         options: dict[str, Any] = {
             "num_inference_steps": self.steps,
             "generator": generators,
-            "latents": self.model.as_stock(noise).to(self.model.device, self.model.dtype),
+            "latents": model.as_stock(noise).to(model.device, model.dtype),
             "output_type": "pt",
         }
         if self.guidance_scale is not None:
             options["guidance_scale"] = self.guidance_scale
-        known = inspect.signature(self.model.pipeline.__call__).parameters
-        sides = {"height": self.model.height, "width": self.model.width}
+        known = inspect.signature(model.pipeline.__call__).parameters
+        sides = {"height": model.height, "width": model.width}
         # PixArt and Sana would make the nearest of some sizes, and resize the images.
         for name, value in {**sides, "use_resolution_binning": False}.items():
             if name in known:
@@ -289,7 +300,7 @@ class OnArray:
         return []
 
 
-def _scheduler(model: LatentModel, name: str | None, spacing: str | None) -> Any:
+def _scheduler(model: Model, name: str | None, spacing: str | None) -> Any:
     """The pipeline's own scheduler, or another class of diffusers with the same settings.
 
     Its grid of timesteps may be spaced otherwise: distilled models want theirs trailing.

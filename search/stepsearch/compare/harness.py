@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.models import LatentModel
+from stepsampler.models import Model
 from stepsearch.compare.contenders import Contender
 from stepsearch.metrics.alignment import Alignment, Prompt
 from stepsearch.metrics.evaluator import Measurement, observe
@@ -46,7 +46,7 @@ class Clock:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def watch(self, model: LatentModel) -> None:
+    def watch(self, model: Model) -> None:
         """Time the denoiser, the VAE's decoder and the text encoders, as far as there are any."""
         parts = {"denoiser": model.net}
         if "vae" in model.pipeline.components:

@@ -13,7 +13,7 @@ import optuna
 from pydantic import ValidationError
 
 from stepsampler.errors import UserError, note
-from stepsampler.models import LatentModel
+from stepsampler.models import Model
 from stepsearch.config import StudyConfig
 from stepsearch.paths import write_whole
 from stepsearch.space.box import SearchSpace
@@ -149,7 +149,7 @@ def check_identity(folder: Path, identity: str, trials: optuna.Study | None = No
         _refuse(folder, "model, reference and prompts", known, identity)
 
 
-def planned_space(folder: Path, config: StudyConfig, model: LatentModel) -> SearchSpace:
+def planned_space(folder: Path, config: StudyConfig, model: Model) -> SearchSpace:
     """The box of the folder's search, around the grid with which it began."""
     placements = {len(sigmas) - 1: sigmas for sigmas in _plan(folder, "placements")}
     grid = _plan(folder, "grid")

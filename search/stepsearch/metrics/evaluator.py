@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import Batch, fitting, generate
 from stepsampler.grids import is_guided, scale_guidance
-from stepsampler.models import LatentModel, check_device, open_model
+from stepsampler.models import Model, check_device, open_model
 from stepsampler.models.additions import weighted
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import read_captions
@@ -168,7 +168,7 @@ class Evaluator:
         write_whole(path, lambda p: save_file(tensors, p))
         return Measurement(tensors["features"], tensors["aligned"], sheet)
 
-    def in_float32(self) -> LatentModel:
+    def in_float32(self) -> Model:
         """The model, loaded once more where it computes in 16 bits: those blur gradients."""
         if self.model.dtype == torch.float32:
             return self.model
@@ -200,6 +200,14 @@ class Evaluator:
         prompts = [self.prompt(seed) for seed in seeds]
         with fitting(self.model, self.batch_size):  # extractor and judge beside it, too
             (features,), aligned, first = observe(batches, [self.extractor], self.judge, prompts)
+        passes = self.model.passes(schedule)
+        if passes != schedule.passes:
+            name = type(self.model.pipeline).__name__
+            raise UserError(
+                f"a {name} takes {passes:g} network passes where the schedule says "
+                f"{schedule.passes}: a study would compare unequal costs; `stepsearch evaluate` "
+                "counts them"
+            )
         projected = self.reference.project(features).astype(np.float32)
         return {"features": projected, "aligned": aligned}, first
 
@@ -235,10 +243,10 @@ def observe(
     return [np.concatenate(rows) for rows in features], values, first
 
 
-def model_digest(model: LatentModel) -> str:
+def model_digest(model: Model) -> str:
     """A short digest: configurations, and a few numbers of every tensor of every network."""
     compiled = " compiled" if model.compiled else ""
-    digest = hashlib.sha256(f"{model.dtype}{compiled} {model.spec}".encode())
+    digest = hashlib.sha256(f"{model.dtype}{compiled} {model.spec}{model.way}".encode())
     for name, part in sorted(model.pipeline.components.items()):
         digest.update(f"{name} {settings_of(part)}".encode())
     for part in model.networks:
@@ -250,7 +258,7 @@ def model_digest(model: LatentModel) -> str:
 
 
 def additions_digest(
-    model: LatentModel, loras: Sequence[str], words: Sequence[str], negative_prompt: str = ""
+    model: Model, loras: Sequence[str], words: Sequence[str], negative_prompt: str = ""
 ) -> list[str]:
     """What `model_digest` cannot tell and changes images; nothing where all is as by default.
 
@@ -267,7 +275,7 @@ def additions_digest(
     return found + ([f"negative {negative_prompt}"] if negative_prompt else [])
 
 
-def check_negative_prompt(model: LatentModel, negative_prompt: str) -> None:
+def check_negative_prompt(model: Model, negative_prompt: str) -> None:
     """Refuse one that the model has no use for.
 
     Raises:

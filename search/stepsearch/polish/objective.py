@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import fitting, noise_source
+from stepsampler.models import LatentModel
 from stepsampler.sample import Denoiser, execute
 from stepsampler.schedule import Step
 from stepsampler.solvers import Row
@@ -51,12 +52,18 @@ class Objective:
     Alignment counts where the judge of the bundled classes says it; other judges have no gradient.
 
     Raises:
-        UserError: an extractor without gradients.
+        UserError: an extractor without gradients, a pipeline that samples itself.
     """
 
     def __init__(self, evaluator: Evaluator, penalty: float = PENALTY) -> None:
         self.evaluator, self.penalty = evaluator, penalty
-        self.model = evaluator.in_float32()
+        model = evaluator.in_float32()
+        if not isinstance(model, LatentModel):
+            raise UserError(
+                f"a polish needs gradients of our own loop: a {type(model.pipeline).__name__} "
+                "samples itself"
+            )
+        self.model = model
         self.extractors = _live(evaluator.extractor)
         self.references = evaluator.reference.parts or (evaluator.reference,)
         judge = evaluator.judge

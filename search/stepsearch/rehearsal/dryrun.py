@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from stepsampler.errors import UserError
+from stepsampler.models import check_class
+from stepsampler.models.loading import pipeline_class
 from stepsampler.models.markers import heed
-from stepsampler.noise import is_edm
+from stepsampler.noise import is_edm, is_flow
 from stepsampler.support.options import of_weights
 from stepsampler.support.pictures import save_png
 from stepsampler.support.sizes import Size, sides, size_of
@@ -27,11 +29,14 @@ from stepsearch.engine.workers import InThisProcess
 from stepsearch.metrics.features import EXTRACTORS, WHOLE, each
 from stepsearch.metrics.reference import is_bundled
 from stepsearch.paths import bundled, local_folder
-from stepsearch.rehearsal.miniatures import FAMILIES
+from stepsearch.rehearsal.miniatures import EVERY, VIDEOS
 from stepsearch.rehearsal.miniatures.texts import save_clip
 from stepsearch.report.summary import write, write_sheet
 from stepsearch.rivals.placement import ANY_MODEL
 
+# For pipelines that sample themselves and have no tiny model of their own class
+ANY_FLOW, ANY_DIFFUSION = "aura-flow", "hunyuan-dit"
+FRAMES = 5  # of a tiny video
 PIXELS = ("ddpm", "ddim")  # kinds that have one size only
 SIZE = 32
 PROMPTS = ("a red square", "two blue circles", "a green field", "nothing")
@@ -53,29 +58,34 @@ FIRST = ("guidance_scales", "orders", "long_steps")  # lists of the baselines: o
 def kind_of(config: StudyConfig) -> str:
     """The miniature for a study: what it says itself, or what its model's folder is.
 
+    For a class that samples itself and has none: another one that does, with such noise.
+
     Raises:
         UserError: an unknown kind, or none where the model is not on this machine.
     """
     kind = config.model.kind
     if kind is not None:
-        if kind not in FAMILIES:
-            raise UserError(f"model.kind must be one of {', '.join(FAMILIES)}, got {kind!r}")
+        if kind not in EVERY:
+            raise UserError(f"model.kind must be one of {', '.join(EVERY)}, got {kind!r}")
         return kind
     weights = local_folder(config.model.config or config.model.id)
     index = weights / "model_index.json" if weights else None
     if index is None or not index.exists():
         raise UserError(
             f"model.kind is missing: no folder of {config.model.id!r} says which tiny model to "
-            f"dry-run ({', '.join(FAMILIES)})"
+            f"dry-run ({', '.join(EVERY)})"
         )
     name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     if name == "FluxPipeline":
         own = json.loads((index.parent / "transformer" / "config.json").read_text())
         return "flux-dev" if own.get("guidance_embeds") else "flux-schnell"
-    for kind, build in FAMILIES.items():
+    for kind, build in EVERY.items():
         if type(build()).__name__ == name:
             return kind
-    raise UserError(f"{index}: there is no tiny model of the class {name} to dry-run")
+    check_class(pipeline_class(f"{index}", name))
+    scheduler = index.parent / "scheduler" / "scheduler_config.json"
+    known = json.loads(scheduler.read_text(encoding="utf-8")) if scheduler.is_file() else {}
+    return ANY_FLOW if is_flow(known) else ANY_DIFFUSION
 
 
 def dry_run(
@@ -96,7 +106,7 @@ def miniature(config: StudyConfig, kind: str) -> Any:
     """The tiny pipeline, with the kind of noise that the model's files or the study say."""
     import diffusers
 
-    pipeline, name = FAMILIES[kind](), config.model.id
+    pipeline, name = EVERY[kind](), config.model.id
     header = None
     if name.endswith(SUFFIX):
         header = read_header("model", name) if Path(name).is_file() else None
@@ -128,6 +138,7 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     data["baselines"]["rivals"] = ["dmn"] if set(config.baselines.rivals) - set(ANY_MODEL) else []
     size = None if kind in PIXELS else _like(config.model.size)
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
+    data["model"]["frames"] = FRAMES if kind in VIDEOS else None
     data["model"]["compile"] = False  # takes longer than all of a dry run
     data["model"] |= of_weights()  # which are not loaded
     # A layer to skip is all that a tiny CLIP has.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.generate import seeded_noise
-from stepsampler.models import LatentModel
+from stepsampler.models import LatentModel, Model
 from stepsampler.noise import NoiseSchedule
 from stepsampler.schedule import Step
 from stepsearch.config import RIVALS
@@ -41,7 +41,7 @@ class Placement:
 
 
 def place(
-    model: LatentModel,
+    model: Model,
     prompts: Sequence[str],
     name: str,
     num_steps: int,
@@ -57,6 +57,11 @@ def place(
     """
     if name not in RIVALS:
         raise UserError(f"the method must be one of {', '.join(RIVALS)}, got {name!r}")
+    if not isinstance(model, LatentModel):
+        raise UserError(
+            f"{name} looks into the network's predictions, which our own loop alone can show: a "
+            f"{type(model.pipeline).__name__} samples itself"
+        )
     noise, started = model.noise, time.perf_counter()
     vp = isinstance(noise, NoiseSchedule)
     if not vp and name not in ANY_MODEL:

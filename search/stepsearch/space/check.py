@@ -3,14 +3,14 @@
 import numpy as np
 
 from stepsampler.errors import UserError
-from stepsampler.models import LatentModel
+from stepsampler.models import Model
 from stepsearch.config import SpaceConfig
 from stepsearch.space.box import SearchSpace
 
 PROBES = 100  # random points at which a box is tried out
 
 
-def check_box(config: SpaceConfig, model: LatentModel) -> None:
+def check_box(config: SpaceConfig, model: Model) -> None:
     """Refuse a box that holds schedules which the model cannot run, before the first image.
 
     Raises:

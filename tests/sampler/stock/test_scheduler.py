@@ -358,7 +358,6 @@ def test_a_schedule_that_it_cannot_execute_is_refused(schedule, message):
         (stock(thresholding=True), "thresholding of the pipeline's scheduler is not supported"),
         (diffusers.CMStochasticIterativeScheduler(), "neither betas, nor EDM's levels, nor a flow"),
         (diffusers.EulerDiscreteScheduler(timestep_type="continuous"), "timestep_type of the"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas of the"),
         (diffusers.FlowMatchEulerDiscreteScheduler(1), "num_train_timesteps .* must be 1000, got"),
         (diffusers.CogVideoXDDIMScheduler(), "snr_shift_scale of the pipeline's scheduler"),
     ],

@@ -1,7 +1,8 @@
 """Tiny pipelines of the stock diffusers and transformers classes, with random weights, float32.
 
 Each call gives a fresh pipeline that the caller may change; its weights are the same every time and
-are made once a process. `FAMILIES` names the builders. Nothing is downloaded.
+are made once a process. `FAMILIES` names the builders of what our own loop samples, `STOCK`
+and `VIDEOS` of pipelines that sample themselves. Nothing is downloaded.
 """
 
 import functools
@@ -19,12 +20,17 @@ from stepsearch.rehearsal.miniatures.newer import (
     z_image,
 )
 from stepsearch.rehearsal.miniatures.parts import autoencoder
+from stepsearch.rehearsal.miniatures.stock import STOCK
 from stepsearch.rehearsal.miniatures.transformers import dit, pixart_alpha, pixart_sigma
 from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, sdxl, stable_diffusion
+from stepsearch.rehearsal.miniatures.videos import VIDEOS
 
 __all__ = [
     "BETAS",
+    "EVERY",
     "FAMILIES",
+    "STOCK",
+    "VIDEOS",
     "autoencoder",
     "chroma",
     "ddim",
@@ -65,3 +71,4 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "lumina2": lumina2,
     "krea2": krea2,
 }
+EVERY = FAMILIES | STOCK | VIDEOS

@@ -1,0 +1,174 @@
+"""What every command needs of a model, whether our own loop or its pipeline samples it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+
+from stepsampler.errors import UserError
+from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
+from stepsampler.noise import Noise
+from stepsampler.schedule import ModelSpec, Schedule
+from stepsampler.support.sizes import Size, size_of
+
+
+class Model(ABC):
+    """A diffusers pipeline and what is known of it.
+
+    `net` is the U-Net or transformer, `shape` that of one latent, or of one image where the
+    pipeline samples, (channels, height, width). The pipeline stays on the devices where it is:
+    offloading and device maps are left to diffusers. `compiled` is true after `compile`, and where
+    the network came compiled.
+    """
+
+    family: str
+    conditional: bool = True  # takes a prompt, be it a text or a class
+    # Layer of CLIP, from the last one, whose states the network takes; None: layers cannot be left
+    # out. `chunked`: all texts go through CLIP alone, so that long prompts can go in chunks.
+    clip_layer: ClassVar[int | None] = None
+    chunked: ClassVar[bool] = False
+    guidance: str = "classifier-free"
+    compiled: bool = False
+    most_encoded: int | None = None  # prompts of which the conditions are kept
+
+    pipeline: Any
+    net: Any
+    noise: Noise
+    prediction_type: str
+    shape: tuple[int, int, int]
+
+    def __init__(self, pipeline: Any, net: Any) -> None:
+        self.pipeline, self.net = pipeline, net
+        # as diffusers' pipelines may be handed over: compiled in place, or in a wrapper
+        self.compiled = (
+            hasattr(net, "_orig_mod") or getattr(net, "_compiled_call_impl", None) is not None
+        )
+        self.reading = Reading()
+        self._told: set[tuple[str, bool]] = set()  # prompts that `cuts` was asked for
+
+    @property
+    @abstractmethod
+    def height(self) -> int:
+        """Of the images in pixels."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Of the images in pixels."""
+
+    @property
+    def size(self) -> Size:
+        """Of the images in pixels: a side, or WIDTHxHEIGHT."""
+        return size_of(self.width, self.height)
+
+    @property
+    def way(self) -> str:
+        """What else than weights and sizes decides how images look; a part of digests."""
+        return ""
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Have torch compile `net` at its next call."""
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Inside, a compiled network runs as it was."""
+        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+            yield
+
+    @abstractmethod
+    def refusal(self, prompt: str) -> str | None:
+        """Why the model takes no such prompt, if it does not."""
+
+    def passes(self, schedule: Schedule) -> float:
+        """Network passes that an image under this schedule takes."""
+        return schedule.passes
+
+    def read_texts(self, reading: Reading) -> None:
+        """Read prompts so from now on.
+
+        Raises:
+            UserError: the family has no such choice, or CLIP has not so many layers.
+        """
+        reading.check(self.pipeline, self.clip_layer, self.chunked)
+        self.reading = reading
+
+    def cuts(self, prompts: Iterable[str], negative_prompts: Iterable[str] = ()) -> list[str]:
+        """A sentence for each kind of text encoder that does not see the end of some prompts.
+
+        Prompts that an earlier call was about are left out.
+        """
+        found: list[str] = []
+        for negative, texts in ((False, prompts), (True, negative_prompts)):
+            new = [text for text in dict.fromkeys(texts) if (text, negative) not in self._told]
+            self._told |= {(text, negative) for text in new}
+            if new and self.conditional and self.reading.long_prompts == "cut":
+                read = [self._read(text) for text in new]
+                what = "negative prompts" if negative else "prompts"
+                hint = "--long-prompts chunk" if self.chunked else ""
+                found += cut_sentences(self._limits(negative), new, read, what, hint)
+        return found
+
+    def _read(self, prompt: str) -> str:
+        """What the tokenizers get of a prompt."""
+        return prompt
+
+    def _limits(self, negative: bool) -> list[Limit]:
+        return limits(self.pipeline)
+
+    @property
+    def networks(self) -> list[Any]:
+        """The U-Net or transformer, the VAE and the text encoders, as far as there are any."""
+        parts = self.pipeline.components
+        names = ["unet", "transformer", "vae", *(n for n in parts if n.startswith("text_encoder"))]
+        return [parts[name] for name in names if parts.get(name) is not None]
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the networks run, which need not be where their weights lie.
+
+        Kept, because diffusers walks through all modules to find it: a pipeline that is moved
+        afterwards wants a new model.
+        """
+        return self.pipeline._execution_device  # type: ignore[no-any-return]
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the network; kept, because `net.dtype` walks through all of its parameters."""
+        return self.net.dtype  # type: ignore[no-any-return]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.noise.spec(self.family, self.prediction_type)
+
+    def check(self, schedule: Schedule) -> None:
+        """Refuse a schedule that was made for another kind of model.
+
+        Raises:
+            UserError: names what differs.
+        """
+        difference = schedule.model and schedule.model.mismatch(self.spec)
+        if difference:
+            raise UserError(f"the schedule was made for {difference}")
+        if schedule.flow != (self.prediction_type == "flow_prediction"):
+            raise UserError(
+                "the model is a flow model; a schedule for it must name one in its `model`"
+            )
+        if schedule.guidance != self.guidance:
+            raise UserError(
+                f"the schedule's guidance is {schedule.guidance}, but the model's is "
+                f"{self.guidance}: their scales mean different things"
+            )
+        if not self.conditional:
+            for step in (*schedule.steps, schedule.golden_noise):
+                if step and step.guidance_scale != 1:
+                    raise UserError(
+                        f"guidance_scale is {step.guidance_scale:g}, but the model is "
+                        "unconditional: it must be 1"
+                    )
+        self.noise.check_range(schedule)
+        if any(step.free_u for step in schedule.steps) and not hasattr(self.net, "enable_freeu"):
+            raise UserError("the schedule uses Free-U, which only U-Nets with skips have")

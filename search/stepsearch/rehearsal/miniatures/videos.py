@@ -1,0 +1,134 @@
+"""Tiny pipelines of videos, which sample themselves."""
+
+from collections.abc import Callable
+from typing import Any
+
+from stepsearch.rehearsal.miniatures.parts import autoencoder, fresh, spread
+from stepsearch.rehearsal.miniatures.stock import flow, umt5
+from stepsearch.rehearsal.miniatures.texts import t5_encoder, t5_tokenizer
+
+
+@fresh
+def ltx() -> Any:
+    from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+
+    tokenizer = t5_tokenizer()
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        num_layers=1,
+        caption_channels=32,
+    )
+    spread(transformer)
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False, False, False, False, False),
+        upsample_residual=(False, False, False, False),
+        upsample_factor=(1, 1, 1, 1),
+        timestep_conditioning=False,
+        patch_size=1,
+        patch_size_t=1,
+        encoder_causal=True,
+        decoder_causal=False,
+    )
+    scheduler = flow(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05)
+    return LTXPipeline(scheduler, vae, t5_encoder(tokenizer), tokenizer, transformer)
+
+
+@fresh
+def wan() -> Any:
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+
+    tokenizer = t5_tokenizer()
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    spread(transformer, gain=2.0)
+    vae = AutoencoderKLWan(
+        base_dim=3,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )
+    return WanPipeline(tokenizer, umt5(tokenizer), vae, flow(shift=3.0), transformer)
+
+
+@fresh
+def mochi() -> Any:
+    """Its time runs from 0, noise, to 1, and its network predicts x0 - noise."""
+    from diffusers import AutoencoderKLMochi, MochiPipeline, MochiTransformer3DModel
+
+    tokenizer = t5_tokenizer()
+    transformer = MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=12,
+        text_embed_dim=32,
+        time_embed_dim=4,
+        max_sequence_length=16,
+    )
+    spread(transformer)
+    vae = AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+    scheduler = flow(invert_sigmas=True)
+    return MochiPipeline(scheduler, vae, t5_encoder(tokenizer), tokenizer, transformer)
+
+
+@fresh
+def latte() -> Any:
+    """Epsilon, learned variance, a transformer over frames."""
+    from diffusers import DDIMScheduler, LattePipeline, LatteTransformer3DModel
+
+    tokenizer = t5_tokenizer()
+    transformer = LatteTransformer3DModel(
+        sample_size=16,
+        num_layers=1,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        caption_channels=32,
+        in_channels=4,
+        cross_attention_dim=24,
+        out_channels=8,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        video_length=2,
+    )
+    spread(transformer)
+    scheduler = DDIMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False)
+    return LattePipeline(tokenizer, t5_encoder(tokenizer), autoencoder(), transformer, scheduler)
+
+
+VIDEOS: dict[str, Callable[..., Any]] = {
+    "latte": latte,
+    "ltx": ltx,
+    "mochi": mochi,
+    "wan": wan,
+}
