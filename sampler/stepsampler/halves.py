@@ -85,6 +85,8 @@ class Guide:
         self.apart, self.cond_first, self.whole, self.rule = apart, cond_first, whole, rule
         self.distilled, self.unit = schedule.guidance == "distilled", unit
         self.made: _Made | None = None  # in the step at hand
+        # cond - uncond of the last step that had both, and the timesteps of the call that it is of
+        self.difference: tuple[Tensor, Tensor] | None = None
         self.wrong: Tensor | None = None  # whether a step of this call was; on its device
 
     @property
@@ -133,24 +135,28 @@ class Guide:
         made.guidable = True
         if step.guidance_scale != 1:
             self._refuse_rescaling()
-            other = _stacked(net(*args, **kwargs))
+            reused = step.guidance_reuse
+            other = self._reused(made.prediction) if reused else _stacked(net(*args, **kwargs))
             if other.shape != made.prediction.shape:
                 raise UserError(
                     f"{self.name} gets predictions of two shapes, {tuple(made.prediction.shape)} "
                     f"and {tuple(other.shape)}, from its network: it is not supported"
                 )
-            guided = _combine(self.rule, step, other, made.prediction, _channels(x))
+            guided = self._combined(step, other, made.prediction, x)
             made.prediction.copy_(guided)
         return made.output
 
     def _first(self, step: Step, x: Any, net: Any, args: Any, kwargs: Any) -> _Made:
         timesteps = self.pipe.scheduler.timesteps
         doubled = not self.distilled and self._doubled(x, kwargs)
-        if doubled and step.guidance_scale == 1:  # the conditional half will do
+        if doubled and (step.guidance_scale == 1 or step.guidance_reuse):  # one half will do
             self._refuse_rescaling()
             place = 0 if self.cond_first else 1
             output = net(*_half(args, len(x), place), **_half(kwargs, len(x), place))
-            both = torch.cat([_stacked(output)] * 2)
+            cond = _stacked(output)
+            if step.guidance_reuse:
+                cond = self._combined(step, self._reused(cond), cond, x)
+            both = torch.cat([cond] * 2)
             return _Made(timesteps, x, _with(output, both), both, True, doubled=not self.whole)
         output = net(*args, **kwargs)
         stacked = _stacked(output)
@@ -162,8 +168,23 @@ class Guide:
         self._refuse_rescaling()
         first, second = stacked.chunk(2)
         uncond, cond = (second, first) if self.cond_first else (first, second)
-        both = torch.cat([_combine(self.rule, step, uncond, cond, _channels(x))] * 2)
+        both = torch.cat([self._combined(step, uncond, cond, x)] * 2)
         return _Made(timesteps, x, _with(output, both), both, True, doubled=not self.whole)
+
+    def _combined(self, step: Step, uncond: Tensor, cond: Tensor, x: Any) -> Tensor:
+        if not step.guidance_reuse:
+            self.difference = self.pipe.scheduler.timesteps, cond - uncond
+        return _combine(self.rule, step, uncond, cond, _channels(x))
+
+    def _reused(self, cond: Tensor) -> Tensor:
+        """The unconditional prediction, if the difference is still that of an earlier step."""
+        timesteps, difference = self.difference or (None, cond)
+        if timesteps is not self.pipe.scheduler.timesteps or difference.shape != cond.shape:
+            raise UserError(
+                f"step {self.index}: it reuses the guidance of a step before it, which this call "
+                "did not run: start at a step with both predictions"
+            )
+        return cond - difference
 
     def _doubled(self, x: Any, kwargs: Any) -> bool:
         """Pipelines that double the batch give the network the same latents in both halves.

@@ -6,6 +6,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepsampler import UserError
 from stepsampler.grids import from_sigmas, make_schedule
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.sample import trajectory
@@ -91,3 +92,9 @@ def test_levels_can_be_kept():
     knobs = Knobs(STARTS["2M"], "gain", levels=False)
     assert {name.split()[0] for name in knobs.names} == {"scale", "gain"}
     assert knobs.schedule([0.1] * len(knobs.names)).sigmas == STARTS["2M"].sigmas
+
+
+def test_reused_guidance_has_no_gradient():
+    steps = (Step(4.0, 3.0), Step(1.0, 3.0, guidance_reuse=True))
+    with pytest.raises(UserError, match="a schedule that reuses guidance cannot be polished"):
+        Knobs(Schedule(steps))
