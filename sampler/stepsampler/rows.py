@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
-from stepsampler.noise import read_noise
+from stepsampler.noise import NoiseSchedule, read_noise
 from stepsampler.schedule import Schedule
 from stepsampler.solvers import tableau
 from stepsampler.support.checks import ScheduleError
@@ -58,6 +59,15 @@ def plain(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         "decode": schedule.decode,
         "rows": rows,
     }
+
+
+def unshifted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's config with `snr_shift_scale` put into the betas."""
+    kept = {k: v for k, v in config.items() if k not in ("snr_shift_scale", "beta_schedule")}
+    bare = {**config, "rescale_betas_zero_snr": False}
+    alphas = (1.0, *NoiseSchedule.from_scheduler_config(bare).alphas_cumprod)
+    betas = [1 - after / before for before, after in pairwise(alphas)]
+    return {**kept, "beta_schedule": "linear", "trained_betas": betas}
 
 
 def outside(schedule: Any) -> str | None:

@@ -39,11 +39,9 @@ LEVELS = {
     "thresholding": False,
     "sigma_data": None,  # of a flow: Cosmos, whose levels are those of EDM
     "timestep_type": "discrete",  # else the network is told log sigma
-    "snr_shift_scale": 1.0,  # CogVideoX
     "stages": None,  # levels of several resolutions: Helios
     "num_policy_substeps": None,  # several steps of a policy for each of the network: pi-Flow
 }
-FOREIGN = ("FlowMapEulerDiscreteScheduler",)  # the network is told where a step ends
 BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 EDM = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho")
 LAST_ALPHA_BAR = 2.0**-24  # of zero terminal SNR, in the place of 0: as diffusers' Euler has it
@@ -69,8 +67,8 @@ def _check_levels(config: Mapping[str, Any]) -> None:
         value = config.get(option)
         if value and value != harmless and (flow or option != "sigma_data"):
             raise ValueError(f"{option} of the pipeline's scheduler is not supported, got {value}")
-    if config.get("_class_name") in FOREIGN:
-        raise ValueError(f"{config['_class_name']}: the network is told where a step ends")
+    if config.get("_class_name") == "FlowMapEulerDiscreteScheduler":
+        raise ValueError("FlowMapEulerDiscreteScheduler: the network is told where a step ends")
     count = config.get("num_train_timesteps")
     if flow and count != 1000:
         raise ValueError(f"num_train_timesteps of a flow's scheduler must be 1000, got {count}")
@@ -140,10 +138,8 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                     )
                 schedule = made
             if schedule["prediction_type"] != prediction_type:
-                raise ValueError(
-                    f"the schedule's rows are for {schedule['prediction_type']}, "
-                    f"but the model's prediction type is {prediction_type}"
-                )
+                rows = f"the schedule's rows are for {schedule['prediction_type']}"
+                raise ValueError(f"{rows}, the model's prediction type is {prediction_type}")
             self.register_to_config(schedule=schedule)
         self.flow = prediction_type == "flow_prediction"
         self.edm = _is_edm(config)
@@ -170,6 +166,10 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ValueError: a config of none of these kinds, or with an option that changes the model's
                 levels or predictions and is not supported.
         """
+        if config.get("snr_shift_scale"):  # CogVideoX
+            from stepsampler.rows import unshifted
+
+            config = unshifted(config)
         betas = "beta_schedule" in config or _is_edm(config)
         if not betas and "shift" not in config:
             raise ValueError("the config has neither betas, nor EDM's levels, nor a flow's shift")

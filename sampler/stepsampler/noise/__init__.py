@@ -60,10 +60,9 @@ def read_noise(config: Mapping[str, Any], tokens: int = 0) -> tuple[Noise, str]:
         raise UserError(f"prediction_type must be one of {', '.join(known)}, got {kind!r}")
     if config.get("rescale_betas_zero_snr") and kind == "epsilon" and not edm:
         raise UserError(ZERO_SNR_OF_EPSILON)
-    for option, usual in (("timestep_type", "discrete"), ("snr_shift_scale", 1.0)):
-        value = config.get(option, usual)
-        if value not in (usual, None):
-            raise UserError(f"{option} of the model's scheduler is not supported, got {value}")
+    value = config.get("timestep_type")
+    if value not in ("discrete", None):
+        raise UserError(f"timestep_type of the model's scheduler is not supported, got {value}")
     return noise, kind
 
 

@@ -60,7 +60,10 @@ class NoiseSchedule:
 
         wanted = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
         scheduler = DDPMScheduler(**{k: config[k] for k in wanted if config.get(k) is not None})
-        noise = cls(tuple(scheduler.alphas_cumprod.double().tolist()))
+        alphas = scheduler.alphas_cumprod.double()
+        if shift := config.get("snr_shift_scale"):  # CogVideoX: the SNR over this (2403.03206)
+            alphas = alphas / (shift + (1 - shift) * alphas)
+        noise = cls(tuple(alphas.tolist()))
         return noise.zero_terminal_snr() if config.get("rescale_betas_zero_snr") else noise
 
     def zero_terminal_snr(self) -> "NoiseSchedule":

@@ -227,10 +227,6 @@ def test_with_a_sigma_data_of_one_v_is_that_of_a_variance_preserving_model():
             "timestep_type of the model's scheduler is not supported, got continuous",
         ),
         (
-            lambda: read_noise(diffusers.CogVideoXDDIMScheduler().config),
-            "snr_shift_scale of the model's scheduler is not supported, got 3",
-        ),
-        (
             lambda: read_noise({**diffusers.DDIMScheduler().config, "prediction_type": "v"}),
             "prediction_type must be one of epsilon, v_prediction, sample, got 'v'",
         ),

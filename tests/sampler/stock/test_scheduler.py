@@ -359,7 +359,6 @@ def test_a_schedule_that_it_cannot_execute_is_refused(schedule, message):
         (diffusers.CMStochasticIterativeScheduler(), "neither betas, nor EDM's levels, nor a flow"),
         (diffusers.EulerDiscreteScheduler(timestep_type="continuous"), "timestep_type of the"),
         (diffusers.FlowMatchEulerDiscreteScheduler(1), "num_train_timesteps .* must be 1000, got"),
-        (diffusers.CogVideoXDDIMScheduler(), "snr_shift_scale of the pipeline's scheduler"),
     ],
 )
 def test_a_model_that_it_does_not_know_is_refused(scheduler, message):
