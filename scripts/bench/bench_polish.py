@@ -27,13 +27,14 @@ from stepsearch.paths import write_whole
 from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs
 
-# Grid and guidance scale of each step.
+# Grid, guidance scale of each step, and the gain of all of them.
 STARTS = {
-    "ays-sd15, 7 steps, the first 3 guided, w 2": ("ays-sd15", [2.0] * 3 + [1.0] * 4),
-    "kl-optimal, 3 steps, w 2": ("kl-optimal", [2.0] * 3),
-    "ays-sd15, 5 steps, w 2": ("ays-sd15", [2.0] * 5),
+    "ays-sd15, 7 steps, the first 3 guided, w 2": ("ays-sd15", [2.0] * 3 + [1.0] * 4, 1.0),
+    "the same with a gain of 1.07": ("ays-sd15", [2.0] * 3 + [1.0] * 4, 1.07),
+    "kl-optimal, 3 steps, w 2": ("kl-optimal", [2.0] * 3, 1.0),
+    "ays-sd15, 5 steps, w 2": ("ays-sd15", [2.0] * 5, 1.0),
 }
-FREEDOMS = ("weights", "gain", "none")
+FREEDOMS = ("gain", "weights", "none")
 COLUMNS = ("schedule", "after", "passes per image", "passes spent", "texture", "lite0", "alignment")
 
 
@@ -72,7 +73,7 @@ def measured(args: argparse.Namespace, evaluator: Evaluator, settings: Settings)
     starts |= {path.name: load(path) for path in args.found}
     for name, schedule in starts.items():
         yield tested(args, evaluator, name, "", schedule, 0)
-        for gain in args.gains:
+        for gain in args.gains if schedule.steps[0].gain == 1 else ():
             steps = tuple(replace(step, gain=gain) for step in schedule.steps)
             own = replace(schedule, steps=steps)
             yield tested(args, evaluator, name, f"a gain of {gain:g}, no search", own, 0)
@@ -85,9 +86,10 @@ def measured(args: argparse.Namespace, evaluator: Evaluator, settings: Settings)
 
 
 def start(name: str, model: LatentModel) -> Schedule:
-    grid, scales = STARTS[name]
+    grid, scales, gain = STARTS[name]
     *sigmas, final = GRIDS[grid](len(scales), model.noise)
-    return from_sigmas(sigmas, final, scales, 2, "dpmpp-midpoint", model.spec)
+    plan = from_sigmas(sigmas, final, scales, 2, "dpmpp-midpoint", model.spec)
+    return replace(plan, steps=tuple(replace(step, gain=gain) for step in plan.steps))
 
 
 def say(iteration: int, news: str) -> None:
