@@ -140,8 +140,9 @@ def write(out: Path, rows: list[dict], args: argparse.Namespace, settings: Setti
     lines = ["# Polish", "", head, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join(cells(row))} |" for row in rows]
     text = "\n".join(lines) + "\n"
-    args_data = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    data = {"settings": args_data | {"found": [str(f) for f in args.found]}, "rows": rows}
+    places = ("out", "cache")
+    used = {k: v for k, v in vars(args).items() if k not in places}
+    data = {"settings": used | {"found": [path.name for path in args.found]}, "rows": rows}
     write_whole(out.with_suffix(".md"), lambda path: path.write_text(text))
     dumped = json.dumps(data, indent=1)
     write_whole(out.with_suffix(".json"), lambda path: path.write_text(dumped + "\n"))
