@@ -8,6 +8,7 @@ import torch
 
 from stepsampler.generate import noise_source
 from stepsampler.grids import from_sigmas
+from stepsampler.models import LatentModel
 from stepsampler.sample import sample
 from stepsearch.metrics.distance import Moments, frechet_distance
 
@@ -16,9 +17,10 @@ SIGMAS = [9.0, 3.0, 1.1, 0.4]
 PLAIN = from_sigmas(SIGMAS, 0.1, [2.0, 1.5, 1.0, 1.0], 2)
 
 
-class ToyModel:
+class ToyModel(LatentModel):
     shape, guidance, dtype = (1, 2, 3), "classifier-free", torch.float64
     device = torch.device("cpu")
+    _encode = _call = None
 
     def __init__(self):
         self.calls = []

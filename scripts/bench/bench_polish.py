@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """What `stepsearch polish` makes of well-known schedules of the bundled model, and for how much.
 
-    python scripts/bench/bench_polish.py --out docs/polish
+    python scripts/bench/bench_polish.py --out docs/polish --iterations 6 --images 160 \\
+        --check-images 240 --freedoms gain weights --starts \\
+        "ays-sd15, 7 steps, the first 3 guided, w 2" "kl-optimal, 3 steps, w 2"
 
 Writes a table (.md) and its numbers (.json): FD under both bundled extractors and alignment on test
 seeds and real images that no polish saw, before and after, with a constant gain alone, and with
@@ -27,13 +29,14 @@ from stepsearch.paths import write_whole
 from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs
 
-# Grid and guidance scale of each step.
+# Grid, guidance scale of each step, and the gain of all of them.
 STARTS = {
-    "ays-sd15, 7 steps, the first 3 guided, w 2": ("ays-sd15", [2.0] * 3 + [1.0] * 4),
-    "kl-optimal, 3 steps, w 2": ("kl-optimal", [2.0] * 3),
-    "ays-sd15, 5 steps, w 2": ("ays-sd15", [2.0] * 5),
+    "ays-sd15, 7 steps, the first 3 guided, w 2": ("ays-sd15", [2.0] * 3 + [1.0] * 4, 1.0),
+    "the same with a gain of 1.07": ("ays-sd15", [2.0] * 3 + [1.0] * 4, 1.07),
+    "kl-optimal, 3 steps, w 2": ("kl-optimal", [2.0] * 3, 1.0),
+    "ays-sd15, 5 steps, w 2": ("ays-sd15", [2.0] * 5, 1.0),
 }
-FREEDOMS = ("weights", "gain", "none")
+FREEDOMS = ("gain", "weights", "none")
 COLUMNS = ("schedule", "after", "passes per image", "passes spent", "texture", "lite0", "alignment")
 
 
@@ -72,7 +75,7 @@ def measured(args: argparse.Namespace, evaluator: Evaluator, settings: Settings)
     starts |= {path.name: load(path) for path in args.found}
     for name, schedule in starts.items():
         yield tested(args, evaluator, name, "", schedule, 0)
-        for gain in args.gains:
+        for gain in args.gains if schedule.steps[0].gain == 1 else ():
             steps = tuple(replace(step, gain=gain) for step in schedule.steps)
             own = replace(schedule, steps=steps)
             yield tested(args, evaluator, name, f"a gain of {gain:g}, no search", own, 0)
@@ -85,9 +88,10 @@ def measured(args: argparse.Namespace, evaluator: Evaluator, settings: Settings)
 
 
 def start(name: str, model: LatentModel) -> Schedule:
-    grid, scales = STARTS[name]
+    grid, scales, gain = STARTS[name]
     *sigmas, final = GRIDS[grid](len(scales), model.noise)
-    return from_sigmas(sigmas, final, scales, 2, "dpmpp-midpoint", model.spec)
+    plan = from_sigmas(sigmas, final, scales, 2, "dpmpp-midpoint", model.spec)
+    return replace(plan, steps=tuple(replace(step, gain=gain) for step in plan.steps))
 
 
 def say(iteration: int, news: str) -> None:
@@ -138,8 +142,9 @@ def write(out: Path, rows: list[dict], args: argparse.Namespace, settings: Setti
     lines = ["# Polish", "", head, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join(cells(row))} |" for row in rows]
     text = "\n".join(lines) + "\n"
-    args_data = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    data = {"settings": args_data | {"found": [str(f) for f in args.found]}, "rows": rows}
+    places = ("out", "cache")
+    used = {k: v for k, v in vars(args).items() if k not in places}
+    data = {"settings": used | {"found": [path.name for path in args.found]}, "rows": rows}
     write_whole(out.with_suffix(".md"), lambda path: path.write_text(text))
     dumped = json.dumps(data, indent=1)
     write_whole(out.with_suffix(".json"), lambda path: path.write_text(dumped + "\n"))

@@ -55,7 +55,7 @@ def polish(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the better one.")],
     free: Annotated[
         str, typer.Option(help="Beside levels and guidance scales: gain, weights or none.")
-    ] = "weights",
+    ] = "gain",
     levels: Annotated[bool, typer.Option(help="Whether levels move, too.")] = True,
     model: ModelOptions = DEFAULTS,
     negative_prompt: Negative = "",

@@ -17,7 +17,7 @@ from stepsampler.solvers import shares
 Freedom = Literal["gain", "weights", "none"]
 PAST = 2  # predictions that a step's own weights are of, where its rule takes no more
 # Of Adam, for each kind: about the relative change of an iteration.
-RATES = {"gap": 0.04, "end": 0.04, "scale": 0.04, "gain": 0.025, "weight": 0.025}
+RATES = {"gap": 0.02, "end": 0.02, "scale": 0.02, "gain": 0.025, "weight": 0.025}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ batch, and of that one network call, memory holds what a gradient needs; of all 
 features, and the network's predictions, so that they are not made again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,8 @@ from stepsearch.rivals.placement import Counting
 # Of a sigma. Networks answer to the time roughly from timestep to timestep; over this much their
 # slope is that of the objective over steps as large as those of a polish.
 NUDGE = 0.03
-PENALTY = 3.0  # a hundredth of alignment is worth three hundredths of FD
+PIECES = 4  # of a batch, whose gradients are taken in turn: one keeps several times a call's memory
+PENALTY = 1.0  # a hundredth of alignment is worth a hundredth of FD
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,11 @@ class Objective:
                 raise NotFiniteError("the images of the polish are not finite")
             value, distance, share, pull = self._value(seen)
             for batch, part in zip(batches, torch.split(pull, size), strict=True):
-                batch.pull(tableau.at(leaf), part)
-        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-        return Look(value, gradient, distance, share, sum(batch.passes for batch in batches))
+                for piece, gradient in batch.pieces(part):
+                    piece.pull(tableau.at(leaf), gradient)
+                    batch.passes += piece.passes
+        found = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        return Look(value, found, distance, share, sum(batch.passes for batch in batches))
 
     def see(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """What the objective is made of, (n, features of all extractors, and a probability)."""
@@ -122,7 +125,7 @@ class _Batch:
 
     def __init__(self, objective: Objective, knobs: Knobs, seeds: range) -> None:
         self.objective, self.seeds = objective, seeds
-        self.start = knobs.start
+        self.knobs = knobs
         self.known: list[Tensor] = []
         self.passes = 0
 
@@ -140,6 +143,14 @@ class _Batch:
             seen = self._seen(rows, recorded)
         self.passes += counting.passes
         return seen.cpu()
+
+    def pieces(self, gradient: Tensor) -> "Iterator[tuple[_Batch, Tensor]]":
+        """Parts of it, each with its part of a gradient of what was seen."""
+        size = -(-len(self.seeds) // PIECES)
+        for k in range(0, len(self.seeds), size):
+            piece = _Batch(self.objective, self.knobs, self.seeds[k : k + size])
+            piece.known = [x0[k : k + size] for x0 in self.known]
+            yield piece, gradient[k : k + size]
 
     @torch.enable_grad()
     def pull(self, rows: Sequence[Row], gradient: Tensor) -> None:
@@ -160,7 +171,7 @@ class _Batch:
         return counting
 
     def _seen(self, rows: Sequence[Row], denoise: Denoiser) -> Tensor:
-        objective, sigma = self.objective, self.start.steps[0].sigma
+        objective, sigma = self.objective, self.knobs.start.steps[0].sigma
         *_, latents = execute(denoise, self.latents * sigma, rows, self.draw)
         prompts = [objective.evaluator.prompt(seed) for seed in self.seeds]
         labels = [prompt.label for prompt in prompts if prompt.label is not None]

@@ -141,7 +141,7 @@ def test_on_the_bundled_model_it_is_what_the_search_measures_and_its_gradient(
     labels = torch.tensor([evaluator.prompt(seed).label for seed in seeds])
     shown = evaluator.judge.judge.live(evaluator.images(start, seeds)).softmax(1)
     assert look.aligned == pytest.approx(shown[range(12), labels].mean().item(), rel=1e-3)
-    assert look.value == pytest.approx(np.log(look.distance) + 3 * (1 - look.aligned))
+    assert look.value == pytest.approx(np.log(look.distance) + (1 - look.aligned))
 
     whole = "stepsampler.models.base.live_pixels"
     monkeypatch.setattr(whole, lambda images: (images.float() / 2 + 0.5).clamp(0, 1) * 255)
