@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from stepsampler.cli.app import app
 from stepsampler.presets import names, preset
+from stepsampler.scheduler import StepScheduler
 
 # name -> shift, and the w of every step
 STATIC = {
@@ -118,6 +119,18 @@ def test_ltx_tables_are_the_published_lists():
     assert has("ltx-distilled-upscale-3", [*LTX[5:], 0.0])
     assert has("ltx2-distilled-8", [*ltx2.DISTILLED_SIGMA_VALUES, 0.0])
     assert has("ltx2-distilled-upscale-3", [*ltx2.STAGE_2_DISTILLED_SIGMA_VALUES, 0.0])
+
+
+@pytest.mark.parametrize("name", ["ltx-distilled-8", "ltx2-distilled-8", "wan22-lightning-4"])
+def test_a_stock_video_pipeline_runs_them_without_a_further_shift(name):
+    config = {"use_dynamic_shifting": True, "shift_terminal": 0.1, "base_shift": 0.95}
+    stock = FlowMatchEulerDiscreteScheduler(**config)
+    found = preset(name).schedule
+    scheduler = StepScheduler.from_config(stock.config, schedule=found)
+    even = np.linspace(1.0, 1 / found.num_steps, found.num_steps)
+    scheduler.set_timesteps(sigmas=even, mu=2.05)
+    wanted = [1000 * sigma for sigma in found.sigmas[:-1]]
+    assert scheduler.timesteps.tolist() == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sdxl-lightning-2", "sdxl-lightning-4", "sdxl-lightning-8",
