@@ -36,6 +36,12 @@ MODELS = {
     "flux": ModelSpec("flux", "flow_prediction", FLOW),
     "sit": ModelSpec("sit", "flow_prediction", FLOW),
     "wan": ModelSpec("wan", "flow_prediction", FLOW),
+    "z-image": ModelSpec("z-image", "flow_prediction", FLOW),
+    "qwen-image": ModelSpec("qwen-image", "flow_prediction", FLOW),
+    "chroma": ModelSpec("chroma", "flow_prediction", FLOW),
+    "flux2": ModelSpec("flux2", "flow_prediction", FLOW),
+    "ltx": ModelSpec("ltx", "flow_prediction", FLOW),
+    "ltx2": ModelSpec("ltx2", "flow_prediction", FLOW),
 }
 
 
