@@ -158,7 +158,7 @@ def test_a_study_that_lacks_nothing_can_be_measured_and_dry_run(tmp_path, monkey
     ]
     assert "measured on cpu:" in out
     assert "s a pass" in out
-    assert "dry run on a tiny random stable-diffusion model: 25 baselines, 3 trials" in out
+    assert "dry run on a tiny random stable-diffusion model: 26 baselines, 3 trials" in out
     assert f"nothing is missing: stepsearch run {study}" in out
 
 
