@@ -100,7 +100,7 @@ def _other(own: Any, name: str) -> Any:
     import diffusers
 
     cls: Any = getattr(diffusers, name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, diffusers.SchedulerMixin)):
+    if diffusers.SchedulerMixin not in getattr(cls, "__mro__", ()):
         raise UserError(f"--scheduler must be a scheduler of diffusers, got {name!r}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
