@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepsampler.cli.options import ScheduleName, Size, cost_of
+from stepsampler.cli.options import ScheduleName, cost_of
 from stepsampler.errors import UserError, counted, note
 from stepsampler.presets import MODELS, names, open_schedule, preset
 from stepsampler.schedule import SOLVERS, FreeU, ModelSpec
@@ -33,6 +33,9 @@ WholeTimesteps = Annotated[
 ]
 StockSteps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Of the stock pipeline of a model.")
+]
+StockSize = Annotated[
+    str | None, typer.Option("--size", help="Of its images: 512, or 768x1024, width x height.")
 ]
 SHIFTS = {"sd3": 3.0, "flux": 3.158}  # FLUX.1's at 1024 x 1024, e^1.15
 
@@ -167,7 +170,7 @@ def show(
     scheduler: Annotated[
         str | None, typer.Option(help="One of diffusers, in place of the model's.")
     ] = None,
-    size: Size = None,
+    size: StockSize = None,
 ) -> None:
     """Print a schedule, or what the stock pipeline of a model does in so many steps.
 
@@ -198,7 +201,7 @@ def diff(
     first: ScheduleName,
     second: ScheduleName,
     steps: StockSteps = None,
-    size: Size = None,
+    size: StockSize = None,
 ) -> None:
     """Print what differs, step by step; exit with 0 if nothing does, else with 1.
 

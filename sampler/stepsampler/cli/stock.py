@@ -79,7 +79,7 @@ def _remarks(run: "StockRun") -> list[str]:
     return [f"note: {line}" for line in found]
 
 
-def rows(name: str, steps: int, size: int | None) -> list[Row]:
+def rows(name: str, steps: int, size: str | None) -> list[Row]:
     """Of a schedule (a file or preset) or of MODEL or MODEL:SCHEDULER in `steps` steps."""
     if is_schedule(name):
         return _of_schedule(open_schedule(name))

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from stepsampler.errors import UserError
-from stepsampler.models import families, quiet, resolve
+from stepsampler.models import families, quiet
 from stepsampler.models.loading import read_pipeline
 from stepsampler.models.stock import FROM_ZERO
 from stepsampler.models.stock.known import networks, packages
 from stepsampler.noise import Noise, is_flow, read_noise
+from stepsampler.support.options import ModelOptions
 from stepsampler.support.scales import Called, called
+from stepsampler.support.sizes import Size, sides
 
 TIMES = ("timestep", "timesteps", "t")
 PROMPT = "a photo"
@@ -66,18 +68,19 @@ class StockRun:
         return self.scale + self.less
 
 
-def stock_run(name: str, steps: int, scheduler: str | None, size: int | None) -> StockRun:
+def stock_run(name: str, steps: int, scheduler: str | None, size: Size | None) -> StockRun:
     """Load a pipeline as `models.load` does, but of any class, and run it: `run_stock`.
 
     Raises:
         UserError: as for `read_pipeline` and `run_stock`.
     """
     quiet()
-    return run_stock(read_pipeline(name, resolve(name), "float32"), steps, scheduler, size)
+    options = ModelOptions(name, size=size)
+    return run_stock(read_pipeline(options), steps, scheduler, options.size)
 
 
 def run_stock(
-    pipeline: Any, steps: int, scheduler: str | None = None, size: int | None = None
+    pipeline: Any, steps: int, scheduler: str | None = None, size: Size | None = None
 ) -> StockRun:
     """Call a pipeline as its users do, with its defaults; the network answers zeros at no cost.
 
@@ -112,7 +115,7 @@ def _other(own: Any, name: str) -> Any:
     return made
 
 
-def _run(pipeline: Any, steps: int, size: int | None) -> StockRun:
+def _run(pipeline: Any, steps: int, size: Size | None) -> StockRun:
     calls: list[tuple[float, int]] = []  # since the last step: time and rows
     taken: list[tuple[float, float, int]] = []  # of each step: at, told, passes
     parameters = inspect.signature(type(pipeline).__call__).parameters
@@ -179,7 +182,7 @@ def _noise(config: Any) -> Noise | None:
         return None
 
 
-def _arguments(pipeline: Any, parameters: Any, steps: int, size: int | None) -> dict[str, Any]:
+def _arguments(pipeline: Any, parameters: Any, steps: int, size: Size | None) -> dict[str, Any]:
     given: dict[str, Any] = {"num_inference_steps": steps}
     if "prompt" in parameters:
         given["prompt"] = PROMPT
@@ -190,7 +193,8 @@ def _arguments(pipeline: Any, parameters: Any, steps: int, size: int | None) -> 
     if size is not None:
         if "height" not in parameters:
             raise UserError(f"--size: the {type(pipeline).__name__} makes images of one size")
-        given |= {"height": size, "width": size}
+        width, height = sides(size)
+        given |= {"height": height, "width": width}
         if "use_resolution_binning" in parameters:
             given["use_resolution_binning"] = False
     return given
