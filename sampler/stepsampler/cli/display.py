@@ -10,6 +10,7 @@ from stepsampler.cli.options import cost_of
 from stepsampler.schedule import PURE_NOISE, Schedule, Step
 from stepsampler.solvers import levels
 from stepsampler.support.files import replacing
+from stepsampler.support.scales import sentence
 
 
 def describe(plan: Schedule) -> str:
@@ -35,10 +36,17 @@ def describe(plan: Schedule) -> str:
             f"{_finite(lambdas[i]):>8} {_finite(h):>7} {guidance:>9} {step.order:>5} "
             f"{_extras(step)}".rstrip()
         )
+    family, scales = plan.model.family if plan.model else None, _scales(plan)
+    told = sentence(family, plan.guidance, max(scales)) if scales else None
+    lines += [f"guidance: {told}"] if told else []
     origin, note = _origin(plan.provenance), plan.provenance.get("note")
     lines += [_printable(origin)] if origin else []
     lines += [_printable(f"note: {note}")] if isinstance(note, str) else []
     return "\n".join(lines)
+
+
+def _scales(plan: Schedule) -> list[float]:
+    return [s.guidance_scale for s in plan.steps if s.guidance_scale != 1]
 
 
 def _printable(text: str) -> str:

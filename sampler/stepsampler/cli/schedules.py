@@ -31,6 +31,12 @@ WholeTimesteps = Annotated[
     bool,
     typer.Option("--whole-timesteps", help="Move the levels to whole timesteps of the model."),
 ]
+StockSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Of the stock pipeline of a model.")
+]
+StockSize = Annotated[
+    str | None, typer.Option("--size", help="Of its images: 512, or 768x1024, width x height.")
+]
 SHIFTS = {"sd3": 3.0, "flux": 3.158}  # FLUX.1's at 1024 x 1024, e^1.15
 
 
@@ -156,12 +162,32 @@ def make(
 
 @app.command()
 def show(
-    schedule: ScheduleName,
+    schedule: Annotated[
+        str, typer.Argument(help="A preset's name or a schedule file; with --steps a model.")
+    ],
     plot: Annotated[Path | None, typer.Option(help="Draw it: a PNG, SVG or PDF file.")] = None,
+    steps: StockSteps = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="One of diffusers, in place of the model's.")
+    ] = None,
+    size: StockSize = None,
 ) -> None:
-    """Print a schedule, step by step."""
-    from stepsampler.cli.display import describe, draw
+    """Print a schedule, or what the stock pipeline of a model does in so many steps.
 
+    That is: its sigmas after every shift, the timesteps and what the network is told, guidance as w
+    of uncond + w (cond - uncond), passes; found by calling it without its network's work.
+    """
+    from stepsampler.cli.display import describe, draw
+    from stepsampler.cli.stock import check_options, describe_run
+
+    check_options(steps, schedule, scheduler=scheduler, size=size)
+    if steps is not None:
+        if plot:
+            raise UserError("--plot draws a schedule, not what a pipeline does")
+        from stepsampler.models.stock.run import stock_run
+
+        typer.echo(describe_run(stock_run(schedule, steps, scheduler, size)))
+        return
     if plot and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot must end with .png, .svg or .pdf, got {str(plot)!r}")
     plan = open_schedule(schedule)
@@ -171,14 +197,25 @@ def show(
 
 
 @app.command()
-def diff(first: ScheduleName, second: ScheduleName) -> None:
+def diff(
+    first: ScheduleName,
+    second: ScheduleName,
+    steps: StockSteps = None,
+    size: StockSize = None,
+) -> None:
     """Print what differs, step by step; exit with 0 if nothing does, else with 1.
 
-    Where a schedule comes from (its provenance) is not compared.
+    Where a schedule comes from (its provenance) is not compared. With --steps each may be a model
+    instead, MODEL or MODEL:SCHEDULER: what its stock pipeline does then, as show prints it.
     """
     from stepsampler.cli.display import differences
+    from stepsampler.cli.stock import check_options, compare, rows
 
-    lines = differences(open_schedule(first), open_schedule(second))
+    if steps is None:
+        check_options(steps, first, size=size)
+        lines = differences(open_schedule(first), open_schedule(second))
+    else:
+        lines = compare(rows(first, steps, size), rows(second, steps, size))
     for line in lines:
         typer.echo(line)
     raise typer.Exit(1 if lines else 0)

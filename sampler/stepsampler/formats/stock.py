@@ -1,7 +1,7 @@
 """Stock diffusers: `timesteps=` or `sigmas=` of a pipeline, in the convention of its scheduler.
 
     pipe.scheduler = SCHEDULER.from_config(pipe.scheduler.config, **config)
-    pipe(prompt, guidance_scale=guidance_scale, **call)
+    pipe(prompt, guidance_scale=guidance_scale, **call)  # or true_cfg_scale, as the text has it
 
 EulerDiscrete takes sigmas with the one on which the last step lands, DPMSolverMultistep whole
 timesteps, FlowMatchEuler sigmas without the last, 0, which it shifts again and, in some configs,
@@ -21,6 +21,7 @@ from stepsampler.formats.common import Options, Reading, Sampler, Target, Text
 from stepsampler.formats.stock_flow import RANDOM, REPLACING, Shifting
 from stepsampler.noise import WELL_KNOWN, EDMSchedule, FlowSchedule, Noise, NoiseSchedule, noise_of
 from stepsampler.schedule import PURE_NOISE, Schedule, Step
+from stepsampler.support.scales import called, sentence
 
 EULER, DPM, FLOW = (
     "EulerDiscreteScheduler",
@@ -91,13 +92,16 @@ def export(schedule: Schedule, options: Options) -> Text:
         lost.append(f"guidance per step ({common.highest_guidance(schedule):g} instead)")
     export_to = {EULER: _euler, DPM: _dpm}.get(name)
     config, call, more = export_to(schedule) if export_to else _flow(schedule, options)
+    family = schedule.model.family if schedule.model else None
+    w, (name_of_scale, less) = common.highest_guidance(schedule), called(family, schedule.guidance)
     data = {
         "scheduler": name,
         "config": config,
         "call": call,
-        "guidance_scale": common.highest_guidance(schedule),
+        name_of_scale: w - less,
     }
-    return Text(json.dumps(data, indent=2) + "\n", (*lost, *more))
+    told = sentence(family, schedule.guidance, w)
+    return Text(json.dumps(data, indent=2) + "\n", (*lost, *more), (told,) if told else ())
 
 
 def _step_scheduler(schedule: Schedule) -> Text:
@@ -234,7 +238,7 @@ def dpm_orders(n: int, order: int, lower_last: bool, ends: str) -> list[int]:
 
 
 def read(text: str, target: Target) -> Reading:
-    """What `export` writes: `scheduler`, `config`, `call`, `guidance_scale`; or bare timesteps."""
+    """What `export` writes: `scheduler`, `config`, `call` and the scale; or bare timesteps."""
     if not text.lstrip().startswith("{"):
         return Reading(_bare(text, target))
     try:
@@ -251,8 +255,10 @@ def read(text: str, target: Target) -> Reading:
             raise UserError("the call has both sigmas and timesteps: a pipeline takes one of them")
         key = "timesteps" if name == DPM else "sigmas"
         numbers = [float(x) for x in call[key]]
-        given = data.get("guidance_scale")
-        scale = target.guidance_scale if given is None else float(given)
+        family = target.model.family if target.model else None
+        name_of_scale, less = called(family, target.guidance)
+        given = data.get(name_of_scale)
+        scale = target.guidance_scale if given is None else float(given) + less
         order = int(config.get("solver_order", 2))
         heun, ends = config.get("solver_type") == "heun", config.get("final_sigmas_type", "zero")
         lower_last = bool(config.get("lower_order_final", True))
@@ -268,7 +274,9 @@ def read(text: str, target: Target) -> Reading:
         zero = isinstance(target.noise, NoiseSchedule) and target.noise.ends_in_noise
         if bool(config.get(ZERO, zero)) != zero:
             raise UserError(f"{ZERO} is that of another model; name it with --model")
+        known = ("scheduler", "config", "call", name_of_scale)
         lost = _unread(name, config, call) + _of_another_model(config, target)
+        lost += tuple(key for key in data if key not in known)
         if name == DPM:  # which makes whole numbers of them
             lost += tuple(
                 f"the timestep {t:g}, of which it takes {floor(t)}"

@@ -209,17 +209,16 @@ class Schedule:
         One that reuses guidance is one pass. An analytic step has no call, one of Heun's of order 2
         has two, golden noise adds two.
         """
-        calls = [(s.guidance_scale, self._calls(s)) for s in self.steps]
-        if self.golden_noise:
-            calls.append((self.golden_noise.guidance_scale, 2))
-        one = self.guidance == "distilled"
-        guided = sum(count * (1 if one or w == 1 else 2) for w, count in calls)
-        return guided - sum(self._calls(s) for s in self.steps if s.guidance_reuse)
+        golden = self.golden_noise
+        more = 2 * self._per_call(golden.guidance_scale) if golden else 0
+        return more + sum(map(self.passes_of, self.steps))
 
-    def _calls(self, step: Step) -> int:
-        if step.analytic is not None:
-            return 0
-        return step.order if self.solver == "heun" else 1
+    def passes_of(self, step: Step) -> int:
+        calls = 0 if step.analytic is not None else step.order if self.solver == "heun" else 1
+        return calls * (1 if step.guidance_reuse else self._per_call(step.guidance_scale))
+
+    def _per_call(self, w: float) -> int:
+        return 1 if self.guidance == "distilled" or w == 1 else 2
 
     def to_json(self) -> str:
         """The file's text, without what has its default. Floats survive a round trip unchanged."""

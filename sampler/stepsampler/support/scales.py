@@ -1,0 +1,36 @@
+"""How diffusers' pipelines call a guidance scale: the option, and what it is less than our w."""
+
+from typing import NamedTuple
+
+
+class Called(NamedTuple):
+    """`name` of a pipeline is w - `less`."""
+
+    name: str
+    less: float = 0.0
+
+
+# cond + g (cond - uncond) has g = w - 1; Qwen-Image's guidance_scale is that of a distilled model
+CALLED = {
+    "z-image": Called("guidance_scale", 1.0),
+    "krea2": Called("guidance_scale", 1.0),
+    "qwen-image": Called("true_cfg_scale"),
+}
+PLAIN = Called("guidance_scale")
+
+
+def called(family: str | None, guidance: str) -> Called:
+    """Of a model's family (None: any) and its kind of guidance, "distilled" or not."""
+    if family == "flux":  # of dev the distilled scale, of schnell that of two passes
+        return PLAIN if guidance == "distilled" else Called("true_cfg_scale")
+    return CALLED.get(family or "", PLAIN)
+
+
+def sentence(family: str | None, guidance: str, w: float) -> str | None:
+    """What a user must know to give our `w` to a pipeline; None where the number is the same."""
+    name, less = called(family, guidance)
+    if less:
+        return f"diffusers' pipeline calls it {name} = w - {less:g}: {w - less:g} for {w:g} here"
+    if name == PLAIN.name:
+        return None
+    return f"diffusers' pipeline calls it {name}, and guides only beside a negative prompt"
