@@ -1,7 +1,7 @@
 """Our exports in stable-diffusion.cpp itself: how far its images are from those of our loop.
 
-    python scripts/bench/compare_sdcpp.py --folder .sdcpp                  # an hour on two cores
-    python scripts/bench/compare_sdcpp.py --folder .sdcpp --write-table    # into docs/schedules.md
+    python scripts/compare_sdcpp.py --folder .sdcpp                  # an hour on two cores
+    python scripts/compare_sdcpp.py --folder .sdcpp --write-table    # into docs/schedules.md
 
 Needs git, cmake, a compiler, 10 GB of disk and of memory, once the network, and the environment of
 the tests. Clones and builds the commit below unless FOLDER/stable-diffusion.cpp/build/bin/sd-cli is
@@ -35,9 +35,9 @@ from stepsampler.models import LatentModel, from_pipeline, quiet
 from stepsampler.noise import NoiseSchedule
 from stepsampler.presets import MODELS, names, preset
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "schedules.md"
-BEGIN, END = "<!-- scripts/bench/compare_sdcpp.py --write-table -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- scripts/compare_sdcpp.py --write-table -->\n", "<!-- end -->\n"
 REPOSITORY = "https://github.com/leejet/stable-diffusion.cpp"
 COMMIT = "97d2990807fe6d558e395f8764198d7c7e7b411c"  # of 19 August 2026
 SIZE, SEED, PROMPT = 128, 3, "a photo of a fox in the snow"
