@@ -7,7 +7,7 @@ from pathlib import Path
 from stepsampler import UserError
 from stepsampler.formats import export
 
-FILE = Path(__file__).parents[2] / "scripts" / "bench" / "compare_sdcpp.py"
+FILE = Path(__file__).parents[2] / "scripts" / "compare_sdcpp.py"
 
 
 def compare_sdcpp():
