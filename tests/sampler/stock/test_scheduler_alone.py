@@ -4,7 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from schedulers import without_schedule
+from schedulers import stock, without_schedule
 
 from stepsampler.scheduler import StepScheduler
 
