@@ -361,7 +361,7 @@ def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) 
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not TOML: {error}") from error
+        raise UserError(f"{path}: not TOML, as a study file is: {error}") from error
     for section, values in (overrides or {}).items():
         before = data.get(section, {})
         data[section] = {**before, **values} if isinstance(before, dict) else before

@@ -1,5 +1,6 @@
 """`stepsample`: make images with a schedule; and the commands about schedules and batches."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +31,15 @@ class _GenerateByDefault(TyperGroup):
     """`stepsample best.json …` is `stepsample generate best.json …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
+        if args and not args[0].startswith("-") and not self._is_command(args[0]):
             args = ["generate", *args]
         return super().parse_args(ctx, args)
+
+    def _is_command(self, name: str) -> bool:
+        """Whether it is one, or meant as one: typer then says which it is near."""
+        if name in self.commands:
+            return True
+        return bool(get_close_matches(name, self.commands, 1, 0.8)) and not Path(name).exists()
 
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ import typer
 
 from stepsampler.cli.options import ScheduleName, cost_of
 from stepsampler.errors import UserError, counted, note
-from stepsampler.presets import MODELS, names, open_schedule, preset
+from stepsampler.presets import MODELS, names, nearest, open_schedule, preset
 from stepsampler.schedule import SOLVERS, FreeU, ModelSpec
 from stepsampler.support.files import write_text
 
@@ -45,7 +45,7 @@ def presets(pattern: Annotated[str, typer.Argument(help="Part of the names.")] =
     """List the published schedules: name, model, steps, passes, source."""
     found = [preset(name) for name in names() if pattern.lower() in name]
     if not found:
-        raise UserError(f"no preset has {pattern!r} in its name")
+        raise UserError(f"no preset has {pattern!r} in its name; {nearest(pattern)}")
     width = max(len(p.name) for p in found)
     typer.echo(f"{'name':<{width}}   {'model':<5} steps passes  source")
     for p in found:

@@ -67,9 +67,7 @@ def preset(name: str) -> Preset:
     """
     entries = _entries()
     if name not in entries:
-        near = get_close_matches(name, entries, 3, 0.4)
-        hint = f"the nearest are {', '.join(near)}" if near else "`stepsample presets` lists them"
-        raise ScheduleError(f"no preset {name!r}; {hint}")
+        raise ScheduleError(f"no preset {name!r}; {nearest(name)}")
     head, entry = entries[name]
     model = entry["model"]
     provenance: dict[str, Any] = {
@@ -89,6 +87,12 @@ def preset(name: str) -> Preset:
 def names() -> list[str]:
     """Of all presets, source by source."""
     return list(_entries())
+
+
+def nearest(name: str) -> str:
+    """Half a sentence for one who mistook a name: the presets nearest to it, or where they are."""
+    near = get_close_matches(name, _entries(), 3, 0.5)
+    return f"the nearest are {', '.join(near)}" if near else "`stepsample presets` lists them"
 
 
 def open_schedule(name: str | Path) -> Schedule:

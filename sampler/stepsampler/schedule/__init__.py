@@ -284,4 +284,9 @@ def load(path: str | Path) -> Schedule:
     except OSError as error:
         raise ScheduleError(f"{path}: {error.strerror}") from error
     except (ScheduleError, UnicodeDecodeError) as error:
+        if Path(path).suffix == ".toml":
+            raise ScheduleError(
+                f"{path}: a schedule is a JSON file; that of a study is written by "
+                "`stepsearch export`"
+            ) from error
         raise ScheduleError(f"{path}: {error}") from error

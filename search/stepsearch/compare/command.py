@@ -6,7 +6,7 @@ from pathlib import Path
 from stepsampler.errors import UserError
 from stepsampler.models import Model
 from stepsampler.presets import names as preset_names
-from stepsampler.presets import open_schedule
+from stepsampler.presets import nearest, open_schedule
 from stepsampler.support.sizes import Size, size_of
 from stepsearch.compare.contenders import Contender, OnArray, OnFiles, OnSchedule, OnStock
 from stepsearch.compare.harness import Harness, Metric
@@ -25,7 +25,10 @@ def sort_out(what: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     presets = [path for path in what if not path.exists() and str(path) in preset_names()]
     for path in what:
         if not path.exists() and path not in presets:
-            raise UserError(f"{path}: no such schedule, folder or zip, and no preset of that name")
+            hint = f"; {nearest(str(path))}" if path.parent == Path() and not path.suffix else ""
+            raise UserError(
+                f"{path}: no such schedule, folder or zip, and no preset of that name{hint}"
+            )
     schedules = [p for p in what if p in presets or (p.is_file() and p.suffix == ".json")]
     return schedules, [path for path in what if path not in schedules]
 

@@ -263,6 +263,7 @@ def test_a_preset_is_a_schedule(tmp_path, monkeypatch, capsys):
     code, _, errors = command(monkeypatch, capsys, "seed-sd-55", *options)
     assert code == 2
     assert "seed-sd-55: no such schedule, folder or zip, and no preset of that name" in errors
+    assert "; the nearest are seed-sd-5, " in errors
 
 
 def test_a_folder_can_be_compared_with_the_schedules_of_before(tmp_path, monkeypatch, capsys):

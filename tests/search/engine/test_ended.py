@@ -80,7 +80,8 @@ def test_export_says_that_the_study_is_not_what_it_was(tmp_path, monkeypatch):
     said = command("export", "toy.toml", "-o", "x.json").output
     assert "  the run had evaluation.images = 60, toy.toml has 80" in said
     study.write_text("[space")
-    assert "toy.toml: not TOML" in command("export", "toy.toml", "-o", "x.json").output
+    said = command("export", "toy.toml", "-o", "x.json").output
+    assert "toy.toml: not TOML, as a study file is" in said
 
 
 @pytest.mark.parametrize("name", ["toy-quick", "toy-quick-seed1", "mine"])

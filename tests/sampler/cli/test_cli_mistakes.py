@@ -1,0 +1,45 @@
+"""What a new user mistypes, and the sentence that says what was meant."""
+
+from difflib import get_close_matches
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from stepsampler import load
+from stepsampler.cli.app import app
+from stepsampler.errors import UserError
+from stepsampler.presets import names
+
+
+def test_a_mistyped_command_is_not_taken_for_a_schedule(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["genrate", "best.json", "--prompt", "a fox"])
+    assert result.exit_code == 2
+    assert "No such command 'genrate'. Did you mean 'generate'?" in result.output
+
+
+def test_a_file_with_such_a_name_is_a_schedule_and_hides_no_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("genrate", "presets"):
+        (tmp_path / name).write_text("{")
+    with pytest.raises(UserError, match="genrate: not JSON"):
+        CliRunner().invoke(app, ["genrate", "--prompt", "x"], catch_exceptions=False)
+    assert CliRunner().invoke(app, ["presets", "seed-sd-5"]).exit_code == 0
+
+
+def test_no_preset_is_near_the_name_of_a_command():
+    commands = list(get_command(app).commands)
+    assert not [name for name in names() if get_close_matches(name, commands, 1, 0.8)]
+
+
+def test_a_mistyped_part_of_a_preset_names_the_nearest():
+    with pytest.raises(UserError, match="in its name; the nearest are neuralsolver-"):
+        CliRunner().invoke(app, ["presets", "neuralsolvr"], catch_exceptions=False)
+
+
+def test_a_study_in_the_place_of_a_schedule_is_told_from_one(tmp_path):
+    study = tmp_path / "tiny.toml"
+    study.write_text("[space]\nnum_steps = 3\n")
+    with pytest.raises(UserError, match=r"tiny\.toml: a schedule is a JSON file; .* export`"):
+        load(study)
