@@ -62,9 +62,9 @@ def run_session(
     pruned = f" ({result.pruned} pruned)" if result.pruned else ""
     failed = f", {result.failed} failed" if result.failed else ""
     console.print(
-        f"{(time.monotonic() - started) / 60:.1f} minutes, "
         f"{counted(result.trials, 'trial')}{pruned}{failed}, "
-        f"{counted(result.search_passes, 'pass')} before the test ({parts})"
+        f"{counted(result.search_passes, 'pass')} before the test ({parts}); "
+        f"this command took {(time.monotonic() - started) / 60:.1f} minutes"
     )
     for name, what in (
         ("best.json", "the schedule"),
