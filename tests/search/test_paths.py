@@ -33,6 +33,7 @@ def test_export_finds_a_run_of_a_seed(here):
     said = invoke(app, ["export", "studies/x.toml", "-o", "best.json"])
     assert said.exit_code == 0, said.output
     assert "from runs/x-seed1" in said.output
+    assert "whether the run was of this study is not known: runs/x-seed1/study.json" in said.output
     assert load(here / "best.json") == load(here / "runs" / "x-seed1" / "best.json")
 
 
@@ -63,8 +64,8 @@ def test_a_run_that_is_not_finished_is_named(here):
 
 def test_front_and_status_take_a_study_file_of_such_a_run(here):
     a_run(here, "x-seed1")
-    with pytest.raises(UserError, match="runs/x-seed1/study.json: another version"):
-        Finished.read(here / "x.toml")  # it found the folder; the settings are not whole
+    with pytest.raises(UserError, match="runs/x-seed1/best.json: its provenance has no 'metric'"):
+        Finished.read(here / "x.toml")  # it found the folder; the schedule is of no real run
     error = invoke(app, ["status", "x.toml"]).exception
     assert "runs/x-seed1/study.json: another version" in str(error)
 

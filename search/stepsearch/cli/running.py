@@ -158,7 +158,10 @@ def _doubts(folder: Path, study: Path) -> list[str]:
     from stepsearch.engine.claim import claimed, differences, has_ended
 
     found = []
-    config = claimed(folder)
+    try:
+        config = claimed(folder)
+    except UserError as error:  # of an older version: its schedule is as good as before
+        return [f"whether the run was of this study is not known: {error}"]
     known = config.model_dump(mode="json")
     quick = [(s, k, v) for s in ("evaluation", "teacher") for k, v in QUICK[s].items()]
     if all(known[section][key] == value for section, key, value in quick):

@@ -134,6 +134,11 @@ class Harness:
             aligned, _ = recalled.get(self._key(ALIGNED, contender, seeds), (unknown, passes))
             yield place, Measurement(features, aligned)
 
+    def recalls(self, contender: Contender, seeds: range) -> bool:
+        """Whether all that is measured of these images is in the cache."""
+        keys = self._keys(contender, seeds)
+        return all((self.cache / f"{key}.safetensors").exists() for key in keys)
+
     def finite(
         self, contenders: Sequence[Contender], seeds: range, progress: Progress
     ) -> tuple[list[Contender], list[str]]:

@@ -48,4 +48,5 @@ def test_every_stock_scheduler_is_refused_or_has_our_levels():
     assert {"DDIMScheduler", "UnCLIPScheduler", "FlowMatchEulerDiscreteScheduler"} <= {*taken}
     assert {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"} <= {*taken}
     assert not {"CMStochasticIterativeScheduler", "CosineDPMSolverMultistepScheduler"} & {*taken}
-    assert not {"CogVideoXDDIMScheduler", "HeliosScheduler", "MiniMaxH3Scheduler"} & {*taken}
+    assert {"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"} <= {*taken}
+    assert not {"HeliosScheduler", "MiniMaxH3Scheduler"} & {*taken}

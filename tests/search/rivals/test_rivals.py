@@ -8,6 +8,7 @@ import toy
 
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS
+from stepsampler.models import LatentModel
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.schedule import ModelSpec, Step
 from stepsearch.config import StudyConfig
@@ -222,9 +223,10 @@ def test_ld3_never_ends_worse_than_it_starts_on_the_held_out_part():
     assert student.distance(gaps, right, goal) <= start * (1 + 1e-9)
 
 
-class TinyModel:
+class TinyModel(LatentModel):
     """What a placement needs of a model, around a denoiser without a network."""
 
+    _encode = _call = None
     shape, device, guidance = (8,), "cpu", "classifier-free"
     spec, dtype = ModelSpec("toy", "epsilon", (1.0,)), torch.float32
 
