@@ -209,8 +209,9 @@ def _presets(config: StudyConfig) -> Iterator[Form]:
         if plan.passes == passes:
             yield Form(place, "", Candidate(f"{place}, as published", plan, "baseline"))
             for w in config.baselines.guidance_scales if plain else ():
-                at = f"w {w:g}"
-                yield Form(place, at, Candidate(f"{place}, {at}", guide(plan, w), "baseline"))
+                at, guided = f"w {w:g}", guide(plan, w)
+                if guided.passes == passes:  # a distilled model's has no guidance and half of them
+                    yield Form(place, at, Candidate(f"{place}, {at}", guided, "baseline"))
         elif plain and plan.passes == 2 * passes:
             at = f"{plan.num_steps} unguided steps"
             yield Form(place, at, Candidate(f"{place}, {at}", guide(plan, 1.0), "baseline"))
