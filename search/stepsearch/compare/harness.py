@@ -165,7 +165,7 @@ class Harness:
                 others.append(str(error))
             else:
                 found.append(contender)
-        if not found:
+        if others and not found:
             raise UserError("; ".join(others))
         return found, others
 
