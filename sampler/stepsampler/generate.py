@@ -7,16 +7,19 @@ whatever else is in the batch; at another place or batch size latents agree to a
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from stepsampler.errors import NotFiniteError, UserError, is_out_of_memory
-from stepsampler.guided import guided
-from stepsampler.models import LatentModel, Model, StockModel, note_cuts
+from stepsampler.models import LatentModel, Model, note_cuts
 from stepsampler.models.pixels import quantised
 from stepsampler.sample import sample
 from stepsampler.schedule import Schedule
+
+if TYPE_CHECKING:
+    from stepsampler.models.stock import StockModel
 
 NO_IMAGES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
@@ -118,6 +121,8 @@ def _images(
     """One batch by place, uint8 on the CPU."""
     if isinstance(model, LatentModel):
         return _sampled(model, schedule, prompts, seeds, negative_prompts, finite_only)
+    from stepsampler.models.stock import StockModel
+
     assert isinstance(model, StockModel)
     images = stock_images(model, schedule, prompts, seeds, negative_prompts)
     if not finite_only:
@@ -126,13 +131,15 @@ def _images(
 
 
 def stock_images(
-    model: StockModel,
+    model: "StockModel",
     schedule: Schedule,
     prompts: Sequence[str],
     seeds: Sequence[int],
     negative_prompts: Sequence[str],
 ) -> Tensor:
     """Those of the pipeline itself, in [0, 1], float (n, 3, height, width) on the CPU."""
+    from stepsampler.guided import guided  # imports diffusers
+
     scale = model.scale(schedule)
     options = model.options(prompts, seeds, negative_prompts, schedule.num_steps, scale)
     way = model.scheduled(schedule) if model.own_rule else guided(model.pipeline, schedule)

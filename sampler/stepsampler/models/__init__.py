@@ -16,9 +16,6 @@ from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import BUNDLED, read_outline, read_pipeline, resolve
 from stepsampler.models.model import Model
-from stepsampler.models.stock import StockModel
-from stepsampler.models.stock.known import why_not
-from stepsampler.models.stock.modular import ModularModel
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.sizes import Size
@@ -28,7 +25,6 @@ __all__ = [
     "LatentModel",
     "Model",
     "ModelOptions",
-    "StockModel",
     "check_class",
     "check_device",
     "families",
@@ -137,6 +133,10 @@ def from_pipeline(
     cls = type(pipeline)
     known = families().get(cls.__name__.replace("Modular", ""))
     name = known.family if known else ""
+    # here, since they import diffusers, which reading of texts and images can do without
+    from stepsampler.models.stock import StockModel
+    from stepsampler.models.stock.modular import ModularModel
+
     if _is_modular(pipeline):
         model: Model = ModularModel(pipeline, size, name, frames)
     elif known is None or stock:
@@ -162,6 +162,8 @@ def check_class(cls: Any) -> None:
     Raises:
         UserError: says why.
     """
+    from stepsampler.models.stock.known import why_not
+
     reason = None if cls.__name__ in families() else why_not(cls)
     if reason:
         raise UserError(f"a {cls.__name__} cannot run a schedule: {reason}")

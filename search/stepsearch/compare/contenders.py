@@ -17,8 +17,9 @@ from stepsampler.batch import MANIFEST, read_manifest
 from stepsampler.denoiser import stack
 from stepsampler.errors import UserError, counted, note
 from stepsampler.generate import fitting, generate
-from stepsampler.models import LatentModel, Model, StockModel
+from stepsampler.models import LatentModel, Model
 from stepsampler.models.pixels import quantised
+from stepsampler.models.stock import StockModel
 from stepsampler.schedule import Schedule
 from stepsampler.support.sizes import Size, sides
 from stepsearch.metrics.alignment import Prompt
