@@ -22,7 +22,9 @@ import torch
 from stepsampler.grids import GRIDS, from_sigmas
 from stepsampler.models import LatentModel
 from stepsampler.schedule import Schedule, load
-from stepsearch.config import EvaluationConfig, SpaceConfig, StudyConfig
+from stepsearch.config import StudyConfig
+from stepsearch.config.measuring import EvaluationConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.metrics.distance import score
 from stepsearch.metrics.evaluator import TEST, Evaluator, seeds_of
 from stepsearch.paths import write_whole

@@ -36,7 +36,7 @@ from stepsampler.generate import generate
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import LatentModel, load
 from stepsampler.schedule import Schedule
-from stepsearch.config import SpaceConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.metrics.evaluator import load_prompts, model_digest
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.reference import load_reference

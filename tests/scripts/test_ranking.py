@@ -215,7 +215,7 @@ def test_seeds_of_the_scripts_are_disjoint(monkeypatch):
     import check_coverage
     import study_ranking
 
-    from stepsearch.config import SEEDS
+    from stepsearch.config.parts import SEEDS
     from stepsearch.metrics.evaluator import FRONT, SEARCH, SELECTION, TEST
 
     firsts = [SEARCH, SELECTION, TEST, FRONT, bench_peers.FRESH, check_coverage.FIRST]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peers.studies import EXTRACTORS, RIVAL_SEARCHES, UNGUIDED
-from stepsearch.config import RIVALS
+from stepsearch.config.parts import RIVALS
 
 STEPS = (3, 5, 8, 4, 6, 10)  # the most telling ones first
 SEARCHING = (5, 8)  # numbers of steps at which the searching rivals take part

@@ -9,7 +9,8 @@ import numpy as np
 from stepsampler.grids import GRIDS, from_sigmas, guide, is_guided
 from stepsampler.noise import Noise
 from stepsampler.presets import MODELS, Preset, names, preset
-from stepsearch.config import RIVALS, StudyConfig
+from stepsearch.config import StudyConfig
+from stepsearch.config.parts import RIVALS
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.distance import frechet_distance, frechet_infinity
 from stepsearch.metrics.evaluator import SEARCH, SELECTION, seeds_of

@@ -99,7 +99,7 @@ def evaluate(
         )
     if clip_score is None and clip_long_prompts != "cut":
         raise UserError("--clip-long-prompts is of --clip-score, which is not given")
-    from stepsearch.config import SEEDS
+    from stepsearch.config.parts import SEEDS
 
     _in_range("--images", images, 2, SEEDS)
     _in_range("--batch-size", batch_size, 1)
@@ -140,7 +140,7 @@ def evaluate(
         table,
         where_time_went,
     )
-    from stepsearch.config import CLASSES
+    from stepsearch.config.measuring import CLASSES
     from stepsearch.metrics.alignment import load_alignment
     from stepsearch.metrics.evaluator import (
         additions_digest,

@@ -15,7 +15,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from stepsampler.schedule import Schedule
-from stepsearch.config import EvaluationConfig
+from stepsearch.config.measuring import EvaluationConfig
 from stepsearch.engine.algorithms import ERROR
 from stepsearch.metrics.distance import score
 from stepsearch.metrics.evaluator import SEARCH, Evaluator, Measurement

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from stepsampler.errors import UserError
-from stepsearch.config import CLIP
+from stepsearch.config.measuring import CLIP
 from stepsearch.metrics.features import Judge
 from stepsearch.metrics.pretrained import ClipScore
 

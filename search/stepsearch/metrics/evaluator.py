@@ -23,7 +23,9 @@ from stepsampler.models.additions import weighted
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import read_captions
 from stepsampler.support.pictures import save_sheet
-from stepsearch.config import NONE, SEEDS, EvaluationConfig, StudyConfig
+from stepsearch.config import StudyConfig
+from stepsearch.config.measuring import NONE, EvaluationConfig
+from stepsearch.config.parts import SEEDS
 from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.pretrained import settings_of

@@ -13,7 +13,10 @@ from rich.progress import Progress
 from stepsampler.errors import UserError
 from stepsampler.presets import open_schedule
 from stepsampler.support.options import ModelOptions
-from stepsearch.config import SEEDS, EvaluationConfig, ModelConfig, SpaceConfig, StudyConfig
+from stepsearch.config import ModelConfig, StudyConfig
+from stepsearch.config.measuring import EvaluationConfig
+from stepsearch.config.parts import SEEDS
+from stepsearch.config.space import SpaceConfig
 from stepsearch.metrics.evaluator import Evaluator, metric_name
 from stepsearch.polish.descent import Polished, Settings, most_passes, polish
 from stepsearch.polish.knobs import Freedom, Knobs

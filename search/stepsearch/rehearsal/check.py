@@ -23,7 +23,8 @@ from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
 from stepsampler.support.sizes import sides
 from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
-from stepsearch.config import CLIP, ModelConfig, StudyConfig, load_config
+from stepsearch.config import ModelConfig, StudyConfig, load_config
+from stepsearch.config.measuring import CLIP
 from stepsearch.engine.transfer import earlier_best
 from stepsearch.metrics.evaluator import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
 from stepsearch.metrics.features import PRETRAINED, Texture, each, load_extractor

@@ -20,7 +20,8 @@ from stepsampler.support.options import of_weights
 from stepsampler.support.pictures import save_png
 from stepsampler.support.sizes import Size, sides, size_of
 from stepsampler.support.weights import SUFFIX, read_header
-from stepsearch.config import CLIP, NONE, StudyConfig
+from stepsearch.config import StudyConfig
+from stepsearch.config.measuring import CLIP, NONE
 from stepsearch.engine.result import Result
 from stepsearch.engine.run import run_study
 from stepsearch.engine.stages.tools import Report

@@ -12,7 +12,9 @@ from stepsampler.noise import Noise, NoiseSchedule
 from stepsampler.presets import Preset, names, preset
 from stepsampler.schedule import SOLVERS, ModelSpec, Schedule
 from stepsampler.support.checks import ScheduleError
-from stepsearch.config import ALL, RIVALS, StudyConfig
+from stepsearch.config import StudyConfig
+from stepsearch.config.baselines import ALL
+from stepsearch.config.parts import RIVALS
 
 CLASSIFIER_FREE = "classifier-free"
 

@@ -8,7 +8,7 @@ from stepsampler.grids import from_sigmas
 from stepsampler.models import check_device, note_cuts, open_model
 from stepsampler.schedule import SOLVERS
 from stepsampler.support.options import ModelOptions
-from stepsearch.config import RIVALS
+from stepsearch.config.parts import RIVALS
 from stepsearch.metrics.evaluator import check_negative_prompt, load_prompts
 from stepsearch.rivals.placement import place
 

@@ -15,7 +15,7 @@ from stepsampler.generate import seeded_noise
 from stepsampler.models import LatentModel, Model
 from stepsampler.noise import NoiseSchedule
 from stepsampler.schedule import Step
-from stepsearch.config import RIVALS
+from stepsearch.config.parts import RIVALS
 from stepsearch.metrics.evaluator import SEARCH, Evaluator, seeds_of
 from stepsearch.paths import recall, write_whole
 from stepsearch.rivals.dmn import dmn

@@ -26,7 +26,7 @@ from stepsampler.grids import GRIDS, from_sigmas, power, whole_timesteps
 from stepsampler.noise import Noise
 from stepsampler.schedule import SOLVERS, WITHOUT_FORMS, FreeU, ModelSpec, Schedule, Step
 from stepsampler.solvers import FORMS
-from stepsearch.config import NO_ANALYTIC, SpaceConfig
+from stepsearch.config.space import NO_ANALYTIC, SpaceConfig
 
 Params = dict[str, float]
 SHORTEST_GAP = 0.02  # of an even gap: some grids end with a step from sigma_min to 0

@@ -4,7 +4,7 @@ import numpy as np
 
 from stepsampler.errors import UserError
 from stepsampler.models import Model
-from stepsearch.config import SpaceConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.space.box import SearchSpace
 
 PROBES = 100  # random points at which a box is tried out

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from stepsampler import UserError
-from stepsearch.config import EvaluationConfig, StudyConfig
+from stepsearch.config import StudyConfig
+from stepsearch.config.measuring import EvaluationConfig
 from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment
 from stepsearch.metrics.evaluator import observe
 from stepsearch.metrics.pretrained import ClipScore

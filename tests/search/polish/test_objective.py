@@ -9,7 +9,9 @@ from polishing import PLAIN, SIGMAS, ToyEvaluator, directly
 from stepsampler import UserError
 from stepsampler.grids import from_sigmas
 from stepsampler.schedule import Schedule, Step
-from stepsearch.config import EvaluationConfig, SpaceConfig, StudyConfig
+from stepsearch.config import StudyConfig
+from stepsearch.config.measuring import EvaluationConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.metrics.distance import Moments, frechet_distance
 from stepsearch.metrics.evaluator import Evaluator
 from stepsearch.polish import objective as polished

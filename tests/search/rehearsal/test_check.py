@@ -12,7 +12,9 @@ from stepsampler import UserError
 from stepsampler.models import load as load_model
 from stepsampler.presets import MODELS
 from stepsearch.cli import main
-from stepsearch.config import RIVALS, EvaluationConfig, StudyConfig, load_config
+from stepsearch.config import StudyConfig, load_config
+from stepsearch.config.measuring import EvaluationConfig
+from stepsearch.config.parts import RIVALS
 from stepsearch.rehearsal.check import costs, missing, pixels
 from stepsearch.rehearsal.dryrun import dry_run, kind_of, shrunk
 from stepsearch.rehearsal.miniatures import FAMILIES

@@ -5,7 +5,7 @@ from running import EVERYTHING
 
 from stepsampler import UserError
 from stepsampler.models import from_pipeline
-from stepsearch.config import SpaceConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.rehearsal.miniatures import FAMILIES
 from stepsearch.space.check import check_box
 

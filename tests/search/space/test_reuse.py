@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stepsampler import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.noise import FlowSchedule, NoiseSchedule
-from stepsearch.config import SpaceConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.space.box import SearchSpace, within_budget
 
 SD = NoiseSchedule.scaled_linear()

@@ -14,7 +14,7 @@ from stepsampler import UserError
 from stepsampler.grids import GRIDS, from_sigmas, make_schedule, power
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.presets import names, open_schedule
-from stepsearch.config import SpaceConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.engine.study import make_algorithm
 from stepsearch.space.box import SearchSpace, within_budget
 

@@ -2,7 +2,7 @@ import numpy as np
 
 from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
-from stepsearch.config import SpaceConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.rivals.baselines import Candidate
 from stepsearch.space.box import SearchSpace
 from stepsearch.space.starts import first_points

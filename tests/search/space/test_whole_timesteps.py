@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stepsampler import UserError
 from stepsampler.grids import GRIDS, is_whole, make_schedule, whole_timesteps
 from stepsampler.noise import FlowSchedule, NoiseSchedule
-from stepsearch.config import SpaceConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.space.box import SearchSpace
 
 SD = NoiseSchedule.scaled_linear()

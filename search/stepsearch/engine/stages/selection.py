@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
-from stepsearch.config import SearchConfig
+from stepsearch.config.measuring import SearchConfig
 from stepsearch.engine.pareto import dominated
 from stepsearch.engine.stages.tools import Tools, one_of_each_kind
 from stepsearch.engine.study import schedule_of

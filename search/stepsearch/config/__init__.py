@@ -1,0 +1,119 @@
+"""A study file (TOML) -> frozen models. Unknown keys are refused, with the nearest valid name."""
+
+import difflib
+import tomllib
+from dataclasses import Field as DataclassField
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from stepsampler.errors import UserError
+from stepsampler.support.options import ModelOptions
+from stepsearch.config.baselines import BaselinesConfig, TeacherConfig
+from stepsearch.config.measuring import EvaluationConfig, SearchConfig
+from stepsearch.config.parts import Section
+from stepsearch.config.space import SpaceConfig
+
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls unknown keys
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ModelConfig(ModelOptions):
+    """The model, loaded as `stepsample` loads it: the fields of `ModelOptions`."""
+
+    # Of `miniatures.EVERY`: what `stepsearch check` can dry-run without the weights
+    kind: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except UserError as error:  # which pydantic puts into its own, with the section's name
+            raise ValueError(str(error)) from error
+
+    @staticmethod
+    def called(known: "DataclassField[Any]") -> str:
+        """As a study has it: the section's name stands before it."""
+        return known.name
+
+
+MODEL = ModelConfig()
+
+
+class StudyConfig(Section):
+    """A study. `name` is that of its file."""
+
+    name: str
+    model: ModelConfig = MODEL
+    space: SpaceConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    search: SearchConfig = SearchConfig()
+
+    @model_validator(mode="after")
+    def _rungs_are_of_one_objective(self) -> "StudyConfig":
+        if self.evaluation.rungs and self.search.both:
+            raise ValueError("evaluation.rungs are for one objective, not for a front")
+        if self.space.guidance == "off" and self.evaluation.guidance_scales:
+            raise ValueError(
+                'evaluation.guidance_scales: there is no guidance to scale, space.guidance is "off"'
+            )
+        return self
+
+    @property
+    def teacher_scale(self) -> float:
+        """The teacher's guidance scale; 1 where nothing is guided."""
+        return 1.0 if self.space.guidance == "off" else self.teacher.guidance_scale
+
+
+def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) -> StudyConfig:
+    """Read a study file; `overrides` replace values, section by section.
+
+    Raises:
+        UserError: names the file, the key, the rule and the value.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not TOML, as a study file is: {error}") from error
+    for section, values in (overrides or {}).items():
+        before = data.get(section, {})
+        data[section] = {**before, **values} if isinstance(before, dict) else before
+    if "name" in data:
+        raise UserError(f"{path}: unknown key 'name'; a study is named after its file")
+    try:
+        return StudyConfig.model_validate({"name": path.stem, **data})
+    except ValidationError as error:
+        raise UserError(f"{path}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem as one sentence; an unknown key first, as others may come of it."""
+    problems = error.errors()
+    first = next((p for p in problems if p["type"] in UNKNOWN), problems[0])
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] in UNKNOWN:
+        known: dict[str, FieldInfo] = StudyConfig.model_fields
+        for part in first["loc"][:-1]:
+            known = _keys(known[str(part)].annotation)
+        key = str(first["loc"][-1])
+        for name, section in StudyConfig.model_fields.items():  # a known key in another section
+            if key in _keys(section.annotation):
+                return f"unknown key {place!r}; did you mean '{name}.{key}'?"
+        near = difflib.get_close_matches(key, known, 1, 0)
+        return f"unknown key {place!r}; did you mean {near[0]!r}?"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("missing", "value_error"):
+        return f"{place}: {message}" if place else message
+    message = message.replace("Input should be a valid tuple", 'must be a list, such as ["a", "b"]')
+    return f"{place}: {message.replace('Input should be', 'must be')}, got {first['input']!r}"
+
+
+def _keys(section: Any) -> dict[str, FieldInfo]:
+    """The keys of a section, be it a model or a dataclass; none of what is no section."""
+    return getattr(section, "__pydantic_fields__", {})

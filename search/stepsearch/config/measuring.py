@@ -1,0 +1,91 @@
+"""`[evaluation]` and `[search]` of a study: what is measured, and who looks for it."""
+
+import json
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stepsampler.support.options import LongPrompts
+from stepsearch.config.parts import SEEDS, Section
+
+CLASSES, CLIP = "classes", "clip:"  # what may judge alignment; CLIP is followed by its model
+NONE = "none"  # prompts: there are none
+
+
+class EvaluationConfig(Section):
+    """What is measured. Image k of a seed range has seed first + k and prompt k of the list."""
+
+    extractor: str = "texture"
+    reference: str = "fashion-mnist"  # bundled statistics, or a folder of images
+    exif: Literal["apply", "ignore"] = "apply"  # whether these are turned as their EXIF says
+    prompts: str = "fashion-mnist"  # bundled prompts, a text or caption file, or "none"
+    # What says whether images show their prompts: the judge of the bundled classes, or clip:MODEL.
+    alignment: str = CLASSES
+    clip_long_prompts: LongPrompts = "cut"  # of alignment by CLIP
+    negative_prompt: str = ""
+    batch_size: int = Field(50, ge=1)
+    images: int = Field(300, ge=8, le=SEEDS)  # per trial
+    rungs: tuple[int, ...] = ()  # images after which a trial may end, such as 60, 125 and `images`
+    selection_images: int = Field(600, ge=8, le=SEEDS)
+    test_images: int = Field(1000, ge=8, le=SEEDS)
+    # Every schedule is measured at each of these means of its guidance; its distance is the mean of
+    # theirs, or the worst. Empty: as it is.
+    guidance_scales: tuple[float, ...] = ()
+    over: Literal["mean", "worst"] = "mean"
+
+    @field_validator("alignment")
+    @classmethod
+    def _judged(cls, spec: str) -> str:
+        if spec != CLASSES and (not spec.startswith(CLIP) or spec == CLIP):
+            raise ValueError(f'must be "classes" or "clip:MODEL", got {json.dumps(spec)}')
+        return spec
+
+    @model_validator(mode="after")
+    def _guided(self) -> "EvaluationConfig":
+        scales = self.guidance_scales
+        if len(set(scales)) < len(scales) or not all(w > 1 for w in scales):
+            raise ValueError(f"guidance_scales must differ and be above 1, got {list(scales)}")
+        return self
+
+    @model_validator(mode="after")
+    def _rising(self) -> "EvaluationConfig":
+        rungs = list(self.rungs)
+        if rungs and (rungs != sorted(set(rungs)) or rungs[0] < 8 or rungs[-1] != self.images):
+            raise ValueError(
+                f"rungs must rise from at least 8 to images = {self.images}, got {rungs}"
+            )
+        return self
+
+
+class SearchConfig(Section):
+    algorithm: Literal["gp-local", "gp", "tpe", "cmaes", "gp-cmaes", "nsga2", "random"] = "gp-local"
+    trials: int = Field(60, ge=1)
+    minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
+    seed: int = Field(0, ge=0)
+    finalists: int = Field(8, ge=1)  # trials that are scored again on the selection seeds
+    start_from: str | None = None  # folder of a finished run whose best trials come first
+    patience: int | None = Field(None, ge=1)  # trials without a gain beyond the noise; then stop
+    # Both: a Pareto front of trials. Else alignment is a floor under the one objective.
+    objectives: tuple[Literal["fd", "alignment"], ...] = ("fd",)
+    alignment_drop: float = Field(0.01, ge=0, le=1)  # share that may be lost to the teacher's
+
+    @property
+    def both(self) -> bool:
+        """Whether alignment is an objective beside FD."""
+        return len(self.objectives) > 1
+
+    @model_validator(mode="after")
+    def _one_or_both(self) -> "SearchConfig":
+        if self.objectives not in (("fd",), ("fd", "alignment")):
+            raise ValueError(
+                'objectives must be ["fd"] or ["fd", "alignment"], '
+                f"got {json.dumps(self.objectives)}"
+            )
+        if self.both and self.algorithm.endswith("cmaes"):
+            raise ValueError(
+                f"algorithm: {self.algorithm} has one objective; gp-local, gp, tpe, nsga2 and "
+                "random take both"
+            )
+        if self.both and self.patience is not None:
+            raise ValueError("patience is for one objective, not for a front")
+        return self
