@@ -25,13 +25,13 @@ from stepsampler.generate import generate
 from stepsampler.grids import from_sigmas
 from stepsampler.models import LatentModel, from_pipeline, load, quiet
 from stepsampler.models.stock import StockModel
+from stepsampler.support.scales import called
 from stepsearch.rehearsal.miniatures import EVERY
 
 STEPS, SCALE, BATCH = 6, 3.0, 2
 PROMPTS, NEGATIVE = ["a red bag", "two blue shoes"], ["blurry", "blurry"]
 ITSELF = {"bria": 192, "cogview4": 192, "ovis-image": 192}  # a doubled batch, and two calls
 OWN = {"chroma": 192, "krea2": 192, "qwen-image": 192, "z-image": 192}
-FROM_ZERO = ("krea2", "z-image")  # their pipelines call our w w - 1
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
     for name, size in OWN.items():
         model = from_pipeline(EVERY[name](), size)
         stock = from_pipeline(EVERY[name](), size, stock=True)
-        scale = SCALE - 1 if name in FROM_ZERO else SCALE
+        scale = SCALE - called(name, model.guidance).less
         runs = [ours(model), theirs(stock, scale)]
         compare(f"{name} in our loop / its pipeline", runs, options.rounds, "<= 1.00")
     print("memory of loading 1 GB:", end=" ", flush=True)

@@ -68,7 +68,8 @@ def open_model(options: ModelOptions, device: str = "cpu") -> Model:
     check_device(device)
     quiet()
     pipeline = read_pipeline(options)
-    check_class(type(pipeline))  # refused before anything is added to it
+    if not _is_modular(pipeline):
+        check_class(type(pipeline))  # refused before anything is added to it
     add_loras(pipeline, options.loras)
     for file in options.textual_inversions:
         add_textual_inversion(pipeline, file)

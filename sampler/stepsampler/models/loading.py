@@ -14,7 +14,17 @@ from stepsampler.errors import UserError
 from stepsampler.models.additions import read_vae
 from stepsampler.models.leftovers import check_whole, compare_noise, note_left_out
 from stepsampler.models.markers import check_file, heed
-from stepsampler.models.parts import BROKEN, check_place, check_texts, choose, read_part, reason
+from stepsampler.models.parts import (
+    BROKEN,
+    MODULAR_INDEX,
+    PLAIN_INDEX,
+    check_place,
+    check_texts,
+    choose,
+    index_of,
+    read_part,
+    reason,
+)
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.weights import EPSILON, V, is_weights_file, read_header
 
@@ -71,9 +81,11 @@ def _read_folder(
     passed: dict[str, Any] = dict.fromkeys(NEEDLESS) | ({} if vae is None else {"vae": None})
     try:
         if not Path(folder).is_dir():
-            folder = DiffusionPipeline.download(
-                folder, variant=variant, use_safetensors=True, **passed
-            )
+            folder = _downloaded(folder, variant=variant, use_safetensors=True, **passed)
+        if is_modular(Path(folder)):
+            from stepsampler.models.stock.folders import read_modular
+
+            return read_modular(name, Path(folder), dtype, variant, vae)
         classes = _parts(name, Path(folder))
         if vae is not None:
             if "vae" not in classes:
@@ -95,6 +107,28 @@ def _read_folder(
         raise UserError(f"model {name!r} cannot be loaded{asked}: {reason(error)}") from error
 
 
+def is_modular(folder: Path) -> bool:
+    """Whether a folder holds a modular pipeline, and no plain one."""
+    index = index_of(folder)
+    return index is not None and index.name == MODULAR_INDEX
+
+
+def _downloaded(name: str, **options: Any) -> str:
+    """A folder of the local cache; of a modular pipeline the index alone, whose components lie
+    in repositories of their own."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return str(DiffusionPipeline.download(name, **options))
+    except OSError:
+        try:
+            return str(Path(hf_hub_download(name, MODULAR_INDEX)).parent)
+        except (OSError, ValueError):
+            pass  # the first reason is the better one
+        raise
+
+
 def read_outline(options: ModelOptions, folder: Path) -> Any:
     """The pipeline of a folder's configs, whose networks have no weights: quick, and to no end but
     to ask what it can do.
@@ -107,6 +141,12 @@ def read_outline(options: ModelOptions, folder: Path) -> Any:
 
     passed: dict[str, Any] = dict.fromkeys(NEEDLESS)
     try:
+        if is_modular(folder):
+            from stepsampler.models.stock.folders import outline_modular
+
+            pipeline = outline_modular(options.id, folder)
+            heed(pipeline, options)
+            return pipeline
         for part, cls in _parts(options.id, folder).items():
             with init_empty_weights():
                 if hasattr(cls, "config_class"):  # of transformers
@@ -122,18 +162,16 @@ def read_outline(options: ModelOptions, folder: Path) -> Any:
 
 def _parts(name: str, folder: Path) -> dict[str, Any]:
     """The networks of a folder, by name, and their classes."""
-    index = folder / "model_index.json"
+    index = folder / PLAIN_INDEX
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
         hint = f"; for a single file, give {str(files[0])!r} itself" if files else ""
-        if (folder / "modular_model_index.json").is_file():
-            hint = "; load a modular pipeline with diffusers and hand it to from_pipeline"
-        raise UserError(f"model {name!r} cannot be loaded: no model_index.json in the folder{hint}")
+        raise UserError(f"model {name!r} cannot be loaded: no {PLAIN_INDEX} in the folder{hint}")
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))
         pairs = {k: v for k, v in entries.items() if isinstance(v, list) and len(v) == 2}
     except (ValueError, AttributeError) as error:
-        raise UserError(f"model {name!r}: model_index.json is not JSON as expected") from error
+        raise UserError(f"model {name!r}: {PLAIN_INDEX} is not JSON as expected") from error
     _check_class(name, entries.get("_class_name"))
     found = {}
     for part, (library, cls) in pairs.items():
@@ -155,7 +193,7 @@ def _check_class(name: str, cls: object) -> None:
     """Before gigabytes of weights are read."""
     from stepsampler.models import check_class
 
-    check_class(pipeline_class(f"model {name!r}: model_index.json", cls))
+    check_class(pipeline_class(f"model {name!r}: {PLAIN_INDEX}", cls))
 
 
 def pipeline_class(place: str, name: object) -> Any:

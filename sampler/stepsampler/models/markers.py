@@ -111,7 +111,7 @@ def _heed_edm(pipeline: Any, options: ModelOptions, header: Header) -> None:
         names = [f"edm_vpred.sigma_{end}" for end in ("min", "max")]
         ends = {n[10:]: float(file.get_tensor(n)) for n in names if n in header.tensors}
     scheduler = EDMEulerScheduler(**{**COSXL, **ends}, prediction_type=V)
-    pipeline.register_modules(scheduler=scheduler)
+    put_scheduler(pipeline, scheduler)
 
 
 def _set_prediction(pipeline: Any, prediction_type: str) -> None:
@@ -121,7 +121,7 @@ def _set_prediction(pipeline: Any, prediction_type: str) -> None:
     changed = type(scheduler).from_config(scheduler.config, prediction_type=prediction_type)
     if changed.config.get("prediction_type") != prediction_type:
         raise UserError(f"a {type(scheduler).__name__} has no prediction type that could be set")
-    pipeline.register_modules(scheduler=changed)
+    put_scheduler(pipeline, changed)
 
 
 def _set_zero_snr(pipeline: Any, zero: bool) -> None:
@@ -132,4 +132,12 @@ def _set_zero_snr(pipeline: Any, zero: bool) -> None:
     config = {**scheduler.config, "rescale_betas_zero_snr": zero}
     defaults = [k for k in config.get("_use_default_values", ()) if k != "rescale_betas_zero_snr"]
     changed = type(scheduler).from_config({**config, "_use_default_values": defaults})
-    pipeline.register_modules(scheduler=changed)
+    put_scheduler(pipeline, changed)
+
+
+def put_scheduler(pipeline: Any, scheduler: Any) -> None:
+    """In the place of the pipeline's own; modular pipelines call it otherwise."""
+    if hasattr(pipeline, "update_components"):
+        pipeline.update_components(scheduler=scheduler)
+    else:
+        pipeline.register_modules(scheduler=scheduler)

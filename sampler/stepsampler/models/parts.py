@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from stepsampler.errors import UserError, note
 from stepsampler.support.weights import beginning, read_header
 
+PLAIN_INDEX, MODULAR_INDEX = "model_index.json", "modular_model_index.json"
 # What the libraries raise where files are missing, broken or of another model
 BROKEN = (
     OSError,
@@ -35,6 +36,12 @@ def check_place(what: str, name: str) -> None:
             f"{what} {name!r}: no such folder; give a diffusers folder, a hub id "
             "(owner/name) or the name of a bundled model"
         )
+
+
+def index_of(folder: Path) -> Path | None:
+    """What says of which class a folder's pipeline is: a plain one comes before a modular one."""
+    found = (folder / name for name in (PLAIN_INDEX, MODULAR_INDEX))
+    return next((path for path in found if path.is_file()), None)
 
 
 def check_texts(place: str, folder: Path) -> None:
@@ -65,9 +72,6 @@ def read_part(
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{place} holds no config.json")
-    if quantised := json.loads((folder / "config.json").read_text()).get("quantization_config"):
-        method = quantised.get("quant_method", "a way unknown here")
-        raise UserError(f"{place}: its weights are quantised ({method}), which is not supported")
     network, said = cls.from_pretrained(
         str(folder),
         variant=choose(place, folder, variant),
@@ -90,8 +94,9 @@ def choose(place: str, folder: Path, variant: str | None) -> str | None:
     That which is asked for, the plain ones (as diffusers has it), or the only one.
 
     Raises:
-        UserError: no weights, several variants, or files that are no weights.
+        UserError: no weights, several variants, quantised ones, or files that are no weights.
     """
+    _check_numbers(place, folder / "config.json")
     offers: dict[str | None, Path] = {}
     for path in sorted(folder.glob("*.safetensors*")):
         found = _WEIGHTS.fullmatch(path.name)
@@ -99,8 +104,11 @@ def choose(place: str, folder: Path, variant: str | None) -> str | None:
             offers[found["variant"] or found["sharded"]] = path
     names = ", ".join(sorted(str(offer) for offer in offers if offer))
     if not offers:
-        pickles = sorted(folder.glob("*.bin"))
-        why = f"{pickles[0].name} is a pickle, which can run code" if pickles else "no weights"
+        others = sorted(p for p in folder.glob("*") if p.suffix in (".bin", ".gguf"))
+        why = "no weights"
+        if others:
+            gguf = others[0].suffix == ".gguf"
+            why = f"{others[0].name} is a {'GGUF file' if gguf else 'pickle, which can run code'}"
         raise UserError(f"{place} holds no .safetensors file: {why}")
     if variant in offers:
         chosen = variant
@@ -112,8 +120,21 @@ def choose(place: str, folder: Path, variant: str | None) -> str | None:
         asked = "" if variant is None else f" but not {variant}"
         raise UserError(f"{place} holds its weights as the variants {names}{asked}: choose one")
     for file in _files(place, offers[chosen]):
-        read_header(f"{place}:", file)
+        if quantised := read_header(f"{place}:", file).unsupported:
+            raise UserError(f"{place}: {quantised}")
     return chosen
+
+
+def _check_numbers(place: str, config: Path) -> None:
+    """Refuse weights that a config calls quantised: their libraries may even be missing."""
+    said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    quantised = said.get("quantization_config") if isinstance(said, dict) else None
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise UserError(
+            f"{place}: its weights are quantised ({method or 'a way unknown here'}), which is not "
+            "read from files: load it with diffusers and hand the pipeline to from_pipeline"
+        )
 
 
 def _files(place: str, path: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """How diffusers' pipelines call a guidance scale: the option, and what it is less than our w."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 
@@ -24,6 +25,14 @@ def called(family: str | None, guidance: str) -> Called:
     if family == "flux":  # of dev the distilled scale, of schnell that of two passes
         return PLAIN if guidance == "distilled" else Called("true_cfg_scale")
     return CALLED.get(family or "", PLAIN)
+
+
+def from_zero(packages: Collection[str]) -> bool:
+    """Whether a scale of 0, not 1, is none in pipelines of these packages of diffusers.
+
+    A package is named as the family, with underscores.
+    """
+    return any(call.less and name.replace("-", "_") in packages for name, call in CALLED.items())
 
 
 def sentence(family: str | None, guidance: str, w: float) -> str | None:

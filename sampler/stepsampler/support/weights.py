@@ -43,8 +43,8 @@ _ADAPTERS = (
 )
 _LORA = re.compile(r"[._](lora_(down|up|A|B)|lora\.(down|up)|lora_linear_layer\.(down|up))\b")
 _QUANTISED = re.compile(
-    r"(^|\.)(scaled_fp8|comfy_quant)$|\.(scale_weight|weight_scale|scale_input|absmax|qweight)$"
-    r"|\.quant_state\."
+    r"(^|\.)(scaled_fp8|comfy_quant)$|\.quant_state\.|\.weight\._(data|scale)$"
+    r"|\.(scale_weight|weight_scale|scale_input|absmax|qweight|wscales|SCB)$"
 )
 _CHECKPOINT = ("model.diffusion_model.", "cond_stage_model.", "conditioner.embedders.")
 VAE_PREFIXES = ("first_stage_model.", "vae.")

@@ -17,8 +17,9 @@ from stepsampler.errors import UserError, counted
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import outline, quiet, resolve
 from stepsampler.models.additions import weighted
+from stepsampler.models.loading import is_modular
 from stepsampler.models.markers import check_file
-from stepsampler.models.parts import choose
+from stepsampler.models.parts import PLAIN_INDEX, choose, index_of
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
 from stepsampler.support.sizes import sides
@@ -117,27 +118,40 @@ def _missing_model(model: ModelConfig) -> str | None:
             f"model {name!r}: no such folder, and not in the local Hugging Face cache; the first "
             "run with a network downloads it"
         )
-    index = folder / "model_index.json"
-    if not index.exists():
+    if index_of(folder) is None:
         return f"model {name!r}: {folder} has no model_index.json"
     chosen = set()
-    for part, value in json.loads(index.read_text(encoding="utf-8")).items():
-        known = isinstance(value, list) and value[0] is not None and part.startswith(NETWORKS)
-        if known and not (part == "vae" and model.vae):
-            try:
-                chosen.add(choose(f"model {name!r}: {part}", folder / part, model.variant))
-            except UserError as error:
-                return str(error)
+    try:
+        for part, (at, variant) in _networks(name, folder).items():
+            if not (part == "vae" and model.vae):
+                chosen.add(choose(f"model {name!r}: {part}", at, model.variant or variant))
+    except UserError as error:
+        return str(error)
     if model.variant not in (None, *chosen):
         return f"model {name!r} has no weights of the variant {model.variant}"
     return None
+
+
+def _networks(name: str, folder: Path) -> dict[str, tuple[Path, str | None]]:
+    """Where the weights of each network lie, and which of them a modular index names."""
+    if is_modular(folder):
+        from stepsampler.models.stock.folders import open_modular
+
+        _, found = open_modular(name, folder, local=True)
+        return {k: (each.folder, each.variant) for k, each in found.items() if each.is_network}
+    entries = json.loads((folder / PLAIN_INDEX).read_text(encoding="utf-8"))
+    return {
+        part: (folder / part, None)
+        for part, value in entries.items()
+        if isinstance(value, list) and value[0] is not None and part.startswith(NETWORKS)
+    }
 
 
 def _unfit(config: StudyConfig) -> str | None:
     """What the model itself refuses, or will be refused of its images, as far as configs tell."""
     model, evaluation = config.model, config.evaluation
     folder = local_folder(resolve(model.config or model.id))
-    if folder is None or not (folder / "model_index.json").exists():
+    if folder is None or index_of(folder) is None:
         return None
     try:
         size = outline(model, folder).size

@@ -13,8 +13,9 @@ import torch
 
 from stepsampler.errors import UserError
 from stepsampler.models import check_class
-from stepsampler.models.loading import pipeline_class
+from stepsampler.models.loading import is_modular, pipeline_class
 from stepsampler.models.markers import heed
+from stepsampler.models.parts import MODULAR_INDEX, index_of
 from stepsampler.noise import is_edm, is_flow
 from stepsampler.support.options import of_weights
 from stepsampler.support.pictures import save_png
@@ -70,23 +71,41 @@ def kind_of(config: StudyConfig) -> str:
             raise UserError(f"model.kind must be one of {', '.join(EVERY)}, got {kind!r}")
         return kind
     weights = local_folder(config.model.config or config.model.id)
-    index = weights / "model_index.json" if weights else None
-    if index is None or not index.exists():
+    index = index_of(weights) if weights else None
+    if index is None:
         raise UserError(
             f"model.kind is missing: no folder of {config.model.id!r} says which tiny model to "
             f"dry-run ({', '.join(EVERY)})"
         )
     name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    if name == "FluxPipeline":
-        own = json.loads((index.parent / "transformer" / "config.json").read_text())
+    scheduler = _config(config.model.id, index.parent, "scheduler")
+    modular = is_modular(index.parent)
+    plain = name.replace("Modular", "") if modular else name
+    if plain == "FluxPipeline":
+        own = _config(config.model.id, index.parent, "transformer")
         return "flux-dev" if own.get("guidance_embeds") else "flux-schnell"
     for kind, build in EVERY.items():
-        if type(build()).__name__ == name:
+        if type(build()).__name__ == plain:
             return kind
-    check_class(pipeline_class(f"{index}", name))
-    scheduler = index.parent / "scheduler" / "scheduler_config.json"
-    known = json.loads(scheduler.read_text(encoding="utf-8")) if scheduler.is_file() else {}
-    return ANY_FLOW if is_flow(known) else ANY_DIFFUSION
+    if not modular:
+        check_class(pipeline_class(f"{index}", name))
+    return ANY_FLOW if is_flow(scheduler) else ANY_DIFFUSION
+
+
+def _config(name: str, folder: Path, part: str) -> dict[str, Any]:
+    """Of a component of a model's folder; those of modular pipelines may lie elsewhere."""
+    at = folder / part
+    if is_modular(folder):
+        from stepsampler.models.stock.folders import open_modular
+
+        pipeline, found = open_modular(name, folder, local=True)
+        made = getattr(pipeline, part, None)
+        if made is not None:  # with the pipeline, of a default
+            return dict(made.config)
+        at = found[part].folder if part in found else at
+    files = [at / "scheduler_config.json", at / "config.json"]
+    file = next((file for file in files if file.is_file()), None)
+    return json.loads(file.read_text(encoding="utf-8")) if file else {}
 
 
 def dry_run(
@@ -95,7 +114,7 @@ def dry_run(
     """Load, search, select, test and write in `folder`, with a few images of everything."""
     report("a tiny model", 0, 1, "")
     small = shrunk(config, kind, folder)
-    miniature(config, kind).save_pretrained(folder / "model", safe_serialization=True)
+    miniature(config, kind).save_pretrained(str(folder / "model"), safe_serialization=True)
     with InThisProcess(small, folder / "run") as workers:
         result = run_study(small, folder / "run", workers, NoTracking(), report)
         write(result, small, folder / "run")
@@ -104,23 +123,38 @@ def dry_run(
 
 
 def miniature(config: StudyConfig, kind: str) -> Any:
-    """The tiny pipeline, with the kind of noise that the model's files or the study say."""
+    """The tiny pipeline, with the kind of noise that the model's files or the study say.
+
+    Of a modular pipeline of the same class it is a modular one.
+    """
     import diffusers
 
     pipeline, name = EVERY[kind](), config.model.id
-    header = None
+    header, folder = None, local_folder(name)
     if name.endswith(SUFFIX):
         header = read_header("model", name) if Path(name).is_file() else None
         if header and header.edm == "edm_mean":  # Playground v2.5, whose config says the rest
             pipeline.register_modules(scheduler=diffusers.EDMEulerScheduler())
     else:
-        file = (local_folder(name) or Path()) / "scheduler" / "scheduler_config.json"
-        said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        said = _config(name, folder, "scheduler") if folder else {}
         if is_edm(said) or said.get("rescale_betas_zero_snr"):
             scheduler = getattr(diffusers, said["_class_name"]).from_config(said)
             pipeline.register_modules(scheduler=scheduler)
+        if folder and is_modular(folder):
+            index = json.loads((folder / MODULAR_INDEX).read_text(encoding="utf-8"))
+            cls = getattr(diffusers, index["_class_name"])
+            if cls.__name__.replace("Modular", "") == type(pipeline).__name__:
+                pipeline = as_modular(pipeline, cls)
     heed(pipeline, replace(config.model, config=None), header)
     return pipeline
+
+
+def as_modular(pipeline: Any, cls: Any) -> Any:
+    """A modular pipeline of the class `cls` with the components of a plain one."""
+    made = cls()
+    parts = {k: part for k, part in pipeline.components.items() if part is not None}
+    made.update_components(**{k: part for k, part in parts.items() if k in made.component_names})
+    return made
 
 
 def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:

@@ -177,12 +177,12 @@ def test_parts_that_are_not_sampled_with_may_be_missing(folder):
         (
             "unet/config.json",
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-            "unet: its weights are quantised .bitsandbytes., which is not supported",
+            "unet: its weights are quantised .bitsandbytes., which is not read f",
         ),
         (
             "text_encoder/config.json",
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
-            "text_encoder: its weights are quantised .bitsandbytes., which is not supported",
+            "text_encoder: its weights are quantised .bitsandbytes., which is not read f",
         ),
         ("unet/config.json", {"sample_size": None}, "does not say how large its images are"),
     ],

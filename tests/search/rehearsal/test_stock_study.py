@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import pytest
 
 from stepsampler import UserError
@@ -9,7 +10,8 @@ from stepsampler.grids import from_sigmas
 from stepsampler.models.stock import StockModel
 from stepsearch.config import StudyConfig
 from stepsearch.metrics.evaluator import Evaluator
-from stepsearch.rehearsal.dryrun import dry_run, kind_of, shrunk
+from stepsearch.rehearsal.check import _missing_model, _unfit
+from stepsearch.rehearsal.dryrun import as_modular, dry_run, kind_of, shrunk
 from stepsearch.rehearsal.miniatures import EVERY
 
 
@@ -42,6 +44,38 @@ def test_the_tiny_model_is_of_the_studys_class_or_else_one_with_such_noise(tmp_p
 def test_a_dry_run_on_a_pipeline_that_samples_itself(tmp_path):
     config = settings(model={"kind": "wan"}, baselines={"presets": []})
     assert dry_run(config, "wan", tmp_path).trials == 3
+
+
+def test_a_study_of_a_modular_pipeline_rehearses_on_a_modular_one(tmp_path):
+    folder = tmp_path / "own"
+    pipeline = as_modular(EVERY["z-image"](), diffusers.ZImageModularPipeline)
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+    reference = {"reference": str(tmp_path / "dry" / "reference"), "extractor": "lite0"}
+    model = {"id": str(folder), "size": 32}
+    config = settings(model=model, baselines={"presets": []}, evaluation=reference)
+    assert (kind_of(config), _missing_model(config.model), _unfit(config)) == (
+        "z-image",
+        None,
+        None,
+    )
+    assert dry_run(config, "z-image", tmp_path / "dry").trials == 3
+    assert (tmp_path / "dry" / "model" / "modular_model_index.json").is_file()
+    file = folder / "transformer" / "config.json"
+    said = {"quantization_config": {"quant_method": "torchao"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    assert "transformer: its weights are quantised (torchao)" in _missing_model(config.model)
+
+
+def test_a_modular_pipeline_without_a_tiny_one_has_one_with_such_noise(tmp_path):
+    """Of FLUX.3 the scheduler is made with the pipeline and lies in no folder."""
+    folder = tmp_path / "model"
+    diffusers.Flux3ModularPipeline().save_config(folder)
+    index = json.loads((folder / "modular_model_index.json").read_text())
+    for entry in index.values():
+        if isinstance(entry, list):
+            entry[2] |= {"pretrained_model_name_or_path": str(tmp_path), "subfolder": ""}
+    (folder / "modular_model_index.json").write_text(json.dumps(index))
+    assert kind_of(settings(model={"id": str(folder)})) == "aura-flow"
 
 
 def test_a_study_refuses_a_pipeline_that_takes_other_passes(tmp_path, monkeypatch):

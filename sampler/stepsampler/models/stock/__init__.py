@@ -1,6 +1,5 @@
 """A pipeline that samples itself: called as it is, with a schedule in its scheduler's place."""
 
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,16 +13,16 @@ from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.halves import first_input
 from stepsampler.models.model import Model
 from stepsampler.models.sizes import NO_SIZE
-from stepsampler.models.stock.known import networks, own_rule, packages, why_not
+from stepsampler.models.stock.known import hush, networks, own_rule, packages, read_inputs, why_not
 from stepsampler.models.texts import Limit, Reading, limits
 from stepsampler.noise import read_noise
 from stepsampler.schedule import Schedule
 from stepsampler.scheduler import StepScheduler, plan
+from stepsampler.support.scales import from_zero
 from stepsampler.support.sizes import Size, sides
 
 FRAMES = ("num_frames", "video_length", "frames")  # how pipelines of videos call their number
 SCALES = ("true_cfg_scale", "guidance_scale")  # and the scale of two predictions
-FROM_ZERO = frozenset({"krea2", "z_image"})  # packages where a scale of 0, not 1, is none
 # What pipelines raise where a call, a package or a part of them does not fit
 REFUSALS = (
     AttributeError, ImportError, LookupError, NameError, RuntimeError, TypeError, ValueError,
@@ -56,7 +55,7 @@ class StockModel(Model):
         super().__init__(pipeline, next(iter(nets.values())))
         self.family = family or self.name
         self._nets = list(nets.values())
-        self._inputs = self._read_inputs()
+        self._inputs = read_inputs(pipeline)
         self._frames = next((name for name in FRAMES if name in self._inputs), None)
         if frames is not None and self._frames is None:
             raise UserError(f"a {self.name} makes pictures, which have no frames, got {frames}")
@@ -80,11 +79,6 @@ class StockModel(Model):
     @staticmethod
     def _why_not(pipeline: Any) -> str | None:
         return why_not(type(pipeline))
-
-    def _read_inputs(self) -> dict[str, Any]:
-        """What a call of the pipeline takes, by name, and the defaults."""
-        call = inspect.signature(type(self.pipeline).__call__).parameters
-        return {p.name: p.default for p in call.values()}
 
     def _made(self, options: dict[str, Any]) -> Any:
         """Pictures or videos as the pipeline hands them out."""
@@ -185,7 +179,7 @@ class StockModel(Model):
         if self.guidance == "distilled":
             return None
         if all(step.guidance_scale == 1 for step in schedule.steps):
-            return 0.0 if packages(type(self.pipeline)) & FROM_ZERO else 1.0
+            return 0.0 if from_zero(packages(type(self.pipeline))) else 1.0
         return schedule.steps[0].guidance_scale if self.own_rule else GUIDED
 
     def options(
@@ -227,7 +221,7 @@ class StockModel(Model):
         Raises:
             UserError: the pipeline refuses the call, or makes images of another size.
         """
-        self.pipeline.set_progress_bar_config(disable=True)
+        hush(self.pipeline)
         try:
             with self._counting() as rows:
                 made = self._made(options)

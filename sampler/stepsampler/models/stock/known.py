@@ -107,3 +107,22 @@ def own_rule(cls: Any) -> str | None:
     """What pipelines of a class do for guidance that is no combination of two predictions."""
     rules = [OWN_RULE[package] for package in sorted(packages(cls) & OWN_RULE.keys())]
     return OWN_RULES.get(cls.__name__) or next(iter(rules), None)
+
+
+def read_inputs(pipeline: Any) -> dict[str, Any]:
+    """What a call of a pipeline takes, by name, and the defaults; of a modular one its blocks."""
+    if not hasattr(pipeline, "blocks"):
+        call = inspect.signature(type(pipeline).__call__).parameters
+        return {p.name: p.default for p in call.values()}
+    defaults: dict[str, Any] = pipeline.default_call_parameters
+    return dict.fromkeys(pipeline.blocks.input_names) | defaults
+
+
+def hush(pipeline: Any) -> None:
+    """No progress bars, also of blocks within blocks, which diffusers' own call leaves on."""
+    pipeline.set_progress_bar_config(disable=True)
+    blocks = [pipeline._blocks] if hasattr(pipeline, "_blocks") else []  # `blocks` are a copy
+    for block in blocks:
+        blocks += block.sub_blocks.values()
+        if hasattr(block, "set_progress_bar_config"):
+            block.set_progress_bar_config(disable=True)

@@ -4,6 +4,7 @@ from typing import Any
 
 from stepsampler.models.stock import StockModel
 from stepsampler.models.stock.known import NOT, OTHER
+from stepsampler.support.sizes import Size
 
 OUTPUTS = ("images", "videos")
 
@@ -30,9 +31,11 @@ class ModularModel(StockModel):
             return "its blocks make neither images nor videos"
         return None
 
-    def _read_inputs(self) -> dict[str, Any]:
-        defaults: dict[str, Any] = self.pipeline.default_call_parameters
-        return dict.fromkeys(self.pipeline.blocks.input_names) | defaults
+    def _read_size(self, size: Size | None) -> tuple[int, int]:
+        width, height = (getattr(self.pipeline, f"default_{s}", None) for s in ("width", "height"))
+        if size is None and isinstance(width, int) and isinstance(height, int):
+            return width, height
+        return super()._read_size(size)
 
     def options(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A negative prompt always: blocks take none for one text, not for each."""

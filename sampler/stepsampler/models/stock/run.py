@@ -15,11 +15,10 @@ from torch import Tensor
 from stepsampler.errors import UserError
 from stepsampler.models import families, quiet
 from stepsampler.models.loading import read_pipeline
-from stepsampler.models.stock import FROM_ZERO
-from stepsampler.models.stock.known import networks, packages
+from stepsampler.models.stock.known import hush, networks, packages, read_inputs
 from stepsampler.noise import Noise, is_flow, read_noise
 from stepsampler.support.options import ModelOptions
-from stepsampler.support.scales import Called, called
+from stepsampler.support.scales import Called, called, from_zero
 from stepsampler.support.sizes import Size, sides
 
 TIMES = ("timestep", "timesteps", "t")
@@ -118,13 +117,13 @@ def _other(own: Any, name: str) -> Any:
 def _run(pipeline: Any, steps: int, size: Size | None) -> StockRun:
     calls: list[tuple[float, int]] = []  # since the last step: time and rows
     taken: list[tuple[float, float, int]] = []  # of each step: at, told, passes
-    parameters = inspect.signature(type(pipeline).__call__).parameters
+    inputs = read_inputs(pipeline)
     name = type(pipeline).__name__
     nets = list(networks(pipeline).values())
     if not nets:
         raise UserError(f"the {name} has neither a U-Net nor a transformer")
-    given = _arguments(pipeline, parameters, steps, size)
-    pipeline.set_progress_bar_config(disable=True)
+    given = _arguments(pipeline, inputs, steps, size)
+    hush(pipeline)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(warnings.catch_warnings())
@@ -143,7 +142,12 @@ def _run(pipeline: Any, steps: int, size: Size | None) -> StockRun:
     sigmas = _sigmas(scheduler, [at for at, _, _ in taken])
     distilled = bool(nets[0].config.get("guidance_embeds"))
     scale_name, less = _scale(pipeline, distilled)
-    scale = parameters[scale_name].default if scale_name in parameters else None
+    scale = inputs.get(scale_name)
+    guider = getattr(pipeline, "guider", None)
+    if guider is not None:
+        on = guider._enabled and hasattr(guider, "guidance_scale")
+        scale_name, less = "the guider's guidance_scale", 0.0
+        scale = guider.guidance_scale if on else None
     return StockRun(
         name,
         type(scheduler).__name__,
@@ -172,7 +176,7 @@ def _scale(pipeline: Any, distilled: bool) -> Called:
     known = families().get(cls.__name__)
     if known:
         return called(known.family, "distilled" if distilled else "")
-    return Called("guidance_scale", 1.0 if packages(cls) & FROM_ZERO else 0.0)
+    return Called("guidance_scale", 1.0 if from_zero(packages(cls)) else 0.0)
 
 
 def _noise(config: Any) -> Noise | None:
@@ -182,20 +186,22 @@ def _noise(config: Any) -> Noise | None:
         return None
 
 
-def _arguments(pipeline: Any, parameters: Any, steps: int, size: Size | None) -> dict[str, Any]:
+def _arguments(
+    pipeline: Any, inputs: dict[str, Any], steps: int, size: Size | None
+) -> dict[str, Any]:
     given: dict[str, Any] = {"num_inference_steps": steps}
-    if "prompt" in parameters:
+    if "prompt" in inputs:
         given["prompt"] = PROMPT
-    if "class_labels" in parameters:
+    if "class_labels" in inputs:
         given["class_labels"] = [0]
-    if "output_type" in parameters:
+    if "output_type" in inputs:
         given["output_type"] = "latent"
     if size is not None:
-        if "height" not in parameters:
+        if "height" not in inputs:
             raise UserError(f"--size: the {type(pipeline).__name__} makes images of one size")
         width, height = sides(size)
         given |= {"height": height, "width": width}
-        if "use_resolution_binning" in parameters:
+        if "use_resolution_binning" in inputs:
             given["use_resolution_binning"] = False
     return given
 
