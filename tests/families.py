@@ -9,7 +9,7 @@ from typing import Any
 
 import pipelines
 import torch
-from pipelines import FAMILIES, PROMPTS
+from pipelines import FAMILIES, MOVING, PROMPTS
 
 from stepsampler import Schedule, Step
 from stepsampler.generate import generate, seeded_noise
@@ -65,8 +65,17 @@ STOCK = {
     "flux2-klein": Stock(negative=False),
     "lumina2": Stock(),
     "krea2": Stock(lambda w: {"guidance_scale": w - 1}),
+    "wan": Stock(even=False),
+    "wan-2.2": Stock(even=False),
+    "wan-2.2-5b": Stock(even=False),
 }
-SIZES = {"height": pipelines.SIZE, "width": pipelines.SIZE, "use_resolution_binning": False}
+FRAMES = 5  # of a video
+SIZES = {
+    "height": pipelines.SIZE,
+    "width": pipelines.SIZE,
+    "num_frames": FRAMES,
+    "use_resolution_binning": False,
+}
 
 
 def prepare(name):
@@ -103,7 +112,15 @@ def stock_images(name, pipeline, n, guidance_scale, **options):
         options["latents"] = seeded_noise(SEEDS, shape) * (1 - left).sqrt()
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     call = pipeline(num_inference_steps=n, generator=generators, output_type="pt", **options)
-    return (call.images * 255).round()
+    made = call.frames if name in MOVING else call.images
+    return (made * 255).round()
+
+
+def networks(pipeline):
+    """Of which each step calls one."""
+    names = ("unet", "transformer", "transformer_2")
+    found = [getattr(pipeline, name, None) for name in names]
+    return [net for net in found if net is not None]
 
 
 @contextmanager
@@ -128,25 +145,30 @@ def unguide(name, pipeline, steps):
         both = [*cond, *cond] if isinstance(cond, list) else torch.cat([cond, cond])
         return (both,) if isinstance(output, tuple) else type(output)(sample=both)
 
-    net = getattr(pipeline, "unet", None) or pipeline.transformer
-    handle = net.register_forward_hook(hook)
+    handles = [net.register_forward_hook(hook) for net in networks(pipeline)]
     pipeline.scheduler.step = count
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         pipeline.scheduler.step = take_step
 
 
 @contextmanager
-def counted(net):
-    """Rows of each call of the network."""
+def counted(*nets):
+    """Rows of each call of the networks."""
     rows = []
-    handle = net.register_forward_hook(lambda _net, _args, output: rows.append(len(output[0])))
+
+    def count(_net, _args, output):
+        rows.append(len(output[0]))
+
+    handles = [net.register_forward_hook(count) for net in nets]
     try:
         yield rows
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def stock_schedule(model, n, *guidance):
@@ -164,14 +186,16 @@ def stock_schedule(model, n, *guidance):
 
 
 def our_images(model, schedule, prompts, **options):
+    """Images (n, 3, height, width), or videos (n, frames, 3, height, width)."""
     batches = generate(model, schedule, prompts, SEEDS, **options)
-    return torch.cat([batch.images for batch in batches])
+    return torch.cat([b.images if b.videos is None else b.videos for b in batches])
 
 
 def take(name, pipeline=None, size=None):
     """Our model of a tiny pipeline."""
     size = size or (None if name in UNCONDITIONAL else pipelines.SIZE)
-    return from_pipeline(pipeline or prepare(name), size)
+    frames = FRAMES if name in MOVING else None
+    return from_pipeline(pipeline or prepare(name), size, frames=frames)
 
 
 def short_schedule(model, guidance_scale=1.0, **options):

@@ -31,7 +31,7 @@ class ToyModel(LatentModel):
     def encode(self, texts, negative=False):
         return {"text": torch.full((len(texts), 1), 0.0 if negative else 1.0)}
 
-    def denoiser(self, cond, uncond):
+    def denoiser(self, cond, uncond, boundary=None):
         def denoise(x, step):
             self.calls.append(len(x))
             w = step.guidance_scale

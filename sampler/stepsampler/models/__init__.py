@@ -142,9 +142,10 @@ def from_pipeline(
     elif known is None or stock:
         model = StockModel(pipeline, size, name, frames)
     else:
-        if frames is not None:
+        if frames is not None and not known.videos:
             raise UserError(f"a {cls.__name__} makes pictures, which have no frames, got {frames}")
-        model = known(pipeline, size)
+        options = {"frames": frames} if known.videos else {}
+        model = known(pipeline, size, **options)
     check_vocabularies(pipeline)
     model.read_texts(reading)
     return model

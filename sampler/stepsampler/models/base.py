@@ -18,6 +18,7 @@ from stepsampler.models.pixels import live_pixels, to_pixels
 from stepsampler.models.sizes import Shaped
 from stepsampler.models.texts import Reading
 from stepsampler.noise import read_noise
+from stepsampler.sample import Denoiser
 from stepsampler.schedule import FreeU
 from stepsampler.support.sizes import Size
 
@@ -45,8 +46,9 @@ class LatentModel(Shaped, Model):
 
     def __init__(self, pipeline: Any, size: Size | None = None) -> None:
         self._check_parts(pipeline)
-        unet = getattr(pipeline, "unet", None)
-        super().__init__(pipeline, checked(pipeline.transformer if unet is None else unet))
+        names = ("unet", "transformer", "transformer_2")
+        nets = [getattr(pipeline, name, None) for name in names]
+        super().__init__(pipeline, checked(next(net for net in nets if net is not None)))
         check_conditions(self.net)
         for part in self.networks:
             part.eval().requires_grad_(False)
@@ -172,8 +174,13 @@ class LatentModel(Shaped, Model):
                 raise UserError(f"torch cannot compile the network: {reason}") from error
         return output[:, : x.shape[1]].float()
 
-    def denoiser(self, cond: Condition, uncond: Condition | None) -> GuidedDenoiser:
-        """The network under conditions from `encode`."""
+    def denoiser(
+        self, cond: Condition, uncond: Condition | None, boundary: float | None = None
+    ) -> Denoiser:
+        """The network under conditions from `encode`; where there are two, `boundary` parts them.
+
+        None is the model's own.
+        """
         return GuidedDenoiser(
             self.network,
             self.noise,
@@ -203,6 +210,8 @@ class LatentModel(Shaped, Model):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of shape (n, *shape) -> images, uint8 of shape (n, 3, height, width).
+
+        Of videos (n, frames, 3, height, width).
 
         An image that overflows in float16 is decoded again in float32, and it alone: so that an
         image is the same whatever it is batched with.

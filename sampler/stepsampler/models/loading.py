@@ -87,9 +87,8 @@ def _read_folder(
             raise UserError(f"model {name!r} has no weights of the variant {variant}")
         for part, cls in classes.items():
             passed[part] = read_part(places[part], cls, Path(folder, part), dtype, variant)
-        return DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **passed
-        )
+        own = _own_class(Path(folder))
+        return own.from_pretrained(folder, dtype=dtype, use_safetensors=True, **passed)
     except BROKEN as error:
         asked = "" if variant is None else f" in the variant {variant}"
         raise UserError(f"model {name!r} cannot be loaded{asked}: {reason(error)}") from error
@@ -103,7 +102,6 @@ def read_outline(options: ModelOptions, folder: Path) -> Any:
         UserError: as for the pipeline itself.
     """
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from diffusers import DiffusionPipeline
 
     passed: dict[str, Any] = dict.fromkeys(NEEDLESS)
     try:
@@ -113,7 +111,7 @@ def read_outline(options: ModelOptions, folder: Path) -> Any:
                     passed[part] = cls(cls.config_class.from_pretrained(folder / part))
                 else:
                     passed[part] = cls.from_config(cls.load_config(folder / part))
-        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **passed)
+        pipeline = _own_class(folder).from_pretrained(folder, use_safetensors=True, **passed)
     except BROKEN as error:
         raise UserError(f"model {options.id!r} cannot be loaded: {reason(error)}") from error
     heed(pipeline, options)
@@ -156,6 +154,14 @@ def _check_class(name: str, cls: object) -> None:
     from stepsampler.models import check_class
 
     check_class(pipeline_class(f"model {name!r}: model_index.json", cls))
+
+
+def _own_class(folder: Path) -> Any:
+    """That which the folder names: `DiffusionPipeline` itself would read components which a class
+    may lack, as Wan's networks, once more and take these, whatever it is passed.
+    """
+    index = folder / "model_index.json"
+    return pipeline_class(f"{index}", json.loads(index.read_text(encoding="utf-8"))["_class_name"])
 
 
 def pipeline_class(place: str, name: object) -> Any:

@@ -108,8 +108,11 @@ class Limit:
     count: Callable[[Sequence[str]], list[int]]
 
 
-def limits(pipeline: Any) -> list[Limit]:
-    """Of every text encoder: CLIP's own length, of others that at which the pipeline cuts."""
+def limits(pipeline: Any, most_tokens: int | None = None) -> list[Limit]:
+    """Of every text encoder: CLIP's own length, of others that at which the pipeline cuts.
+
+    `most_tokens` is that length where `encode_prompt` has another one by default.
+    """
     found = []
     for name, tokenizer in pipeline.components.items():
         encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
@@ -119,7 +122,8 @@ def limits(pipeline: Any) -> list[Limit]:
         if kind == "CLIP":
             most = int(tokenizer.model_max_length)
         else:
-            most = signature(pipeline.encode_prompt).parameters["max_sequence_length"].default
+            known = signature(pipeline.encode_prompt).parameters
+            most = most_tokens or known["max_sequence_length"].default
         found.append(Limit(kind, most, _counter(pipeline, tokenizer)))
     return found
 

@@ -78,6 +78,7 @@ class Subject:
     reference: Reference
     identity: str  # digest of model, reference and prompts
     guidance: str  # of the model: classifier-free or distilled
+    boundary: float | None = None  # of the model, between two networks
     notes: Sequence[str] = ()  # what a user should know of how prompts are read
 
 
@@ -279,6 +280,7 @@ def _describe() -> Subject:
         evaluator.reference,
         evaluator.identity,
         model.guidance,
+        model.experts.boundary,
         evaluator.notes,
     )
 

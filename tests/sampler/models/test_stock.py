@@ -25,7 +25,7 @@ from stepsearch.rehearsal.miniatures.stock import hunyuan_image, lumina
 
 SEEDS = (0, 1, 2)
 NEGATIVE = ["a bad one"] * 3
-FRAMES = {"latte": 2, "ltx": 9, "mochi": 7, "wan": 5}
+FRAMES = {"latte": 2, "ltx": 9, "mochi": 7}
 W = 6.0
 LESS = {"kandinsky3": 1.0}  # so much less than our w its own scale is, above 1
 
@@ -91,10 +91,12 @@ def test_an_unguided_step_costs_one_pass_and_is_unguided(name):
     assert (first - plain).abs().max() >= 1
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "sdxl", "z-image", "qwen-image", "flux-dev"])
+@pytest.mark.parametrize(
+    "name", ["stable-diffusion", "sdxl", "z-image", "qwen-image", "flux-dev", "wan"]
+)
 def test_a_family_of_our_own_loop_may_be_left_to_its_pipeline(name):
     own = take(name)
-    stock = from_pipeline(prepare(name), pipelines.SIZE, stock=True)
+    stock = from_pipeline(prepare(name), pipelines.SIZE, stock=True, frames=own.frames)
     assert stock.spec == own.spec  # a schedule is for both
     first = own.noise.sigma_max
     sigmas, scales = [first, 0.6 * first, 0.2 * first], [4.0, 3.0, 1.0]
@@ -164,17 +166,17 @@ def test_a_distilled_scale_is_told_as_the_network_wants_it():
     assert model.passes(schedule) == schedule.passes == 2
 
 
-def test_of_a_video_an_image_is_the_middle_frame(capsys):
-    model = model_of("wan")
+def test_of_a_video_an_image_is_the_middle_frame():
+    model = model_of("ltx")
     own_images(model, 2, W)
     schedule = its_schedule(model, W, W)
-    made = our_images(model, schedule, PROMPTS, negative_prompts=NEGATIVE)
-    assert made.shape == (3, 3, 32, 32)
-    assert capsys.readouterr().err.count("note: an image is the middle frame of its video") == 1
-    pipeline = model.pipeline
-    video = pipeline(**model.options(PROMPTS, SEEDS, NEGATIVE, 2, W)).frames
-    middle = torch.from_numpy(video[:, 2]).movedim(-1, 1) * 255
-    torch.testing.assert_close(made.float(), middle.round(), atol=1.0, rtol=0)
+    (made,) = generate(model, schedule, PROMPTS, SEEDS, negative_prompts=NEGATIVE)
+    assert (model.frames, made.videos.shape) == (9, (3, 9, 3, 32, 32))
+    assert torch.equal(made.images, made.videos[:, 4])
+    video = model.pipeline(**model.options(PROMPTS, SEEDS, NEGATIVE, 2, W)).frames
+    theirs = torch.from_numpy(video).movedim(-1, 2) * 255
+    torch.testing.assert_close(made.videos.float(), theirs.round(), atol=1.0, rtol=0)
+    assert from_pipeline(VIDEOS["ltx"](), 32).frames == 161, "the pipeline's own default"
 
 
 def test_where_guidance_is_the_pipelines_own_its_scale_is_one_for_all_steps():

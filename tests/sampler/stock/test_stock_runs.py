@@ -32,8 +32,8 @@ TABLES = [  # schedulers with betas: those that keep sigmas, and those that do n
 def really(pipeline, size):
     """Times that the network is told in a whole call."""
     told = []
-    network = getattr(pipeline, "unet", None) or pipeline.transformer
-    named = signature(type(network).forward)
+    networks = families.networks(pipeline)
+    named = signature(type(networks[0]).forward)
 
     def note(net, args, kwargs):
         bound = named.bind(net, *args, **kwargs).arguments
@@ -46,10 +46,11 @@ def really(pipeline, size):
         options["prompt"] = "a photo"
     if "class_labels" in known:
         options["class_labels"] = [0]
-    hook = network.register_forward_pre_hook(note, with_kwargs=True)
+    hooks = [net.register_forward_pre_hook(note, with_kwargs=True) for net in networks]
     with torch.no_grad():
         pipeline(num_inference_steps=STEPS, **options)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     return told
 
 

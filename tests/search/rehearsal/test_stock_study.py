@@ -40,8 +40,8 @@ def test_the_tiny_model_is_of_the_studys_class_or_else_one_with_such_noise(tmp_p
 
 
 def test_a_dry_run_on_a_pipeline_that_samples_itself(tmp_path):
-    config = settings(model={"kind": "wan"}, baselines={"presets": []})
-    assert dry_run(config, "wan", tmp_path).trials == 3
+    config = settings(model={"kind": "ltx"}, baselines={"presets": []})
+    assert dry_run(config, "ltx", tmp_path).trials == 3
 
 
 def test_a_study_refuses_a_pipeline_that_takes_other_passes(tmp_path, monkeypatch):

@@ -23,12 +23,13 @@ from stepsearch.rehearsal.miniatures.parts import autoencoder
 from stepsearch.rehearsal.miniatures.stock import STOCK
 from stepsearch.rehearsal.miniatures.transformers import dit, pixart_alpha, pixart_sigma
 from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, sdxl, stable_diffusion
-from stepsearch.rehearsal.miniatures.videos import VIDEOS
+from stepsearch.rehearsal.miniatures.videos import VIDEOS, wan
 
 __all__ = [
     "BETAS",
     "EVERY",
     "FAMILIES",
+    "MOVING",
     "STOCK",
     "VIDEOS",
     "autoencoder",
@@ -48,6 +49,7 @@ __all__ = [
     "sd3",
     "sdxl",
     "stable_diffusion",
+    "wan",
     "z_image",
 ]
 
@@ -70,5 +72,9 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "flux2-klein": flux2_klein,
     "lumina2": lumina2,
     "krea2": krea2,
+    "wan": wan,
+    "wan-2.2": functools.partial(wan, 0.875),
+    "wan-2.2-5b": functools.partial(wan, None, True),
 }
 EVERY = FAMILIES | STOCK | VIDEOS
+MOVING = frozenset({*VIDEOS, "wan", "wan-2.2", "wan-2.2-5b"})  # which make videos
