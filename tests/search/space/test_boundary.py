@@ -10,7 +10,9 @@ from stepsampler import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.models import from_pipeline
 from stepsampler.noise import FlowSchedule
+from stepsearch.config import StudyConfig
 from stepsearch.config.space import SpaceConfig
+from stepsearch.rivals.baselines import published
 from stepsearch.space.box import SearchSpace
 from stepsearch.space.check import check_box
 
@@ -77,6 +79,16 @@ def test_a_model_that_cannot_have_it_refuses_it(pipeline, boundary, message):
         check_box(config, from_pipeline(pipeline(), 32))
     with pytest.raises(ValueError, match="boundary: low must be above 0, got -0.1"):
         SpaceConfig(num_steps=3, passes=6, boundary=(-0.1, 0.5))
+
+
+def test_a_preset_for_two_networks_is_no_baseline_of_a_model_with_one():
+    data = {"name": "p", "space": {"num_steps": 2, "passes": 4}}
+    config = StudyConfig.model_validate(data)
+    assert not published(config, SPEC)
+    assert [c.name for c in published(config, SPEC, two=True)] == ["wan22-lightning-4"]
+    named = StudyConfig.model_validate(data | {"baselines": {"presets": ["wan22-lightning-4"]}})
+    with pytest.raises(UserError, match="wan22-lightning-4 is for two networks, the model has one"):
+        published(named, SPEC)
 
 
 def test_a_model_with_two_networks_takes_it():
