@@ -71,6 +71,8 @@ class ToyReference:
 class ToyEvaluator:
     negative_prompt, judge, identity = "", None, "toy"
 
+    frames = 1  # of a video
+
     def __init__(self, cache=None, batch_size=4):
         self.model, self.extractor, self.reference = ToyModel(), ToyExtractor(), ToyReference()
         self.batch_size, self.cache = batch_size, cache

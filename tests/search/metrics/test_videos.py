@@ -17,6 +17,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.engine.study import finished, open_study, schedule_of
 from stepsearch.metrics.distance import score
 from stepsearch.metrics.evaluator import Evaluator, check_frames, observe
+from stepsearch.polish.objective import Objective
 from stepsearch.rehearsal.check import missing
 from stepsearch.rehearsal.dryrun import dry_run, kind_of, shrunk
 
@@ -158,3 +159,14 @@ def test_a_dry_run_of_two_networks_searches_where_one_takes_over(tmp_path):
 def test_a_folder_says_which_of_them_it_is(kind, tmp_path):
     FAMILIES[kind]().save_pretrained(tmp_path)
     assert kind_of(settings(model={"id": str(tmp_path)})) == kind
+
+
+def test_a_polish_goes_by_the_middle_frame_and_refuses_more(folder):
+    plain = evaluator(folder)
+    latents = torch.zeros(2, *plain.model.shape)
+    live = plain.model.live_images(latents)
+    expected = plain.model.decode(latents)
+    assert expected.shape == (2, 5, 3, 32, 32)
+    torch.testing.assert_close(live, expected[:, 2].float(), atol=1.0, rtol=0)
+    with pytest.raises(UserError, match="evaluation.video_frames must be 1, got 3"):
+        Objective(evaluator(folder, video_frames=3), 0.0)
