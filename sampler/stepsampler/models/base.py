@@ -47,8 +47,10 @@ class LatentModel(Shaped, Model):
     def __init__(self, pipeline: Any, size: Size | None = None) -> None:
         self._check_parts(pipeline)
         names = ("unet", "transformer", "transformer_2")
-        nets = [getattr(pipeline, name, None) for name in names]
-        super().__init__(pipeline, checked(next(net for net in nets if net is not None)))
+        found = [getattr(pipeline, name, None) for name in names]
+        nets = [checked(net) for net in found if net is not None]
+        super().__init__(pipeline, nets[0])
+        self.nets = nets
         check_conditions(self.net)
         for part in self.networks:
             part.eval().requires_grad_(False)
@@ -143,7 +145,7 @@ class LatentModel(Shaped, Model):
         return noise
 
     def compile(self) -> None:
-        """Have torch compile `net` at its next call: a minute, then faster calls.
+        """Have torch compile `nets` at their next calls: a minute, then faster calls.
 
         Free-U changes attributes that a compiled network has as constants, and gradients through
         one are not to be trusted (some were lost): both take the network as it was.
@@ -153,7 +155,8 @@ class LatentModel(Shaped, Model):
         if hasattr(self.net, "enable_freeu"):  # leaves attributes that it would have to ask for
             self.net.enable_freeu(1.0, 1.0, 1.0, 1.0)
             self.net.disable_freeu()
-        self.net.compile(options={"freezing": True})  # weights as constants, packed once
+        for net in self.nets:
+            net.compile(options={"freezing": True})  # weights as constants, packed once
         self.compiled = True
 
     def network(self, x: Tensor, time: float, condition: Condition) -> Tensor:

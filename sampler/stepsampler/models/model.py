@@ -19,11 +19,11 @@ from stepsampler.support.sizes import Size, size_of
 class Model(ABC):
     """A diffusers pipeline and what is known of it.
 
-    `net` is the U-Net or transformer, `shape` that of one latent, or of one image where the
-    pipeline samples, (channels, height, width); that of a video's latent is (channels, frames,
-    height, width). The pipeline stays on the devices where it is:
-    offloading and device maps are left to diffusers. `compiled` is true after `compile`, and where
-    the network came compiled.
+    `net` is the U-Net or transformer, or the first of `nets`; `shape` that of one latent, or of one
+    image where the pipeline samples, (channels, height, width); that of a video's latent is
+    (channels, frames, height, width). The pipeline stays on the devices where it is: offloading and
+    device maps are left to diffusers. `compiled` is true after `compile`, and where the network
+    came compiled.
     """
 
     family: str
@@ -40,6 +40,7 @@ class Model(ABC):
 
     pipeline: Any
     net: Any
+    nets: list[Any]  # of which a step calls one
     noise: Noise
     prediction_type: str
     shape: tuple[int, ...]
@@ -80,7 +81,7 @@ class Model(ABC):
 
     @abstractmethod
     def compile(self) -> None:
-        """Have torch compile `net` at its next call."""
+        """Have torch compile `nets` at their next calls."""
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:

@@ -55,7 +55,7 @@ class StockModel(Model):
             raise UserError(f"the {self.name} has neither a U-Net nor a transformer")
         super().__init__(pipeline, next(iter(nets.values())))
         self.family = family or self.name
-        self._nets = list(nets.values())
+        self.nets = list(nets.values())
         self._inputs = self._read_inputs()
         self._frames = next((name for name in FRAMES if name in self._inputs), None)
         if frames is not None and self._frames is None:
@@ -65,7 +65,7 @@ class StockModel(Model):
         default = self._inputs.get(self._frames or "")
         self.frames = frames or (default if isinstance(default, int) else None)
         self.own_rule = own_rule(cls)
-        if any(net.config.get("guidance_embeds") for net in self._nets):
+        if any(net.config.get("guidance_embeds") for net in self.nets):
             self.guidance = "distilled"
         width, height = self._read_size(size)
         self.shape = (3, height, width)
@@ -134,7 +134,7 @@ class StockModel(Model):
         return f" stock {self._asked or ''}"
 
     def compile(self) -> None:
-        for net in self._nets:
+        for net in self.nets:
             net.compile()
         self.compiled = True
 
@@ -226,7 +226,7 @@ class StockModel(Model):
         """
         self.pipeline.set_progress_bar_config(disable=True)
         try:
-            with counting(self._nets) as rows:
+            with counting(self.nets) as rows:
                 made = self._made(options)
         except REFUSALS as error:
             if isinstance(error, UserError) or is_out_of_memory(error):
