@@ -36,7 +36,8 @@ class Stock:
     """`scale` gives the options for our w.
 
     `doubles`: guidance takes a second pass. `negative`: the call takes negative prompts. `even`:
-    the pipeline of a flow hands evenly spaced levels to its scheduler.
+    the pipeline of a flow hands evenly spaced levels to its scheduler. `alone`: a prompt of a batch
+    changes the images of the others, so that each is asked for by itself.
     """
 
     scale: Callable[[float], dict[str, Any]] = plain
@@ -44,6 +45,7 @@ class Stock:
     negative: bool = True
     even: bool = True
     cond_first: bool = False  # of the halves of a doubled batch
+    alone: bool = False
 
 
 STOCK = {
@@ -68,6 +70,15 @@ STOCK = {
     "wan": Stock(even=False),
     "wan-2.2": Stock(even=False),
     "wan-2.2-5b": Stock(even=False),
+    "hunyuan-image": Stock(),
+    "hunyuan-image-distilled": Stock(
+        lambda w: {"distilled_guidance_scale": w}, doubles=False, negative=False
+    ),
+    "cogview4": Stock(even=False, alone=True),
+    "aura-flow": Stock(even=False),
+    "hunyuan-dit": Stock(),
+    "kolors": Stock(),
+    "ltx": Stock(),
 }
 FRAMES = 5  # of a video
 SIZES = {
@@ -94,23 +105,38 @@ def prepare(name):
 
 def stock_images(name, pipeline, n, guidance_scale, **options):
     """The stock pipeline's images of `PROMPTS`, with the noise that we give the seeds; 0 to 255."""
+    if not STOCK[name].alone:
+        return _stock_images(name, pipeline, n, guidance_scale, SEEDS, **options)
+    images, lists = [], {k: v for k, v in options.items() if isinstance(v, list)}
+    for k, seed in enumerate(SEEDS):
+        own = {"prompt": [PROMPTS[k]], **{key: [value[k]] for key, value in lists.items()}}
+        images.append(_stock_images(name, pipeline, n, guidance_scale, [seed], **options | own))
+    return torch.cat(images)
+
+
+def _stock_images(name, pipeline, n, guidance_scale, seeds, **options):
     known = signature(pipeline.__call__).parameters
     sizes = {key: options.pop(key, value) for key, value in SIZES.items()}
     shape = (4, sizes["height"] // 2, sizes["width"] // 2)
     sizes = {key: value for key, value in sizes.items() if key in known}
     options = {**STOCK[name].scale(guidance_scale), **sizes, **options}
+    scale = options.get("guidance_scale")
+    if scale is not None and "guidance_scale" not in known:  # a guider has it
+        del options["guidance_scale"]
+        pipeline.guider = pipeline.guider.new(guidance_scale=scale)
     if name in UNCONDITIONAL:
-        options["batch_size"] = len(SEEDS)
+        options["batch_size"] = len(seeds)
     elif name == "dit":
         options["class_labels"] = [2, 0, 999]
     else:
-        options["prompt"] = PROMPTS
+        options.setdefault("prompt", PROMPTS)
     options = copy.deepcopy(options)  # Z-Image writes into the lists
-    if name in ("stable-diffusion", "sdxl"):  # at their last timestep there is still some signal
+    # at their last timestep there is still some signal
+    if name in ("stable-diffusion", "sdxl", "kolors"):
         pipeline.scheduler.set_timesteps(n)
         left = pipeline.scheduler.alphas_cumprod[int(pipeline.scheduler.timesteps[0])]
-        options["latents"] = seeded_noise(SEEDS, shape) * (1 - left).sqrt()
-    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+        options["latents"] = seeded_noise(seeds, shape) * (1 - left).sqrt()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     call = pipeline(num_inference_steps=n, generator=generators, output_type="pt", **options)
     made = call.frames if name in MOVING else call.images
     return (made * 255).round()
@@ -129,7 +155,7 @@ def unguide(name, pipeline, steps):
     step, under, take_step = [0], [], pipeline.scheduler.step
 
     def count(*args, **kwargs):
-        step[0] += 1
+        step[0] = (step[0] + 1) % len(pipeline.scheduler.timesteps)
         under.clear()
         return take_step(*args, **kwargs)
 
@@ -137,7 +163,7 @@ def unguide(name, pipeline, steps):
         if step[0] not in steps:
             return None
         values = output[0]
-        if len(values) == len(SEEDS):  # two calls, that under the prompt first
+        if STOCK[name].alone or len(values) == len(SEEDS):  # two calls, under the prompt first
             under.append(output)
             return under[0]
         halves = values[: len(SEEDS)], values[len(SEEDS) :]

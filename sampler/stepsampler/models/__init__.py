@@ -139,7 +139,7 @@ def from_pipeline(
 
     if _is_modular(pipeline):
         model: Model = ModularModel(pipeline, size, name, frames)
-    elif known is None or stock:
+    elif known is None or stock or not known.samples(pipeline):
         model = StockModel(pipeline, size, name, frames)
     else:
         if frames is not None and not known.videos:

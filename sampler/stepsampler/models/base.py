@@ -60,6 +60,11 @@ class LatentModel(Shaped, Model):
         self._read_scheduler(pipeline.scheduler.config)
         self._encoded: OrderedDict[tuple[str, bool], Condition] = OrderedDict()
 
+    @classmethod
+    def samples(cls, pipeline: Any) -> bool:
+        """Whether our own loop can; a pipeline of which it cannot samples itself."""
+        return True
+
     def read_texts(self, reading: Reading) -> None:
         super().read_texts(reading)
         self._encoded.clear()

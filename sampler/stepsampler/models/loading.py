@@ -135,18 +135,32 @@ def _parts(name: str, folder: Path) -> dict[str, Any]:
     _check_class(name, entries.get("_class_name"))
     found = {}
     for part, (library, cls) in pairs.items():
-        if library in ("diffusers", "transformers") and part not in NEEDLESS:
-            module = importlib.import_module(library)
+        module = None if part in NEEDLESS else _module(library)
+        if module is not None:
             known = getattr(module, str(cls), None)
             if known is None:
                 raise UserError(
-                    f"model {name!r}: its {part} is a {cls}, which {library} {module.__version__} "
-                    "does not have"
+                    f"model {name!r}: its {part} is a {cls}, which {_release(library)} does not "
+                    "have"
                 )
             check_texts(f"model {name!r}: {part}", folder / part)
             if isinstance(known, type) and issubclass(known, torch.nn.Module):
                 found[part] = known
     return found
+
+
+def _module(library: object) -> Any:
+    """Where a part's class lives, which may be a package of pipelines (Kolors); else None."""
+    if library in ("diffusers", "transformers"):
+        return importlib.import_module(str(library))
+    import diffusers.pipelines
+
+    return getattr(diffusers.pipelines, library, None) if isinstance(library, str) else None
+
+
+def _release(library: str) -> str:
+    name = library if library == "transformers" else "diffusers"
+    return f"{name} {importlib.import_module(name).__version__}"
 
 
 def _check_class(name: str, cls: object) -> None:

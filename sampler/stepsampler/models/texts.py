@@ -87,7 +87,7 @@ def check_vocabularies(pipeline: Any) -> None:
         encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
         if not name.startswith("tokenizer") or tokenizer is None or encoder is None:
             continue
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor of images and texts
+        tokenizer = _tokenizer(tokenizer)
         words, wanted = len(tokenizer), encoder.get_input_embeddings().num_embeddings
         if words < wanted / 2:
             raise UserError(
@@ -139,8 +139,14 @@ def chat(tokenizer: Any, prompt: str) -> str:
     return up_to(prompt, tokenizer.apply_chat_template(messages, tokenize=False))
 
 
+def _tokenizer(part: Any) -> Any:
+    """The part itself, or that of a processor of images and texts."""
+    inner = getattr(part, "tokenizer", part)
+    return inner if callable(inner) else part  # ChatGLM's has words in one that is not
+
+
 def _counter(pipeline: Any, tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor of images and texts
+    tokenizer = _tokenizer(tokenizer)
 
     def count(texts: Sequence[str]) -> list[int]:
         found: list[int] = []

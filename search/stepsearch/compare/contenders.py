@@ -120,6 +120,15 @@ class OnStock:
                 f"--stock: a {type(model.pipeline).__name__} by itself takes no negative prompt, "
                 f"got {negative_prompt!r}"
             )
+        if (
+            guidance_scale is not None
+            and "guidance_scale" not in known
+            and isinstance(model, LatentModel)
+        ):
+            raise UserError(
+                f"--stock: a call of a {type(model.pipeline).__name__} takes no guidance_scale, "
+                f"got {guidance_scale:g}"
+            )
         self.model, self.guidance_scale = model, guidance_scale
         self.negative_prompt = negative_prompt
         self.steps: int | None = steps

@@ -36,7 +36,12 @@ from stepsearch.report.summary import write, write_sheet
 from stepsearch.rivals.placement import ANY_MODEL
 
 # For pipelines that sample themselves and have no tiny model of their own class
-ANY_FLOW, ANY_DIFFUSION = "aura-flow", "hunyuan-dit"
+ANY_FLOW, ANY_DIFFUSION = "bria", "latte"
+# Classes of two kinds, of which the second has guidance distilled into its network
+DISTILLED = {
+    "FluxPipeline": ("flux-schnell", "flux-dev"),
+    "HunyuanImagePipeline": ("hunyuan-image", "hunyuan-image-distilled"),
+}
 FRAMES = 5  # of a tiny video
 PIXELS = ("ddpm", "ddim")  # kinds that have one size only
 SIZE = 32
@@ -78,13 +83,13 @@ def kind_of(config: StudyConfig) -> str:
         )
     said = json.loads(index.read_text(encoding="utf-8"))
     name = said["_class_name"]
-    if name == "FluxPipeline":
-        own = json.loads((index.parent / "transformer" / "config.json").read_text())
-        return "flux-dev" if own.get("guidance_embeds") else "flux-schnell"
     if name == "WanPipeline" and said.get("boundary_ratio") is not None:
         return "wan-2.2"
     if name == "WanPipeline" and said.get("expand_timesteps"):
         return "wan-2.2-5b"
+    if name in DISTILLED:
+        own = json.loads((index.parent / "transformer" / "config.json").read_text())
+        return DISTILLED[name][bool(own.get("guidance_embeds"))]
     for kind, build in EVERY.items():
         if type(build()).__name__ == name:
             return kind

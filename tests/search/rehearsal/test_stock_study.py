@@ -20,14 +20,14 @@ def settings(**sections):
 
 
 def test_the_tiny_model_is_of_the_studys_class_or_else_one_with_such_noise(tmp_path):
-    for kind in ("cogview4", "latte"):
+    for kind in ("ovis-image", "kandinsky3"):
         folder = tmp_path / kind
         EVERY[kind]().save_pretrained(folder)
         config = settings(model={"id": str(folder)})
         assert kind_of(config) == kind
         index = json.loads((folder / "model_index.json").read_text())
         for cls, other in (
-            ("AllegroPipeline", "aura-flow" if kind == "cogview4" else "hunyuan-dit"),
+            ("AllegroPipeline", "bria" if kind == "ovis-image" else "latte"),
             ("StableDiffusionInpaintPipeline", None),
             ("FoxPipeline", None),
         ):
@@ -45,11 +45,11 @@ def test_a_dry_run_on_a_pipeline_that_samples_itself(tmp_path):
 
 
 def test_a_study_refuses_a_pipeline_that_takes_other_passes(tmp_path, monkeypatch):
-    config = shrunk(settings(model={"kind": "aura-flow"}), "aura-flow", tmp_path)
-    EVERY["aura-flow"]().save_pretrained(tmp_path / "model")
+    config = shrunk(settings(model={"kind": "bria"}), "bria", tmp_path)
+    EVERY["bria"]().save_pretrained(tmp_path / "model")
     evaluator = Evaluator(config, tmp_path / "cache")
     call = StockModel.call
     monkeypatch.setattr(StockModel, "call", lambda *given: (call(*given)[0], call(*given)[1] + 1))
     schedule = from_sigmas([1.0, 0.5], 0.0, [3.0, 1.0], 1, "ddim", evaluator.model.spec)
-    with pytest.raises(UserError, match="AuraFlowPipeline takes 4 network passes where the sch"):
+    with pytest.raises(UserError, match="BriaPipeline takes 4 network passes where the sch"):
         evaluator.measure(schedule, range(2))

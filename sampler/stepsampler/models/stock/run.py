@@ -45,7 +45,10 @@ class StockStep:
 
 @dataclass(frozen=True)
 class StockRun:
-    """All steps of an image; `scale` is the pipeline's own number, None where it has none."""
+    """All steps of an image; `scale` is the pipeline's own number, None where it has none.
+
+    From step `projected` on, where there is one, its guider guides by another rule.
+    """
 
     pipeline: str
     scheduler: str
@@ -56,6 +59,7 @@ class StockRun:
     less: float  # than w
     distilled: bool
     steps: tuple[StockStep, ...]
+    projected: int | None = None
 
     @property
     def passes(self) -> int:
@@ -144,6 +148,10 @@ def _run(pipeline: Any, steps: int, size: Size | None) -> StockRun:
     distilled = bool(nets[0].config.get("guidance_embeds"))
     scale_name, less = _scale(pipeline, distilled)
     scale = parameters[scale_name].default if scale_name in parameters else None
+    guider = pipeline.components.get("guider")
+    if guider is not None and not distilled:
+        scale = guider.config.get("guidance_scale")
+    after = guider and guider.config.get("adaptive_projected_guidance_start_step")
     return StockRun(
         name,
         type(scheduler).__name__,
@@ -164,6 +172,7 @@ def _run(pipeline: Any, steps: int, size: Size | None) -> StockRun:
             )
             for i, (at, told, rows) in enumerate(taken)
         ),
+        None if after is None or distilled or after + 1 >= len(taken) else after + 1,
     )
 
 
@@ -214,7 +223,7 @@ class _Answer(tuple[Any, ...]):
 def _answering(network: Any, calls: list[tuple[float, int]]) -> Iterator[None]:
     """Zeros of the shape of the input instead of a network's outputs."""
     signature = inspect.signature(type(network).forward)
-    wide = network.config.get("out_channels")
+    wide = network.config.get("out_channels") or getattr(network, "out_channels", None)
 
     def answer(*args: Any, **options: Any) -> _Answer:
         bound = signature.bind(network, *args, **options).arguments

@@ -10,6 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from stepsearch.rehearsal.miniatures.flows import flux, sana, sd3
+from stepsearch.rehearsal.miniatures.later import (
+    aura_flow,
+    cogview4,
+    hunyuan_dit,
+    hunyuan_image,
+)
 from stepsearch.rehearsal.miniatures.newer import (
     chroma,
     flux2,
@@ -22,8 +28,8 @@ from stepsearch.rehearsal.miniatures.newer import (
 from stepsearch.rehearsal.miniatures.parts import autoencoder
 from stepsearch.rehearsal.miniatures.stock import STOCK
 from stepsearch.rehearsal.miniatures.transformers import dit, pixart_alpha, pixart_sigma
-from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, sdxl, stable_diffusion
-from stepsearch.rehearsal.miniatures.videos import VIDEOS, wan
+from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, kolors, sdxl, stable_diffusion
+from stepsearch.rehearsal.miniatures.videos import VIDEOS, ltx, wan
 
 __all__ = [
     "BETAS",
@@ -32,15 +38,21 @@ __all__ = [
     "MOVING",
     "STOCK",
     "VIDEOS",
+    "aura_flow",
     "autoencoder",
     "chroma",
+    "cogview4",
     "ddim",
     "ddpm",
     "dit",
     "flux",
     "flux2",
     "flux2_klein",
+    "hunyuan_dit",
+    "hunyuan_image",
+    "kolors",
     "krea2",
+    "ltx",
     "lumina2",
     "pixart_alpha",
     "pixart_sigma",
@@ -75,6 +87,13 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "wan": wan,
     "wan-2.2": functools.partial(wan, 0.875),
     "wan-2.2-5b": functools.partial(wan, None, True),
+    "hunyuan-image": hunyuan_image,
+    "hunyuan-image-distilled": functools.partial(hunyuan_image, True),
+    "cogview4": cogview4,
+    "aura-flow": aura_flow,
+    "hunyuan-dit": hunyuan_dit,
+    "kolors": kolors,
+    "ltx": ltx,
 }
 EVERY = FAMILIES | STOCK | VIDEOS
-MOVING = frozenset({*VIDEOS, "wan", "wan-2.2", "wan-2.2-5b"})  # which make videos
+MOVING = frozenset({*VIDEOS, "ltx", "wan", "wan-2.2", "wan-2.2-5b"})  # which make videos

@@ -40,7 +40,7 @@ def ltx() -> Any:
         encoder_causal=True,
         decoder_causal=False,
     )
-    scheduler = flow(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05)
+    scheduler = flow(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1)
     return LTXPipeline(scheduler, vae, t5_encoder(tokenizer), tokenizer, transformer)
 
 
@@ -142,6 +142,5 @@ def latte() -> Any:
 
 VIDEOS: dict[str, Callable[..., Any]] = {
     "latte": latte,
-    "ltx": ltx,
     "mochi": mochi,
 }
