@@ -9,7 +9,7 @@ from typing import Any
 
 import pipelines
 import torch
-from pipelines import FAMILIES, PROMPTS
+from pipelines import FAMILIES, MOVING, PROMPTS
 
 from stepsampler import Schedule, Step
 from stepsampler.generate import generate, seeded_noise
@@ -36,7 +36,8 @@ class Stock:
     """`scale` gives the options for our w.
 
     `doubles`: guidance takes a second pass. `negative`: the call takes negative prompts. `even`:
-    the pipeline of a flow hands evenly spaced levels to its scheduler.
+    the pipeline of a flow hands evenly spaced levels to its scheduler. `alone`: a prompt of a batch
+    changes the images of the others, so that each is asked for by itself.
     """
 
     scale: Callable[[float], dict[str, Any]] = plain
@@ -44,6 +45,7 @@ class Stock:
     negative: bool = True
     even: bool = True
     cond_first: bool = False  # of the halves of a doubled batch
+    alone: bool = False
 
 
 STOCK = {
@@ -65,8 +67,26 @@ STOCK = {
     "flux2-klein": Stock(negative=False),
     "lumina2": Stock(),
     "krea2": Stock(lambda w: {"guidance_scale": w - 1}),
+    "wan": Stock(even=False),
+    "wan-2.2": Stock(even=False),
+    "wan-2.2-5b": Stock(even=False),
+    "hunyuan-image": Stock(),
+    "hunyuan-image-distilled": Stock(
+        lambda w: {"distilled_guidance_scale": w}, doubles=False, negative=False
+    ),
+    "cogview4": Stock(even=False, alone=True),
+    "aura-flow": Stock(even=False),
+    "hunyuan-dit": Stock(),
+    "kolors": Stock(),
+    "ltx": Stock(),
 }
-SIZES = {"height": pipelines.SIZE, "width": pipelines.SIZE, "use_resolution_binning": False}
+FRAMES = 5  # of a video
+SIZES = {
+    "height": pipelines.SIZE,
+    "width": pipelines.SIZE,
+    "num_frames": FRAMES,
+    "use_resolution_binning": False,
+}
 
 
 def prepare(name):
@@ -85,25 +105,48 @@ def prepare(name):
 
 def stock_images(name, pipeline, n, guidance_scale, **options):
     """The stock pipeline's images of `PROMPTS`, with the noise that we give the seeds; 0 to 255."""
+    if not STOCK[name].alone:
+        return _stock_images(name, pipeline, n, guidance_scale, SEEDS, **options)
+    images, lists = [], {k: v for k, v in options.items() if isinstance(v, list)}
+    for k, seed in enumerate(SEEDS):
+        own = {"prompt": [PROMPTS[k]], **{key: [value[k]] for key, value in lists.items()}}
+        images.append(_stock_images(name, pipeline, n, guidance_scale, [seed], **options | own))
+    return torch.cat(images)
+
+
+def _stock_images(name, pipeline, n, guidance_scale, seeds, **options):
     known = signature(pipeline.__call__).parameters
     sizes = {key: options.pop(key, value) for key, value in SIZES.items()}
     shape = (4, sizes["height"] // 2, sizes["width"] // 2)
     sizes = {key: value for key, value in sizes.items() if key in known}
     options = {**STOCK[name].scale(guidance_scale), **sizes, **options}
+    scale = options.get("guidance_scale")
+    if scale is not None and "guidance_scale" not in known:  # a guider has it
+        del options["guidance_scale"]
+        pipeline.guider = pipeline.guider.new(guidance_scale=scale)
     if name in UNCONDITIONAL:
-        options["batch_size"] = len(SEEDS)
+        options["batch_size"] = len(seeds)
     elif name == "dit":
         options["class_labels"] = [2, 0, 999]
     else:
-        options["prompt"] = PROMPTS
+        options.setdefault("prompt", PROMPTS)
     options = copy.deepcopy(options)  # Z-Image writes into the lists
-    if name in ("stable-diffusion", "sdxl"):  # at their last timestep there is still some signal
+    # at their last timestep there is still some signal
+    if name in ("stable-diffusion", "sdxl", "kolors"):
         pipeline.scheduler.set_timesteps(n)
         left = pipeline.scheduler.alphas_cumprod[int(pipeline.scheduler.timesteps[0])]
-        options["latents"] = seeded_noise(SEEDS, shape) * (1 - left).sqrt()
-    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+        options["latents"] = seeded_noise(seeds, shape) * (1 - left).sqrt()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     call = pipeline(num_inference_steps=n, generator=generators, output_type="pt", **options)
-    return (call.images * 255).round()
+    made = call.frames if name in MOVING else call.images
+    return (made * 255).round()
+
+
+def networks(pipeline):
+    """Of which each step calls one."""
+    names = ("unet", "transformer", "transformer_2")
+    found = [getattr(pipeline, name, None) for name in names]
+    return [net for net in found if net is not None]
 
 
 @contextmanager
@@ -112,7 +155,7 @@ def unguide(name, pipeline, steps):
     step, under, take_step = [0], [], pipeline.scheduler.step
 
     def count(*args, **kwargs):
-        step[0] += 1
+        step[0] = (step[0] + 1) % len(pipeline.scheduler.timesteps)
         under.clear()
         return take_step(*args, **kwargs)
 
@@ -120,7 +163,7 @@ def unguide(name, pipeline, steps):
         if step[0] not in steps:
             return None
         values = output[0]
-        if len(values) == len(SEEDS):  # two calls, that under the prompt first
+        if STOCK[name].alone or len(values) == len(SEEDS):  # two calls, under the prompt first
             under.append(output)
             return under[0]
         halves = values[: len(SEEDS)], values[len(SEEDS) :]
@@ -128,25 +171,30 @@ def unguide(name, pipeline, steps):
         both = [*cond, *cond] if isinstance(cond, list) else torch.cat([cond, cond])
         return (both,) if isinstance(output, tuple) else type(output)(sample=both)
 
-    net = getattr(pipeline, "unet", None) or pipeline.transformer
-    handle = net.register_forward_hook(hook)
+    handles = [net.register_forward_hook(hook) for net in networks(pipeline)]
     pipeline.scheduler.step = count
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         pipeline.scheduler.step = take_step
 
 
 @contextmanager
-def counted(net):
-    """Rows of each call of the network."""
+def counted(*nets):
+    """Rows of each call of the networks."""
     rows = []
-    handle = net.register_forward_hook(lambda _net, _args, output: rows.append(len(output[0])))
+
+    def count(_net, _args, output):
+        rows.append(len(output[0]))
+
+    handles = [net.register_forward_hook(count) for net in nets]
     try:
         yield rows
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def stock_schedule(model, n, *guidance):
@@ -164,14 +212,16 @@ def stock_schedule(model, n, *guidance):
 
 
 def our_images(model, schedule, prompts, **options):
+    """Images (n, 3, height, width), or videos (n, frames, 3, height, width)."""
     batches = generate(model, schedule, prompts, SEEDS, **options)
-    return torch.cat([batch.images for batch in batches])
+    return torch.cat([b.images if b.videos is None else b.videos for b in batches])
 
 
 def take(name, pipeline=None, size=None):
     """Our model of a tiny pipeline."""
     size = size or (None if name in UNCONDITIONAL else pipelines.SIZE)
-    return from_pipeline(pipeline or prepare(name), size)
+    frames = FRAMES if name in MOVING else None
+    return from_pipeline(pipeline or prepare(name), size, frames=frames)
 
 
 def short_schedule(model, guidance_scale=1.0, **options):

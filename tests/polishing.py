@@ -31,7 +31,7 @@ class ToyModel(LatentModel):
     def encode(self, texts, negative=False):
         return {"text": torch.full((len(texts), 1), 0.0 if negative else 1.0)}
 
-    def denoiser(self, cond, uncond):
+    def denoiser(self, cond, uncond, boundary=None):
         def denoise(x, step):
             self.calls.append(len(x))
             w = step.guidance_scale
@@ -70,6 +70,8 @@ class ToyReference:
 
 class ToyEvaluator:
     negative_prompt, judge, identity = "", None, "toy"
+
+    frames = 1  # of a video
 
     def __init__(self, cache=None, batch_size=4):
         self.model, self.extractor, self.reference = ToyModel(), ToyExtractor(), ToyReference()

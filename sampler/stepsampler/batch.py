@@ -1,4 +1,4 @@
-"""One image for each caption of a set, in a folder that a killed run goes on filling.
+"""One image or video for each caption of a set, in a folder that a killed run goes on filling.
 
 Image k shows caption k with the seed first + k. `manifest.jsonl` begins with what the images depend
 on, and then has a line for each image, written after its file. Blocks of `batch_size` images are
@@ -157,7 +157,7 @@ def _images(
         batch_size=len(texts),
         finite_only=True,
     )
-    return {seed - first_seed: row for seed, row in zip(made.seeds, made.images, strict=True)}
+    return {seed - first_seed: row for seed, row in zip(made.seeds, made.made, strict=True)}
 
 
 def _refused(model: Model, texts: Mapping[int, str]) -> dict[int, str]:

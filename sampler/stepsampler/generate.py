@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stepsampler.errors import NotFiniteError, UserError, is_out_of_memory
 from stepsampler.models import LatentModel, Model, note_cuts
-from stepsampler.models.pixels import quantised
+from stepsampler.models.pixels import quantised, stills
 from stepsampler.sample import sample
 from stepsampler.schedule import Schedule
 
@@ -26,11 +26,20 @@ NO_IMAGES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 @dataclass(frozen=True)
 class Batch:
-    """Images, uint8 of shape (n, 3, height, width), with the seed and prompt of each."""
+    """Images, uint8 of shape (n, 3, height, width), with the seed and prompt of each.
+
+    Of a model of videos they are the middle frames of `videos`, (n, frames, 3, height, width).
+    """
 
     seeds: tuple[int, ...]
     prompts: tuple[str, ...]
     images: Tensor
+    videos: Tensor | None = None
+
+    @property
+    def made(self) -> Tensor:
+        """What the model makes: the videos, or the images."""
+        return self.images if self.videos is None else self.videos
 
 
 def noise_source(
@@ -91,8 +100,11 @@ def generate(
             negative = negative_prompts[part]
             found = _images(model, schedule, prompts[part], seeds[part], negative, finite_only)
         chosen = [(seeds[start + k], prompts[start + k]) for k in found]
-        images = torch.stack(list(found.values())) if found else NO_IMAGES
-        yield Batch(tuple(seed for seed, _ in chosen), tuple(text for _, text in chosen), images)
+        made = torch.stack(list(found.values())) if found else NO_IMAGES
+        videos = made if made.ndim == 5 else None
+        images = made if videos is None else stills(videos)[:, 0]
+        said = tuple(text for _, text in chosen)
+        yield Batch(tuple(seed for seed, _ in chosen), said, images, videos)
 
 
 @contextmanager
@@ -137,7 +149,7 @@ def stock_images(
     seeds: Sequence[int],
     negative_prompts: Sequence[str],
 ) -> Tensor:
-    """Those of the pipeline itself, in [0, 1], float (n, 3, height, width) on the CPU."""
+    """Those of the pipeline itself, as `StockModel.call` gives them."""
     from stepsampler.guided import guided  # imports diffusers
 
     scale = model.scale(schedule)
@@ -171,7 +183,8 @@ def _sampled(
         draw = noise_source([seeds[k] for k in places], model.shape, model.device)
         cond = model.encode([prompts[k] for k in places])
         uncond = model.encode([negative_prompts[k] for k in places], True) if guided else None
-        made = sample(model.denoiser(cond, uncond), draw(), schedule, draw)
+        denoise = model.denoiser(cond, uncond, schedule.boundary)
+        made = sample(denoise, draw(), schedule, draw)
         try:
             images |= zip(places, model.decode(made).cpu(), strict=True)
         except NotFiniteError:

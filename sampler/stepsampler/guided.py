@@ -19,6 +19,7 @@ from typing import Any
 
 from stepsampler.denoiser import classifier_free
 from stepsampler.errors import UserError
+from stepsampler.experts import Experts
 from stepsampler.halves import FREE_U, Guide, Network
 from stepsampler.models import families
 from stepsampler.models.stock.known import (
@@ -55,7 +56,11 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
     stock = {k: v for k, v in before.config.items() if k != "schedule"}
     scheduler = StepScheduler.from_config(stock)
     rows = plan(schedule, scheduler.config)
+    ratio = Experts.of(pipe).ratio(schedule, rows["timesteps"])
     with ExitStack() as stack:
+        if ratio is not None:
+            stack.callback(pipe.register_to_config, boundary_ratio=pipe.config.boundary_ratio)
+            pipe.register_to_config(boundary_ratio=ratio)
         if not isinstance(before, StepScheduler) or held != rows:
             pipe.scheduler = StepScheduler.from_config(stock, schedule=rows)
             stack.callback(setattr, pipe, "scheduler", before)
@@ -133,6 +138,7 @@ def _check(schedule: Schedule, pipe: Any, nets: dict[str, Any]) -> None:
         hasattr(net, "enable_freeu") for net in nets.values()
     ):
         raise UserError("the schedule uses Free-U, which only U-Nets with skips have")
+    Experts.of(pipe).check(schedule)
     embeds = any(config.get("guidance_embeds") for config in configs)
     if embeds != (schedule.guidance == "distilled"):
         raise UserError(

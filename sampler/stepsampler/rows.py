@@ -79,6 +79,9 @@ def outside(schedule: Any) -> str | None:
         return "varies the guidance scale"
     if any(step.get("guidance_reuse") for step in steps):
         return "reuses guidance"
+    whole = schedule if isinstance(schedule, Mapping) else vars(schedule)
+    if whole.get("boundary") is not None:
+        return "changes the network at a sigma of its own (boundary)"
     if any(step.get("free_u") for step in steps):
         return "uses Free-U"
     if any(step.get("guidance_rescale") for step in steps):

@@ -45,7 +45,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     for name, size in ITSELF.items():
-        model = from_pipeline(EVERY[name](), size)
+        model = from_pipeline(EVERY[name](), size, stock=True)
         runs = [ours(model), theirs(model, SCALE)]
         compare(f"{name} by itself / with its own scheduler", runs, options.rounds, "<= 1.02")
     for name, size in OWN.items():

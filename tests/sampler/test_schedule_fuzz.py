@@ -33,6 +33,7 @@ VALID = [
         0.0,
         "ipndm",
         FLOW,
+        boundary=0.875,
     ),
 ]
 JUNK = [
@@ -61,7 +62,18 @@ def mutated(rng: random.Random) -> str:
             del place[key]
         elif isinstance(place, dict):
             place[
-                rng.choice([*keys, "churn", "free_u", "golden_noise", "gain", "weights", "\ud800"])
+                rng.choice(
+                    [
+                        *keys,
+                        "churn",
+                        "free_u",
+                        "golden_noise",
+                        "gain",
+                        "weights",
+                        "boundary",
+                        "\ud800",
+                    ]
+                )
             ] = deepcopy(place[key])
         else:
             place.insert(rng.randrange(len(place) + 1), deepcopy(place[key]))

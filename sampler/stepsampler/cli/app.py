@@ -71,6 +71,8 @@ def generate(
 ) -> None:
     """Make images: one file per prompt and seed, and grid.png. Other images there stay.
 
+    A video is an animated PNG, and three frames of it are on the grid.
+
     Without --seeds, prompt k gets seed k. A class-conditional model takes class numbers or names as
     prompts, an unconditional one takes none but --seeds.
     """
@@ -90,6 +92,7 @@ def generate(
 
     from stepsampler.generate import generate as make
     from stepsampler.models import note_cuts, open_model
+    from stepsampler.models.pixels import strips
     from stepsampler.support.pictures import MAX_SHEET, keep_png, keeping, save_sheet
 
     loaded = open_model(model, device)
@@ -112,14 +115,14 @@ def generate(
     moved: list[str] = []
     done = 0
     for batch in track(batches, "sampling", total=-(-len(pairs) // batch_size)):
-        for seed, image in zip(batch.seeds, batch.images, strict=True):
+        for seed, image, strip in zip(batch.seeds, batch.made, strips(batch.made), strict=True):
             line = done // (len(pairs) // len(texts))
             path = out / f"p{line:04d}-s{seed:05d}.png"
             place = keep_png(image, path)
             moved += [place.name] if place != path else []
             done += 1
             if len(shown) < MAX_SHEET:
-                shown.append(image)
+                shown.append(strip)
     columns = len(pairs) // len(texts) if len(texts) > 1 and seeds else None
     sheet = torch.stack(shown)
     grid = keeping(out / "grid.png", lambda path: save_sheet(sheet, path, columns))

@@ -130,6 +130,7 @@ def grid(
 
     from stepsampler.generate import generate
     from stepsampler.models import note_cuts, open_model
+    from stepsampler.models.pixels import strips
     from stepsampler.support.pictures import MAX_SHEET, keeping, save_sheet
 
     if len(plans) * len(pairs) > MAX_SHEET:
@@ -139,7 +140,7 @@ def grid(
     for plan in plans:
         note_unguided(plan, negative_prompt)
     images = [
-        made.images
+        strips(made.made)
         for plan in plans
         for made in generate(
             loaded,

@@ -34,7 +34,7 @@ def describe(plan: Schedule) -> str:
         lines.append(
             f"{i:>4} {t:>7} {step.sigma:>10.4f} {plan.sigmas[i + 1]:>10.4f} "
             f"{_finite(lambdas[i]):>8} {_finite(h):>7} {guidance:>9} {step.order:>5} "
-            f"{_extras(step)}".rstrip()
+            f"{_extras(step, step.sigma < (plan.boundary or 0.0))}".rstrip()
         )
     family, scales = plan.model.family if plan.model else None, _scales(plan)
     told = sentence(family, plan.guidance, max(scales)) if scales else None
@@ -78,6 +78,7 @@ def _heading(plan: Schedule) -> str:
         plan.guidance != "classifier-free" and f"{plan.guidance} guidance",
         golden and f"golden noise by {golden.start} at sigma {golden.sigma:.4f}",
         plan.decode != "x" and f"decodes {plan.decode}",
+        plan.boundary is not None and f"second network below sigma {plan.boundary:g}",
     ]
     return "".join(f", {part}" for part in parts if part)
 
@@ -86,7 +87,7 @@ def _finite(number: float) -> str:
     return "inf" if number == inf else "-inf" if isinf(number) else f"{number:.3f}"
 
 
-def _extras(step: Step) -> str:
+def _extras(step: Step, second: bool) -> str:
     free_u = step.free_u
     parts = [
         step.analytic is not None and f"analytic {step.analytic:g}",
@@ -98,6 +99,7 @@ def _extras(step: Step) -> str:
         step.churn and f"churn {step.churn:g}",
         step.guidance_reuse and "reuses guidance",
         step.guidance_rescale and f"rescale {step.guidance_rescale:g}",
+        second and "second network",
         free_u and f"Free-U {free_u.b1:g} {free_u.b2:g} {free_u.s1:g} {free_u.s2:g}",
     ]
     return ", ".join(part for part in parts if part)

@@ -57,7 +57,11 @@ def _remarks(run: "StockRun") -> list[str]:
     found = []
     first, last = run.steps[0], run.steps[-1]
     apart = [abs(s.at - s.exact) for s in run.steps if s.exact is not None]
-    if apart and max(apart) > WHOLE:
+    if apart and max(apart) > 1:
+        found.append(
+            f"the network is told other times than those of the sigmas, up to {max(apart):.0f} off"
+        )
+    elif apart and max(apart) > WHOLE:
         found.append(
             f"timesteps are rounded, and up to {max(apart):.2f} beside those of the sigmas"
         )
@@ -76,6 +80,11 @@ def _remarks(run: "StockRun") -> list[str]:
         found.append(f"ends at sigma {last.lands_on:.4g}: that noise is left in the image")
     if run.scale_name == "true_cfg_scale" and run.scale not in (None, 1.0) and not run.distilled:
         found.append("true_cfg_scale guides only beside a negative prompt, which is not given here")
+    if run.projected is not None:
+        found.append(
+            f"from step {run.projected} on the pipeline's guider projects a sum of all "
+            "differences, with a scale of its own: that is no w"
+        )
     return [f"note: {line}" for line in found]
 
 

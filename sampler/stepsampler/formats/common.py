@@ -130,6 +130,7 @@ def losses(schedule: Schedule) -> list[str]:
         "weights of a step": any(s.weights for s in steps),
         "time_scale": any(s.time_scale != 1 for s in steps),
         "guidance_reuse": any(s.guidance_reuse for s in steps),
+        "boundary": schedule.boundary is not None,
         "churn": any(s.churn for s in steps),
         "guidance_rescale": any(s.guidance_rescale for s in steps),
         "Free-U per step": any(s.free_u for s in steps),

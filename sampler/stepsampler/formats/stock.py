@@ -128,6 +128,8 @@ def _step_scheduler(schedule: Schedule) -> Text:
         lost.append("Free-U per step")
     if any(step.guidance_reuse for step in schedule.steps):
         lost.append("guidance_reuse")
+    if schedule.boundary is not None:
+        lost.append("boundary")
     if any(step.guidance_rescale for step in schedule.steps):
         lost.append("guidance_rescale")
     return Text(text, tuple(lost))

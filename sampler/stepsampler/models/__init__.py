@@ -140,12 +140,13 @@ def from_pipeline(
 
     if _is_modular(pipeline):
         model: Model = ModularModel(pipeline, size, name, frames)
-    elif known is None or stock:
+    elif known is None or stock or not known.samples(pipeline):
         model = StockModel(pipeline, size, name, frames)
     else:
-        if frames is not None:
+        if frames is not None and not known.videos:
             raise UserError(f"a {cls.__name__} makes pictures, which have no frames, got {frames}")
-        model = known(pipeline, size)
+        options = {"frames": frames} if known.videos else {}
+        model = known(pipeline, size, **options)
     check_vocabularies(pipeline)
     model.read_texts(reading)
     return model

@@ -18,6 +18,7 @@ from stepsampler.models.pixels import live_pixels, to_pixels
 from stepsampler.models.sizes import Shaped
 from stepsampler.models.texts import Reading
 from stepsampler.noise import read_noise
+from stepsampler.sample import Denoiser
 from stepsampler.schedule import FreeU
 from stepsampler.support.sizes import Size
 
@@ -45,8 +46,11 @@ class LatentModel(Shaped, Model):
 
     def __init__(self, pipeline: Any, size: Size | None = None) -> None:
         self._check_parts(pipeline)
-        unet = getattr(pipeline, "unet", None)
-        super().__init__(pipeline, checked(pipeline.transformer if unet is None else unet))
+        names = ("unet", "transformer", "transformer_2")
+        found = [getattr(pipeline, name, None) for name in names]
+        nets = [checked(net) for net in found if net is not None]
+        super().__init__(pipeline, nets[0])
+        self.nets = nets
         check_conditions(self.net)
         for part in self.networks:
             part.eval().requires_grad_(False)
@@ -55,6 +59,11 @@ class LatentModel(Shaped, Model):
         self.shape = self._latent_shape(size)
         self._read_scheduler(pipeline.scheduler.config)
         self._encoded: OrderedDict[tuple[str, bool], Condition] = OrderedDict()
+
+    @classmethod
+    def samples(cls, pipeline: Any) -> bool:
+        """Whether our own loop can; a pipeline of which it cannot samples itself."""
+        return True
 
     def read_texts(self, reading: Reading) -> None:
         super().read_texts(reading)
@@ -141,7 +150,7 @@ class LatentModel(Shaped, Model):
         return noise
 
     def compile(self) -> None:
-        """Have torch compile `net` at its next call: a minute, then faster calls.
+        """Have torch compile `nets` at their next calls: a minute, then faster calls.
 
         Free-U changes attributes that a compiled network has as constants, and gradients through
         one are not to be trusted (some were lost): both take the network as it was.
@@ -151,7 +160,8 @@ class LatentModel(Shaped, Model):
         if hasattr(self.net, "enable_freeu"):  # leaves attributes that it would have to ask for
             self.net.enable_freeu(1.0, 1.0, 1.0, 1.0)
             self.net.disable_freeu()
-        self.net.compile(options={"freezing": True})  # weights as constants, packed once
+        for net in self.nets:
+            net.compile(options={"freezing": True})  # weights as constants, packed once
         self.compiled = True
 
     def network(self, x: Tensor, time: float, condition: Condition) -> Tensor:
@@ -172,8 +182,13 @@ class LatentModel(Shaped, Model):
                 raise UserError(f"torch cannot compile the network: {reason}") from error
         return output[:, : x.shape[1]].float()
 
-    def denoiser(self, cond: Condition, uncond: Condition | None) -> GuidedDenoiser:
-        """The network under conditions from `encode`."""
+    def denoiser(
+        self, cond: Condition, uncond: Condition | None, boundary: float | None = None
+    ) -> Denoiser:
+        """The network under conditions from `encode`; where there are two, `boundary` parts them.
+
+        None is the model's own.
+        """
         return GuidedDenoiser(
             self.network,
             self.noise,
@@ -203,6 +218,8 @@ class LatentModel(Shaped, Model):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of shape (n, *shape) -> images, uint8 of shape (n, 3, height, width).
+
+        Of videos (n, frames, 3, height, width).
 
         An image that overflows in float16 is decoded again in float32, and it alone: so that an
         image is the same whatever it is batched with.

@@ -99,9 +99,8 @@ def _read_folder(
             raise UserError(f"model {name!r} has no weights of the variant {variant}")
         for part, cls in classes.items():
             passed[part] = read_part(places[part], cls, Path(folder, part), dtype, variant)
-        return DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **passed
-        )
+        own = _own_class(Path(folder))
+        return own.from_pretrained(folder, dtype=dtype, use_safetensors=True, **passed)
     except BROKEN as error:
         asked = "" if variant is None else f" in the variant {variant}"
         raise UserError(f"model {name!r} cannot be loaded{asked}: {reason(error)}") from error
@@ -137,7 +136,6 @@ def read_outline(options: ModelOptions, folder: Path) -> Any:
         UserError: as for the pipeline itself.
     """
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from diffusers import DiffusionPipeline
 
     passed: dict[str, Any] = dict.fromkeys(NEEDLESS)
     try:
@@ -153,7 +151,7 @@ def read_outline(options: ModelOptions, folder: Path) -> Any:
                     passed[part] = cls(cls.config_class.from_pretrained(folder / part))
                 else:
                     passed[part] = cls.from_config(cls.load_config(folder / part))
-        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **passed)
+        pipeline = _own_class(folder).from_pretrained(folder, use_safetensors=True, **passed)
     except BROKEN as error:
         raise UserError(f"model {options.id!r} cannot be loaded: {reason(error)}") from error
     heed(pipeline, options)
@@ -175,13 +173,13 @@ def _parts(name: str, folder: Path) -> dict[str, Any]:
     _check_class(name, entries.get("_class_name"))
     found = {}
     for part, (library, cls) in pairs.items():
-        if library in ("diffusers", "transformers") and part not in NEEDLESS:
-            module = importlib.import_module(library)
+        module = None if part in NEEDLESS else _module(library)
+        if module is not None:
             known = getattr(module, str(cls), None)
             if known is None:
                 raise UserError(
-                    f"model {name!r}: its {part} is a {cls}, which {library} {module.__version__} "
-                    "does not have"
+                    f"model {name!r}: its {part} is a {cls}, which {_release(library)} does not "
+                    "have"
                 )
             check_texts(f"model {name!r}: {part}", folder / part)
             if isinstance(known, type) and issubclass(known, torch.nn.Module):
@@ -189,11 +187,33 @@ def _parts(name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+def _module(library: object) -> Any:
+    """Where a part's class lives, which may be a package of pipelines (Kolors); else None."""
+    if library in ("diffusers", "transformers"):
+        return importlib.import_module(str(library))
+    import diffusers.pipelines
+
+    return getattr(diffusers.pipelines, library, None) if isinstance(library, str) else None
+
+
+def _release(library: str) -> str:
+    name = library if library == "transformers" else "diffusers"
+    return f"{name} {importlib.import_module(name).__version__}"
+
+
 def _check_class(name: str, cls: object) -> None:
     """Before gigabytes of weights are read."""
     from stepsampler.models import check_class
 
     check_class(pipeline_class(f"model {name!r}: {PLAIN_INDEX}", cls))
+
+
+def _own_class(folder: Path) -> Any:
+    """That which the folder names: `DiffusionPipeline` itself would read components which a class
+    may lack, as Wan's networks, once more and take these, whatever it is passed.
+    """
+    index = folder / "model_index.json"
+    return pipeline_class(f"{index}", json.loads(index.read_text(encoding="utf-8"))["_class_name"])
 
 
 def pipeline_class(place: str, name: object) -> Any:

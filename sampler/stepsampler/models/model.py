@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from stepsampler.errors import UserError
+from stepsampler.experts import Experts
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
@@ -18,13 +19,16 @@ from stepsampler.support.sizes import Size, size_of
 class Model(ABC):
     """A diffusers pipeline and what is known of it.
 
-    `net` is the U-Net or transformer, `shape` that of one latent, or of one image where the
-    pipeline samples, (channels, height, width). The pipeline stays on the devices where it is:
-    offloading and device maps are left to diffusers. `compiled` is true after `compile`, and where
-    the network came compiled.
+    `net` is the U-Net or transformer, or the first of `nets`; `shape` that of one latent, or of one
+    image where the pipeline samples, (channels, height, width); that of a video's latent is
+    (channels, frames, height, width). The pipeline stays on the devices where it is: offloading and
+    device maps are left to diffusers. `compiled` is true after `compile`, and where the network
+    came compiled.
     """
 
     family: str
+    videos: bool = False  # is what it makes, else pictures
+    frames: int | None = None  # of a video; None for pictures, or where the pipeline does not say
     conditional: bool = True  # takes a prompt, be it a text or a class
     # Layer of CLIP, from the last one, whose states the network takes; None: layers cannot be left
     # out. `chunked`: all texts go through CLIP alone, so that long prompts can go in chunks.
@@ -36,9 +40,10 @@ class Model(ABC):
 
     pipeline: Any
     net: Any
+    nets: list[Any]  # of which a step calls one
     noise: Noise
     prediction_type: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     def __init__(self, pipeline: Any, net: Any) -> None:
         self.pipeline, self.net = pipeline, net
@@ -64,6 +69,11 @@ class Model(ABC):
         """Of the images in pixels: a side, or WIDTHxHEIGHT."""
         return size_of(self.width, self.height)
 
+    @cached_property
+    def experts(self) -> Experts:
+        """The networks that share a trajectory, where there are two."""
+        return Experts.of(self.pipeline)
+
     @property
     def way(self) -> str:
         """What else than weights and sizes decides how images look; a part of digests."""
@@ -71,7 +81,7 @@ class Model(ABC):
 
     @abstractmethod
     def compile(self) -> None:
-        """Have torch compile `net` at its next call."""
+        """Have torch compile `nets` at their next calls."""
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
@@ -123,7 +133,8 @@ class Model(ABC):
     def networks(self) -> list[Any]:
         """The U-Net or transformer, the VAE and the text encoders, as far as there are any."""
         parts = self.pipeline.components
-        names = ["unet", "transformer", "vae", *(n for n in parts if n.startswith("text_encoder"))]
+        nets = ("unet", "transformer", "transformer_2")
+        names = [*nets, "vae", *(n for n in parts if n.startswith("text_encoder"))]
         return [parts[name] for name in names if parts.get(name) is not None]
 
     @cached_property
@@ -170,5 +181,6 @@ class Model(ABC):
                         "unconditional: it must be 1"
                     )
         self.noise.check_range(schedule)
+        self.experts.check(schedule)
         if any(step.free_u for step in schedule.steps) and not hasattr(self.net, "enable_freeu"):
             raise UserError("the schedule uses Free-U, which only U-Nets with skips have")

@@ -12,7 +12,7 @@ NO_SIZE = "the model's config does not say how large its images are (sample_size
 class Shaped:
     """The part of a model that knows shapes: of its latents and of its images.
 
-    `net` is the U-Net or transformer, `shape` that of one latent, (channels, height, width).
+    `net` is the U-Net or transformer, `shape` that of one latent, as `Model` has it.
     """
 
     patch: ClassVar[int] = 2  # sides of latents are multiples of it
@@ -20,7 +20,7 @@ class Shaped:
 
     pipeline: Any
     net: Any
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     @property
     def _tokens(self) -> int:
@@ -70,12 +70,12 @@ class Shaped:
     @property
     def height(self) -> int:
         """Of the images in pixels."""
-        return self.shape[1] * self._factor
+        return self.shape[-2] * self._factor
 
     @property
     def width(self) -> int:
         """Of the images in pixels."""
-        return self.shape[2] * self._factor
+        return self.shape[-1] * self._factor
 
     @property
     def size(self) -> Size:

@@ -87,7 +87,7 @@ def check_vocabularies(pipeline: Any) -> None:
         encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
         if not name.startswith("tokenizer") or tokenizer is None or encoder is None:
             continue
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor of images and texts
+        tokenizer = _tokenizer(tokenizer)
         words, wanted = len(tokenizer), encoder.get_input_embeddings().num_embeddings
         if words < wanted / 2:
             raise UserError(
@@ -108,8 +108,11 @@ class Limit:
     count: Callable[[Sequence[str]], list[int]]
 
 
-def limits(pipeline: Any) -> list[Limit]:
-    """Of every text encoder: CLIP's own length, of others that at which the pipeline cuts."""
+def limits(pipeline: Any, most_tokens: int | None = None) -> list[Limit]:
+    """Of every text encoder: CLIP's own length, of others that at which the pipeline cuts.
+
+    `most_tokens` is that length where `encode_prompt` has another one by default.
+    """
     found = []
     for name, tokenizer in pipeline.components.items():
         encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
@@ -119,7 +122,8 @@ def limits(pipeline: Any) -> list[Limit]:
         if kind == "CLIP":
             most = int(tokenizer.model_max_length)
         else:
-            most = signature(pipeline.encode_prompt).parameters["max_sequence_length"].default
+            known = signature(pipeline.encode_prompt).parameters
+            most = most_tokens or known["max_sequence_length"].default
         found.append(Limit(kind, most, _counter(pipeline, tokenizer)))
     return found
 
@@ -135,8 +139,14 @@ def chat(tokenizer: Any, prompt: str) -> str:
     return up_to(prompt, tokenizer.apply_chat_template(messages, tokenize=False))
 
 
+def _tokenizer(part: Any) -> Any:
+    """The part itself, or that of a processor of images and texts."""
+    inner = getattr(part, "tokenizer", part)
+    return inner if callable(inner) else part  # ChatGLM's has words in one that is not
+
+
 def _counter(pipeline: Any, tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor of images and texts
+    tokenizer = _tokenizer(tokenizer)
 
     def count(texts: Sequence[str]) -> list[int]:
         found: list[int] = []

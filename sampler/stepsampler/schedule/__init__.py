@@ -54,6 +54,9 @@ class Schedule:
     guidance: str = "classifier-free"  # or "distilled": the scale is an input of the network
     decode: str = "x"  # the last state goes to the decoder as it is, or as alpha * x
     golden_noise: GoldenNoise | None = None
+    # Of a model with two networks: steps at this sigma or above are the first one's. None: where
+    # the model itself changes it.
+    boundary: float | None = None
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -63,6 +66,8 @@ class Schedule:
         one_of("decode", self.decode, DECODE)
         if not isfinite(self.final_sigma) or self.final_sigma < 0:
             raise ScheduleError(f"final_sigma must be finite and >= 0, got {self.final_sigma}")
+        if self.boundary is not None and not (isfinite(self.boundary) and self.boundary >= 0):
+            raise ScheduleError(f"boundary must be finite and >= 0, got {self.boundary}")
         for i, step in enumerate(self.steps):
             self._check_step(i, step)
         for i, (sigma, sigma_next) in enumerate(pairwise(self.sigmas)):
@@ -223,7 +228,7 @@ class Schedule:
     def to_json(self) -> str:
         """The file's text, without what has its default. Floats survive a round trip unchanged."""
         data: dict[str, Any] = {"format": FORMAT, "solver": self.solver}
-        data |= {k: getattr(self, k) for k in ("guidance", "decode") if used(self, k)}
+        data |= {k: getattr(self, k) for k in ("guidance", "decode", "boundary") if used(self, k)}
         if self.model:
             data["model"] = {k: v for k, v in vars(self.model).items() if v is not None}
         if self.golden_noise:
@@ -256,6 +261,8 @@ class Schedule:
             raise ScheduleError(f"steps must be a list, got {shown(values['steps'])}")
         values["steps"] = tuple(step_from(i, step) for i, step in enumerate(values["steps"]))
         values["final_sigma"] = number(values["final_sigma"], "final_sigma")
+        if values.get("boundary") is not None:
+            values["boundary"] = number(values["boundary"], "boundary")
         if values.get("golden_noise") is not None:
             values["golden_noise"] = golden_from(values["golden_noise"])
         if values.get("model") is not None:

@@ -126,7 +126,7 @@ class ModelOptions:
     )
     frames: int | None = field(
         default=None,
-        metadata=facts("Of a video; an image is the middle one. By default the model's.", least=1),
+        metadata=facts("Of a video; by default the pipeline's own number.", least=1),
     )
     # The pipeline samples itself also where our own loop could
     stock: bool = field(default=False, metadata=facts())

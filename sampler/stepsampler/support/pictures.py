@@ -6,17 +6,30 @@ import textwrap
 from collections.abc import Callable, Sequence
 from math import ceil, sqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 MAX_SHEET = 256  # images on one sheet
+RATE = 16  # frames of a video a second
 
 
 def save_png(image: Tensor, path: Path) -> None:
-    """Write one image, uint8 of shape (3, height, width), atomically."""
-    _save(Image.fromarray(image.permute(1, 2, 0).numpy()), path)
+    """Write one image, uint8 of shape (3, height, width), atomically.
+
+    A video, (frames, 3, height, width), is an animated PNG without loss. Before its frames stands
+    the middle one: what shows no animation, and reads a file as an image, takes that.
+    """
+    rows = image.movedim(-3, -1).numpy()
+    if image.ndim == 3:
+        _save(Image.fromarray(rows), path)
+        return
+    frames = [Image.fromarray(row) for row in rows]
+    still = Image.fromarray(rows[len(rows) // 2])
+    moving = {"save_all": True, "default_image": True, "append_images": frames}
+    _save(still, path, **moving, duration=1000 / RATE, loop=0)
 
 
 def keep_png(image: Tensor, path: Path) -> Path:
@@ -91,8 +104,8 @@ def save_sheet(
     _save(whole if labels or captions else picture, path)
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    picture.save(temporary, "PNG")
+    picture.save(temporary, "PNG", **options)
     os.replace(temporary, path)

@@ -20,8 +20,13 @@ CALLED = {
 PLAIN = Called("guidance_scale")
 
 
+IN_A_GUIDER = ("hunyuan-image",)  # a component, while calls take no scale
+
+
 def called(family: str | None, guidance: str) -> Called:
     """Of a model's family (None: any) and its kind of guidance, "distilled" or not."""
+    if family in IN_A_GUIDER and guidance == "distilled":
+        return Called("distilled_guidance_scale")
     if family == "flux":  # of dev the distilled scale, of schnell that of two passes
         return PLAIN if guidance == "distilled" else Called("true_cfg_scale")
     return CALLED.get(family or "", PLAIN)
@@ -40,6 +45,9 @@ def sentence(family: str | None, guidance: str, w: float) -> str | None:
     name, less = called(family, guidance)
     if less:
         return f"diffusers' pipeline calls it {name} = w - {less:g}: {w - less:g} for {w:g} here"
+    if family in IN_A_GUIDER and name == PLAIN.name:
+        return f"diffusers' pipeline has it in pipe.guider: pipe.guider.new({name}={w:g})"
     if name == PLAIN.name:
         return None
-    return f"diffusers' pipeline calls it {name}, and guides only beside a negative prompt"
+    beside = ", and guides only beside a negative prompt" if name == "true_cfg_scale" else ""
+    return f"diffusers' pipeline calls it {name}{beside}"

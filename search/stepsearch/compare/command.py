@@ -10,6 +10,7 @@ from stepsampler.presets import nearest, open_schedule
 from stepsampler.support.sizes import Size, size_of
 from stepsearch.compare.contenders import Contender, OnArray, OnFiles, OnSchedule, OnStock
 from stepsearch.compare.harness import Harness, Metric
+from stepsearch.metrics.evaluator import frames_note
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pixels import Exif, Fit
@@ -141,6 +142,7 @@ def cuts_of(contenders: Sequence[Contender], harness: Harness, seeds: range) -> 
         texts = harness.shown(contender, seeds) if contender.captioned else []
         if isinstance(contender, OnSchedule | OnStock):
             found += contender.model.cuts(texts, [contender.negative_prompt])
+            found += [frames_note(1)] if contender.model.videos else []
         if harness.clip:
             found += harness.clip.cuts(texts)
     return list(dict.fromkeys(found))

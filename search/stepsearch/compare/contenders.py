@@ -18,8 +18,9 @@ from stepsampler.denoiser import stack
 from stepsampler.errors import UserError, counted, note
 from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel, Model
-from stepsampler.models.pixels import quantised
-from stepsampler.models.stock import StockModel
+from stepsampler.models.pixels import quantised, stills
+from stepsampler.models.stock import StockModel, counting
+from stepsampler.models.stock.known import networks
 from stepsampler.schedule import Schedule
 from stepsampler.support.sizes import Size, sides
 from stepsearch.metrics.alignment import Prompt
@@ -119,6 +120,15 @@ class OnStock:
                 f"--stock: a {type(model.pipeline).__name__} by itself takes no negative prompt, "
                 f"got {negative_prompt!r}"
             )
+        if (
+            guidance_scale is not None
+            and "guidance_scale" not in known
+            and isinstance(model, LatentModel)
+        ):
+            raise UserError(
+                f"--stock: a call of a {type(model.pipeline).__name__} takes no guidance_scale, "
+                f"got {guidance_scale:g}"
+            )
         self.model, self.guidance_scale = model, guidance_scale
         self.negative_prompt = negative_prompt
         self.steps: int | None = steps
@@ -143,10 +153,10 @@ class OnStock:
             texts = self.texts(chunk, prompts[start : start + batch_size])
             with fitting(self.model, len(chunk)), self._own_scheduler():
                 images, self.passes = self._call(texts, chunk)
-            yield quantised(images).cpu()
+            yield quantised(stills(images)[:, 0] if self.model.videos else images).cpu()
 
     def _call(self, texts: list[str], seeds: range) -> tuple[Tensor, float]:
-        """Images in [0, 1], and the passes of one."""
+        """Images or videos in [0, 1], and the passes of one."""
         model = self.model
         if isinstance(model, StockModel):
             negative = [self.negative_prompt] * len(texts)
@@ -156,10 +166,11 @@ class OnStock:
             )
         assert isinstance(model, LatentModel)
         model.pipeline.set_progress_bar_config(disable=True)
-        with _counted(model.net) as rows:
+        with counting(networks(model.pipeline).values()) as rows:
             options = {**self._read(model, texts), **self._options(model, seeds)}
-            made = model.pipeline(**options).images
-        return made.float(), rows[0] / len(seeds)
+            made = model.pipeline(**options)
+        images = made.frames if model.videos else made.images
+        return images.float(), rows[0] / len(seeds)
 
     def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
         return [prompt.text for prompt in prompts]
@@ -196,7 +207,8 @@ class OnStock:
         known = inspect.signature(model.pipeline.__call__).parameters
         sides = {"height": model.height, "width": model.width}
         # PixArt and Sana would make the nearest of some sizes, and resize the images.
-        for name, value in {**sides, "use_resolution_binning": False}.items():
+        more = {"use_resolution_binning": False, "num_frames": model.frames}
+        for name, value in {**sides, **more}.items():
             if name in known:
                 options[name] = value
         return options
@@ -374,22 +386,6 @@ def _rehearse(scheduler: Any, steps: int, flow: bool) -> None:
 
 def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def _counted(net: torch.nn.Module) -> Iterator[list[int]]:
-    """Count the rows that a network is called with."""
-    rows = [0]
-
-    def count(_: object, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x = inputs[0] if inputs else named.get("sample", named.get("hidden_states", ()))
-        rows[0] += len(x)
-
-    handle = net.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        yield rows
-    finally:
-        handle.remove()
 
 
 def _digest(text: str) -> str:

@@ -48,13 +48,13 @@ class Clock:
 
     def watch(self, model: Model) -> None:
         """Time the denoiser, the VAE's decoder and the text encoders, as far as there are any."""
-        parts = {"denoiser": model.net}
+        parts = [("denoiser", net) for net in model.nets]
         if "vae" in model.pipeline.components:
-            parts["VAE"] = model.pipeline.vae.decoder
+            parts.append(("VAE", model.pipeline.vae.decoder))
         for name, part in model.pipeline.components.items():
             if name.startswith("text_encoder") and part is not None:
-                parts[name.replace("_", " ")] = part
-        for name, part in parts.items():
+                parts.append((name.replace("_", " "), part))
+        for name, part in parts:
             started: list[float] = []
             part.register_forward_pre_hook(lambda *_, s=started: s.append(self.now()))
             part.register_forward_hook(

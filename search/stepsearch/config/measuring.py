@@ -32,6 +32,9 @@ class EvaluationConfig(Section):
     # theirs, or the worst. Empty: as it is.
     guidance_scales: tuple[float, ...] = ()
     over: Literal["mean", "worst"] = "mean"
+    # Of a video so many frames are measured, the middles of equal parts; 1: the middle one. The
+    # distance is the mean of those of the frames at each place.
+    video_frames: int = Field(1, ge=1)
 
     @field_validator("alignment")
     @classmethod
@@ -45,6 +48,15 @@ class EvaluationConfig(Section):
         scales = self.guidance_scales
         if len(set(scales)) < len(scales) or not all(w > 1 for w in scales):
             raise ValueError(f"guidance_scales must differ and be above 1, got {list(scales)}")
+        return self
+
+    @model_validator(mode="after")
+    def _framed(self) -> "EvaluationConfig":
+        if self.video_frames > 1 and self.over == "worst":
+            raise ValueError(
+                f"video_frames: the mean over {self.video_frames} frames does not go with over = "
+                '"worst"'
+            )
         return self
 
     @model_validator(mode="after")

@@ -32,6 +32,8 @@ class SpaceConfig(Section):
     first_sigma: Range | None = None  # None: where the baseline starts
     final_sigma: Range = (0.02, 0.6)  # below the model's sigma_min means exactly 0
     sigma_min: Range | None = None  # of karras, the last before a final 0; None: the model's
+    # Of a model with two networks, the sigma below which the second one works; None: the model's
+    boundary: Range | None = None
     whole_timesteps: bool = False  # levels at whole training timesteps, as other tools tell them
     # Guidance
     guidance_scale: Range = (0.6, 4.0)  # below 1 means off: w = 1, one pass instead of two

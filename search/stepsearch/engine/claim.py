@@ -153,7 +153,8 @@ def planned_space(folder: Path, config: StudyConfig, model: Model) -> SearchSpac
     """The box of the folder's search, around the grid with which it began."""
     placements = {len(sigmas) - 1: sigmas for sigmas in _plan(folder, "placements")}
     grid = _plan(folder, "grid")
-    return SearchSpace(config.space, model.noise, model.spec, grid, model.guidance, placements)
+    own = model.experts.boundary
+    return SearchSpace(config.space, model.noise, model.spec, grid, model.guidance, placements, own)
 
 
 def alignment_floor(folder: Path) -> float:

@@ -78,6 +78,8 @@ class Subject:
     reference: Reference
     identity: str  # digest of model, reference and prompts
     guidance: str  # of the model: classifier-free or distilled
+    two_networks: bool = False
+    boundary: float | None = None  # of the model, between them
     notes: Sequence[str] = ()  # what a user should know of how prompts are read
 
 
@@ -279,6 +281,8 @@ def _describe() -> Subject:
         evaluator.reference,
         evaluator.identity,
         model.guidance,
+        model.experts.two,
+        model.experts.boundary,
         evaluator.notes,
     )
 

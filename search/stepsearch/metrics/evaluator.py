@@ -20,6 +20,7 @@ from stepsampler.generate import Batch, fitting, generate
 from stepsampler.grids import is_guided, scale_guidance
 from stepsampler.models import Model, check_device, open_model
 from stepsampler.models.additions import weighted
+from stepsampler.models.pixels import stills, strips
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import read_captions
 from stepsampler.support.pictures import save_sheet
@@ -42,7 +43,8 @@ SHEET = 10  # images on a sheet: one of each class of the bundled prompts
 class Measurement:
     """Projected features (n, axes) and, per image, how well it shows what was asked (n,), in 0..1.
 
-    Of a study over guidance scales: features (n, scales, axes), and the mean over the scales.
+    Of a study over guidance scales, or over several frames of videos: features (n, versions, axes),
+    a version for each frame of each scale; alignment is the mean over them.
     `aligned` is NaN where nothing judges it.
     """
 
@@ -97,7 +99,8 @@ class Evaluator:
         self.reference = load_reference(
             evaluation.reference, self.extractor, size, cache, exif=evaluation.exif
         )
-        self.scales = evaluation.guidance_scales
+        self.scales, self.frames = evaluation.guidance_scales, evaluation.video_frames
+        check_frames(self.model, self.frames)
         search, test = (
             moments.joined_by(evaluation.over)
             for moments in (self.reference.search, self.reference.test)
@@ -123,10 +126,12 @@ class Evaluator:
                 self.model, model.loras, model.textual_inversions, self.negative_prompt
             ),
         ]
+        parts += [f"frames {self.frames}"] if self.frames > 1 else []
         # What a user should know, once; afterwards nobody is told of these prompts again.
         self.notes = self.model.cuts(
             [prompt.text for prompt in self.prompts], [self.negative_prompt]
         )
+        self.notes += [frames_note(self.frames)] if self.model.videos else []
         self.notes += self.judge.notes if self.judge else []
         self.notes += self.judge.clip.crops(size) if isinstance(self.judge, ClipAlignment) else []
         self.notes += [self.reference.note] if self.reference.note else []
@@ -144,8 +149,9 @@ class Evaluator:
             self._measured(scale_guidance(schedule, scale) if guided else schedule, seeds)
             for scale in self.scales
         ]
+        versions = [part.features.reshape(len(seeds), self.frames, -1) for part in parts]
         return Measurement(
-            np.stack([part.features for part in parts], axis=1),
+            np.concatenate(versions, axis=1),
             np.mean([part.aligned for part in parts], axis=0, dtype=np.float32),
             parts[0].sheet,
         )
@@ -165,8 +171,10 @@ class Evaluator:
             tensors, first = self._measure(schedule, seeds)
             save_sheet(first, sheet, len(first))
         except NotFiniteError:  # such a measurement has no sheet
-            nan = np.full((len(seeds), len(self.reference.search.mean)), np.nan, np.float32)
-            tensors = {"features": nan, "aligned": nan[:, 0].copy()}
+            versions = (self.frames,) if self.frames > 1 else ()
+            shape = (len(seeds), *versions, len(self.reference.search.mean))
+            unknown = np.full(len(seeds), np.nan, np.float32)
+            tensors = {"features": np.full(shape, np.nan, np.float32), "aligned": unknown}
         write_whole(path, lambda p: save_file(tensors, p))
         return Measurement(tensors["features"], tensors["aligned"], sheet)
 
@@ -178,8 +186,8 @@ class Evaluator:
         return open_model(options, self._device)
 
     def images(self, schedule: Schedule, seeds: range) -> torch.Tensor:
-        """The images themselves, uint8 (n, 3, height, width), for sheets."""
-        return torch.cat([batch.images for batch in self._batches(schedule, seeds)])
+        """The images, uint8 (n, 3, height, width), or three frames of the videos, for sheets."""
+        return torch.cat([strips(batch.made) for batch in self._batches(schedule, seeds)])
 
     def _batches(self, schedule: Schedule, seeds: range) -> Iterator[Batch]:
         texts = [self.prompt(seed).text for seed in seeds]
@@ -198,10 +206,12 @@ class Evaluator:
     def _measure(
         self, schedule: Schedule, seeds: range
     ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
-        batches = (batch.images for batch in self._batches(schedule, seeds))
+        batches = (batch.made for batch in self._batches(schedule, seeds))
         prompts = [self.prompt(seed) for seed in seeds]
         with fitting(self.model, self.batch_size):  # extractor and judge beside it, too
-            (features,), aligned, first = observe(batches, [self.extractor], self.judge, prompts)
+            (features,), aligned, first = observe(
+                batches, [self.extractor], self.judge, prompts, self.frames
+            )
         passes = self.model.passes(schedule)
         if passes != schedule.passes:
             name = type(self.model.pipeline).__name__
@@ -224,21 +234,27 @@ def observe(
     extractors: Sequence[Callable[[torch.Tensor], torch.Tensor]],
     judge: Callable[[torch.Tensor, Sequence[Prompt]], NDArray[np.float32]] | None,
     prompts: Sequence[Prompt],
+    frames: int = 1,
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], torch.Tensor]:
     """Features under every extractor, alignment with `prompts`, and the first images for a sheet.
 
-    Alignment is NaN without a judge. Prompts are as many as there are images, at least one.
+    Alignment is NaN without a judge. Prompts are as many as there are images, at least one. Of
+    videos, (n, frames, 3, height, width), each batch has features (n, axes) of the middle frames,
+    or with `frames` above 1 (n, frames, axes) of so many (`stills`); alignment is their mean.
     """
     features: list[list[NDArray[np.float32]]] = [[] for _ in extractors]
     aligned: list[NDArray[np.float32]] = []
     done, first = 0, None
-    for images in batches:
-        first = images[:SHEET] if first is None else first
+    for made in batches:
+        first = strips(made[:SHEET]) if first is None else first
+        n, images = len(made), stills(made, frames).flatten(0, 1) if made.ndim == 5 else made
         for rows, extractor in zip(features, extractors, strict=True):
-            rows.append(extractor(images).numpy())
+            found = extractor(images).numpy()
+            rows.append(found.reshape(n, frames, -1) if frames > 1 else found)
         if judge:
-            aligned.append(judge(images, prompts[done : done + len(images)]))
-        done += len(images)
+            asked = [prompt for prompt in prompts[done : done + n] for _ in range(frames)]
+            aligned.append(judge(images, asked).reshape(n, frames).mean(1))
+        done += n
     assert first is not None
     unknown = np.full(len(prompts), np.nan, np.float32)
     values = np.concatenate(aligned) if judge else unknown
@@ -275,6 +291,31 @@ def additions_digest(
     found = [key.hexdigest()[:16]] if loras or words else []
     found += [f"{name} {value}" for name, value in model.reading.chosen.items()]
     return found + ([f"negative {negative_prompt}"] if negative_prompt else [])
+
+
+def check_frames(model: Model, frames: int) -> None:
+    """Refuse to measure more frames of a video than it has.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    if frames == 1 or (model.videos and model.frames is not None and frames <= model.frames):
+        return
+    has = f"a video has {model.frames or 'an unknown number of'} frames: give [model] frames"
+    raise UserError(
+        f"evaluation.video_frames is {frames}, but "
+        + (has if model.videos else "the model makes pictures")
+    )
+
+
+def frames_note(frames: int) -> str:
+    """What is measured of a video."""
+    if frames == 1:
+        return "an image is the middle frame of its video"
+    return (
+        f"of each video {frames} frames are measured, the middles of as many equal parts; the "
+        "distance is the mean of theirs"
+    )
 
 
 def check_negative_prompt(model: Model, negative_prompt: str) -> None:
@@ -317,6 +358,8 @@ def objective_name(evaluation: EvaluationConfig, reference: Reference, n: int) -
         metric_name(reference, n),
         ", ".join(f"{w:g}" for w in evaluation.guidance_scales),
     )
+    if evaluation.video_frames > 1:
+        name += f", mean over {evaluation.video_frames} frames"
     return f"{name}, {evaluation.over} over guidance {scales}" if scales else name
 
 

@@ -104,11 +104,12 @@ class Reference:
         return key.hexdigest()[:16]
 
     def project(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(n, features) -> (n, axes)."""
+        """(…, features) -> (…, axes)."""
         if self.parts:
             ends = np.cumsum([part.width for part in self.parts])[:-1]
-            columns = np.split(features, ends, axis=1)
-            return np.hstack([p.project(x) for p, x in zip(self.parts, columns, strict=True)])
+            columns = np.split(features, ends, axis=-1)
+            found = [p.project(x) for p, x in zip(self.parts, columns, strict=True)]
+            return np.concatenate(found, axis=-1)
         x = np.asarray(features, np.float64)
         if self.center is None or self.basis is None:
             return x

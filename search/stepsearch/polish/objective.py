@@ -64,6 +64,11 @@ class Objective:
                 f"a polish needs gradients of our own loop: a {type(model.pipeline).__name__} "
                 "samples itself"
             )
+        if evaluator.frames > 1:
+            raise UserError(
+                "a polish sees the middle frame of a video: evaluation.video_frames must be 1, got "
+                f"{evaluator.frames}"
+            )
         self.model = model
         self.extractors = _live(evaluator.extractor)
         self.references = evaluator.reference.parts or (evaluator.reference,)
@@ -166,7 +171,8 @@ class _Batch:
         evaluator, model = self.objective.evaluator, self.objective.model
         texts = [evaluator.prompt(seed).text for seed in self.seeds]
         self.draw = noise_source(self.seeds, model.shape, model.device)
-        counting = Counting(model, texts, evaluator.negative_prompt, self.draw())
+        boundary = self.knobs.start.boundary
+        counting = Counting(model, texts, evaluator.negative_prompt, self.draw(), boundary)
         self.latents = counting.latents
         return counting
 

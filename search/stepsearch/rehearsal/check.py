@@ -27,7 +27,14 @@ from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import ModelConfig, StudyConfig, load_config
 from stepsearch.config.measuring import CLIP
 from stepsearch.engine.transfer import earlier_best
-from stepsearch.metrics.evaluator import SEARCH, SHEET, Evaluator, load_prompts, seeds_of
+from stepsearch.metrics.evaluator import (
+    SEARCH,
+    SHEET,
+    Evaluator,
+    check_frames,
+    load_prompts,
+    seeds_of,
+)
 from stepsearch.metrics.features import PRETRAINED, Texture, each, load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pretrained import INCEPTION_FILE
@@ -154,9 +161,11 @@ def _unfit(config: StudyConfig) -> str | None:
     if folder is None or index_of(folder) is None:
         return None
     try:
-        size = outline(model, folder).size
+        loaded = outline(model, folder)
+        check_frames(loaded, evaluation.video_frames)
     except UserError as error:
         return f"model {model.id!r}: {str(error).removeprefix(f'model {model.id!r}: ')}"
+    size = loaded.size
     for spec in each(evaluation.extractor):
         if spec == Texture.name and size != BUNDLED_SIZE:
             return f"extractor {spec!r} is for images of 32 x 32, the model's are of {size}"
@@ -308,8 +317,10 @@ def costs(config: StudyConfig) -> Costs:
     passes = {stage: n * (1 if stage == "rivals" else versions) for stage, n in passes.items()}
     parts = [ceil(n / PART) for n in (images.selection_images, images.test_images)]
     pictures += trials + finalists * parts[0] + tested * parts[1]
-    sheet = SHEET * 3 * pixels(config) * PACKED
-    return Costs(passes, round(versions * (made * FEATURES + pictures * sheet)))
+    shown = 1 if config.model.frames in (None, 1) else 3  # frames of each video
+    sheet = SHEET * shown * 3 * pixels(config) * PACKED
+    features = made * images.video_frames * FEATURES
+    return Costs(passes, round(versions * (features + pictures * sheet)))
 
 
 def pixels(config: StudyConfig) -> int:

@@ -31,13 +31,18 @@ from stepsearch.engine.workers import InThisProcess
 from stepsearch.metrics.features import EXTRACTORS, WHOLE, each
 from stepsearch.metrics.reference import is_bundled
 from stepsearch.paths import bundled, local_folder
-from stepsearch.rehearsal.miniatures import EVERY, VIDEOS
+from stepsearch.rehearsal.miniatures import EVERY, MOVING
 from stepsearch.rehearsal.miniatures.texts import save_clip
 from stepsearch.report.summary import write, write_sheet
 from stepsearch.rivals.placement import ANY_MODEL
 
 # For pipelines that sample themselves and have no tiny model of their own class
-ANY_FLOW, ANY_DIFFUSION = "aura-flow", "hunyuan-dit"
+ANY_FLOW, ANY_DIFFUSION = "bria", "latte"
+# Classes of two kinds, of which the second has guidance distilled into its network
+DISTILLED = {
+    "FluxPipeline": ("flux-schnell", "flux-dev"),
+    "HunyuanImagePipeline": ("hunyuan-image", "hunyuan-image-distilled"),
+}
 FRAMES = 5  # of a tiny video
 PIXELS = ("ddpm", "ddim")  # kinds that have one size only
 SIZE = 32
@@ -77,13 +82,18 @@ def kind_of(config: StudyConfig) -> str:
             f"model.kind is missing: no folder of {config.model.id!r} says which tiny model to "
             f"dry-run ({', '.join(EVERY)})"
         )
-    name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    said = json.loads(index.read_text(encoding="utf-8"))
+    name = said["_class_name"]
     scheduler = _config(config.model.id, index.parent, "scheduler")
     modular = is_modular(index.parent)
     plain = name.replace("Modular", "") if modular else name
-    if plain == "FluxPipeline":
+    if plain == "WanPipeline" and said.get("boundary_ratio") is not None:
+        return "wan-2.2"
+    if plain == "WanPipeline" and said.get("expand_timesteps"):
+        return "wan-2.2-5b"
+    if plain in DISTILLED:
         own = _config(config.model.id, index.parent, "transformer")
-        return "flux-dev" if own.get("guidance_embeds") else "flux-schnell"
+        return DISTILLED[plain][bool(own.get("guidance_embeds"))]
     for kind, build in EVERY.items():
         if type(build()).__name__ == plain:
             return kind
@@ -173,12 +183,13 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     data["baselines"]["rivals"] = ["dmn"] if set(config.baselines.rivals) - set(ANY_MODEL) else []
     size = None if kind in PIXELS else _like(config.model.size)
     data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
-    data["model"]["frames"] = FRAMES if kind in VIDEOS else None
+    data["model"]["frames"] = FRAMES if kind in MOVING else None
     data["model"]["compile"] = False  # takes longer than all of a dry run
     data["model"] |= of_weights()  # which are not loaded
     # A layer to skip is all that a tiny CLIP has.
     data["model"]["clip_skip"] = config.model.clip_skip and 1
     evaluation = data["evaluation"]
+    evaluation["video_frames"] = min(evaluation["video_frames"], FRAMES)
     if config.evaluation.rungs:
         evaluation |= {"rungs": (8, 16), "images": 16}
     if evaluation["alignment"].startswith(CLIP):

@@ -122,12 +122,12 @@ def gained(candidates: Sequence[Candidate], gains: Sequence[float]) -> list[Cand
 
 
 def published(
-    config: StudyConfig, model: ModelSpec, guidance: str = CLASSIFIER_FREE
+    config: StudyConfig, model: ModelSpec, guidance: str = CLASSIFIER_FREE, two: bool = False
 ) -> list[Candidate]:
     """The presets that the study names, each as it was published, or with the study's gains.
 
-    A pattern takes those that fit the model and have exactly the study's passes, but none of which
-    the file holds an approximation only; "*" may take none.
+    `two`: the model has two networks. A pattern takes those that fit the model and have exactly the
+    study's passes, but none of which the file holds an approximation only; "*" may take none.
 
     Raises:
         UserError: an unknown name, one that does not fit, or a pattern that nothing fits.
@@ -142,7 +142,7 @@ def published(
             except ScheduleError as error:
                 raise UserError(f"baselines.presets: {error}") from error
             over_scales = bool(config.evaluation.guidance_scales)
-            problem = _misfit(known, config.space.passes, model, guidance, over_scales)
+            problem = _misfit(known, config.space.passes, model, guidance, two, over_scales)
             if problem and not pattern:
                 raise UserError(f"baselines.presets: {name} {problem}")
             if problem or (pattern and known.approximate):
@@ -159,7 +159,7 @@ def published(
 
 
 def _misfit(
-    known: Preset, passes: int, model: ModelSpec, guidance: str, over_scales: bool
+    known: Preset, passes: int, model: ModelSpec, guidance: str, two: bool, over_scales: bool
 ) -> str | None:
     """Why a preset is no baseline of a study, or None."""
     schedule = known.schedule
@@ -170,6 +170,8 @@ def _misfit(
         return f"is for {difference}"
     if schedule.guidance != guidance:
         return f"has {schedule.guidance} guidance, but the model's is {guidance}"
+    if schedule.boundary is not None and not two:
+        return "is for two networks, the model has one"
     if over_scales and not any(map(is_guided, schedule.steps)):
         return "has no guided step, but the study is one over guidance scales"
     if schedule.passes != passes:

@@ -153,12 +153,19 @@ class Counting:
     """The model on a few prompts, with the noise of their seeds; counts its network passes."""
 
     def __init__(
-        self, model: LatentModel, texts: Sequence[str], negative: str, latents: Tensor
+        self,
+        model: LatentModel,
+        texts: Sequence[str],
+        negative: str,
+        latents: Tensor,
+        boundary: float | None = None,
     ) -> None:
         # Clones: what is made in inference mode takes no part in gradients.
         cond, uncond = model.encode(texts), model.encode([negative] * len(texts), negative=True)
         self.denoise = model.denoiser(
-            {k: v.clone() for k, v in cond.items()}, {k: v.clone() for k, v in uncond.items()}
+            {k: v.clone() for k, v in cond.items()},
+            {k: v.clone() for k, v in uncond.items()},
+            boundary,
         )
         self.latents, self.passes = latents.to(model.device), 0
         self.doubled = model.guidance != "distilled"

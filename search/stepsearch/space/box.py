@@ -50,6 +50,7 @@ class SearchSpace:
     grid: str
     guidance: str = "classifier-free"  # distilled: a guided step costs one pass as well
     placements: Mapping[int, list[float]] = field(default_factory=dict)  # of a grid without formula
+    boundary: float | None = None  # the model's own, where it changes its network
 
     def __post_init__(self) -> None:
         if self.config.reuse > 1 and self.guidance == "distilled":
@@ -122,6 +123,7 @@ class SearchSpace:
             ("analytic_at", c.analytic_at),
             ("churn", c.churn),
             ("gain", c.gain),
+            ("boundary", c.boundary),
         ):
             if interval:
                 box[name] = FloatDistribution(*interval)
@@ -176,7 +178,13 @@ class SearchSpace:
             if not steps[i - 1].corrector:  # after one there is no fresh noise
                 steps[i] = replace(steps[i], churn=max(0.0, params.get("churn", 0.0)))
         decode = "alpha-x" if params.get("decode", 0.0) >= 0.5 else "x"
-        plan = replace(plan, steps=tuple(steps), guidance=self.guidance, decode=decode)
+        plan = replace(
+            plan,
+            steps=tuple(steps),
+            guidance=self.guidance,
+            decode=decode,
+            boundary=params.get("boundary"),
+        )
         return whole_timesteps(plan, self.noise, spread=True) if c.whole_timesteps else plan
 
     def params(self, schedule: Schedule) -> tuple[Params, bool]:
@@ -221,11 +229,21 @@ class SearchSpace:
         point["churn"] = max(s.churn for s in steps)
         point["gain"] = float(np.mean([s.gain for s in schedule.steps]))
         point["decode"] = float(schedule.decode == "alpha-x")
+        point["boundary"] = self._place_of(schedule) or 0.0
         point |= self._free_u_point([s.free_u for s in steps])
         box = self._intervals
         point = {k: min(max(point.get(k, d.low), d.low), d.high) for k, d in box.items()}
         point = {k: value for k, value in point.items() if not box[k].single()}
-        return point, _same(self.schedule(point), schedule)
+        found = self.schedule(point)
+        experts = [
+            [step.sigma >= (self._place_of(plan) or 0.0) for step in plan.steps]
+            for plan in (found, schedule)
+        ]
+        return point, _same(found, schedule) and experts[0] == experts[1]
+
+    def _place_of(self, schedule: Schedule) -> float | None:
+        """Where a schedule changes the network."""
+        return self.boundary if schedule.boundary is None else schedule.boundary
 
     def _sigmas(self, params: Params, n: int) -> list[float]:
         """n + 1 falling sigmas."""

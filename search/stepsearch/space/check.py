@@ -30,6 +30,13 @@ def check_box(config: SpaceConfig, model: Model) -> None:
                 f"space.{name}: high must be below the model's largest sigma, {highest:g}, "
                 f"got {interval[1]}"
             )
+    if config.boundary and not model.experts.two:
+        raise UserError("space.boundary: the model has one network, so there is nothing to part")
+    if config.boundary and config.boundary[1] > highest:
+        raise UserError(
+            f"space.boundary: high must be at most the model's largest sigma, {highest:g}, got "
+            f"{config.boundary[1]}"
+        )
     space = SearchSpace(config, model.noise, model.spec, "linspace", model.guidance)
     box = space.distributions
     if not box:

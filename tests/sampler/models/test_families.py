@@ -14,6 +14,7 @@ from families import (
     STOCK,
     UNCONDITIONAL,
     counted,
+    networks,
     our_images,
     prepare,
     prompts_of,
@@ -68,7 +69,7 @@ def test_guidance_in_some_steps_is_that_of_the_stock_pipeline_without_it_in_the_
         theirs = stock_images(name, pipeline, n, 4.0)
     model = take(name, pipeline)
     schedule = stock_schedule(model, n, 1.0, 4.0, 4.0)
-    with counted(model.net) as rows:
+    with counted(*networks(pipeline)) as rows:
         ours = our_images(model, schedule, prompts_of(name))
     torch.testing.assert_close(ours.float(), theirs, atol=1.0, rtol=0)
     assert sum(rows) == schedule.passes * len(SEEDS) == 5 * len(SEEDS)

@@ -18,6 +18,10 @@ NEWER = (
     "flux2-klein",
     "lumina2",
     "krea2",
+    "hunyuan-image-distilled",
+    "cogview4",
+    "aura-flow",
+    "ltx",
 )
 
 

@@ -2,11 +2,13 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from stepsampler.support.pictures import keep_png
+from stepsearch.metrics.pixels import read_pixels
 
 
 def picture(value):
@@ -40,3 +42,22 @@ def test_of_two_processes_one_gets_the_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", late)
     assert keep_png(picture(1), path) == tmp_path / "a-2.png"
     assert path.read_bytes() == b"of another process"
+
+
+def test_a_video_is_an_animation_whose_still_is_its_middle_frame(tmp_path):
+    video = torch.randint(0, 256, (5, 3, 8, 6), dtype=torch.uint8, generator=torch.manual_seed(0))
+    place = keep_png(video, tmp_path / "v.png")
+    assert keep_png(video, tmp_path / "v.png") == place, "it lies there already"
+    assert keep_png(video[:1], tmp_path / "v.png").name == "v-2.png"
+    found = Image.open(place)
+    assert (found.n_frames, found.default_image) == (6, True)
+    read = []
+    for k in range(6):
+        found.seek(k)
+        read.append(np.array(found.convert("RGB")))
+    rows = video.movedim(1, -1).numpy()
+    assert np.array_equal(read[0], rows[2])
+    assert np.array_equal(read[1:], rows)
+    assert found.info["duration"] == pytest.approx(1000 / 16, abs=1)
+    still = read_pixels(place.read_bytes(), None, "none", "apply")
+    assert torch.equal(still, video[2]), "where images are measured"

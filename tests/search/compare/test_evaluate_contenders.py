@@ -105,7 +105,8 @@ def test_schedules_of_one_name_keep_their_own_differences(tmp_path, monkeypatch,
 def test_every_family_is_scored(family, tmp_path):
     """Pixel U-Nets have no VAE, and some pipelines no scale of it."""
     size = None if family in ("ddpm", "ddim") else pipelines.SIZE
-    model = from_pipeline(pipelines.FAMILIES[family](), size)
+    frames = 5 if family in pipelines.MOVING else None
+    model = from_pipeline(pipelines.FAMILIES[family](), size, frames=frames)
     scale = 1.0 if not model.conditional else 3.0
     if model.spec.prediction_type == "flow_prediction":
         plan = Schedule((Step(1.0, scale), Step(0.5, scale)), model=model.spec)

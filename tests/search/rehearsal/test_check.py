@@ -45,6 +45,7 @@ READY = {
     "z-image-8-steps": {"z-image-8"},
     "qwen-image-8-steps": {"qwen-image-8"},
     "chroma-8-steps": {"chroma-8"},
+    "wan22-8-steps": set(),
     "z-image-turbo-8-steps": {"z-image-turbo-8"},
     "flux2-klein-4-steps": {"flux2-klein-4"},
     "flux-schnell-4-steps": {"flux-schnell-4"},

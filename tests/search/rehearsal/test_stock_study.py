@@ -22,14 +22,14 @@ def settings(**sections):
 
 
 def test_the_tiny_model_is_of_the_studys_class_or_else_one_with_such_noise(tmp_path):
-    for kind in ("cogview4", "latte"):
+    for kind in ("ovis-image", "kandinsky3"):
         folder = tmp_path / kind
         EVERY[kind]().save_pretrained(folder)
         config = settings(model={"id": str(folder)})
         assert kind_of(config) == kind
         index = json.loads((folder / "model_index.json").read_text())
         for cls, other in (
-            ("AllegroPipeline", "aura-flow" if kind == "cogview4" else "hunyuan-dit"),
+            ("AllegroPipeline", "bria" if kind == "ovis-image" else "latte"),
             ("StableDiffusionInpaintPipeline", None),
             ("FoxPipeline", None),
         ):
@@ -42,8 +42,8 @@ def test_the_tiny_model_is_of_the_studys_class_or_else_one_with_such_noise(tmp_p
 
 
 def test_a_dry_run_on_a_pipeline_that_samples_itself(tmp_path):
-    config = settings(model={"kind": "wan"}, baselines={"presets": []})
-    assert dry_run(config, "wan", tmp_path).trials == 3
+    config = settings(model={"kind": "ltx"}, baselines={"presets": []})
+    assert dry_run(config, "ltx", tmp_path).trials == 3
 
 
 def test_a_study_of_a_modular_pipeline_rehearses_on_a_modular_one(tmp_path):
@@ -79,11 +79,11 @@ def test_a_modular_pipeline_without_a_tiny_one_has_one_with_such_noise(tmp_path)
 
 
 def test_a_study_refuses_a_pipeline_that_takes_other_passes(tmp_path, monkeypatch):
-    config = shrunk(settings(model={"kind": "aura-flow"}), "aura-flow", tmp_path)
-    EVERY["aura-flow"]().save_pretrained(tmp_path / "model")
+    config = shrunk(settings(model={"kind": "bria"}), "bria", tmp_path)
+    EVERY["bria"]().save_pretrained(tmp_path / "model")
     evaluator = Evaluator(config, tmp_path / "cache")
     call = StockModel.call
     monkeypatch.setattr(StockModel, "call", lambda *given: (call(*given)[0], call(*given)[1] + 1))
     schedule = from_sigmas([1.0, 0.5], 0.0, [3.0, 1.0], 1, "ddim", evaluator.model.spec)
-    with pytest.raises(UserError, match="AuraFlowPipeline takes 4 network passes where the sch"):
+    with pytest.raises(UserError, match="BriaPipeline takes 4 network passes where the sch"):
         evaluator.measure(schedule, range(2))

@@ -236,7 +236,7 @@ class TinyModel(LatentModel):
     def encode(self, texts, negative=False):
         return {"text": torch.zeros(len(texts), 1)}
 
-    def denoiser(self, cond, uncond):
+    def denoiser(self, cond, uncond, boundary=None):
         def denoise(x, step):
             assert len(x) == len(cond["text"])  # a call is one part, whole
             return mixture_denoiser(x, step)

@@ -91,6 +91,8 @@ def _with_stepsampler(text: str) -> Plan:
     schedule = stepsampler.Schedule.from_json(text)
     if any(step.time_scale != 1 or step.guidance_reuse for step in schedule.steps):
         raise ValueError("time_scale and guidance_reuse are not for this node")
+    if schedule.boundary is not None:
+        raise ValueError("boundary is not for this node: a second network has a sampler of its own")
     rows = tableau(schedule)
     calls = [
         Call(s.sigma, s.guidance_scale, s.guidance_rescale, vars(s.free_u) if s.free_u else None)

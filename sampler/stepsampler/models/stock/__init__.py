@@ -35,7 +35,7 @@ class StockModel(Model):
     """A pipeline that is called as a black box, under `guided` where its guidance is known.
 
     Elsewhere it guides by its own rule, with the schedule's scale, which must be one for all steps.
-    Of a video an image is the middle frame. Passes are counted at the network.
+    Passes are counted at the network.
 
     Raises:
         UserError: the pipeline or its scheduler cannot run a schedule, or the size is unknown.
@@ -54,14 +54,17 @@ class StockModel(Model):
             raise UserError(f"the {self.name} has neither a U-Net nor a transformer")
         super().__init__(pipeline, next(iter(nets.values())))
         self.family = family or self.name
-        self._nets = list(nets.values())
+        self.nets = list(nets.values())
         self._inputs = read_inputs(pipeline)
         self._frames = next((name for name in FRAMES if name in self._inputs), None)
         if frames is not None and self._frames is None:
             raise UserError(f"a {self.name} makes pictures, which have no frames, got {frames}")
-        self.frames = frames
+        self._asked = frames
+        self.videos = self._frames is not None
+        default = self._inputs.get(self._frames or "")
+        self.frames = frames or (default if isinstance(default, int) else None)
         self.own_rule = own_rule(cls)
-        if any(net.config.get("guidance_embeds") for net in self._nets):
+        if any(net.config.get("guidance_embeds") for net in self.nets):
             self.guidance = "distilled"
         width, height = self._read_size(size)
         self.shape = (3, height, width)
@@ -74,7 +77,6 @@ class StockModel(Model):
             raise UserError(f"a {self.name} cannot run a schedule: {error}") from error
         self.noise, self.prediction_type = read_noise(config, self._tokens)
         self._counted: dict[str, float] = {}
-        self._said = False
 
     @staticmethod
     def _why_not(pipeline: Any) -> str | None:
@@ -123,10 +125,10 @@ class StockModel(Model):
 
     @property
     def way(self) -> str:
-        return f" stock {self.frames or ''}"
+        return f" stock {self._asked or ''}"
 
     def compile(self) -> None:
-        for net in self._nets:
+        for net in self.nets:
             net.compile()
         self.compiled = True
 
@@ -146,13 +148,6 @@ class StockModel(Model):
             return [each for each in limits(self.pipeline) if isinstance(each.tokens, int)]
         except (AttributeError, KeyError, TypeError):
             return []
-
-    def cuts(self, prompts: Iterable[str], negative_prompts: Iterable[str] = ()) -> list[str]:
-        found = super().cuts(prompts, negative_prompts)
-        if self._frames and not self._said:
-            self._said = True
-            found.insert(0, "an image is the middle frame of its video")
-        return found
 
     def check(self, schedule: Schedule) -> None:
         super().check(schedule)
@@ -204,8 +199,8 @@ class StockModel(Model):
         _, height, width = self.shape
         wanted = {"width": width, "height": height, "use_resolution_binning": False}
         found |= {name: value for name, value in wanted.items() if name in self._inputs}
-        if self.frames and self._frames:
-            found[self._frames] = self.frames
+        if self._asked and self._frames:
+            found[self._frames] = self._asked
         by = next((name for name in SCALES if name in self._inputs), None)
         if scale is not None and by:
             found[by] = scale
@@ -218,12 +213,14 @@ class StockModel(Model):
     def call(self, options: dict[str, Any]) -> tuple[Tensor, float]:
         """Images in [0, 1], float (n, 3, height, width) on the CPU, and the passes of one.
 
+        Of videos (n, frames, 3, height, width).
+
         Raises:
             UserError: the pipeline refuses the call, or makes images of another size.
         """
         hush(self.pipeline)
         try:
-            with self._counting() as rows:
+            with counting(self.nets) as rows:
                 made = self._made(options)
         except REFUSALS as error:
             if isinstance(error, UserError) or is_out_of_memory(error):
@@ -231,7 +228,7 @@ class StockModel(Model):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"a {self.name} refuses the call: {reason}") from error
         images = _pictures(made)
-        if images.shape[2:] != self.shape[1:]:
+        if images.shape[-2:] != self.shape[1:]:
             sizes = [f"{size[-1]} x {size[-2]}" for size in (images.shape, self.shape)]
             raise UserError(
                 f"a {self.name} makes images of {sizes[0]} where {sizes[1]} are wanted: give a "
@@ -268,20 +265,21 @@ class StockModel(Model):
         finally:
             self.pipeline.scheduler = before
 
-    @contextmanager
-    def _counting(self) -> Iterator[list[int]]:
-        """Rows that the networks get: one for each image and pass."""
-        rows = [0]
 
-        def count(_net: Any, args: Any, kwargs: Any) -> None:
-            rows[0] += len(first_input(args, kwargs))
+@contextmanager
+def counting(nets: Iterable[Any]) -> Iterator[list[int]]:
+    """Rows that networks get: one for each image and pass."""
+    rows = [0]
 
-        handles = [net.register_forward_pre_hook(count, with_kwargs=True) for net in self._nets]
-        try:
-            yield rows
-        finally:
-            for handle in handles:
-                handle.remove()
+    def count(_net: Any, args: Any, kwargs: Any) -> None:
+        rows[0] += len(first_input(args, kwargs))
+
+    handles = [net.register_forward_pre_hook(count, with_kwargs=True) for net in nets]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _bare(schedule: Schedule) -> str:
@@ -289,10 +287,9 @@ def _bare(schedule: Schedule) -> str:
 
 
 def _pictures(made: Any) -> Tensor:
-    """Of a pipeline's output; of a video the middle frame."""
+    """Of a pipeline's output: (n, 3, height, width), or (n, frames, 3, height, width)."""
     values = torch.from_numpy(np.stack([np.asarray(each) for each in made]))
-    if values.ndim == 5:
-        values = values[:, values.shape[1] // 2]
     if values.dtype == torch.uint8:
         values = values / 255
-    return values.movedim(-1, 1).expand(-1, 3, -1, -1).float()
+    values = values.movedim(-1, -3)
+    return values.expand(*values.shape[:-3], 3, -1, -1).float()

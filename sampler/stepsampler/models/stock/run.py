@@ -44,7 +44,10 @@ class StockStep:
 
 @dataclass(frozen=True)
 class StockRun:
-    """All steps of an image; `scale` is the pipeline's own number, None where it has none."""
+    """All steps of an image; `scale` is the pipeline's own number, None where it has none.
+
+    From step `projected` on, where there is one, its guider guides by another rule.
+    """
 
     pipeline: str
     scheduler: str
@@ -55,6 +58,7 @@ class StockRun:
     less: float  # than w
     distilled: bool
     steps: tuple[StockStep, ...]
+    projected: int | None = None
 
     @property
     def passes(self) -> int:
@@ -144,10 +148,12 @@ def _run(pipeline: Any, steps: int, size: Size | None) -> StockRun:
     scale_name, less = _scale(pipeline, distilled)
     scale = inputs.get(scale_name)
     guider = getattr(pipeline, "guider", None)
-    if guider is not None:
+    if guider is not None and not distilled:
         on = guider._enabled and hasattr(guider, "guidance_scale")
-        scale_name, less = "the guider's guidance_scale", 0.0
         scale = guider.guidance_scale if on else None
+        if name not in families():
+            scale_name, less = "the guider's guidance_scale", 0.0
+    after = guider and guider.config.get("adaptive_projected_guidance_start_step")
     return StockRun(
         name,
         type(scheduler).__name__,
@@ -168,6 +174,7 @@ def _run(pipeline: Any, steps: int, size: Size | None) -> StockRun:
             )
             for i, (at, told, rows) in enumerate(taken)
         ),
+        None if after is None or distilled or after + 1 >= len(taken) else after + 1,
     )
 
 
@@ -220,7 +227,7 @@ class _Answer(tuple[Any, ...]):
 def _answering(network: Any, calls: list[tuple[float, int]]) -> Iterator[None]:
     """Zeros of the shape of the input instead of a network's outputs."""
     signature = inspect.signature(type(network).forward)
-    wide = network.config.get("out_channels")
+    wide = network.config.get("out_channels") or getattr(network, "out_channels", None)
 
     def answer(*args: Any, **options: Any) -> _Answer:
         bound = signature.bind(network, *args, **options).arguments

@@ -42,7 +42,7 @@ def known_schedules(tools: Tools, placements: Placements) -> list[Candidate]:
     """Every baseline of the study: by formula, by rivals, and as published."""
     config, subject = tools.config, tools.subject
     known = baselines(config, subject.noise, subject.spec, placements, subject.guidance)
-    return known + published(config, subject.spec, subject.guidance)
+    return known + published(config, subject.spec, subject.guidance, subject.two_networks)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ def make_box(tools: Tools, best: Sequence[Candidate], placements: Placements) ->
     if grid == "best":
         grid = next((c.grid for c in best if c.grid), "power")
     centre = {n: sigmas for (name, n), sigmas in placements.items() if name == grid}
-    return SearchSpace(config, subject.noise, subject.spec, grid, subject.guidance, centre)
+    return SearchSpace(
+        config, subject.noise, subject.spec, grid, subject.guidance, centre, subject.boundary
+    )
 
 
 def search(

@@ -10,6 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from stepsearch.rehearsal.miniatures.flows import flux, sana, sd3
+from stepsearch.rehearsal.miniatures.later import (
+    aura_flow,
+    cogview4,
+    hunyuan_dit,
+    hunyuan_image,
+)
 from stepsearch.rehearsal.miniatures.newer import (
     chroma,
     flux2,
@@ -22,24 +28,31 @@ from stepsearch.rehearsal.miniatures.newer import (
 from stepsearch.rehearsal.miniatures.parts import autoencoder
 from stepsearch.rehearsal.miniatures.stock import STOCK
 from stepsearch.rehearsal.miniatures.transformers import dit, pixart_alpha, pixart_sigma
-from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, sdxl, stable_diffusion
-from stepsearch.rehearsal.miniatures.videos import VIDEOS
+from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, kolors, sdxl, stable_diffusion
+from stepsearch.rehearsal.miniatures.videos import VIDEOS, ltx, wan
 
 __all__ = [
     "BETAS",
     "EVERY",
     "FAMILIES",
+    "MOVING",
     "STOCK",
     "VIDEOS",
+    "aura_flow",
     "autoencoder",
     "chroma",
+    "cogview4",
     "ddim",
     "ddpm",
     "dit",
     "flux",
     "flux2",
     "flux2_klein",
+    "hunyuan_dit",
+    "hunyuan_image",
+    "kolors",
     "krea2",
+    "ltx",
     "lumina2",
     "pixart_alpha",
     "pixart_sigma",
@@ -48,6 +61,7 @@ __all__ = [
     "sd3",
     "sdxl",
     "stable_diffusion",
+    "wan",
     "z_image",
 ]
 
@@ -70,5 +84,16 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "flux2-klein": flux2_klein,
     "lumina2": lumina2,
     "krea2": krea2,
+    "wan": wan,
+    "wan-2.2": functools.partial(wan, 0.875),
+    "wan-2.2-5b": functools.partial(wan, None, True),
+    "hunyuan-image": hunyuan_image,
+    "hunyuan-image-distilled": functools.partial(hunyuan_image, True),
+    "cogview4": cogview4,
+    "aura-flow": aura_flow,
+    "hunyuan-dit": hunyuan_dit,
+    "kolors": kolors,
+    "ltx": ltx,
 }
 EVERY = FAMILIES | STOCK | VIDEOS
+MOVING = frozenset({*VIDEOS, "ltx", "wan", "wan-2.2", "wan-2.2-5b"})  # which make videos

@@ -1,7 +1,13 @@
 """Tiny text encoders with random weights, and their tokenizers, for `miniatures`."""
 
+import functools
+import io
+import string
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 
 def clip_tokenizer() -> Any:
@@ -201,3 +207,45 @@ def gemma(tokenizer: Any, layers: int = 1) -> Any:
             head_dim=4,
         )
     )
+
+
+def chatglm() -> tuple[Any, Any]:
+    """Tokenizer and encoder of Kolors, which are classes of diffusers'."""
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+    from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
+
+    tokenizer = ChatGLMTokenizer(str(Path(_letters().name, "tokenizer.model")))
+    config = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=len(tokenizer) + 5,
+        hidden_size=32,
+        ffn_hidden_size=32,
+        kv_channels=8,
+        num_attention_heads=4,
+        multi_query_attention=True,
+        multi_query_group_num=2,
+        use_cache=False,
+        original_rope=True,
+    )
+    encoder = ChatGLMModel(config, empty_init=False)
+    for parameter in encoder.parameters():  # of the norms it leaves what was in memory
+        if parameter.ndim == 1:
+            torch.nn.init.ones_(parameter)
+    return tokenizer, encoder
+
+
+@functools.cache
+def _letters() -> "TemporaryDirectory[str]":
+    """With a file of words for each letter, which the tokenizer reads again when it is saved."""
+    from sentencepiece import SentencePieceTrainer
+
+    folder, made = TemporaryDirectory(), io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([string.ascii_letters + string.digits + string.punctuation] * 9),
+        model_writer=made,
+        vocab_size=98,
+        model_type="char",
+        minloglevel=2,
+    )
+    Path(folder.name, "tokenizer.model").write_bytes(made.getvalue())
+    return folder

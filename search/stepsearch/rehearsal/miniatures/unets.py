@@ -3,7 +3,7 @@
 from typing import Any
 
 from stepsearch.rehearsal.miniatures.parts import autoencoder, fresh
-from stepsearch.rehearsal.miniatures.texts import clip_encoder, clip_tokenizer
+from stepsearch.rehearsal.miniatures.texts import chatglm, clip_encoder, clip_tokenizer
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -47,6 +47,34 @@ def sdxl(force_zeros_for_empty_prompt: bool = True) -> Any:
         scheduler=_ddim(),
         force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         add_watermarker=False,
+    )
+
+
+@fresh
+def kolors() -> Any:
+    """1,100 timesteps, as the model has."""
+    from diffusers import EulerDiscreteScheduler, KolorsPipeline
+
+    tokenizer, encoder = chatglm()
+    return KolorsPipeline(
+        vae=autoencoder(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=_unet(
+            cross_attention_dim=24,
+            encoder_hid_dim=32,
+            encoder_hid_dim_type="text_proj",
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=32 + 6 * 8,
+            transformer_layers_per_block=1,
+        ),
+        scheduler=EulerDiscreteScheduler(
+            **(BETAS | {"beta_end": 0.014}),
+            num_train_timesteps=1100,
+            steps_offset=1,
+            timestep_spacing="leading",
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines of videos, which sample themselves."""
+"""Tiny pipelines of videos."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,27 +40,32 @@ def ltx() -> Any:
         encoder_causal=True,
         decoder_causal=False,
     )
-    scheduler = flow(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05)
+    scheduler = flow(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1)
     return LTXPipeline(scheduler, vae, t5_encoder(tokenizer), tokenizer, transformer)
 
 
 @fresh
-def wan() -> Any:
+def wan(boundary_ratio: float | None = None, expand_timesteps: bool = False) -> Any:
+    """Wan 2.1; with a boundary 2.2, of two networks; with a time for each token 2.2's 5B."""
     from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
     tokenizer = t5_tokenizer()
-    transformer = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-    )
-    spread(transformer, gain=2.0)
+
+    def transformer() -> Any:
+        made = WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=2,
+            rope_max_seq_len=32,
+        )
+        spread(made, gain=2.0)
+        return made
+
     vae = AutoencoderKLWan(
         base_dim=3,
         z_dim=16,
@@ -68,7 +73,16 @@ def wan() -> Any:
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
     )
-    return WanPipeline(tokenizer, umt5(tokenizer), vae, flow(shift=3.0), transformer)
+    return WanPipeline(
+        tokenizer,
+        umt5(tokenizer),
+        vae,
+        flow(shift=3.0),
+        transformer(),
+        None if boundary_ratio is None else transformer(),
+        boundary_ratio,
+        expand_timesteps,
+    )
 
 
 @fresh
@@ -128,7 +142,5 @@ def latte() -> Any:
 
 VIDEOS: dict[str, Callable[..., Any]] = {
     "latte": latte,
-    "ltx": ltx,
     "mochi": mochi,
-    "wan": wan,
 }

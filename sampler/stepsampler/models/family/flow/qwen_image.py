@@ -53,13 +53,17 @@ class QwenImage(PackedModel):
 
 
 def decoded_frame(vae: Any, latents: Tensor) -> Tensor:
-    """What a VAE of videos makes of latents with a mean and deviation a channel, in [-1, 1]."""
+    """What a VAE of videos makes of an image's latents (n, channels, height, width), in [-1, 1]."""
+    return decoded_frames(vae, latents.unsqueeze(2))[:, :, 0]
+
+
+def decoded_frames(vae: Any, latents: Tensor) -> Tensor:
+    """The same of latents (n, channels, frames, height, width): a mean and deviation a channel."""
     from diffusers.utils.torch_utils import get_module_execution_device
 
     mean, std = (
-        torch.tensor(values, device=latents.device)[:, None, None]
+        torch.tensor(values, device=latents.device)[:, None, None, None]
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
-    frames = (latents * std + mean).to(vae.dtype).unsqueeze(2)
-    frames = frames.to(get_module_execution_device(vae))
-    return vae.decode(frames, return_dict=False)[0][:, :, 0]  # type: ignore[no-any-return]
+    plain = (latents * std + mean).to(vae.dtype).to(get_module_execution_device(vae))
+    return vae.decode(plain, return_dict=False)[0]  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Families of videos whose latents are packed into tokens."""
