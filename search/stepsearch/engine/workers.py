@@ -89,6 +89,7 @@ class _Self:
     folder: Path
     number: int
     device: str
+    storage: str | None = None
     evaluator: Evaluator | None = None
 
     def load(self) -> Evaluator:
@@ -103,7 +104,7 @@ _self: _Self
 class Workers:
     """A pool of worker processes; `devices` has one entry a worker, such as ["cpu", "cpu"].
 
-    `say` hears what is waited for.
+    `say` hears what is waited for. `storage` is the database of the trials, if there is one.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Workers:
         folder: Path,
         devices: Sequence[str],
         say: Callable[[str], None] = note,
+        storage: str | None = None,
     ) -> None:
         self.config, self.folder, self.count = config, folder, len(devices)
         self.say = say
@@ -126,7 +128,7 @@ class Workers:
             len(devices),
             mp_context=context,
             initializer=_start,
-            initargs=(config, folder, queue, threads, listener),
+            initargs=(config, folder, queue, threads, listener, storage),
         )
 
     def __enter__(self) -> "Workers":
@@ -247,6 +249,7 @@ def _start(
     queue: "Queue[tuple[int, str]]",
     threads: int,
     line: Connection,
+    storage: str | None,
 ) -> None:
     global _self
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -254,7 +257,7 @@ def _start(
     number, device = queue.get()
     if device == "cpu":
         torch.set_num_threads(threads)
-    _self = _Self(config, folder, number, device)
+    _self = _Self(config, folder, number, device, storage)
 
 
 def _follow_parent(line: Connection) -> None:
@@ -296,4 +299,4 @@ def _images(schedule: str, seeds: range) -> NDArray[np.uint8]:
 
 
 def _search() -> int:
-    return work(_self.folder, _self.config, _self.load(), _self.number)
+    return work(_self.folder, _self.config, _self.load(), _self.number, _self.storage)
