@@ -22,6 +22,14 @@ RunOf = Annotated[
     typer.Argument(metavar="RUN", help="Folder of the run, such as runs/x, or its study file."),
 ]
 
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        envvar="STEPSEARCH_STORAGE",
+        help="Trials in postgresql://…, mysql://… or grpc://host:port, for several machines.",
+    ),
+]
+
 # What `--quick` changes: enough to pass through every stage, far too little to conclude anything.
 QUICK: dict[str, dict[str, Any]] = {
     "evaluation": {
@@ -57,6 +65,7 @@ def run(
         str, typer.Option(help="MLflow URI; 'local' is the run folder, 'none' is off.")
     ] = "local",
     quick: Annotated[bool, typer.Option(help="A minute or two; claims nothing.")] = False,
+    storage: Storage = None,
 ) -> None:
     """Search, select, test and export. Resumes if the run was cut off."""
     from stepsearch.config import load_config
@@ -70,11 +79,13 @@ def run(
     folder = run_folder or RUNS / (config.name + variant)
     devices, store = _devices(workers, gpus), _store(tracking)
 
-    from stepsearch.engine.locks import only_run
+    from stepsearch.engine.claim import remember_storage
+    from stepsearch.engine.store.locks import only_run
     from stepsearch.report.session import run_session  # torch and optuna load here, not for --help
 
     with _interruptible(folder), only_run(folder):
-        run_session(config, folder, devices, store, quick)
+        remember_storage(folder, storage)
+        run_session(config, folder, devices, store, quick, storage)
 
 
 @contextmanager
@@ -111,22 +122,36 @@ def check(
 def worker(
     run_: RunOf,
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
+    storage: Storage = None,
+    run_folder: RunFolder = None,
 ) -> None:
-    """Join a search that is under way with one more process."""
-    import os
-
+    """Join a search that is under way with one more process, also from another machine."""
+    from stepsearch.config import load_config
     from stepsearch.engine.claim import claimed
+    from stepsearch.engine.store.locks import this_process
     from stepsearch.engine.study import work
 
-    folder = find_runs(run_, "study.json")[0]
-    config = claimed(folder)
-    from stepsearch.metrics.evaluator import Evaluator
-
+    if storage is None:
+        folder = run_folder or find_runs(run_, "study.json")[0]
+        config = claimed(folder)
+    elif run_.suffix == ".toml" and run_.is_file():
+        config = load_config(run_)
+        folder = run_folder or RUNS / config.name
+    else:
+        folder, config = run_, claimed(run_)
     with _interruptible(folder):
+        if storage is not None:
+            from stepsearch.engine.join import join
+
+            join(folder, config, storage, lambda news: typer.echo(news, err=True))
+        from stepsearch.metrics.evaluator import Evaluator
+
         evaluator = Evaluator(config, folder / "cache", device)
         for note in evaluator.notes:
             typer.echo(note, err=True)
-        typer.echo(counted(work(folder, config, evaluator, worker=os.getpid()), "trial"))
+        # a word that no worker of another machine or container has: process numbers are not
+        number = int(this_process()[3], 16)
+        typer.echo(counted(work(folder, config, evaluator, number, storage), "trial"))
 
 
 @app.command()
@@ -180,14 +205,14 @@ def _doubts(folder: Path, study: Path) -> list[str]:
 
 
 @app.command()
-def status(run_: RunOf) -> None:
+def status(run_: RunOf, storage: Storage = None) -> None:
     """Say how far a run is."""
     from stepsearch.engine.claim import claimed, has_ended
     from stepsearch.engine.study import distance_of, failed, finished, pruned, read_study
 
     folder = find_runs(run_, "study.json")[0]
     config = claimed(folder)
-    study = read_study(folder, config)
+    study = read_study(folder, config, storage)
     done = sorted(finished(study), key=distance_of)
     ended, lost = len(pruned(study)), len(failed(study))
     more = (f", {ended} pruned" if ended else "") + (f", {lost} failed" if lost else "")

@@ -1,7 +1,7 @@
 """What a run's folder says of the run: its settings, and the plan that all its workers share.
 
-Both are in the journal as well, so that trials of other settings are never taken for the run's own,
-whatever was copied, edited or lost beside it.
+Both are with the trials as well, so that those of other settings are never taken for the run's own,
+whatever was copied, edited or lost beside it, and so that a worker elsewhere needs no file of ours.
 """
 
 import json
@@ -15,12 +15,15 @@ from pydantic import ValidationError
 from stepsampler.errors import UserError, note
 from stepsampler.models import Model
 from stepsearch.config import StudyConfig
+from stepsearch.engine.store.addresses import passwords_of, without_passwords
+from stepsearch.engine.store.journal import JOURNAL
 from stepsearch.paths import write_whole
 from stepsearch.space.box import SearchSpace
 
-STUDY, PLAN = "study.json", "plan.json"
+STUDY, PLAN, STORAGE = "study.json", "plan.json", "storage.json"
 BEST, RESULT = "best.json", "result.json"  # with which a run ends, in this order
-SETTINGS, IDENTITY = "settings", "identity"  # attributes of the study in the journal
+# Attributes of the study, in the journal or the database
+SETTINGS, IDENTITY, PLANNED = "settings", "identity", "plan"
 # May change between the parts of a run: the budget, and what the run does not look at.
 FREE = {
     ("search", "trials"),
@@ -68,6 +71,52 @@ def sign(study: optuna.Study, config: StudyConfig, identity: str) -> None:
     for key, value in ((SETTINGS, config.model_dump(mode="json")), (IDENTITY, identity)):
         if study.user_attrs.get(key) != value:
             study.set_user_attr(key, value)
+
+
+def remember_storage(folder: Path, address: str | None) -> None:
+    """Write down where the trials of a run are, without passwords, or check that it is the same.
+
+    Raises:
+        UserError: they are elsewhere, so that this run would begin anew.
+    """
+    path = folder / STORAGE
+    here = None if address is None else without_passwords(address, passwords_of(address))
+    if not path.exists():
+        if address is None:
+            return
+        if (folder / JOURNAL).exists():
+            raise UserError(
+                f"{folder}: its trials are in its {JOURNAL}, not in {here}; go on without "
+                "--storage, or give another folder with --run"
+            )
+    elif (known := _read(path).get("storage")) != here:
+        raise UserError(
+            f"{folder}: its trials are in {known}; give that with --storage, not {here}"
+        )
+    write_whole(path, lambda p: p.write_text(json.dumps({"storage": here})))
+
+
+def publish(study: optuna.Study, folder: Path) -> None:
+    """Let workers begin that wait for a plan."""
+    study.set_user_attr(PLANNED, _read(folder / PLAN))
+
+
+def adopt(study: optuna.Study, folder: Path, config: StudyConfig) -> None:
+    """Write the settings and the plan of a database's study into this machine's folder of the run.
+
+    Raises:
+        UserError: `config` or the folder is of another run.
+    """
+    for key, before, value in differences(
+        study.user_attrs[SETTINGS], config.model_dump(mode="json")
+    ):
+        raise UserError(
+            f"the run {study.study_name} was started with {key} = {before!r}, here it is {value!r}"
+        )
+    claim_folder(folder, config)
+    plan = study.user_attrs[PLANNED]
+    check_identity(folder, plan["identity"])
+    write_whole(folder / PLAN, lambda p: p.write_text(json.dumps(plan)))
 
 
 def _remembered(study: optuna.Study | None, key: str) -> Any:

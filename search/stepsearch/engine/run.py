@@ -44,13 +44,16 @@ def run_study(
     tracker: Tracker,
     report: Report,
     starts: Starts = first_points,
+    storage: str | None = None,
 ) -> Result:
     """Run a study in `folder`, or resume it. `starts` gives the points that the search sees first.
+
+    Its trials are in the folder's journal, or in the database `storage`.
 
     Raises:
         UserError: something is missing or does not fit, or the first five trials failed.
     """
-    known, origin = read_study(folder, config), config.search.start_from
+    known, origin = read_study(folder, config, storage), config.search.start_from
     if origin and known.user_attrs.get(STARTED) != origin:
         earlier_best(Path(origin), 1)  # refuses before the first image
     claim_folder(folder, config, known)
@@ -69,7 +72,7 @@ def run_study(
     alignment = teacher.measurement.alignment
     teacher, again = measure_teacher(tools, SELECTION, options.selection_images)
 
-    study = open_study(folder, config)
+    study = open_study(folder, config, storage=storage)
     box = make_box(tools, screened.best, placed.placements)
     floor = alignment - config.search.alignment_drop
     search(tools, folder, study, box, starts(box, screened.best), floor)

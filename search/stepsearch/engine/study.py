@@ -1,7 +1,7 @@
 """The Optuna study: open, enqueue, and the loop of one worker.
 
-The journal is the only truth. A worker asks under a lock, so that the budget is counted once over
-all workers; a trial whose worker died is marked failed and its point is enqueued again.
+Optuna's storage, a journal or a database, is the only truth. The budget is counted once over all
+workers; a trial whose worker died is marked failed and its point is enqueued again.
 """
 
 import time
@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 from numpy.linalg import LinAlgError
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -24,10 +24,12 @@ from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.engine.algorithms import ERROR, make_algorithm
 from stepsearch.engine.claim import alignment_floor, identity_of, planned_space
-from stepsearch.engine.journal import JOURNAL, JournalLock, open_storage
 from stepsearch.engine.ladder import ALIVE, RungPruner, climb
-from stepsearch.engine.locks import is_dead, locked, named, pulse, this_process
 from stepsearch.engine.stopping import stopped
+from stepsearch.engine.store.database import open_database
+from stepsearch.engine.store.journal import JOURNAL, JournalLock, open_storage
+from stepsearch.engine.store.locks import locked, named
+from stepsearch.engine.store.presence import WORKER, presence_of
 from stepsearch.metrics.evaluator import Evaluator
 from stepsearch.space.box import Params, SearchSpace
 
@@ -41,21 +43,24 @@ LEAST = 600.0  # seconds, is what another command's last trial is waited for
 GUIDED = "guided"  # a constraint of studies over guidance scales
 
 
-def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Study:
-    """Create the study in the folder's journal, or join it.
+def open_study(
+    folder: Path, config: StudyConfig, worker: int = 0, storage: str | None = None
+) -> optuna.Study:
+    """Create the study in the folder's journal, or in a database, or join it.
 
     The algorithm's seed depends on the study's, on the worker and on the trials so far, so that
     neither another worker nor a resumed one asks for the same points again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / JOURNAL).touch()
-    lock = JournalLock(folder)
-    lock.acquire()  # mends what a kill left
-    lock.release()
-    storage = open_storage(folder)
+    if storage is None:
+        (folder / JOURNAL).touch()
+        lock = JournalLock(folder)
+        lock.acquire()  # mends what a kill left
+        lock.release()
+    trials = _trials(folder, storage)
     study = optuna.create_study(
-        study_name=_name(storage, config),
-        storage=storage,
+        study_name=_name(trials, config, folder, storage),
+        storage=trials,
         load_if_exists=True,
         directions=_directions(config),
     )
@@ -66,18 +71,26 @@ def open_study(folder: Path, config: StudyConfig, worker: int = 0) -> optuna.Stu
     return study
 
 
-def read_study(folder: Path, config: StudyConfig) -> optuna.Study:
-    """The study of a folder, to look at; nothing is written, and nobody is waited for."""
-    if (folder / JOURNAL).exists():
-        storage = open_storage(folder)
+def read_study(folder: Path, config: StudyConfig, storage: str | None = None) -> optuna.Study:
+    """The study of a folder or a database, to look at; nothing is written, nobody is waited for."""
+    if storage is not None or (folder / JOURNAL).exists():
+        trials = _trials(folder, storage)
         with suppress(KeyError):  # the first line is not written yet
-            return optuna.load_study(study_name=_name(storage, config), storage=storage)
+            name = _name(trials, config, folder, storage)
+            return optuna.load_study(study_name=name, storage=trials)
     return optuna.create_study(study_name=config.name, directions=_directions(config))
 
 
-def _name(storage: JournalStorage, config: StudyConfig) -> str:
-    """Of the study in a folder's journal: that of its start, whatever its file is called now."""
-    known = optuna.get_all_study_names(storage)
+def _trials(folder: Path, storage: str | None) -> BaseStorage:
+    return open_storage(folder) if storage is None else open_database(storage)
+
+
+def _name(trials: BaseStorage, config: StudyConfig, folder: Path, storage: str | None) -> str:
+    """Of a database's study that of the run's folder, so that runs of one study can be told apart;
+    of the study in a folder's journal that of its start, whatever its file is called now."""
+    if storage is not None:
+        return folder.resolve().name
+    known = optuna.get_all_study_names(trials)
     return config.name if config.name in known or not known else known[0]
 
 
@@ -99,21 +112,19 @@ def reap(
 ) -> int:
     """Fail the running trials of dead workers, and enqueue their points again; returns how many.
 
-    A worker of this machine is known to be dead at once, one of another machine after a minute of
-    silence, which begins when its trial is first looked at here. Trials that are `overdue` are
-    treated alike. `asking` leaves those alone that nobody has signed yet: the lock tells that their
-    worker died, but waits for one that is thinking of a point.
+    A worker of this machine is known to be dead at once where they share a folder, any other after
+    a minute of silence, which begins when its trial is first looked at here. Trials that are
+    `overdue` are treated alike. `asking` leaves those alone that nobody has signed yet.
     """
+    present = presence_of(study, folder)
 
     def lost(trial: FrozenTrial) -> bool:
-        if "worker" not in trial.user_attrs:
-            return not asking
-        return trial.number in overdue or is_dead(folder, trial.user_attrs["worker"])
+        return trial.number in overdue or present.lost(trial, asking)
 
     if not any(map(lost, _running(study))):
         return 0
     dead = 0
-    with locked(folder):  # nobody is between asking for a trial and signing it
+    with locked(folder):  # nobody of this folder is between asking for a trial and signing it
         for trial in filter(lost, _running(study)):
             try:
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -143,7 +154,7 @@ def wait_for_others(study: optuna.Study, folder: Path, say: Callable[[str], None
         now = time.monotonic()
         for trial in running:
             if trial.number not in began:
-                who = named(trial.user_attrs.get("worker", []))
+                who = named(trial.user_attrs.get(WORKER, []))
                 say(f"waiting for trial {trial.number} of {who}, {limit / 60:.0f} minutes at most")
             began.setdefault(trial.number, now)
         dead += reap(study, folder, {n for n, since in began.items() if now - since > limit})
@@ -191,9 +202,10 @@ def run_trials(
     `deadline` is a time of `time.monotonic()` after which no new trial starts here.
     """
     done = failures = 0
-    with pulse(folder):
+    present = presence_of(study, folder)
+    with present.working():
         while time.monotonic() < deadline and failures < max(config.search.trials, MAX_FAILURES):
-            with locked(folder):
+            with present.asking():
                 if len(study.get_trials(deepcopy=False, states=ALIVE)) >= config.search.trials:
                     break
                 if searched(study) >= 60 * (config.search.minutes or inf):
@@ -201,12 +213,15 @@ def run_trials(
                 if stopped(study, config.search.patience):
                     break
                 trial = study.ask()
-                trial.set_user_attr("worker", this_process())
-                params = {
+                present.sign(trial)
+            try:
+                if surplus(study, trial.number, config.search.trials):
+                    study.tell(trial, state=TrialState.FAIL)
+                    continue
+                params = {  # what an algorithm thinks of, while others ask
                     name: trial.suggest_float(name, d.low, d.high, log=d.log)
                     for name, d in space.distributions.items()
                 }
-            try:
                 ended = _measure(study, trial, config, space, params, evaluator, alignment_floor)
             except UpdateFinishedTrialError:
                 continue  # this process was taken for dead, perhaps it slept: retried elsewhere
@@ -220,6 +235,16 @@ def run_trials(
                 continue
             done += 1
     return done
+
+
+def surplus(study: optuna.Study, number: int, budget: int) -> bool:
+    """Whether a trial is one too many, where several workers ask at the same time.
+
+    It is if as many of lower numbers are there that have not failed. Those were there before it
+    and do not become more, so that of all that are not surplus there are never more than `budget`.
+    """
+    lower = (t for t in study.get_trials(deepcopy=False) if t.number < number)
+    return sum(t.state != TrialState.FAIL for t in lower) >= budget
 
 
 def _measure(
@@ -261,7 +286,7 @@ def searched(study: optuna.Study) -> float:
     for trial in sorted(study.get_trials(deepcopy=False, states=states), key=lambda t: t.number):
         if not (trial.datetime_start and trial.datetime_complete):
             continue
-        worker = tuple(trial.user_attrs.get("worker", ()))
+        worker = tuple(trial.user_attrs.get(WORKER, ()))
         machine = worker[2:3]
         start = trial.datetime_start.timestamp()
         lasted = max(0.0, trial.datetime_complete.timestamp() - start)
@@ -285,6 +310,7 @@ def work(
     config: StudyConfig,
     evaluator: Evaluator,
     worker: int,
+    storage: str | None = None,
 ) -> int:
     """Take part in the search of a folder; returns the number of trials done here.
 
@@ -297,7 +323,7 @@ def work(
             f"{identity_of(folder)!r}, not {evaluator.identity!r}"
         )
     space = planned_space(folder, config, evaluator.model)
-    study = open_study(folder, config, worker)
+    study = open_study(folder, config, worker, storage)
     floor = alignment_floor(folder)
     return run_trials(study, folder, config, space, evaluator, floor)
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ import optuna
 
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
+from stepsearch.engine.store.addresses import passwords_of, without_passwords
 from stepsearch.paths import write_whole
 
 ARTIFACTS = "mlartifacts"
@@ -74,7 +74,7 @@ class MlflowTracking:
 
     def __init__(self, uri: str | None, warn: Callable[[str], None]) -> None:
         self._uri, self._warn, self._alive = uri, warn, True
-        self._secrets = _passwords(uri or "")
+        self._secrets = passwords_of(uri or "")
         self._client: Any = None
         self._parent = self._experiment = ""
         self._mirrored: set[int] = set()
@@ -266,19 +266,6 @@ class MlflowTracking:
         for file in files:
             self._client.log_artifact(self._parent, str(file))
         self._client.set_terminated(self._parent, "FINISHED")
-
-
-def without_passwords(text: str, passwords: tuple[str, ...] = ()) -> str:
-    """The text without what stands before the @ of an address, and without these words."""
-    for word in passwords:
-        text = text.replace(word, "…")
-    return re.sub(r"(password|pwd|token)=[^&\s'\"]+", r"\1=…", re.sub(r"://\S*@", "://…@", text))
-
-
-def _passwords(uri: str) -> tuple[str, ...]:
-    _, _, rest = uri.partition("://")
-    word = rest.rpartition("@")[0].partition(":")[2]
-    return (word, unquote(word)) if len(word) > 3 else ()  # shorter ones are in every text
 
 
 def _with_credentials_aside(uri: str) -> str:

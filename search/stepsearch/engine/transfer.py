@@ -10,8 +10,8 @@ from pathlib import Path
 from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule
 from stepsearch.engine.claim import claimed
-from stepsearch.engine.journal import JOURNAL
 from stepsearch.engine.ladder import infeasible
+from stepsearch.engine.store.journal import JOURNAL
 from stepsearch.engine.study import distance_of, finished, read_study, schedule_of
 from stepsearch.paths import find_runs
 from stepsearch.space.box import Params, SearchSpace

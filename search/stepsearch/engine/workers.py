@@ -91,6 +91,7 @@ class _Self:
     folder: Path
     number: int
     device: str
+    storage: str | None = None
     evaluator: Evaluator | None = None
 
     def load(self) -> Evaluator:
@@ -105,7 +106,7 @@ _self: _Self
 class Workers:
     """A pool of worker processes; `devices` has one entry a worker, such as ["cpu", "cpu"].
 
-    `say` hears what is waited for.
+    `say` hears what is waited for. `storage` is the database of the trials, if there is one.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Workers:
         folder: Path,
         devices: Sequence[str],
         say: Callable[[str], None] = note,
+        storage: str | None = None,
     ) -> None:
         self.config, self.folder, self.count = config, folder, len(devices)
         self.say = say
@@ -128,7 +130,7 @@ class Workers:
             len(devices),
             mp_context=context,
             initializer=_start,
-            initargs=(config, folder, queue, threads, listener),
+            initargs=(config, folder, queue, threads, listener, storage),
         )
 
     def __enter__(self) -> "Workers":
@@ -249,6 +251,7 @@ def _start(
     queue: "Queue[tuple[int, str]]",
     threads: int,
     line: Connection,
+    storage: str | None,
 ) -> None:
     global _self
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -256,7 +259,7 @@ def _start(
     number, device = queue.get()
     if device == "cpu":
         torch.set_num_threads(threads)
-    _self = _Self(config, folder, number, device)
+    _self = _Self(config, folder, number, device, storage)
 
 
 def _follow_parent(line: Connection) -> None:
@@ -300,4 +303,4 @@ def _images(schedule: str, seeds: range) -> NDArray[np.uint8]:
 
 
 def _search() -> int:
-    return work(_self.folder, _self.config, _self.load(), _self.number)
+    return work(_self.folder, _self.config, _self.load(), _self.number, _self.storage)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.console import Console
 from stepsampler.errors import counted
 from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import has_ended
+from stepsearch.engine.join import leading
 from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import MlflowTracking, NoTracking, Tracker
 from stepsearch.engine.workers import Workers
@@ -17,7 +19,12 @@ from stepsearch.report.summary import table, verdict, write, write_sheet
 
 
 def run_session(
-    config: StudyConfig, folder: Path, devices: list[str], tracking: str, quick: bool
+    config: StudyConfig,
+    folder: Path,
+    devices: list[str],
+    tracking: str,
+    quick: bool,
+    storage: str | None = None,
 ) -> None:
     """Run a study with live progress and print its result."""
     width = None if sys.stdout.isatty() else 110  # of a log file
@@ -39,8 +46,9 @@ def run_session(
         if tracking != "none":
             uri = None if tracking == "local" else tracking
             tracker = MlflowTracking(uri, console.print)
-        with Workers(config, folder, devices, console.print) as workers:
-            result = run_study(config, folder, workers, tracker, show)
+        led = nullcontext() if storage is None else leading(folder, config, storage)
+        with led, Workers(config, folder, devices, console.print, storage) as workers:
+            result = run_study(config, folder, workers, tracker, show, storage=storage)
             files = write(result, config, folder)
             show("pictures", 0, 1, "")
             write_sheet(result, workers, folder / "grid.png")

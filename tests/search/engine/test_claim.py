@@ -9,8 +9,8 @@ from running import ToyWorkers, run, settings
 from stepsampler import UserError
 from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import claimed, identity_of
-from stepsearch.engine.journal import open_storage
 from stepsearch.engine.run import run_study
+from stepsearch.engine.store.journal import open_storage
 from stepsearch.engine.study import finished, open_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.report.summary import write

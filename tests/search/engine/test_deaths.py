@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 from stepsampler import UserError
 from stepsearch.cli.app import app
-from stepsearch.engine import locks
 from stepsearch.engine import study as studies
 from stepsearch.engine.claim import claim_folder
-from stepsearch.engine.journal import JournalLock
-from stepsearch.engine.locks import pulse, this_process
 from stepsearch.engine.run import run_study
+from stepsearch.engine.store import locks, presence
+from stepsearch.engine.store.journal import JournalLock
+from stepsearch.engine.store.locks import pulse, this_process
 from stepsearch.engine.study import (
     finished,
     open_study,
@@ -131,7 +131,7 @@ def test_a_worker_that_was_taken_for_dead_counts_for_nothing_and_goes_on(tmp_pat
             if running:
                 calls.append(running[0].number)
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(studies, "is_dead", lambda *_: True)
+                    patch.setattr(presence, "is_dead", lambda *_: True)
                     assert reap(study, tmp_path, asking=True) == 1
         return False
 
@@ -209,7 +209,7 @@ def test_a_worker_killed_with_the_journals_lock_holds_nobody_up(tmp_path, monkey
     """Also under a relative path, and whoever was killed."""
     code = (
         "import os, sys; from pathlib import Path; "
-        "from stepsearch.engine.journal import JournalLock; "
+        "from stepsearch.engine.store.journal import JournalLock; "
         "lock = JournalLock(Path(sys.argv[1])); Path(sys.argv[1], 'journal.log').touch(); "
         "lock.acquire(); os._exit(9)"
     )

@@ -12,7 +12,8 @@ import pytest
 
 from stepsampler.schedule import Schedule, Step
 from stepsearch.config import StudyConfig
-from stepsearch.engine.tracking import MlflowTracking, without_passwords
+from stepsearch.engine.store.addresses import without_passwords
+from stepsearch.engine.tracking import MlflowTracking
 
 CONFIG = StudyConfig.model_validate({"name": "toy", "space": {"num_steps": 3, "passes": 6}})
 

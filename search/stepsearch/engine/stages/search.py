@@ -9,10 +9,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from stepsearch.engine.algorithms import ERROR
-from stepsearch.engine.claim import make_plan, sign
-from stepsearch.engine.locks import named
+from stepsearch.engine.claim import make_plan, publish, sign
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.engine.stopping import stopped
+from stepsearch.engine.store.locks import named
 from stepsearch.engine.study import (
     distance_of,
     enqueue,
@@ -63,6 +63,7 @@ def search(
         enqueue(study, start_points(Path(options.start_from), space, options.finalists))
         study.set_user_attr(STARTED, options.start_from)
     enqueue(study, points)
+    publish(study, folder)
     shown: set[int] = set()
     lost: set[int] = set()
     record = inf

@@ -10,13 +10,13 @@ import time
 import pytest
 
 from stepsampler import UserError
-from stepsearch.engine import locks
-from stepsearch.engine.locks import FolderLock, is_dead, only_run, pulse, this_process
+from stepsearch.engine.store import locks
+from stepsearch.engine.store.locks import FolderLock, is_dead, only_run, pulse, this_process
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from stepsearch.engine.locks import FolderLock, only_run, pulse, this_process
+from stepsearch.engine.store.locks import FolderLock, only_run, pulse, this_process
 folder = Path(sys.argv[1])
 {body}
 """

@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from stepsampler.errors import UserError
-from stepsearch.engine.locks import FolderLock
-from stepsearch.paths import naming
+from stepsearch.engine.store.locks import FolderLock
+from stepsearch.paths import naming, write_whole
 
 JOURNAL = "journal.log"
 
@@ -59,6 +60,19 @@ class Journal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         with naming(Path(self._file_path)):
             super().append_logs(logs)
+
+
+def keep_copy(study: optuna.Study, folder: Path) -> None:
+    """Write all trials of a study of another storage into the journal of a folder."""
+
+    def write(path: Path) -> None:
+        optuna.copy_study(
+            from_study_name=study.study_name,
+            from_storage=study._storage,
+            to_storage=JournalStorage(JournalFileBackend(str(path))),
+        )
+
+    write_whole(folder / JOURNAL, write)
 
 
 def open_storage(folder: Path) -> JournalStorage:

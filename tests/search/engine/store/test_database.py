@@ -1,0 +1,334 @@
+"""Trials in a real PostgreSQL, and behind Optuna's gRPC proxy: shared, counted once, outliving
+servers, workers and parents."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import running
+from optuna.trial import TrialState
+from postgres import Postgres
+from running import ToyWorkers, settings
+from typer.testing import CliRunner
+
+from stepsampler import UserError
+from stepsearch.cli.app import app
+from stepsearch.engine.claim import remember_storage
+from stepsearch.engine.join import LEADER, join, leading
+from stepsearch.engine.run import run_study
+from stepsearch.engine.store import database, locks
+from stepsearch.engine.store.database import open_database
+from stepsearch.engine.study import finished, open_study, read_study, reap, surplus
+from stepsearch.engine.tracking import NoTracking
+
+PLACES = (str(Path(running.__file__).parent), os.environ.get("PYTHONPATH", ""))
+TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, PLACES))}
+WORKER = """
+import sys, time
+from pathlib import Path
+from running import ToyWorkers, settings
+from stepsearch.engine.join import join
+from stepsearch.engine.store import locks
+from stepsearch.engine.study import work
+locks.BEAT, locks.SILENCE = 0.1, 1.0
+folder, storage = Path(sys.argv[1]), sys.argv[2]
+trials, pause = int(sys.argv[3]), float(sys.argv[4])
+config = settings(trials=trials, algorithm="random")
+locks.SILENCE = 20.0
+join(folder, config, storage, print)
+locks.SILENCE = 1.0
+toy = ToyWorkers(config, folder, broken=lambda schedule: time.sleep(pause))
+print("done", work(folder, config, toy, int(locks.this_process()[3], 16), storage), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    postgres = Postgres()
+    yield postgres
+    postgres.remove()
+
+
+@pytest.fixture
+def name(request):
+    return request.node.name[:60].replace("[", "-").strip("]")
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.1)
+    monkeypatch.setattr(locks, "SILENCE", 1.0)
+
+
+def small(trials=6):
+    return settings(trials=trials, algorithm="random")
+
+
+def lead(folder, config, storage):
+    """What `stepsearch run` does, with a toy in the place of a model."""
+    with leading(folder, config, storage):
+        toy = _Toy(config, folder, storage)
+        return run_study(config, folder, toy, NoTracking(), lambda *_: None, storage=storage)
+
+
+class _Toy(ToyWorkers):
+    def __init__(self, config, folder, storage, **toy):
+        super().__init__(config, folder, **toy)
+        self.storage = storage
+
+    def search(self):
+        from concurrent.futures import Future
+
+        from stepsearch.engine.study import work
+
+        future = Future()
+        future.set_result(work(self.folder, self.config, self, 0, self.storage))
+        return [future]
+
+
+def worker(folder, storage, trials, pause=0.0):
+    command = [sys.executable, "-c", WORKER, str(folder), storage, str(trials), str(pause)]
+    return subprocess.Popen(command, env=TESTS, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_run_in_a_database_ends_as_one_in_a_folder_does(tmp_path, server, name):
+    config = small()
+    here = lead(tmp_path / name, config, server.address)
+    there, _, _ = running.run(tmp_path / "journal", config)
+    ours = [t.params for t in read_study(tmp_path / name, config, server.address).trials]
+    assert ours == [t.params for t in read_study(tmp_path / "journal", config).trials]
+    assert here.winner.name == there.winner.name
+    # the copy in its folder, which export, report and other studies read
+    assert [t.params for t in read_study(tmp_path / name, config).trials] == ours
+
+
+def test_the_budget_is_counted_once_over_workers_that_die(tmp_path, server, name):
+    """A leader, a worker that goes through to the end, one that is killed in its second trial."""
+    config, folder = small(40), tmp_path / "leader" / name
+    killed = worker(tmp_path / "a" / name, server.address, 40, pause=0.3)
+    steady = worker(tmp_path / "b" / name, server.address, 40, pause=0.05)
+
+    def kill():
+        study = None
+        while study is None or not any("worker" in t.user_attrs for t in study.trials[8:]):
+            time.sleep(0.05)
+            study = read_study(folder, config, server.address)
+        killed.send_signal(signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with leading(folder, config, server.address):
+        toy = _Toy(config, folder, server.address, broken=lambda _: time.sleep(0.05))
+        report = lambda *_: None  # noqa: E731
+        run_study(config, folder, toy, NoTracking(), report, storage=server.address)
+    thread.join()
+    assert "done" in steady.communicate(timeout=60)[0]
+    study = read_study(folder, config, server.address)
+    assert len(finished(study)) == 40
+    assert not study.get_trials(states=(TrialState.RUNNING,))
+    assert len({tuple(t.user_attrs["worker"]) for t in finished(study)}) > 1
+
+
+def test_who_asks_too_much_gives_back():
+    """Eight workers at once, without a lock: never more than the budget, and all of it."""
+    study, budget = optuna.create_study(), 20
+    done = []
+
+    def work():
+        while sum(t.state != TrialState.FAIL for t in study.get_trials(deepcopy=False)) < budget:
+            trial = study.ask()
+            time.sleep(0.001)
+            if surplus(study, trial.number, budget):
+                study.tell(trial, state=TrialState.FAIL)
+            else:
+                study.tell(trial, 1.0)
+                done.append(trial.number)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == budget
+
+
+def test_queued_points_are_part_of_the_budget():
+    study = optuna.create_study()
+    for _ in range(3):
+        study.enqueue_trial({"x": 0.5})
+    study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+    study.ask()  # takes the first of the queue
+    new = study._storage.create_new_trial(study._study_id)  # who looked before they were queued
+    number = study._storage.get_trial(new).number
+    assert surplus(study, number, 3)
+    assert not surplus(study, number, 4)
+
+
+def test_a_server_that_restarts_is_waited_for(tmp_path, server, name, capsys):
+    study = open_study(tmp_path / name, small(), storage=server.address)
+    trial = study.ask()
+    server.stop()
+    timer = threading.Timer(1.5, server.start)
+    timer.start()
+    study.tell(trial, 1.0)
+    timer.join()
+    assert study.trials[0].state == TrialState.COMPLETE
+    news = capsys.readouterr().err
+    assert "tried again for 10 minutes" in news
+    assert server.password not in news
+
+
+def test_a_server_that_stays_away_is_said(tmp_path, server, name, monkeypatch):
+    study = open_study(tmp_path / name, small(), storage=server.address)
+    monkeypatch.setattr(database, "PATIENCE", 0.5)
+    server.stop()
+    try:
+        with pytest.raises(UserError, match="it stayed away for 0 minutes. The same command"):
+            study.ask()
+    finally:
+        server.start()
+
+
+def test_a_worker_whose_beats_stop_is_written_off_and_a_living_one_is_not(tmp_path, server, name):
+    config, folder = small(), tmp_path / name
+    study = open_study(folder, config, storage=server.address)
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr("worker", ["far", "1", "elsewhere", "word"])
+    until = time.monotonic() + 1.6
+    beats = 0
+    while time.monotonic() < until:
+        beats += 1
+        trial.set_user_attr("beats", beats)
+        assert reap(study, folder, asking=True) == 0
+        time.sleep(0.1)
+    until = time.monotonic() + 10
+    while not reap(study, folder, asking=True):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_a_worker_waits_for_a_leader_and_says_where_there_is_none(tmp_path, server, name):
+    news = []
+    with pytest.raises(UserError, match="nobody has run .* there for 1 seconds"):
+        join(tmp_path / name, small(), server.address, news.append)
+    assert len(news) == 1
+
+    study = open_study(tmp_path / name, small(), storage=server.address)
+    ended = threading.Event()
+
+    def beat():
+        count = 0
+        while not ended.wait(0.1):
+            count += 1
+            study.set_user_attr(LEADER, count)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    waiting = threading.Thread(
+        target=lambda: _join_quietly(tmp_path / name, server.address), daemon=True
+    )
+    waiting.start()
+    time.sleep(2.5)
+    assert waiting.is_alive()  # longer than the silence after which a leader would be dead
+    ended.set()
+    thread.join()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def _join_quietly(folder, address):
+    with pytest.raises(UserError, match="nobody has run"):
+        join(folder, small(), address, lambda _: None)
+
+
+def test_a_worker_of_another_study_is_refused(tmp_path, server, name):
+    lead(tmp_path / name, small(), server.address)
+    other = settings(trials=6, algorithm="tpe")
+    with pytest.raises(UserError, match=r"search.algorithm = 'random', here it is 'tpe'"):
+        join(tmp_path / "elsewhere" / name, other, server.address, print)
+
+
+def test_through_optunas_grpc_proxy(tmp_path, server, name):
+    """The proxy in a process of its own, as it runs in a cluster."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import sys; from optuna.storages import RDBStorage, run_grpc_proxy_server as run; "
+        "run(RDBStorage(sys.argv[1]), host='127.0.0.1', port=int(sys.argv[2]))"
+    )
+    address = server.address.replace("postgresql:", "postgresql+psycopg:")
+    proxy = subprocess.Popen([sys.executable, "-c", code, address, str(port)])
+    try:
+        storage = f"grpc://127.0.0.1:{port}"
+        helper = worker(tmp_path / "far" / name, storage, 12, pause=0.05)
+        lead(tmp_path / name, small(12), storage)
+        helper.communicate(timeout=60)
+        study = read_study(tmp_path / name, small(12), server.address)
+        assert len(finished(study)) == 12
+    finally:
+        proxy.kill()
+        proxy.wait()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("sqlite:///x.db", "must be postgresql://"),
+        ("redis://host", "must be postgresql://"),
+        ("grpc://host", "must be grpc://host:port"),
+        ("grpc://host:99999", "must be grpc://host:port"),
+        ("postgresql://me:s3cret-w0rd@127.0.0.1:1/x", "is the server there"),
+        ("postgresql://me:s3cret-w0rd@127.0.0.1:port/x", "storage"),
+        ("postgresql+nodriver://me:s3cret-w0rd@127.0.0.1/x", "storage"),
+    ],
+)
+def test_an_address_that_does_not_serve_is_one_sentence_without_its_password(address, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_database(address)
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_file_and_no_record_has_the_password(tmp_path, server, name):
+    folder = tmp_path / name
+    remember_storage(folder, server.address) if folder.exists() else folder.mkdir()
+    remember_storage(folder, server.address)
+    lead(folder, small(), server.address)
+    for path in folder.rglob("*"):
+        assert not path.is_file() or server.password not in path.read_text(errors="replace"), path
+    study = read_study(folder, small(), server.address)
+    told = json.dumps([study.user_attrs, [t.user_attrs for t in study.trials]], default=str)
+    assert server.password not in told
+
+
+def test_a_run_is_not_begun_anew_elsewhere(tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    remember_storage(folder, "postgresql://me:secret@host/db")
+    remember_storage(folder, "postgresql://me:changed@host/db")
+    with pytest.raises(UserError, match="its trials are in postgresql://…@host/db"):
+        remember_storage(folder, None)
+    (tmp_path / "journal.log").touch()
+    with pytest.raises(UserError, match="its trials are in its journal.log"):
+        remember_storage(tmp_path, "postgresql://host/db")
+    remember_storage(tmp_path, None)
+
+
+def test_status_reads_the_database(tmp_path, server, name):
+    folder = tmp_path / name
+    lead(folder, small(), server.address)
+    (folder / "journal.log").unlink()
+    result = CliRunner().invoke(app, ["status", str(folder), "--storage", server.address])
+    assert "6 of 6 trials finished" in result.output
