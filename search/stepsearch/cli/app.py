@@ -2,7 +2,7 @@
 
 import typer
 
-from stepsearch.cli import comparing, evaluating, running
+from stepsearch.cli import comparing, evaluating, reporting, running
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,3 +13,4 @@ app = typer.Typer(
 app.add_typer(running.app)
 app.add_typer(evaluating.app)
 app.add_typer(comparing.app)
+app.add_typer(reporting.app)

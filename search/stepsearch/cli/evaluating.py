@@ -76,7 +76,9 @@ def evaluate(
     with_: Annotated[
         list[Path] | None, typer.Option("--with", help="Earlier results, to compare with.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Result file (JSON).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Result file (.json), or a page (.html).")
+    ] = None,
     profile: Annotated[bool, typer.Option(help="Say where the time went.")] = False,
 ) -> None:
     """Score and compare schedules, stock pipelines or folders of images, with error bars.
@@ -242,7 +244,13 @@ def evaluate(
         console.print(note)
     if profile:
         console.print(where_time_went(harness))
-    if out:
+    if out and out.suffix == ".html":
+        from stepsearch.report.command import write_comparison
+
+        data = as_data(result, harness, settings)
+        write_comparison(data, contenders, chosen.range, texts, batch_size, out)
+        console.print(f"{out}: the page")
+    elif out:
         save(as_data(result, harness, settings), out)
         console.print(f"{out}: every number with its identity")
     for sentence in result.left_out:

@@ -15,7 +15,7 @@ from rich.table import Table
 from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule, load
 from stepsampler.support.files import replacing, write_text
-from stepsearch.compare.table import with_error
+from stepsearch.compare.figures import with_error
 from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import claimed, identity_of
 from stepsearch.engine.pareto import dominated

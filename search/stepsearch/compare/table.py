@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from math import floor, isfinite, log10
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from stepsampler.errors import UserError, counted
-from stepsearch.compare.contenders import Contender
+from stepsearch.compare.contenders import Contender, OnSchedule
+from stepsearch.compare.figures import FORMAT, with_error
 from stepsearch.compare.harness import CLIP, Harness, Metric
 from stepsearch.metrics.distance import PARTS, Score, score_infinity, score_kernel, score_mean
 from stepsearch.metrics.evaluator import short
@@ -32,7 +33,6 @@ from stepsearch.metrics.protocol import (
 from stepsearch.metrics.reference import Reference
 from stepsearch.paths import write_whole
 
-FORMAT = "stepsearch.evaluation/1"
 DISTANCES = ("fd", "fd-infinity", "kid", "prc")
 
 
@@ -101,6 +101,7 @@ def compare(
             "alignment": harness.judge.digest if harness.judge and c.prompted else None,
             "notes": sorted({*said, *_file_note(c)}),
             "scores": {name: _plain(score) for name, score in found.items()},
+            "schedule": json.loads(c.schedule.to_json()) if isinstance(c, OnSchedule) else None,
         }
         for c, found, said in zip(contenders, scores, notes, strict=True)
     ]
@@ -363,15 +364,6 @@ def cell(score: Score, name: str) -> str:
         error = f" ± {100 * score.se:.1f}" if isfinite(score.se) else ""
         return f"{score.value:.1%}{error} ({name})"
     return f"{with_error(score.value, score.se)}{'*' if score.conservative else ''} ({name})"
-
-
-def with_error(value: float, se: float) -> str:
-    """Both to the digit of the error's first figure, or its second if the first is 1."""
-    if not isfinite(se) or se <= 0:
-        return f"{value:.4g}"
-    exponent = floor(log10(se))
-    digits = max(0, -exponent + (1 if se / 10**exponent < 1.95 else 0))
-    return f"{round(value, digits) + 0.0:.{digits}f} ± {se:.{digits}f}"  # + 0.0: no "-0"
 
 
 def where_time_went(harness: Harness) -> str:

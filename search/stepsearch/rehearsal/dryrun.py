@@ -33,7 +33,8 @@ from stepsearch.metrics.reference import is_bundled
 from stepsearch.paths import bundled, local_folder
 from stepsearch.rehearsal.miniatures import EVERY, MOVING
 from stepsearch.rehearsal.miniatures.texts import save_clip
-from stepsearch.report.summary import write, write_sheet
+from stepsearch.report.pictures import write_pictures
+from stepsearch.report.summary import write
 from stepsearch.rivals.placement import ANY_MODEL
 
 # For pipelines that sample themselves and have no tiny model of their own class
@@ -128,7 +129,7 @@ def dry_run(
     with InThisProcess(small, folder / "run") as workers:
         result = run_study(small, folder / "run", workers, NoTracking(), report)
         write(result, small, folder / "run")
-        write_sheet(result, workers, folder / "run" / "grid.png")
+        write_pictures(result, small, workers, folder / "run")
     return result
 
 

@@ -14,8 +14,11 @@ from stepsearch.engine.join import leading
 from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import MlflowTracking, NoTracking, Tracker
 from stepsearch.engine.workers import Workers
+from stepsearch.report.page import PAGE, write_page
+from stepsearch.report.pictures import write_pictures
 from stepsearch.report.progress import stages
-from stepsearch.report.summary import table, verdict, write, write_sheet
+from stepsearch.report.sources import of_run
+from stepsearch.report.summary import table, verdict, write
 
 
 def run_session(
@@ -51,8 +54,9 @@ def run_session(
             result = run_study(config, folder, workers, tracker, show, storage=storage)
             files = write(result, config, folder)
             show("pictures", 0, 1, "")
-            write_sheet(result, workers, folder / "grid.png")
+            write_pictures(result, config, workers, folder)
             show("pictures", 1, 1, "")
+        write_page(of_run(folder), folder / PAGE)
         best = result.test[0]
         tracker.finish(
             {
@@ -60,7 +64,7 @@ def run_session(
                 "test_fd_se": best.score.se,
                 "test_alignment": best.measurement.alignment,
             },
-            [*files, folder / "grid.png"],
+            [*files, folder / "grid.png", folder / PAGE],
         )
     console.print(table(result, config))
     console.print(
@@ -76,6 +80,7 @@ def run_session(
     )
     for name, what in (
         ("best.json", "the schedule"),
+        (PAGE, "one page of it all, to look at and to send"),
         ("grid.png", "the same seeds under each schedule"),
         ("result.json", "every number"),
         ("journal.log", "the Optuna study"),

@@ -1,4 +1,4 @@
-"""What a run leaves behind: table, schedule file, result file and a sheet of pictures."""
+"""What a run leaves behind: table, schedule file and result file."""
 
 import json
 from dataclasses import replace
@@ -10,12 +10,10 @@ from typing import Any
 from rich.table import Table
 
 from stepsampler.schedule import Schedule
-from stepsampler.support.pictures import save_sheet
 from stepsearch.config import StudyConfig
 from stepsearch.engine.result import Result
-from stepsearch.engine.workers import Workers
-from stepsearch.metrics.distance import Score, score
-from stepsearch.metrics.evaluator import SHEET, TEST, objective_name, seeds_of
+from stepsearch.metrics.distance import Score, score, score_mean
+from stepsearch.metrics.evaluator import TEST, objective_name, seeds_of
 from stepsearch.metrics.protocol import Row
 from stepsearch.paths import write_whole
 from stepsearch.rivals.baselines import Candidate
@@ -179,8 +177,14 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
         if result.found and tested:
             data["minus_found"], data["minus_found_se"] = row.score.minus(result.found.score)
         if tested:
-            of = _parts(result, row).items()
-            data |= {name: {"fd": part.value, "se": part.se} for name, part in of}
+            data["alignment_se"] = _known(score_mean(row.measurement.aligned).se)
+            for name, part in _parts(result, row).items():
+                data[name] = {"fd": part.value, "se": part.se}
+                if result.found:
+                    less, se = part.minus(_parts(result, result.found)[name])
+                    data[name] |= {"minus_found": less, "minus_found_se": se}
+        if tested or row is result.teacher:
+            data["schedule"] = json.loads(row.candidate.schedule.to_json())
         return data
 
     return {
@@ -203,13 +207,6 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
         "search_passes": result.search_passes,
         "passes": result.passes,
     }
-
-
-def write_sheet(result: Result, workers: Workers, path: Path) -> None:
-    """The same test seeds under every schedule of the table and the teacher, one row each."""
-    rows = result.test if result.of_kind("teacher") else [*result.test, result.teacher]
-    images = workers.images([r.candidate.schedule for r in rows], seeds_of(TEST, SHEET))
-    save_sheet(images, path, SHEET, [r.candidate.name for r in rows])
 
 
 def _known(value: float) -> float | None:

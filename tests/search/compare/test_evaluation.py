@@ -21,8 +21,9 @@ from stepsampler.models import load as load_model
 from stepsampler.noise import NoiseSchedule
 from stepsearch.cli import main
 from stepsearch.compare.contenders import OnSchedule, OnStock
+from stepsearch.compare.figures import with_error
 from stepsearch.compare.harness import Clock, Harness, Metric
-from stepsearch.compare.table import cell, compare, with_error
+from stepsearch.compare.table import cell, compare
 from stepsearch.config import StudyConfig
 from stepsearch.metrics.distance import Score, score
 from stepsearch.metrics.evaluator import TEST, Evaluator, load_prompts, model_digest

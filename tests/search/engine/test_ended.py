@@ -113,7 +113,7 @@ def test_a_finished_run_says_so_and_where_its_results_lie(tmp_path, monkeypatch,
             pass
 
     monkeypatch.setattr(session, "Workers", Pooled)
-    monkeypatch.setattr(session, "write_sheet", lambda *_: None)
+    monkeypatch.setattr(session, "write_pictures", lambda *_: None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
     folder = (tmp_path / name).relative_to(tmp_path)
     config = small().model_copy(update={"name": name.replace("/", "")})
