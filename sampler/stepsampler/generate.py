@@ -174,6 +174,7 @@ def _sampled(
     """
     guided = any(s.guidance_scale != 1 for s in (*schedule.steps, schedule.golden_noise) if s)
     guided = guided and model.guidance != "distilled"
+    statistics = model.statistics_of(schedule)
     parts: dict[tuple[int, int], list[int]] = {}
     for k, (prompt, negative) in enumerate(zip(prompts, negative_prompts, strict=True)):
         lengths = model.length(prompt), model.length(negative, True) if guided else 0
@@ -184,7 +185,7 @@ def _sampled(
         cond = model.encode([prompts[k] for k in places])
         uncond = model.encode([negative_prompts[k] for k in places], True) if guided else None
         denoise = model.denoiser(cond, uncond, schedule.boundary)
-        made = sample(denoise, draw(), schedule, draw)
+        made = sample(denoise, draw(), schedule, draw, statistics)
         try:
             images |= zip(places, model.decode(made).cpu(), strict=True)
         except NotFiniteError:

@@ -13,7 +13,7 @@ from scipy.stats import beta as beta_distribution
 
 from stepsampler.errors import UserError
 from stepsampler.noise import FlowSchedule, Noise, NoiseSchedule, timesteps_to_sigmas
-from stepsampler.schedule import SOLVERS, WITH_CORRECTOR, ModelSpec, Schedule, Step
+from stepsampler.schedule import SOLVERS, WITH_CORRECTOR, ModelSpec, Schedule, StatisticsSpec, Step
 
 Grid = Callable[[int, Noise], list[float]]
 
@@ -161,6 +161,7 @@ def make_schedule(
     model: ModelSpec | None = None,
     lower_order_final: bool = False,
     analytic: tuple[float, float] | None = None,
+    statistics: StatisticsSpec | None = None,
 ) -> Schedule:
     """A baseline: one grid, one order, one guidance scale.
 
@@ -180,7 +181,9 @@ def make_schedule(
         start, end = (noise.timestep(s) for s in [*sigmas, final_sigma][:2])
         sigmas.insert(1, noise.sigma(start + analytic[1] * (end - start)))
     scales = [guidance_scale] * len(sigmas)
-    plan = from_sigmas(sigmas, final_sigma, scales, order, solver, model, lower_order_final)
+    plan = from_sigmas(
+        sigmas, final_sigma, scales, order, solver, model, lower_order_final, statistics
+    )
     if not analytic:
         return plan
     first = replace(plan.steps[0], guidance_scale=1.0, analytic=analytic[0])
@@ -195,6 +198,7 @@ def guide(
     No step reuses guidance afterwards. An analytic step calls no network and keeps what it has.
     (Kynkäänniemi et al. 2024, eq. 6)
     """
+    _check_statistics(schedule, scale)
     low, high = interval or (0.0, inf)
     steps = []
     for step in schedule.steps:
@@ -218,6 +222,7 @@ def scale_guidance(schedule: Schedule, scale: float) -> Schedule:
     """
     if not isfinite(scale) or scale <= 1:
         raise UserError(f"the guidance scale must be above 1, which is none, got {scale:g}")
+    _check_statistics(schedule, scale)
     guided = [s.guidance_scale for s in schedule.steps if is_guided(s)]
     if not guided:
         raise UserError("the schedule has no guided step whose guidance could be scaled")
@@ -239,6 +244,14 @@ def scale_guidance(schedule: Schedule, scale: float) -> Schedule:
     return replace(schedule, steps=tuple(steps), golden_noise=golden)
 
 
+def _check_statistics(schedule: Schedule, scale: float) -> None:
+    named = schedule.statistics
+    if named and named.guidance_scale != scale:
+        raise UserError(
+            f"its statistics are of guidance scale {named.guidance_scale:g}, got {scale:g}"
+        )
+
+
 def is_guided(step: Step) -> bool:
     """Whether a step calls the network with guidance."""
     return step.analytic is None and step.guidance_scale != 1
@@ -252,6 +265,7 @@ def from_sigmas(
     solver: str = "dpmpp-midpoint",
     model: ModelSpec | None = None,
     lower_order_final: bool = False,
+    statistics: StatisticsSpec | None = None,
 ) -> Schedule:
     """A schedule whose order is `order` wherever solver, past and landing allow it.
 
@@ -265,7 +279,7 @@ def from_sigmas(
         corrector = solver in WITH_CORRECTOR and i < last
         left = last + 1 - i if lower_order_final else most
         steps.append(Step(sigma, w, min(order, most, left, SOLVERS[solver]), corrector))
-    return Schedule(tuple(steps), final_sigma, solver, model)
+    return Schedule(tuple(steps), final_sigma, solver, model, statistics=statistics)
 
 
 def is_whole(schedule: Schedule, noise: NoiseSchedule) -> bool:

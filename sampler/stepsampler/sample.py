@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from math import sqrt
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from stepsampler.schedule import Schedule, Step
@@ -17,18 +18,28 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, step: Step) -> Tensor: ...
 
 
+class Statistics(Protocol):
+    """Of the model at hand, for schedules whose solver goes by them."""
+
+    def rows(self, schedule: Schedule, device: torch.device) -> list[Row]:
+        """The tableau; its tensors are of the shape of a latent."""
+        ...
+
+
 def trajectory(
     denoise: Denoiser,
     noise: Tensor,
     schedule: Schedule,
     draw: Callable[[], Tensor] | None = None,
+    statistics: Statistics | None = None,
 ) -> Iterator[Tensor]:
     """Yield the state after each step; the last one is the sample at `final_sigma`.
 
     `noise` is standard normal, of shape (n, ...); `draw` gives more of it to steps with churn.
     States are x0 + sigma * noise, and those of a flow model (1 - sigma) x0 + sigma * noise.
     """
-    yield from execute(denoise, noise * schedule.steps[0].sigma, tableau(schedule), draw)
+    rows = statistics.rows(schedule, noise.device) if statistics else tableau(schedule)
+    yield from execute(denoise, noise * schedule.steps[0].sigma, rows, draw)
 
 
 def execute(
@@ -47,7 +58,7 @@ def execute(
             x = x + weight * x0
         for weight, point in zip(update.points, points, strict=False):
             x = x + weight * point
-        return x
+        return x if update.constant is None else x + update.constant
 
     point = state = start
     for row in rows:
@@ -73,7 +84,8 @@ def sample(
     noise: Tensor,
     schedule: Schedule,
     draw: Callable[[], Tensor] | None = None,
+    statistics: Statistics | None = None,
 ) -> Tensor:
     """The last state of `trajectory`, in the scale that `schedule.decode` asks for."""
-    *_, x = trajectory(denoise, noise, schedule, draw)
+    *_, x = trajectory(denoise, noise, schedule, draw, statistics)
     return x if schedule.decode == "x" else x / sqrt(1 + schedule.final_sigma**2)

@@ -15,17 +15,21 @@ A step may have weights of its own instead, as shares s_j of the whole step, whi
 1: [1] is order 1, [3/2, -1/2] in the derivative form is Adams-Bashforth. Shares that do not add to
 1 have a gain; a step's `gain` is one more factor of all w (epsilon scaling, arXiv 2308.15321, is of
 this kind; AMED, arXiv 2312.00094, calls it `scale_dir`).
+
+DPM-Solver-v3 has numbers of the model for each entry of a latent: its updates hold tensors that
+broadcast over a batch, and a constant (`statistics`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import exp, expm1, inf, log, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from stepsampler.schedule import Schedule, Step
+from stepsampler.errors import UserError
+from stepsampler.schedule import BY_STATISTICS, Schedule, Step
 
 
 class Update(NamedTuple):
@@ -34,6 +38,7 @@ class Update(NamedTuple):
     state: float
     x0: tuple[float, ...] = ()
     points: tuple[float, ...] = ()  # empty where no point but the state itself is used
+    constant: Any = None  # a tensor of the shape of a latent that is added
 
 
 class Row(NamedTuple):
@@ -72,8 +77,29 @@ def levels(schedule: Schedule) -> Levels:
     return Levels(alphas, schedule.sigmas)
 
 
-def tableau(schedule: Schedule) -> list[Row]:
-    """The rows of a schedule, one for each network call (an analytic first step has one too)."""
+class Updates(Protocol):
+    """A solver whose numbers are of the model at hand: its steps, as those of the rules here."""
+
+    def advance(self, at: Levels, i: int, step: Step) -> Update:
+        """From level i to i + 1."""
+        ...
+
+    def correct(self, at: Levels, i: int, step: Step) -> Update | None:
+        """The step onto level i once more, now with the prediction made there."""
+        ...
+
+
+def tableau(schedule: Schedule, updates: Updates | None = None) -> list[Row]:
+    """The rows of a schedule, one for each network call (an analytic first step has one too).
+
+    Raises:
+        UserError: the solver goes by statistics, of which there are none.
+    """
+    if schedule.solver == BY_STATISTICS and updates is None:
+        raise UserError(
+            f"the solver {BY_STATISTICS} goes by statistics of the model, which only sampling "
+            "in our own loop knows"
+        )
     golden = _golden_noise(schedule) if schedule.golden_noise else []
     rows: list[Row] = []
     for i, step in enumerate(schedule.steps):
@@ -82,9 +108,16 @@ def tableau(schedule: Schedule) -> list[Row]:
             rows += _heun(at, i, step, fresh)
             continue
         correct = None
-        if i and schedule.steps[i - 1].corrector:
-            correct = _correction(at, i, schedule.solver, schedule.steps[i - 1])
-        advance = _advance(at, i, schedule.solver, step)
+        before = schedule.steps[i - 1] if i and schedule.steps[i - 1].corrector else None
+        if before:
+            rule = schedule.solver
+            correct = (
+                updates.correct(at, i, before) if updates else _correction(at, i, rule, before)
+            )
+        if updates and step.weights is None and at.sigmas[i + 1] > 0:
+            advance = updates.advance(at, i, step)
+        else:
+            advance = _advance(at, i, schedule.solver, step)
         rows.append(Row(step, correct, advance, ends=True, fresh=fresh))
     return golden + rows
 
@@ -335,6 +368,7 @@ RULES: dict[str, Rule] = {
     "unipc-bh1": partial(unip, bh=1),
     "unipc-bh2": partial(unip, bh=2),
     "ipndm": ipndm,
+    BY_STATISTICS: ddim,  # onto sigma 0, where there are no statistics
 }
 CORRECTORS: dict[str, Rule] = {
     "unipc-bh1": partial(unic, bh=1),

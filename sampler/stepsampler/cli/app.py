@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stepsampler.cli import batches, schedules
+from stepsampler.cli import batches, schedules, statistics
 from stepsampler.cli.options import (
     NO_PROMPT,
     BatchSize,
@@ -51,6 +51,7 @@ app = typer.Typer(
 )
 app.add_typer(schedules.app)
 app.add_typer(batches.app)
+app.add_typer(statistics.app)
 
 
 @app.command()

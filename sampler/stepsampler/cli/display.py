@@ -76,6 +76,7 @@ def _heading(plan: Schedule) -> str:
     parts = [
         model and f"for {model.family} ({model.prediction_type}{noise})",
         plan.guidance != "classifier-free" and f"{plan.guidance} guidance",
+        plan.statistics and f"statistics {plan.statistics}",
         golden and f"golden noise by {golden.start} at sigma {golden.sigma:.4f}",
         plan.decode != "x" and f"decodes {plan.decode}",
         plan.boundary is not None and f"second network below sigma {plan.boundary:g}",

@@ -12,12 +12,12 @@ import typer
 from stepsampler.cli.options import ScheduleName, cost_of
 from stepsampler.errors import UserError, counted, note
 from stepsampler.presets import MODELS, names, nearest, open_schedule, preset
-from stepsampler.schedule import SOLVERS, FreeU, ModelSpec
+from stepsampler.schedule import BY_STATISTICS, SOLVERS, FreeU, ModelSpec
 from stepsampler.support.files import write_text
 
 if TYPE_CHECKING:
     from stepsampler.noise import Noise
-    from stepsampler.schedule import Schedule
+    from stepsampler.schedule import Schedule, StatisticsSpec
 
 app = typer.Typer()
 
@@ -91,6 +91,9 @@ def make(
     lower_order_final: Annotated[
         bool, typer.Option("--lower-order-final", help="Lower orders over the last steps.")
     ] = False,
+    statistics: Annotated[
+        str | None, typer.Option(help="By which dpm-v3 goes: a file or folder.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="As for import; default sd.")] = None,
     whole_timesteps: WholeTimesteps = False,
 ) -> None:
@@ -109,6 +112,7 @@ def make(
     if file or (grid in names() and (grid not in PLACEMENTS or steps is None)):
         given = {"--steps": steps, "--solver": solver, "--order": order, "--model": model}
         given |= {"--analytic": analytic, "--lower-order-final": lower_order_final or None}
+        given["--statistics"] = statistics
         for name, value in given.items():
             if value is not None:
                 raise UserError(f"{name} is fixed by {'' if file else 'the preset '}{grid}")
@@ -131,6 +135,7 @@ def make(
         solver = _solver(solver)
         if order is not None and order > SOLVERS[solver]:
             raise UserError(f"--order of {solver} is at most {SOLVERS[solver]}, got {order}")
+        named = _statistics(solver, statistics)
         plan = make_schedule(
             grid,
             steps,
@@ -140,8 +145,11 @@ def make(
             model=spec,
             lower_order_final=lower_order_final,
             analytic=first,
+            statistics=named,
         )
         scale = 7.5 if guidance_scale is None else guidance_scale
+        if named and guidance_scale is None:
+            scale = named.guidance_scale
         plan = replace(guide(plan, scale, interval), guidance=guidance)
     if interval and all(step.guidance_scale == 1 for step in plan.steps):
         note(f"no step lies in the interval {guidance_interval}: none is guided")
@@ -349,6 +357,20 @@ def _model(name: str) -> "tuple[Noise, ModelSpec, str]":
 
     loaded = load(name)
     return loaded.noise, loaded.spec, loaded.guidance
+
+
+def _statistics(solver: str, place: str | None) -> "StatisticsSpec | None":
+    if (place is not None) != (solver == BY_STATISTICS):
+        raise UserError(
+            f"--statistics is missing: which does {solver} go by?"
+            if place is None
+            else f"--statistics is of {BY_STATISTICS}, the solver is {solver}"
+        )
+    if place is None:
+        return None
+    from stepsampler.statistics.file import read_spec
+
+    return read_spec(place)
 
 
 def _solver(name: str | None) -> str:

@@ -17,8 +17,11 @@ from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import BUNDLED, read_outline, read_pipeline, resolve
 from stepsampler.models.model import Model
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
+from stepsampler.statistics.file import Statistics, read_statistics
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.sizes import Size
+
+STATISTICS = "statistics.safetensors"  # in the folder of a bundled model
 
 __all__ = [
     "BUNDLED",
@@ -92,7 +95,24 @@ def open_model(options: ModelOptions, device: str = "cpu") -> Model:
     )
     if options.compile:
         model.compile()
+    model.statistics = _statistics(model, options)
     return model
+
+
+def _statistics(model: Model, options: ModelOptions) -> tuple[Statistics, ...]:
+    """Those that the options name, and those that lie beside a bundled model.
+
+    Raises:
+        UserError: they are of another model, or the pipeline samples itself.
+    """
+    if options.statistics and not isinstance(model, LatentModel):
+        raise UserError("statistics are for models that our own loop samples, which this is not")
+    given = [read_statistics(place, model.noise, model.shape) for place in options.statistics]
+    beside = Path(resolve(options.id)) / STATISTICS
+    own = options.id in BUNDLED and options.size is None and beside.is_file()
+    if own and isinstance(model, LatentModel):
+        given.append(read_statistics(str(beside), model.noise, model.shape))
+    return tuple(given)
 
 
 def outline(options: ModelOptions, folder: Path) -> Model:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from stepsampler.experts import Experts
 from stepsampler.models.texts import Limit, Reading, cut_sentences, limits
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule
+from stepsampler.statistics.file import Statistics, choose
 from stepsampler.support.sizes import Size, size_of
 
 
@@ -37,6 +39,7 @@ class Model(ABC):
     guidance: str = "classifier-free"
     compiled: bool = False
     most_encoded: int | None = None  # prompts of which the conditions are kept
+    statistics: tuple[Statistics, ...] = ()  # by which dpm-v3 goes
 
     pipeline: Any
     net: Any
@@ -151,6 +154,21 @@ class Model(ABC):
         """Of the network; kept, because `net.dtype` walks through all of its parameters."""
         return self.net.dtype  # type: ignore[no-any-return]
 
+    def statistics_of(self, schedule: Schedule) -> Statistics | None:
+        """Those by which the schedule goes; None if it goes by none.
+
+        Raises:
+            UserError: the model has others, or none.
+        """
+        return choose(self.statistics, schedule.statistics) if schedule.statistics else None
+
+    def settled(self, schedule: Schedule) -> Schedule:
+        """The schedule with its statistics named by digest, as it is sampled with this model."""
+        found = self.statistics_of(schedule)
+        if not found or not schedule.statistics or schedule.statistics.digest:
+            return schedule
+        return replace(schedule, statistics=replace(schedule.statistics, digest=found.digest))
+
     @property
     def spec(self) -> ModelSpec:
         return self.noise.spec(self.family, self.prediction_type)
@@ -182,5 +200,7 @@ class Model(ABC):
                     )
         self.noise.check_range(schedule)
         self.experts.check(schedule)
+        if found := self.statistics_of(schedule):
+            found.check_levels(schedule)
         if any(step.free_u for step in schedule.steps) and not hasattr(self.net, "enable_freeu"):
             raise UserError("the schedule uses Free-U, which only U-Nets with skips have")

@@ -8,15 +8,39 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from stepsampler.schedule.parts import PURE_NOISE, FreeU, GoldenNoise, ModelSpec, Step
-from stepsampler.schedule.reading import golden_from, model_from, step_data, step_from, used
+from stepsampler.schedule.parts import (
+    PURE_NOISE,
+    FreeU,
+    GoldenNoise,
+    ModelSpec,
+    StatisticsSpec,
+    Step,
+)
+from stepsampler.schedule.reading import (
+    golden_from,
+    model_from,
+    statistics_from,
+    step_data,
+    step_from,
+    used,
+)
 from stepsampler.support.checks import ScheduleError, keys, number, one_of, parse, shown
 from stepsampler.support.files import write_text
 
-__all__ = ["PURE_NOISE", "FreeU", "GoldenNoise", "ModelSpec", "Schedule", "Step", "load"]
+__all__ = [
+    "PURE_NOISE",
+    "FreeU",
+    "GoldenNoise",
+    "ModelSpec",
+    "Schedule",
+    "StatisticsSpec",
+    "Step",
+    "load",
+]
 
 FORMAT = "stepsearch.schedule/1"
 
+BY_STATISTICS = "dpm-v3"  # the rule that goes by statistics of the model
 # The update rules and the highest order of each; what order 2 means depends on the rule.
 SOLVERS: Mapping[str, int] = {
     "ddim": 1,
@@ -27,13 +51,15 @@ SOLVERS: Mapping[str, int] = {
     "unipc-bh1": 3,
     "unipc-bh2": 3,
     "ipndm": 4,
+    BY_STATISTICS: 3,
     "heun": 2,  # not a multistep rule: a step of order 2 calls the network twice
 }
-WITH_CORRECTOR = ("unipc-bh1", "unipc-bh2")
+WITH_CORRECTOR = ("unipc-bh1", "unipc-bh2", BY_STATISTICS)
 WITHOUT_FORMS = ("ipndm", "heun")  # rules on dx / dsigma, neither on x0 nor on epsilon
 GUIDANCE = ("classifier-free", "distilled")
 DECODE = ("x", "alpha-x")
 SMALLEST_GAP = 1e-9  # relative; nearer sigmas have no usable difference in log sigma
+MOST_INTERVALS = 10_000  # of statistics; the authors' have 120 to 1,200
 MAX_BYTES = 1_000_000  # of a schedule file; a thousand steps are a tenth of it
 
 
@@ -57,6 +83,7 @@ class Schedule:
     # Of a model with two networks: steps at this sigma or above are the first one's. None: where
     # the model itself changes it.
     boundary: float | None = None
+    statistics: StatisticsSpec | None = None  # of dpm-v3
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -88,6 +115,7 @@ class Schedule:
             raise ScheduleError(f"decode of {kind} must be x, got {self.decode!r}")
         if self.golden_noise:
             self._check_golden(self.golden_noise)
+        self._check_statistics(self.statistics)
 
     def _check_step(self, i: int, step: Step) -> None:
         names = ("sigma", "guidance_scale", "guidance_rescale", "churn", "analytic", "gain")
@@ -193,6 +221,26 @@ class Schedule:
                 f"golden_noise: guidance_scale must be >= 0, got {golden.guidance_scale:g}"
             )
 
+    def _check_statistics(self, named: StatisticsSpec | None) -> None:
+        if (named is not None) != (self.solver == BY_STATISTICS):
+            raise ScheduleError(
+                f"statistics are of the solver {BY_STATISTICS}, got {self.solver}"
+                if named
+                else f"the solver {BY_STATISTICS} needs statistics: which, is missing"
+            )
+        if named is None:
+            return
+        if self.flow or (self.model and self.model.sigma_data):
+            raise ScheduleError(f"{BY_STATISTICS} is for variance-preserving models")
+        if not (isfinite(named.guidance_scale) and named.guidance_scale >= 0):
+            raise ScheduleError(
+                f"statistics: guidance_scale must be >= 0, got {named.guidance_scale:g}"
+            )
+        if not 1 <= named.intervals <= MOST_INTERVALS:
+            raise ScheduleError(
+                f"statistics: intervals must be 1 to {MOST_INTERVALS}, got {named.intervals}"
+            )
+
     @property
     def sigmas(self) -> tuple[float, ...]:
         """The `num_steps + 1` noise levels, where the last step lands included."""
@@ -233,6 +281,8 @@ class Schedule:
             data["model"] = {k: v for k, v in vars(self.model).items() if v is not None}
         if self.golden_noise:
             data["golden_noise"] = vars(self.golden_noise)
+        if self.statistics:
+            data["statistics"] = {k: v for k, v in vars(self.statistics).items() if v is not None}
         steps = ",\n".join("    " + json.dumps(step_data(step)) for step in self.steps)
         data["final_sigma"] = self.final_sigma
         if self.provenance:
@@ -265,6 +315,8 @@ class Schedule:
             values["boundary"] = number(values["boundary"], "boundary")
         if values.get("golden_noise") is not None:
             values["golden_noise"] = golden_from(values["golden_noise"])
+        if values.get("statistics") is not None:
+            values["statistics"] = statistics_from(values["statistics"])
         if values.get("model") is not None:
             values["model"] = model_from(values["model"])
         if not isinstance(values.get("provenance", {}), dict):

@@ -31,6 +31,25 @@ class GoldenNoise:
 
 
 @dataclass(frozen=True)
+class StatisticsSpec:
+    """Which statistics of the model DPM-Solver-v3 goes by, and how it makes its derivatives.
+
+    Pseudo orders (Zheng et al. 2023, appendix) take plain differences between neighbours where
+    whole orders take the polynomial through all; a pseudo corrector has one prediction more.
+    """
+
+    guidance_scale: float  # of which they are; 1 is none
+    intervals: int  # of their grid, even in log SNR
+    digest: str | None = None  # of the file; None: any of this scale and grid
+    p_pseudo: bool = False  # of the predictor
+    c_pseudo: bool = True  # of the corrector
+
+    def __str__(self) -> str:
+        digest = f" ({self.digest})" if self.digest else ""
+        return f"of guidance scale {self.guidance_scale:g} in {self.intervals:,} intervals{digest}"
+
+
+@dataclass(frozen=True)
 class Step:
     """One call of the denoiser, and the update that follows it."""
 

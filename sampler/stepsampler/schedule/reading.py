@@ -4,7 +4,7 @@ from dataclasses import fields
 from math import inf
 from typing import Any
 
-from stepsampler.schedule.parts import FreeU, GoldenNoise, ModelSpec, Step
+from stepsampler.schedule.parts import FreeU, GoldenNoise, ModelSpec, StatisticsSpec, Step
 from stepsampler.support.checks import ScheduleError, keys, number, numbers, shown
 
 NUMBERS = (  # of a step
@@ -68,6 +68,23 @@ def golden_from(data: Any) -> GoldenNoise:
             raise ScheduleError(f"golden_noise: {name} is missing")
         values[name] = number(values[name], f"golden_noise: {name}")
     return GoldenNoise(**values)
+
+
+def statistics_from(data: Any) -> StatisticsSpec:
+    values = keys(data, StatisticsSpec, "statistics")
+    for name in ("guidance_scale", "intervals"):
+        if name not in values:
+            raise ScheduleError(f"statistics: {name} is missing")
+    values["guidance_scale"] = number(values["guidance_scale"], "statistics: guidance_scale")
+    intervals, digest = values["intervals"], values.get("digest")
+    if isinstance(intervals, bool) or not isinstance(intervals, int):
+        raise ScheduleError(f"statistics: intervals must be a whole number, got {shown(intervals)}")
+    if digest is not None and not isinstance(digest, str):
+        raise ScheduleError(f"statistics: digest must be a string, got {shown(digest)}")
+    for name in ("p_pseudo", "c_pseudo"):
+        if not isinstance(values.get(name, False), bool):
+            raise ScheduleError(f"statistics: {name} must be true or false")
+    return StatisticsSpec(**values)
 
 
 def model_from(data: Any) -> ModelSpec:

@@ -108,6 +108,13 @@ class ModelOptions:
             named="always",
         ),
     )
+    statistics: tuple[str, ...] = field(
+        default=(),
+        metadata=facts(
+            "FILE or folder with statistics, for dpm-v3; may be given several times.",
+            of_weights=True,
+        ),
+    )
     clip_skip: int | None = field(
         default=None,
         metadata=facts(

@@ -63,7 +63,7 @@ class OnSchedule:
         self.negative_prompt = negative_prompt
         self.prompted = self.captioned = model.conditional
         self.name, self.schedule, self.model = name, schedule, model
-        bare = replace(schedule, provenance={}, model=None).to_json()
+        bare = replace(model.settled(schedule), provenance={}, model=None).to_json()
         self.identity = _digest(f"schedule {bare} {digest} {model.shape}")
         self.steps: int | None = schedule.num_steps
         # what a pipeline makes of it is counted with its first images

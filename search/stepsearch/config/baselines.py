@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from stepsampler.schedule import SOLVERS
+from stepsampler.schedule import BY_STATISTICS, SOLVERS
 from stepsearch.config.parts import MOST_STEPS, SEEDS, Rival, Section
 
 ALL = "*"  # presets: the pattern of every name
@@ -37,8 +37,9 @@ class BaselinesConfig(Section):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one, got []")
         for solver in self.solvers:
-            if solver not in SOLVERS or solver == "heun":
-                names = ", ".join(name for name in SOLVERS if name != "heun")
+            known = [name for name in SOLVERS if name not in ("heun", BY_STATISTICS)]
+            if solver not in known:
+                names = ", ".join(known)
                 raise ValueError(f"solvers must be of {names}, got {solver!r}")
         highest = max(SOLVERS[solver] for solver in self.solvers)
         if not all(1 <= order <= highest for order in self.orders):

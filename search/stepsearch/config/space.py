@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from stepsampler.grids import GRIDS
-from stepsampler.schedule import SOLVERS
+from stepsampler.schedule import BY_STATISTICS, SOLVERS
 from stepsearch.config.parts import RIVALS, Range, Section
 
 NO_ANALYTIC = 0.9  # gains below it mean that there is no analytic step
@@ -122,7 +122,8 @@ class SpaceConfig(Section):
                 "num_steps <= max_steps <= passes must hold, "
                 f"got {self.num_steps}, {self.max_steps} and {self.passes}"
             )
-        known = [name for name in SOLVERS if name != "heun"]  # its steps have twice the passes
+        # heun's steps have twice the passes; statistics are of one guidance scale
+        known = [name for name in SOLVERS if name not in ("heun", BY_STATISTICS)]
         for solver in self.solvers:
             if solver not in known:
                 raise ValueError(f"solvers must be of {', '.join(known)}, got {solver!r}")

@@ -55,7 +55,7 @@ def decoded_rows(schedule: Schedule) -> list[Row]:
     if schedule.decode == "x":
         return [*rows, last]
     scale = 1 / sqrt(1 + schedule.final_sigma**2)
-    state, x0, points = last.advance
+    state, x0, points, _ = last.advance  # no rule has a constant
     scaled = Update(scale * state, tuple(scale * w for w in x0), tuple(scale * w for w in points))
     return [*rows, last._replace(advance=scaled)]
 

@@ -1,0 +1,79 @@
+"""The command of `stepsample` that makes statistics of a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepsampler.cli.options import (
+    NO_PROMPT,
+    BatchSize,
+    Device,
+    Negative,
+    PromptFile,
+    check_folder,
+    with_model,
+)
+from stepsampler.errors import UserError
+from stepsampler.support.options import DEFAULTS, ModelOptions
+
+app = typer.Typer()
+
+
+@app.command()
+@with_model
+def statistics(
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .safetensors file.")],
+    guidance_scale: Annotated[
+        float, typer.Option(min=0, help="Of the schedules that shall go by them; 1 is none.")
+    ],
+    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    prompts: PromptFile = None,
+    intervals: Annotated[int, typer.Option(min=4, help="Of the grid, even in log SNR.")] = 250,
+    samples: Annotated[int, typer.Option(min=2, help="Trajectories of the model.")] = 1024,
+    model: ModelOptions = DEFAULTS,
+    negative_prompt: Negative = "",
+    batch_size: BatchSize = 16,
+    device: Device = "cpu",
+) -> None:
+    """Make the statistics by which the solver dpm-v3 goes; run it again to go on after a kill.
+
+    Each sample takes a guided call at each level, and one more at every fourth. Prompts take turns.
+    """
+    from stepsampler.support.captions import given_prompts
+
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out must name a .safetensors file, got {str(out)!r}")
+    check_folder(out.parent, "the folder of --out")
+    texts, _ = given_prompts(prompt, prompts)
+
+    from rich.progress import Progress
+
+    from stepsampler.estimate import estimate
+    from stepsampler.models import LatentModel, note_cuts, open_model
+    from stepsampler.statistics.file import read_statistics
+
+    loaded = open_model(model, device)
+    if not isinstance(loaded, LatentModel):
+        raise UserError("statistics are of models that our own loop samples, not of this pipeline")
+    if not texts and loaded.conditional:
+        raise UserError(NO_PROMPT)
+    texts = texts or [""]
+    note_cuts(loaded, texts, [negative_prompt])
+    progress = estimate(
+        loaded,
+        texts,
+        guidance_scale,
+        intervals,
+        samples,
+        out,
+        batch_size=batch_size,
+        negative_prompt=negative_prompt,
+    )
+    done = next(progress)
+    with Progress() as bar:
+        task = bar.add_task("trajectories", total=samples, completed=done)
+        for done in progress:
+            bar.update(task, completed=done)
+    found = read_statistics(str(out), loaded.noise, loaded.shape)
+    typer.echo(f"{out}: statistics {found.spec}; {found.errors}")

@@ -1,0 +1,250 @@
+"""Statistics of a model for DPM-Solver-v3, from its own trajectories.
+
+Their definitions (Zheng et al. 2023, arXiv 2310.13268, section 3 and appendix C.1) are means over
+the model's own states at each level, of y = x / alpha as in `statistics.solver`:
+
+    l = E[1 - diag(dx0 / dy)]
+    s = Cov(f, f') / Var(f),  b = E[f'] - s E[f],    f = (1 - l) y - x0,  f' = df / dlambda
+
+for each entry of a latent. The states are those of trajectories over all levels of the grid, solved
+to third order. Along one, y' = x0 - y, and x0' is a difference of the predictions at neighbouring
+levels: of fourth order inside, so that each state needs one prediction. For l each `EVERY`th level
+has one more, a little way along random signs v, as E[v (J v)] is the diagonal of J (Hutchinson);
+the first error of that difference vanishes in the mean over v. Sums are streamed: memory is that of
+one batch of trajectories.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from stepsampler.denoiser import GuidedDenoiser
+from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.generate import fitting, noise_source
+from stepsampler.models import LatentModel
+from stepsampler.sample import trajectory
+from stepsampler.schedule import Schedule, Step
+from stepsampler.statistics.file import Statistics, ends_of
+from stepsampler.support.files import replacing
+
+EVERY = 4  # levels from one diagonal to the next; between them l is linear
+NUDGE = 0.03  # of the difference for a diagonal, in deviations of the state
+MOMENTS = ("y", "x", "d", "yy", "yx", "xx", "yd", "xd")  # x is x0, d its derivative
+LEAST = 1e-12  # variance of f below which s is 0
+
+
+@dataclass
+class Sums:
+    """Over the samples so far, float64: `moments` (8, levels, *shape), `diagonal` (knots, *shape).
+
+    `errors` are squares for the measured errors: of x0' and of what it is, of J v and of what it
+    is.
+    """
+
+    moments: Tensor
+    diagonal: Tensor
+    errors: Tensor
+    done: int = 0
+
+    @classmethod
+    def none(cls, levels: int, shape: Sequence[int]) -> "Sums":
+        double = torch.float64
+        return cls(
+            torch.zeros(len(MOMENTS), levels, *shape, dtype=double),
+            torch.zeros(len(_knots(levels)), *shape, dtype=double),
+            torch.zeros(4, dtype=double),
+        )
+
+
+def _knots(levels: int) -> list[int]:
+    return sorted({*range(0, levels, EVERY), levels - 1})
+
+
+def estimate(
+    model: LatentModel,
+    prompts: Sequence[str],
+    guidance_scale: float,
+    intervals: int,
+    samples: int,
+    out: Path,
+    *,
+    batch_size: int = 16,
+    negative_prompt: str = "",
+) -> Iterator[int]:
+    """Write the statistics to `out`; yield how many samples are done, the first time at the start.
+
+    Sample k has seed k and prompt k modulo their number. Sums are kept beside `out` after each
+    batch: the same call goes on with them.
+
+    Raises:
+        UserError: a model of another kind or dtype, or samples that are not finite.
+    """
+    if model.dtype != torch.float32:
+        raise UserError(
+            "statistics are differences of predictions: the dtype must be float32, "
+            f"got {str(model.dtype).removeprefix('torch.')}"
+        )
+    if guidance_scale != 1 and not model.conditional:
+        raise UserError(
+            f"guidance_scale is {guidance_scale:g}, but the model is unconditional: it must be 1"
+        )
+    if intervals < 4 or samples < 2:
+        raise UserError(
+            f"statistics need at least 4 intervals and 2 samples, got {intervals} and {samples}"
+        )
+    lambdas = np.linspace(*ends_of(model.noise), intervals + 1)
+    sigmas = np.exp(-lambdas).tolist()
+    steps = [Step(s, guidance_scale, min(3, i + 1)) for i, s in enumerate(sigmas)]
+    steps[-1] = Step(sigmas[-1], guidance_scale)
+    plan = Schedule(tuple(steps), 0.0, "exact", model.spec, guidance=model.guidance)
+    model.check(plan)
+    asked = [plan.to_json(), *prompts, negative_prompt, str(model.shape), str(batch_size)]
+    key = hashlib.sha256("\n".join(asked).encode()).hexdigest()
+    kept = out.with_name(f"{out.name}.sums.safetensors")
+    sums = _recalled(kept, key) or Sums.none(len(sigmas), model.shape)
+    yield min(sums.done, samples)
+    while sums.done < samples:
+        seeds = range(sums.done, min(sums.done + batch_size, samples))
+        with fitting(model, len(seeds)), torch.inference_mode():
+            _add(sums, model, plan, lambdas, seeds, prompts, negative_prompt)
+        if not sums.moments.isfinite().all():
+            raise NotFiniteError(f"the samples of the seeds {seeds[0]} to {seeds[-1]} overflow")
+        sums.done += len(seeds)
+        _keep(sums, kept, key)
+        yield sums.done
+    found = _statistics(sums, lambdas, guidance_scale, model)
+    errors = sums.errors.tolist()
+    found.save(
+        out,
+        {
+            "family": model.family,
+            "derivative_error": f"{sqrt(errors[0] / max(errors[1], LEAST)):.2g}",
+            "diagonal_error": f"{sqrt(errors[2] / max(errors[3], LEAST)):.2g}",
+        },
+    )
+    kept.unlink(missing_ok=True)
+
+
+def _add(
+    sums: Sums,
+    model: LatentModel,
+    plan: Schedule,
+    lambdas: NDArray[np.float64],
+    seeds: range,
+    prompts: Sequence[str],
+    negative_prompt: str,
+) -> None:
+    """Trajectories of some seeds."""
+    draw = noise_source(seeds, model.shape, model.device)
+    noise, signs = draw(), draw().sign()
+    guided = plan.steps[0].guidance_scale != 1 and model.guidance != "distilled"
+    texts = [prompts[seed % len(prompts)] for seed in seeds]
+    cond = model.encode(texts)
+    uncond = model.encode([negative_prompt] * len(seeds), True) if guided else None
+    denoise = model.denoiser(cond, uncond)
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def recording(x: Tensor, step: Step) -> Tensor:
+        x0 = denoise(x, step)
+        found.append((x, x0))
+        if len(found) - 1 in knots:
+            _diagonal(sums, knots[len(found) - 1], denoise, x, x0, step, signs)
+        return x0
+
+    knots = {level: k for k, level in enumerate(_knots(len(lambdas)))}
+    for _ in trajectory(recording, noise, plan):
+        pass
+    predictions = [x0 for _, x0 in found]
+    width = float(lambdas[1] - lambdas[0])
+    for i, (y, x) in enumerate(found):
+        d, coarse = _slopes(predictions, i, width)
+        if coarse is not None:
+            sums.errors[0] += (d - coarse).square().sum().double().cpu()
+            sums.errors[1] += d.square().sum().double().cpu()
+        for k, moment in enumerate((y, x, d, y * y, y * x, x * x, y * d, x * d)):
+            sums.moments[k, i] += moment.double().sum(0).cpu()
+
+
+def _slopes(x0: Sequence[Tensor], i: int, h: float) -> tuple[Tensor, Tensor | None]:
+    """dx0 / dlambda at a level, and where there is one the same to a lower order."""
+    last = len(x0) - 1
+    if i in (0, last):
+        a, b, c = (x0[abs(i - k)] for k in range(3))
+        return (-3 * a + 4 * b - c) / (2 * h) * (-1 if i else 1), None
+    near = (x0[i + 1] - x0[i - 1]) / (2 * h)
+    if i in (1, last - 1):
+        return near, None
+    far = (x0[i + 2] - x0[i - 2]) / (4 * h)
+    return (4 * near - far) / 3, near
+
+
+def _diagonal(
+    sums: Sums,
+    knot: int,
+    denoise: GuidedDenoiser,
+    y: Tensor,
+    x0: Tensor,
+    step: Step,
+    signs: Tensor,
+) -> None:
+    """v (J v) by a difference; in the first batch also by one of half the length."""
+    length = NUDGE * sqrt(1 + step.sigma**2)
+
+    def along(length: float) -> Tensor:
+        return (denoise(y + length * signs, step) - x0) / length
+
+    products = along(length)
+    sums.diagonal[knot] += (signs * products).double().sum(0).cpu()
+    if not sums.done:
+        sums.errors[2] += (products - along(length / 2)).square().sum().double().cpu()
+        sums.errors[3] += products.square().sum().double().cpu()
+
+
+def _statistics(
+    sums: Sums, lambdas: NDArray[np.float64], guidance_scale: float, model: LatentModel
+) -> Statistics:
+    knots, n = _knots(len(lambdas)), sums.done
+    kept = (sums.diagonal / n).numpy()  # E[diag J] = 1 - l
+    place = np.interp(np.arange(len(lambdas)), knots, np.arange(len(knots)))
+    below = np.minimum(place.astype(int), len(knots) - 2)
+    share = (place - below)[:, None, None, None]
+    a = kept[below] + share * (kept[below + 1] - kept[below])
+    slope = np.gradient(a, lambdas, axis=0)
+    y, x, d, yy, yx, xx, yd, xd = (sums.moments / n).numpy()
+    # f = a y - x and f' = a' y + a (x - y) - d, since dy / dlambda = x - y
+    mean, mean_slope = a * y - x, slope * y + a * (x - y) - d
+    square = a * a * yy - 2 * a * yx + xx
+    product = a * (slope * yy + a * (yx - yy) - yd) - (slope * yx + a * (xx - yx) - xd)
+    variance = square - mean**2
+    cov = product - mean * mean_slope
+    s = np.where(variance > LEAST, cov / np.maximum(variance, LEAST), 0.0)
+    ends = float(lambdas[0]), float(lambdas[-1])
+    noise = model.spec.noise
+    return Statistics(1 - a, s, mean_slope - s * mean, ends, guidance_scale, n, "new", noise)
+
+
+def _keep(sums: Sums, path: Path, key: str) -> None:
+    tensors = {"moments": sums.moments, "diagonal": sums.diagonal, "errors": sums.errors}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, {"key": key, "done": str(sums.done)}))
+
+
+def _recalled(path: Path, key: str) -> Sums | None:
+    """Those of an earlier call with the same settings, if there are any."""
+    from stepsampler.support.weights import read_header
+
+    if not path.is_file():
+        return None
+    said = read_header("sums", path).metadata
+    if said.get("key") != key:
+        return None
+    return Sums(**load_file(path), done=int(json.loads(said["done"])))

@@ -1,0 +1,59 @@
+import pytest
+from typer.testing import CliRunner
+
+from stepsampler import UserError, load
+from stepsampler.cli.app import app
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Statistics of the bundled model from three trajectories, and a schedule that names them."""
+    folder = tmp_path_factory.mktemp("statistics")
+    file, plan = folder / "s.safetensors", folder / "v3.json"
+    said = run(
+        *("statistics", "--guidance-scale", 2, "--prompt", "a coat", "--intervals", 8),
+        *("--samples", 3, "--batch-size", 2, "-o", file),
+    )
+    assert "statistics of guidance scale 2 in 8 intervals" in said
+    assert "of the derivatives" in said
+    run("make", "linspace", "--steps", 2, "--solver", "dpm-v3", "--statistics", file, "-o", plan)
+    return file, plan
+
+
+def test_a_schedule_runs_with_the_statistics_that_it_names(made, tmp_path):
+    file, plan = made
+    assert {step.guidance_scale for step in load(plan).steps} == {2.0}
+    run(plan, "--statistics", file, "--prompt", "a coat", "-o", tmp_path)
+    assert (tmp_path / "p0000-s00000.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), r"needs statistics of guidance scale 2 in 8 intervals \(\w+\): give --statistics"),
+        (("--guidance-scale", 3), "its statistics are of guidance scale 2, got 3"),
+        (("--statistics", "FILE", "--size", 64), "latents of shape 4 x 16 x 16, but the model's"),
+    ],
+)
+def test_without_them_or_for_something_else_it_is_refused(made, tmp_path, options, message):
+    file, plan = made
+    options = [file if option == "FILE" else option for option in options]
+    with pytest.raises(UserError, match=message):
+        run(plan, "--prompt", "a coat", "-o", tmp_path, *options)
+
+
+def test_they_are_of_one_solver(made, tmp_path):
+    file, _ = made
+    linspace = ("make", "linspace", "--steps", 2, "-o", tmp_path / "x.json")
+    with pytest.raises(UserError, match="--statistics is of dpm-v3, the solver is exact"):
+        run(*linspace, "--solver", "exact", "--statistics", file)
+    with pytest.raises(UserError, match="--statistics is missing: which does dpm-v3 go by"):
+        run(*linspace, "--solver", "dpm-v3")

@@ -1,0 +1,148 @@
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from toy import DEVIATION, MEAN, gaussian_denoiser
+
+from stepsampler import Schedule, Step, UserError
+from stepsampler.estimate import estimate
+from stepsampler.noise import NoiseSchedule
+from stepsampler.sample import sample
+from stepsampler.statistics.file import read_statistics
+
+SD = NoiseSchedule.scaled_linear()
+SHAPE = (1, 2, 2)
+
+
+class Counted:
+    def __init__(self, denoise):
+        self.denoise, self.calls = denoise, 0
+
+    def __call__(self, x, step):
+        self.calls += len(x)
+        return self.denoise(x, step)
+
+
+def model_of(denoise):
+    """What `estimate` needs of a model, around a denoiser in closed form."""
+    counted = Counted(denoise)
+    return SimpleNamespace(
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        conditional=False,
+        guidance="classifier-free",
+        family="toy",
+        noise=SD,
+        shape=SHAPE,
+        spec=SD.spec("toy", "epsilon"),
+        check=lambda schedule: None,
+        encode=lambda texts, negative=False: {},
+        denoiser=lambda cond, uncond: counted,
+        counted=counted,
+    )
+
+
+def two_modes(x, step):
+    """E[x0 | x] of x0 = +-1, each entry alone, broadened so that it is smooth to the end."""
+    return torch.tanh(x / (step.sigma**2 + 0.25))
+
+
+def made(model, out, intervals=120, samples=256, batch_size=64):
+    list(estimate(model, [""], 1.0, intervals, samples, out, batch_size=batch_size))
+    return read_statistics(str(out), SD, SHAPE)
+
+
+def test_those_of_a_normal_target_are_known_in_closed_form(tmp_path):
+    found = made(model_of(gaussian_denoiser), tmp_path / "a.safetensors", samples=16)
+    sigma2 = np.exp(-2 * found.lambdas)[:, None, None, None]
+    kept = DEVIATION**2 / (DEVIATION**2 + sigma2)  # dx0 / dx
+    assert found.l == pytest.approx(1 - kept + 0 * found.l, abs=3e-3)
+    # f = (1 - l) y - x0 = -MEAN (1 - kept) is the same for all samples: nothing for s to explain
+    slope = -MEAN * 2 * kept * (1 - kept) * -1
+    whole = found.b + found.s * (-MEAN * (1 - kept))
+    assert whole[2:-2] == pytest.approx(slope[2:-2] + 0 * found.b[2:-2], abs=0.05)
+    assert "errors" in found.errors
+
+
+def one_step(known, denoise, start, sigma, end, solver):
+    spec = known.spec if solver == "dpm-v3" else None
+    schedule = Schedule((Step(sigma),), end, solver, statistics=spec)
+    given = {"statistics": known} if spec else {}
+    return sample(denoise, start / sigma, schedule, **given)
+
+
+def truth(denoise, start, sigma, end, n=400):
+    sigmas = np.geomspace(sigma, end, n + 1)
+    steps = tuple(Step(s, 1.0, min(2, i + 1)) for i, s in enumerate(sigmas[:-1]))
+    return sample(denoise, start / sigma, Schedule(steps, float(sigmas[-1]), "exact"))
+
+
+def test_they_lower_the_local_error(tmp_path):
+    """On states of the model's own that they were not made from, at all levels together."""
+    known = made(model_of(two_modes), tmp_path / "a.safetensors")
+    noise = torch.randn(512, *SHAPE, generator=torch.Generator().manual_seed(10**6))
+    squares = {"dpm-v3": 0.0, "ddim": 0.0, "noise": 0.0}
+    levels = np.geomspace(8.0, 0.1, 9)
+    for sigma, end in pairwise(levels):
+        start = truth(two_modes, 14.6 * noise, 14.6, sigma)
+        right = truth(two_modes, start, sigma, end)
+        for solver in ("dpm-v3", "ddim"):
+            wrong = one_step(known, two_modes, start, sigma, end, solver)
+            squares[solver] += float((wrong - right).square().mean())
+        plan = Schedule((Step(sigma, prediction="noise"),), end, "exact")
+        wrong = sample(two_modes, start / sigma, plan)
+        squares["noise"] += float((wrong - right).square().mean())
+    assert squares["dpm-v3"] < 0.8 * min(squares["ddim"], squares["noise"])
+
+
+def test_a_killed_call_goes_on(tmp_path):
+    whole = made(model_of(two_modes), tmp_path / "whole.safetensors", 12, 20, 8)
+    model, out = model_of(two_modes), tmp_path / "cut.safetensors"
+    progress = estimate(model, [""], 1.0, 12, 20, out, batch_size=8)
+    assert [next(progress), next(progress)] == [0, 8]
+    progress.close()
+    first = model.counted.calls
+    again = model_of(two_modes)
+    assert list(estimate(again, [""], 1.0, 12, 20, out, batch_size=8)) == [8, 16, 20]
+    assert first
+    assert again.counted.calls == 12 * (13 + 4)
+    assert read_statistics(str(out), SD, SHAPE).digest == whole.digest
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
+
+
+def test_other_settings_do_not_go_on_with_the_sums(tmp_path):
+    out = tmp_path / "a.safetensors"
+    progress = estimate(model_of(two_modes), [""], 1.0, 12, 20, out, batch_size=8)
+    assert [next(progress), next(progress)] == [0, 8]
+    progress.close()
+    assert next(estimate(model_of(two_modes), [""], 1.0, 16, 20, out, batch_size=8)) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": torch.float16}, "the dtype must be float32, got float16"),
+        ({"noise": SD.zero_terminal_snr()}, "a model with zero terminal SNR has none"),
+    ],
+)
+def test_models_without_statistics_are_refused(tmp_path, changes, message):
+    model = SimpleNamespace(**(vars(model_of(two_modes)) | changes))
+    with pytest.raises(UserError, match=message):
+        next(estimate(model, [""], 1.0, 12, 20, tmp_path / "a.safetensors"))
+
+
+def test_guidance_of_an_unconditional_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="guidance_scale is 2, but the model is unconditional"):
+        next(estimate(model_of(two_modes), [""], 2.0, 12, 20, tmp_path / "a.safetensors"))
+
+
+def test_rows_are_kept_for_a_schedule(tmp_path):
+    known = made(model_of(two_modes), tmp_path / "a.safetensors", 12, 4)
+    schedule = Schedule((Step(1.0),), 0.5, "dpm-v3", statistics=known.spec)
+    cpu = torch.device("cpu")
+    rows = known.rows(schedule, cpu)
+    assert known.rows(replace(schedule), cpu) is rows
+    assert known.rows(replace(schedule, final_sigma=0.4), cpu) is not rows

@@ -1,0 +1,152 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from stepsampler import Schedule, ScheduleError, Step, UserError
+from stepsampler.cli.display import describe
+from stepsampler.formats import export
+from stepsampler.noise import EDMSchedule, NoiseSchedule
+from stepsampler.schedule import StatisticsSpec
+from stepsampler.statistics.file import Statistics, choose, ends_of, read_spec, read_statistics
+
+SD = NoiseSchedule.scaled_linear()
+SHAPE = (4, 2, 2)
+RANDOM = np.random.default_rng(1).normal(size=(3, 9, *SHAPE)).astype(np.float16)
+
+
+def made(scale=7.5, ends=None):
+    noise = SD.spec("", "epsilon").noise
+    return Statistics(*RANDOM, ends or ends_of(SD), scale, 4, "new", noise)
+
+
+def authors(folder, name="7.5_8_4", **arrays):
+    place = folder / name
+    place.mkdir()
+    l, s, b = RANDOM.astype(np.float32)  # noqa: E741
+    given = {"l": l, "s": s, "b": b} | arrays
+    np.savez(place / "l.npz", l=given["l"])
+    np.savez(place / "sb.npz", s=given["s"], b=given["b"])
+    return place
+
+
+def test_a_file_holds_what_was_saved(tmp_path):
+    made().save(tmp_path / "a.safetensors", {})
+    found = read_statistics(str(tmp_path / "a.safetensors"), SD, SHAPE)
+    assert np.array_equal([found.l, found.s, found.b], RANDOM)
+    assert found.digest == made().digest
+    assert read_spec(str(tmp_path / "a.safetensors")) == found.spec
+
+
+def test_a_folder_of_the_authors_is_the_same_statistics(tmp_path):
+    place = authors(tmp_path)
+    found = read_statistics(str(place), SD, SHAPE)
+    assert (found.guidance_scale, found.intervals, found.samples) == (7.5, 8, 4)
+    assert found.digest == made().digest
+    assert read_spec(str(place)) == StatisticsSpec(7.5, 8)
+
+
+def test_pickles_are_not_read(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was opened",))
+
+    objects = np.empty((9, *SHAPE), object)
+    objects[:] = Trap()
+    place = authors(tmp_path, l=objects)
+    with pytest.raises(UserError, match=r"l\.npz: l holds objects, which are pickles"):
+        read_statistics(str(place), SD, SHAPE)
+    assert pickle  # what numpy would have used
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "message"),
+    [
+        ("mine", {}, "is named SCALE_INTERVALS_SAMPLES, such as 7.5_250_1024, got 'mine'"),
+        ("7.5_250_4", {}, "the folder's name says 250 intervals, but l has 9 levels"),
+        ("7.5_8_4", {"s": RANDOM[1][:5]}, "s must be of shape"),
+        ("7.5_8_4", {"b": RANDOM[2] * np.nan}, "b must be finite"),
+    ],
+)
+def test_other_folders_are_refused(tmp_path, name, arrays, message):
+    with pytest.raises(UserError, match=message):
+        read_statistics(str(authors(tmp_path, name, **arrays)), SD, SHAPE)
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+    save_file({"l": RANDOM[0]}, tmp_path / "a.safetensors")
+    for name, message in (("a.safetensors", "holds no statistics"), ("b.safetensors", "no such")):
+        with pytest.raises(UserError, match=message):
+            read_statistics(str(tmp_path / name), SD, SHAPE)
+    (tmp_path / "l.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"give the folder in which l\.npz and sb\.npz lie"):
+        read_statistics(str(tmp_path / "l.npz"), SD, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("noise", "shape", "message"),
+    [
+        (SD, (4, 3, 3), "latents of shape 4 x 2 x 2, but the model's are 4 x 3 x 3"),
+        (NoiseSchedule.linear(), SHAPE, "noise levels from sigma 14.61 to 0.02917, but the model"),
+        (EDMSchedule(), SHAPE, "statistics are for variance-preserving models"),
+    ],
+)
+def test_another_model_is_refused(tmp_path, noise, shape, message):
+    made().save(tmp_path / "a.safetensors", {})
+    with pytest.raises(UserError, match=message):
+        read_statistics(str(tmp_path / "a.safetensors"), noise, shape)
+
+
+def test_the_statistics_that_a_schedule_needs_are_named():
+    with pytest.raises(UserError, match="needs statistics of guidance scale 5 in 8 intervals: new"):
+        choose([made()], StatisticsSpec(5.0, 8))
+    with pytest.raises(UserError, match=r"in 250 intervals: give --statistics FILE"):
+        choose([], StatisticsSpec(7.5, 250))
+    assert choose([made(5.0), made()], StatisticsSpec(7.5, 8)).guidance_scale == 7.5
+    with pytest.raises(UserError, match="needs statistics"):
+        choose([made()], StatisticsSpec(7.5, 8, "0123456789abcdef"))
+
+
+def schedule(**spec):
+    return Schedule(
+        (Step(14.0, 7.5), Step(2.0, 7.5, 2)),
+        0.1,
+        "dpm-v3",
+        statistics=StatisticsSpec(7.5, 8, "0123456789abcdef", **spec),
+    )
+
+
+def test_a_schedule_file_names_them():
+    plan = schedule(p_pseudo=True, c_pseudo=False)
+    assert Schedule.from_json(plan.to_json()) == plan
+    assert "statistics of guidance scale 7.5 in 8 intervals (0123456789abcdef)" in describe(plan)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("statistics", None, "the solver dpm-v3 needs statistics"),
+        ("solver", "exact", "statistics are of the solver dpm-v3, got exact"),
+        ("statistics", {"guidance_scale": 7.5}, "statistics: intervals is missing"),
+        ("statistics", {"guidance_scale": 7.5, "intervals": 0}, "intervals must be 1 to"),
+        ("statistics", {"guidance_scale": 7.5, "intervals": 8.5}, "intervals must be a whole"),
+        ("statistics", {"scale": 7.5}, "statistics: unknown key 'scale'"),
+        (
+            "statistics",
+            {"guidance_scale": 7.5, "intervals": 8, "c_pseudo": 1},
+            "c_pseudo must be true or false",
+        ),
+    ],
+)
+def test_mistakes_in_a_schedule_file_are_named(key, value, message):
+    data = json.loads(schedule().to_json()) | {key: value}
+    with pytest.raises(ScheduleError, match=message):
+        Schedule.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("to", ["comfyui", "comfyui-workflow", "sd.cpp"])
+def test_exports_refuse_it_by_name(to):
+    with pytest.raises(UserError, match="dpm-v3"):
+        export(schedule(), to)
