@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from stepsampler.denoiser import GuidedDenoiser
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import fitting, noise_source
 from stepsampler.models import LatentModel
-from stepsampler.sample import trajectory
+from stepsampler.sample import Denoiser, trajectory
 from stepsampler.schedule import Schedule, Step
 from stepsampler.statistics.file import Statistics, ends_of
 from stepsampler.support.files import replacing
@@ -190,7 +189,7 @@ def _slopes(x0: Sequence[Tensor], i: int, h: float) -> tuple[Tensor, Tensor | No
 def _diagonal(
     sums: Sums,
     knot: int,
-    denoise: GuidedDenoiser,
+    denoise: Denoiser,
     y: Tensor,
     x0: Tensor,
     step: Step,

@@ -75,7 +75,7 @@ def test_a_modular_pipeline_without_a_tiny_one_has_one_with_such_noise(tmp_path)
         if isinstance(entry, list):
             entry[2] |= {"pretrained_model_name_or_path": str(tmp_path), "subfolder": ""}
     (folder / "modular_model_index.json").write_text(json.dumps(index))
-    assert kind_of(settings(model={"id": str(folder)})) == "aura-flow"
+    assert kind_of(settings(model={"id": str(folder)})) == "bria"
 
 
 def test_a_study_refuses_a_pipeline_that_takes_other_passes(tmp_path, monkeypatch):
