@@ -62,7 +62,9 @@ class ToyWorkers:
         self.config, self.folder = config, folder
         self.target, self.aligned, self.broken = target, aligned, broken
         self.reference = Reference
-        self.model = SimpleNamespace(noise=SD, spec=SPEC, guidance="classifier-free")
+        self.model = SimpleNamespace(
+            noise=SD, spec=SPEC, guidance="classifier-free", experts=SimpleNamespace(boundary=None)
+        )
         self.broken_from, self.images = broken_from, 0
 
     def describe(self):

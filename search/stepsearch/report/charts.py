@@ -172,7 +172,9 @@ def _svg(figure: "Figure", key: str) -> str:
     text = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", text, count=1)
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
     text = re.sub(r"(-?\d+\.\d\d)\d+", r"\1", text)
-    return text.replace("<svg", '<svg role="img" focusable="false"', 1)
+    return text.replace(
+        "<svg", '<svg aria-hidden="true" focusable="false"', 1
+    )  # its frame says what it is
 
 
 def finite(values: Sequence[float]) -> list[float]:

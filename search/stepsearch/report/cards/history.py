@@ -107,7 +107,7 @@ def charts(data: Data) -> dict[str, str]:
         return Series(name, [t["passes"] for t in chosen], values, line=False)
 
     best = [t for t in trials if t["best"] is not None]
-    known = [t for t in trials if t["origin"]]
+    known = [t for t in trials if t["origin"] and t["kept_alignment"]]
     stair = ([t["passes"] for t in best], [t["best"] for t in best])
     series = [
         Series("best so far", *stair, marker=False, steps=True),
