@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stepsampler.denoiser import Combine, rescale
 from stepsampler.errors import UserError
+from stepsampler.models.conditions import embedded_scale
 from stepsampler.schedule import Schedule, Step
 from stepsampler.scheduler import StepScheduler
 
@@ -116,6 +117,10 @@ class Guide:
         if self.distilled and kwargs.get("guidance") is not None:
             scale = torch.full_like(kwargs["guidance"], self.unit * step.guidance_scale)
             kwargs = {**kwargs, "guidance": scale}
+        if self.distilled and kwargs.get("timestep_cond") is not None:
+            scale = torch.full((len(kwargs["timestep_cond"]),), step.guidance_scale)
+            told = embedded_scale(self.pipe, net, {"guidance": scale})["timestep_cond"]
+            kwargs = {**kwargs, "timestep_cond": told.to(kwargs["timestep_cond"])}
         x, timesteps = _latents(args, kwargs), self.pipe.scheduler.timesteps
         self._refuse_leftover(x, kwargs)
         made = self.made

@@ -52,7 +52,9 @@ def execute(
     point = state = start
     for row in rows:
         points.appendleft(point)
-        predictions.appendleft(_predict(denoise, point, row.step))
+        reused = row.step.x0_reuse
+        x0 = predictions[0] if reused else _predict(denoise, point, row.step)
+        predictions.appendleft(x0)
         state = apply(row.correct, state) if row.correct else point
         point = apply(row.advance, state)
         if row.fresh and draw:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.models.conditions import check_conditions, check_widths, checked
+from stepsampler.models.conditions import check_conditions, check_widths, checked, told_scale
 from stepsampler.models.model import Model
 from stepsampler.models.pixels import live_pixels, to_pixels
 from stepsampler.models.sizes import Shaped
@@ -52,6 +52,8 @@ class LatentModel(Shaped, Model):
         super().__init__(pipeline, nets[0])
         self.nets = nets
         check_conditions(self.net)
+        if told_scale(self.net):
+            self.guidance = "distilled"
         for part in self.networks:
             part.eval().requires_grad_(False)
             if self.channels_last and not hasattr(part, "_hf_hook"):

@@ -205,7 +205,7 @@ def _presets(config: StudyConfig) -> Iterator[Form]:
     for found in presets_of_its_kind():
         plan = found.schedule
         place = f"preset {found.name}{' (approximate)' if found.approximate else ''}"
-        same = len({step.guidance_scale for step in plan.steps if step.analytic is None}) == 1
+        same = len({step.guidance_scale for step in plan.steps if step.calls}) == 1
         plain = same and not plan.golden_noise
         if plan.passes == passes:
             yield Form(place, "", Candidate(f"{place}, as published", plan, "baseline"))
@@ -221,4 +221,10 @@ def _presets(config: StudyConfig) -> Iterator[Form]:
 def presets_of_its_kind() -> list[Preset]:
     """Those for the kind of model that the bundled one is."""
     models = [(found, found.schedule.model) for found in map(preset, names())]
-    return [found for found, model in models if model and not model.mismatch(MODELS["sd15"])]
+    return [
+        found
+        for found, model in models
+        if model
+        and not model.mismatch(MODELS["sd15"])
+        and found.schedule.guidance == "classifier-free"
+    ]
