@@ -22,7 +22,7 @@ from stepsampler.errors import UserError
 from stepsampler.experts import Experts
 from stepsampler.halves import FREE_U, Guide, Network
 from stepsampler.models import families
-from stepsampler.models.conditions import told_scale
+from stepsampler.models.conditions import embedded_scale, told_scale
 from stepsampler.models.stock.known import (
     APART,
     COND_FIRST,
@@ -80,7 +80,7 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
                 yield pipe
                 return
         unit = 1000.0 if own & THOUSANDS else 1.0
-        guide = Guide(pipe, schedule, rule, apart, cond_first, whole, unit)
+        guide = Guide(pipe, schedule, rule, apart, cond_first, whole, unit, embedded_scale)
         pipe.scheduler.step = MethodType(guide.checked_step, pipe.scheduler)
         stack.callback(delattr, pipe.scheduler, "step")
         for name, net in nets.items():

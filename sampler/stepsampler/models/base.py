@@ -166,8 +166,10 @@ class LatentModel(Shaped, Model):
             net.compile(options={"freezing": True})  # weights as constants, packed once
         self.compiled = True
 
-    def network(self, x: Tensor, time: float, condition: Condition) -> Tensor:
+    def network(self, x: Tensor, time: float | Tensor, condition: Condition) -> Tensor:
         """One call of `net`, in its dtype; the result in float32, of the shape of `x`.
+
+        A time is one for all, or one for each image, repeated where the batch is doubled.
 
         Where the network predicts a variance too, in channels after the others, that is left out.
 
@@ -175,7 +177,10 @@ class LatentModel(Shaped, Model):
             UserError: torch cannot compile the network.
         """
         x = x.to(self.dtype).contiguous(memory_format=self._layout)
-        at = torch.full((len(x),), time, device=x.device)
+        if isinstance(time, Tensor):
+            at = time.repeat(len(x) // len(time))
+        else:
+            at = torch.full((len(x),), time, device=x.device)
         with self.uncompiled() if torch.is_grad_enabled() else nullcontext():
             try:
                 output = self._call(x, at, condition)

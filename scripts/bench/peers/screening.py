@@ -22,7 +22,10 @@ BEST = 3  # placements of either kind that get these, scales in between, and gui
 SHORTLIST, OF_EACH = 8, 3  # the best of all, and at least so many guided and unguided ones
 FAR = 1.25  # times the FD of the best of its kind: no second look at a form
 LABELS = {"ays-sd15": "AYS (SD1.5 values)", "ays-sdxl": "AYS (SDXL values)"}
-LABELS |= {rival: rival.upper() for rival in RIVALS} | {"ld3": "LD3-like"}
+LABELS |= {rival: rival.upper() for rival in RIVALS} | {
+    "ld3": "LD3-like",
+    "amed": "AMED's averages",
+}
 
 
 @dataclass(frozen=True)

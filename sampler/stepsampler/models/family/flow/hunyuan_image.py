@@ -26,11 +26,6 @@ class HunyuanImage(LatentModel):
     patch = 1
     pads = True
 
-    def __init__(self, pipeline: Any, size: Size | None = None) -> None:
-        super().__init__(pipeline, size)
-        if self.net.config.guidance_embeds:
-            self.guidance = "distilled"
-
     @classmethod
     def samples(cls, pipeline: Any) -> bool:
         return not pipeline.transformer.config.use_meanflow
