@@ -19,8 +19,10 @@ from pathlib import Path
 
 import torch
 
+from stepsampler.generate import seeded_noise
 from stepsampler.grids import guide, make_schedule
 from stepsampler.models import LatentModel, load
+from stepsampler.sample import execute, sample
 from stepsampler.schedule import Schedule
 from stepsampler.schedule import load as load_schedule
 from stepsearch.compare.contenders import Contender, OnSchedule
@@ -28,15 +30,19 @@ from stepsearch.compare.harness import Clock, Harness, Metric
 from stepsearch.compare.learned import OnPredictor
 from stepsearch.compare.table import as_data, compare, with_error
 from stepsearch.metrics.alignment import ClassAlignment
-from stepsearch.metrics.evaluator import SELECTION, load_prompts, model_digest, seeds_of
+from stepsearch.metrics.evaluator import SEARCH, SELECTION, load_prompts, model_digest, seeds_of
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.protocol import Seeds
 from stepsearch.metrics.reference import load_reference
 from stepsearch.paths import write_whole
+from stepsearch.polish.knobs import Knobs
+from stepsearch.polish.objective import NUDGE
 from stepsearch.rivals.amed.command import train
 from stepsearch.rivals.amed.predictor import Setting
 from stepsearch.rivals.amed.predictor import load as load_predictor
 from stepsearch.rivals.amed.training import Training
+from stepsearch.rivals.live import Following, LiveTableau
+from stepsearch.rivals.placement import Counting
 
 FRESH = 70_000_000  # test seeds that nothing has seen
 BASE = "UniPC"
@@ -90,6 +96,45 @@ class Bench:
             Training(predictor, self.model, texts).averages().save(path)
         return self.on("AMED, static", guide(load_schedule(path), w))
 
+    def neural(self, calls: int, w: float) -> Contender:
+        """Levels and weights learned from a teacher, as NeuralSolver's (arXiv 2505.21114)."""
+        path = self.args.run / f"neural-{calls}.json"
+        if not path.exists():
+            print(f"{calls} calls: training of levels and weights", flush=True)
+            self.learned_weights(calls).save(path)
+        return self.on("NeuralSolver-like", guide(load_schedule(path), w))
+
+    def learned_weights(self, calls: int) -> Schedule:
+        """By gradients of the squared distance to where 50 steps of the same noise end.
+
+        From DPM++(2M), whose guidance stays; NeuralSolver's own tables are of flow models, whose
+        first level a variance-preserving model does not reach.
+        """
+        w, spec = sorted(self.args.scales)[len(self.args.scales) // 2], self.model.spec
+        options = {"guidance_scale": w, "model": spec}
+        knobs = Knobs(make_schedule("linspace", calls, self.model.noise, **options), "weights")
+        teacher = make_schedule("linspace", 50, self.model.noise, **options)
+        parameters = knobs.zero().requires_grad_()
+        free = torch.tensor([not name.startswith("scale") for name in knobs.names])
+        adam = torch.optim.Adam([parameters], 1.0)
+        for k in range(self.args.iterations):
+            seeds = seeds_of(SEARCH + 16 * k, 16)
+            texts = [self.prompts[seed % len(self.prompts)].text for seed in seeds]
+            part = Counting(self.model, texts, "", seeded_noise(seeds, self.model.shape))
+            with torch.no_grad():
+                goal = sample(part, part.latents, teacher)
+            rows = LiveTableau(knobs.schedule, parameters).at(parameters)
+            start = part.latents * knobs.start.sigmas[0]
+            *_, end = execute(Following(part, nudge=NUDGE), start, rows)
+            adam.zero_grad()
+            (end - goal).square().mean().backward()
+            before = parameters.detach().clone()
+            adam.step()  # of one unit; each kind has its own, and falls to nothing
+            share = 1 - k / self.args.iterations
+            moved = (parameters.detach() - before) * knobs.rates * free * share
+            parameters.data = before + moved
+        return replace(knobs.schedule(parameters.detach()), provenance={})
+
     def ours(self, calls: int) -> Contender | None:
         """What the search of `bench_peers.py` came to, at its own guidance."""
         rows = json.loads((self.args.docs / "benchmarks.json").read_text())["steps"]
@@ -102,6 +147,7 @@ Method = Callable[[Bench, int, float], Contender]
 METHODS: dict[str, Method] = {
     BASE: lambda b, n, w: b.rule(BASE, "unipc-bh2", "linspace", n, w),
     "DPM++(2M)": lambda b, n, w: b.rule("DPM++(2M)", "dpmpp-midpoint", "linspace", n, w),
+    "NeuralSolver-like": Bench.neural,
     "AMED, static": Bench.amed_static,
     "AMED, learned": Bench.amed_learned,
 }
@@ -185,10 +231,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--steps", type=int, nargs="+", default=[5, 6, 8], help="network calls an image")
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    add("--scales", type=float, nargs="+", default=[1.25, 1.5, 2.0, 3.0])
+    add("--scales", type=float, nargs="+", default=[1.5, 2.0, 3.0])
     add("--images", type=int, default=2000)
     add("--selection", type=int, default=300, help="images that choose a scale")
-    add("--trajectories", type=int, default=1000, help="that AMED learns from")
+    add("--trajectories", type=int, default=640, help="that AMED learns from")
+    add("--iterations", type=int, default=40, help="of 16 images, of NeuralSolver-like weights")
     add("--batch", type=int, default=50)
     add("--device", default="cpu")
     add("--run", type=Path, default=Path("runs/methods"))
