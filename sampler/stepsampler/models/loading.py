@@ -76,7 +76,6 @@ def read_pipeline(options: ModelOptions) -> Any:
 def _read_folder(
     name: str, folder: str, dtype: torch.dtype, variant: str | None, vae: str | None
 ) -> Any:
-    from diffusers import DiffusionPipeline
 
     passed: dict[str, Any] = dict.fromkeys(NEEDLESS) | ({} if vae is None else {"vae": None})
     try:

@@ -232,5 +232,6 @@ def denoiser(model: LatentModel, texts: list[str], negative: str) -> Denoiser:
     plain = model.denoiser(
         {k: v.clone() for k, v in cond.items()}, {k: v.clone() for k, v in uncond.items()}
     )
+    assert isinstance(plain, GuidedDenoiser)  # of a U-Net
     names = ("network", "noise", "prediction_type", "cond", "uncond", "distilled")
     return PerImage(**{name: getattr(plain, name) for name in names}, combine=plain.combine)

@@ -17,7 +17,6 @@ from torch import Tensor
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
 from stepsampler.models.texts import Limit
-from stepsampler.support.sizes import Size
 
 
 class HunyuanImage(LatentModel):
