@@ -248,13 +248,16 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     bench = Bench(args)
     found = {"images": args.images, "selection": args.selection, "scales": args.scales}
-    done: list[dict] = []
-    write = partial(write_whole, args.docs / "methods.md")
-    for calls in args.steps:
-        done.append(tested(bench, calls))
-        text = page({**found, "calls": done})
-        write(lambda path, text=text: path.write_text(text, encoding="utf-8"))
-    print(page({**found, "calls": done}))
+    path = args.docs / "methods.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    same = {key: earlier.get(key) for key in found} == found
+    done = {rows["calls"]: rows for rows in earlier["calls"]} if same else {}
+    for calls in args.steps:  # other numbers of calls of an earlier table stay
+        done[calls] = tested(bench, calls)
+        data = {**found, "calls": [done[n] for n in sorted(done)]}
+        for file, text in ((path, json.dumps(data)), (path.with_suffix(".md"), page(data))):
+            write_whole(file, partial(Path.write_text, data=text, encoding="utf-8"))
+    print(path.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":
