@@ -20,6 +20,7 @@ from stepsampler.noise import is_flow
 SEEDS = [0, 1, 2]
 CLASSES = ["2", "tench", "999"]
 UNCONDITIONAL = ("ddpm", "ddim")
+BETAS = ("stable-diffusion", "sdxl", "kolors", "lcm")
 
 
 def plain(w: float) -> dict[str, Any]:
@@ -79,6 +80,7 @@ STOCK = {
     "hunyuan-dit": Stock(),
     "kolors": Stock(),
     "ltx": Stock(),
+    "lcm": Stock(doubles=False, negative=False),
 }
 FRAMES = 5  # of a video
 SIZES = {
@@ -95,6 +97,8 @@ def prepare(name):
 
     pipeline = FAMILIES[name]()
     config = pipeline.scheduler.config
+    if name == "lcm":
+        return pipeline  # its own scheduler has no other steps than those of its authors
     if not is_flow(config):
         options = {"timestep_spacing": "trailing", "clip_sample": False}
         pipeline.scheduler = DDIMScheduler.from_config(config, **options)
@@ -131,12 +135,13 @@ def _stock_images(name, pipeline, n, guidance_scale, seeds, **options):
     else:
         options.setdefault("prompt", PROMPTS)
     options = copy.deepcopy(options)  # Z-Image writes into the lists
-    # at their last timestep there is still some signal
-    if name in ("stable-diffusion", "sdxl", "kolors"):
+    if name in BETAS:  # at their last timestep there is still some signal
         pipeline.scheduler.set_timesteps(n)
         left = pipeline.scheduler.alphas_cumprod[int(pipeline.scheduler.timesteps[0])]
         options["latents"] = seeded_noise(seeds, shape) * (1 - left).sqrt()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for generator in generators if name == "lcm" else ():  # whose fresh noise follows the first
+        torch.randn(*shape, generator=generator)
     call = pipeline(num_inference_steps=n, generator=generators, output_type="pt", **options)
     made = call.frames if name in MOVING else call.images
     return (made * 255).round()
@@ -208,6 +213,10 @@ def stock_schedule(model, n, *guidance):
         last = float(scheduler.final_alpha_cumprod)
         sigmas.append(((1 - last) / last) ** 0.5)
     schedule = from_sigmas(sigmas[:-1], sigmas[-1], scales, 1, "ddim", model.spec)
+    if type(scheduler).__name__ == "LCMScheduler":  # each step starts with fresh noise alone
+        first, *others = schedule.steps
+        fresh = [replace(step, churn=1.0) for step in others]
+        schedule = replace(schedule, steps=(first, *fresh))
     return replace(schedule, guidance=model.guidance)
 
 

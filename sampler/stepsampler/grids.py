@@ -195,7 +195,7 @@ def guide(
 ) -> Schedule:
     """The schedule with one guidance scale, or with it only where low < sigma <= high.
 
-    No step reuses guidance afterwards. An analytic step calls no network and keeps what it has.
+    No step reuses guidance afterwards. A step without a call keeps what it has.
     (Kynkäänniemi et al. 2024, eq. 6)
     """
     _check_statistics(schedule, scale)
@@ -203,8 +203,8 @@ def guide(
     steps = []
     for step in schedule.steps:
         w = scale if low < step.sigma <= high else 1.0
-        same = step.analytic is not None
-        steps.append(step if same else replace(step, guidance_scale=w, guidance_reuse=False))
+        guided = replace(step, guidance_scale=w, guidance_reuse=False)
+        steps.append(guided if step.calls else step)
     golden = schedule.golden_noise and replace(schedule.golden_noise, guidance_scale=scale)
     return replace(schedule, steps=tuple(steps), golden_noise=golden)
 
@@ -254,7 +254,7 @@ def _check_statistics(schedule: Schedule, scale: float) -> None:
 
 def is_guided(step: Step) -> bool:
     """Whether a step calls the network with guidance."""
-    return step.analytic is None and step.guidance_scale != 1
+    return step.calls and step.guidance_scale != 1
 
 
 def from_sigmas(
@@ -284,7 +284,7 @@ def from_sigmas(
 
 def is_whole(schedule: Schedule, noise: NoiseSchedule) -> bool:
     """Whether the network is called at whole training timesteps, to a twentieth of one."""
-    times = [noise.timestep(step.sigma) for step in schedule.steps if step.analytic is None]
+    times = [noise.timestep(step.sigma) for step in schedule.steps if step.calls]
     return all(abs(t - round(t)) <= 0.05 for t in times)
 
 

@@ -22,10 +22,13 @@ from stepsampler.errors import UserError
 from stepsampler.experts import Experts
 from stepsampler.halves import FREE_U, Guide, Network
 from stepsampler.models import families
+from stepsampler.models.conditions import embedded_scale, told_scale
 from stepsampler.models.stock.known import (
     APART,
     COND_FIRST,
+    NOT,
     THOUSANDS,
+    UNSTEPPED,
     WHOLE,
     networks,
     own_rule,
@@ -77,7 +80,7 @@ def guided(pipe: Any, schedule: Schedule) -> Iterator[Any]:
                 yield pipe
                 return
         unit = 1000.0 if own & THOUSANDS else 1.0
-        guide = Guide(pipe, schedule, rule, apart, cond_first, whole, unit)
+        guide = Guide(pipe, schedule, rule, apart, cond_first, whole, unit, embedded_scale)
         pipe.scheduler.step = MethodType(guide.checked_step, pipe.scheduler)
         stack.callback(delattr, pipe.scheduler, "step")
         for name, net in nets.items():
@@ -119,6 +122,8 @@ def _check(schedule: Schedule, pipe: Any, nets: dict[str, Any]) -> None:
         raise UserError(f"{name} has neither a U-Net nor a transformer to guide")
     if any(type(net) is Network for net in nets.values()):
         raise UserError("the pipeline is guided already: leave that context first")
+    if name in UNSTEPPED:
+        raise UserError(f"{name} cannot run a schedule by itself: {NOT[name]}")
     rule = own_rule(type(pipe))
     if rule:
         raise UserError(f"{name} {rule}, for which a schedule has no words")
@@ -128,18 +133,12 @@ def _check(schedule: Schedule, pipe: Any, nets: dict[str, Any]) -> None:
             f"the schedule was made for family {schedule.model.family!r}, "
             f"but the pipeline is of {family!r}"
         )
-    configs = [net.config for net in nets.values()]
-    if any(config.get("time_cond_proj_dim") for config in configs):
-        raise UserError(
-            "the U-Net takes the guidance scale as an embedding (a latent consistency model), "
-            "which is not supported"
-        )
     if any(step.free_u for step in schedule.steps) and not all(
         hasattr(net, "enable_freeu") for net in nets.values()
     ):
         raise UserError("the schedule uses Free-U, which only U-Nets with skips have")
     Experts.of(pipe).check(schedule)
-    embeds = any(config.get("guidance_embeds") for config in configs)
+    embeds = any(map(told_scale, nets.values()))
     if embeds != (schedule.guidance == "distilled"):
         raise UserError(
             f"the schedule's guidance is {schedule.guidance}, but the network's is "

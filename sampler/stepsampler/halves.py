@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import le
 from typing import Any
@@ -80,10 +80,12 @@ class Guide:
         cond_first: bool,
         whole: bool,
         unit: float = 1.0,
+        embed: Callable[..., dict[str, Tensor]] | None = None,
     ) -> None:
         self.pipe, self.schedule, self.name = pipe, schedule, type(pipe).__name__
         self.apart, self.cond_first, self.whole, self.rule = apart, cond_first, whole, rule
         self.distilled, self.unit = schedule.guidance == "distilled", unit
+        self.embed = embed  # a scale, where a U-Net takes it so
         self.made: _Made | None = None  # in the step at hand
         # cond - uncond of the last step that had both, and the timesteps of the call that it is of
         self.difference: tuple[Tensor, Tensor] | None = None
@@ -116,6 +118,10 @@ class Guide:
         if self.distilled and kwargs.get("guidance") is not None:
             scale = torch.full_like(kwargs["guidance"], self.unit * step.guidance_scale)
             kwargs = {**kwargs, "guidance": scale}
+        if self.distilled and self.embed and kwargs.get("timestep_cond") is not None:
+            scale = torch.full((len(kwargs["timestep_cond"]),), step.guidance_scale)
+            told = self.embed(self.pipe, net, {"guidance": scale})["timestep_cond"]
+            kwargs = {**kwargs, "timestep_cond": told.to(kwargs["timestep_cond"])}
         x, timesteps = _latents(args, kwargs), self.pipe.scheduler.timesteps
         self._refuse_leftover(x, kwargs)
         made = self.made

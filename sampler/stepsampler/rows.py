@@ -26,6 +26,7 @@ def plain(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         (schedule.solver == "heun", "heun calls the network twice a step"),
         (schedule.golden_noise, "golden noise calls the network before the first step"),
         (schedule.steps[0].analytic is not None, "an analytic first step calls no network"),
+        (any(s.x0_reuse for s in schedule.steps), "a step that reuses x0 calls no network"),
         (any(s.churn for s in schedule.steps), "churn draws from a generator of each image"),
     ):
         if needs:

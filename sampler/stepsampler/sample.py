@@ -1,7 +1,7 @@
 """The one loop that executes a tableau."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from math import sqrt
 from typing import Protocol
 
@@ -43,12 +43,22 @@ def trajectory(
 
 
 def execute(
-    denoise: Denoiser, start: Tensor, rows: Sequence[Row], draw: Callable[[], Tensor] | None = None
+    denoise: Denoiser,
+    start: Tensor,
+    rows: Iterable[Row],
+    draw: Callable[[], Tensor] | None = None,
+    depth: int | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the state after each step of a tableau, from the state at its first level."""
-    if draw is None and any(row.fresh for row in rows):
-        raise ValueError("the schedule has churn: it needs a source of noise")
-    depth = max(len(u.x0) for row in rows for u in (row.advance, row.correct) if u)
+    """Yield the state after each step of a tableau, from the state at its first level.
+
+    With `depth`, the most predictions that an update takes, rows may be made as they are asked for,
+    and the updates of each after its call; they have no fresh noise.
+    """
+    if depth is None:
+        rows = list(rows)
+        if draw is None and any(row.fresh for row in rows):
+            raise ValueError("the schedule has churn: it needs a source of noise")
+        depth = max(len(u.x0) for row in rows for u in (row.advance, row.correct) if u)
     points: deque[Tensor] = deque(maxlen=depth)
     predictions: deque[Tensor] = deque(maxlen=depth)
 
@@ -63,7 +73,9 @@ def execute(
     point = state = start
     for row in rows:
         points.appendleft(point)
-        predictions.appendleft(_predict(denoise, point, row.step))
+        reused = row.step.x0_reuse
+        x0 = predictions[0] if reused else _predict(denoise, point, row.step)
+        predictions.appendleft(x0)
         state = apply(row.correct, state) if row.correct else point
         point = apply(row.advance, state)
         if row.fresh and draw:

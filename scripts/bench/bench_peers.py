@@ -215,7 +215,7 @@ class Bench(Measure):
         return {**found, **self.test([*entries, *self.long_rows()])}
 
     def picked(self, screened: list[dict]) -> list[Entry]:
-        """The best of a screening, and of either kind one at least; LD3 learns: it is a search."""
+        """The best of a screening, and of either kind one at least; learning is a search."""
         best = screened[: self.args.test]
         for guided in (True, False):
             if not any(row["guided"] == guided for row in best):
@@ -224,7 +224,7 @@ class Bench(Measure):
             Entry(
                 row["name"],
                 Schedule.from_json(row["schedule"]),
-                "learned" if row["placement"] == "ld3" else "placement",
+                "learned" if row["placement"] in ("ld3", "amed") else "placement",
                 {"placement": row["passes"]},
                 row["seconds"] / 60,
             )

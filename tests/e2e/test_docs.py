@@ -23,7 +23,18 @@ PROGRAMS = {
     name: typer.main.get_command(program).commands
     for name, program in {"stepsample": app, "stepsearch": search_app}.items()
 }
-PREFIXES = ("seed-", "ays-", "gits-", "dmn-", "usf-", "oss-", "interval-")
+PREFIXES = (
+    "seed-",
+    "lcm-sd-",
+    "lcm-xl-",
+    "amed-",
+    "ays-",
+    "gits-",
+    "dmn-",
+    "usf-",
+    "oss-",
+    "interval-",
+)
 
 
 def options(program, word):

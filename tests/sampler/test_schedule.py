@@ -215,8 +215,8 @@ FLOW = ModelSpec("flux", "flow_prediction", (0.0, 0.5, 1.0))
         ({"steps": (Step(2.0, analytic=1.0),), "solver": "heun"}, "and not with heun"),
         ({"steps": (Step(2.0, analytic=float("nan")),)}, "step 0: analytic must be finite"),
         (
-            {"steps": (Step(2.0), Step(1.0, churn=1.0))},
-            r"step 1: churn must be in \[0, 1\), got 1",
+            {"steps": (Step(2.0), Step(1.0, churn=1.5))},
+            r"step 1: churn must be in \[0, 1\], got 1.5",
         ),
         (
             {"steps": (Step(2.0, churn=0.5),)},

@@ -9,9 +9,9 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
 
 
-def script(name):
+def script(name, folder=SCRIPTS):
     """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -65,3 +65,27 @@ def test_the_benchmark_of_distances_agrees_with_its_rivals(capsys, monkeypatch):
     ratio, agreement = line.split()[4:6]  # of torchmetrics
     assert ratio.endswith("x")
     assert float(agreement) < 1e-6
+
+
+def test_methods_are_compared_at_their_best_guidance_and_resumed(tmp_path, capsys):
+    methods = script("compare_methods", SCRIPTS.parent)
+    (tmp_path / "benchmarks.json").write_text('{"steps": []}')
+    options = ["--steps", "2", "--scales", "1.5", "3", "--images", "12", "--selection", "12"]
+    options += ["--trajectories", "2", "--iterations", "1", "--batch", "12"]
+    options += ["--run", str(tmp_path / "run"), "--docs", str(tmp_path)]
+    methods.main(options)
+    said = capsys.readouterr().out
+    assert said.count("2 calls, ") == len(methods.METHODS)
+    page = (tmp_path / "methods.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert [row[0].removeprefix("| ") for row in rows] == list(methods.METHODS)
+    assert {row[1] for row in rows} <= {"1.5", "3"}
+    assert {row[2] for row in rows} == {"4"}
+    assert rows[0][4] == ""
+    assert all(row[4][0] in "+-" for row in rows[1:]), "paired with UniPC"
+    methods.main([*options, "--methods", "AMED, static"])
+    assert "training" not in capsys.readouterr().out
+    shorter = (tmp_path / "methods.md").read_text()
+    assert [line for line in page.splitlines() if "AMED, static" in line] == [
+        line for line in shorter.splitlines() if "AMED, static" in line
+    ]

@@ -99,6 +99,7 @@ def _extras(step: Step, second: bool) -> str:
         step.time_scale != 1 and f"time of sigma * {step.time_scale:g}",
         step.churn and f"churn {step.churn:g}",
         step.guidance_reuse and "reuses guidance",
+        step.x0_reuse and "reuses x0",
         step.guidance_rescale and f"rescale {step.guidance_rescale:g}",
         second and "second network",
         free_u and f"Free-U {free_u.b1:g} {free_u.b2:g} {free_u.s1:g} {free_u.s2:g}",
@@ -151,7 +152,7 @@ def draw(plan: Schedule, path: Path) -> None:
     above.set_ylim(bottom=0)
     above.set_ylabel("sigma")
     above.set_title(f"{cost_of(plan)}, {plan.solver}", fontsize=10)
-    scales = [0.0 if step.analytic is not None else step.guidance_scale for step in plan.steps]
+    scales = [step.guidance_scale if step.calls else 0.0 for step in plan.steps]
     below.bar(steps, scales, color=["tab:gray" if w == 1 else "tab:orange" for w in scales])
     below.set_ylabel("guidance")
     below.set_xlabel("step")

@@ -111,6 +111,8 @@ def for_a_list(samplers: Mapping[str, Sampler], schedule: Schedule) -> tuple[str
     """The sampler of a tool that takes a list of sigmas, and what of the schedule gets lost."""
     sampler, lost = choose(samplers, schedule)
     lost += losses(schedule)
+    if schedule.guidance == "distilled" and not schedule.flow:
+        lost.append("guidance as an input of a U-Net")
     if schedule.final_sigma > 0 and schedule.flow:
         lost.append("a final sigma above 0 of a flow model (it divides the latent by 1 - sigma)")
     if schedule.final_sigma > 0 and schedule.decode != "x":
@@ -131,6 +133,7 @@ def losses(schedule: Schedule) -> list[str]:
         "time_scale": any(s.time_scale != 1 for s in steps),
         "guidance_reuse": any(s.guidance_reuse for s in steps),
         "boundary": schedule.boundary is not None,
+        "x0_reuse": any(s.x0_reuse for s in steps),
         "churn": any(s.churn for s in steps),
         "guidance_rescale": any(s.guidance_rescale for s in steps),
         "Free-U per step": any(s.free_u for s in steps),

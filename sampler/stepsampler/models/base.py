@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.models.conditions import check_conditions, check_widths, checked
+from stepsampler.models.conditions import check_conditions, check_widths, checked, told_scale
 from stepsampler.models.model import Model
 from stepsampler.models.pixels import live_pixels, to_pixels
 from stepsampler.models.sizes import Shaped
@@ -52,6 +52,8 @@ class LatentModel(Shaped, Model):
         super().__init__(pipeline, nets[0])
         self.nets = nets
         check_conditions(self.net)
+        if told_scale(self.net):
+            self.guidance = "distilled"
         for part in self.networks:
             part.eval().requires_grad_(False)
             if self.channels_last and not hasattr(part, "_hf_hook"):
@@ -164,8 +166,10 @@ class LatentModel(Shaped, Model):
             net.compile(options={"freezing": True})  # weights as constants, packed once
         self.compiled = True
 
-    def network(self, x: Tensor, time: float, condition: Condition) -> Tensor:
+    def network(self, x: Tensor, time: float | Tensor, condition: Condition) -> Tensor:
         """One call of `net`, in its dtype; the result in float32, of the shape of `x`.
+
+        A time is one for all, or one for each image, repeated where the batch is doubled.
 
         Where the network predicts a variance too, in channels after the others, that is left out.
 
@@ -173,7 +177,10 @@ class LatentModel(Shaped, Model):
             UserError: torch cannot compile the network.
         """
         x = x.to(self.dtype).contiguous(memory_format=self._layout)
-        at = torch.full((len(x),), time, device=x.device)
+        if isinstance(time, Tensor):
+            at = time.repeat(len(x) // len(time))
+        else:
+            at = torch.full((len(x),), time, device=x.device)
         with self.uncompiled() if torch.is_grad_enabled() else nullcontext():
             try:
                 output = self._call(x, at, condition)

@@ -50,11 +50,6 @@ def check_conditions(net: Any) -> None:
     Raises:
         UserError: names what it wants, and the key and value of its config.
     """
-    if net.config.get("time_cond_proj_dim"):
-        raise UserError(
-            "the U-Net takes the guidance scale as an embedding (a latent consistency model), "
-            "which is not supported"
-        )
     for key, (served, wanted) in _WANTED.items():
         value = net.config.get(key)
         if hasattr(net, "up_blocks") and value is not None and value not in served:
@@ -62,6 +57,27 @@ def check_conditions(net: Any) -> None:
                 f"the U-Net wants {wanted} ({key} of its config is {value!r}), which is not "
                 "supported"
             )
+
+
+def told_scale(net: Any) -> bool:
+    """Whether the guidance scale is an input of a network: guidance is distilled.
+
+    As a number in transformers, as an embedding in the U-Nets of latent consistency models.
+    """
+    return bool(net.config.get("guidance_embeds") or net.config.get("time_cond_proj_dim"))
+
+
+def embedded_scale(pipeline: Any, net: Any, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The condition with its guidance scales, w, as the embedding of w - 1 that such a U-Net takes.
+
+    Luo et al. 2023 (arXiv 2310.04378), whose scale is 0 without guidance.
+    """
+    found = dict(condition)
+    width = net.config.get("time_cond_proj_dim")
+    if width and "guidance" in found:
+        made = pipeline.get_guidance_scale_embedding(found.pop("guidance") - 1, width)
+        found["timestep_cond"] = made.to(net.dtype)
+    return found
 
 
 # Input channels of U-Nets of Stable Diffusion that want more than a latent

@@ -134,6 +134,11 @@ class Schedule:
             )
         if step.guidance_reuse:
             self._check_reuse(i, step)
+        if step.x0_reuse and (i == 0 or self.solver == "heun" or self.steps[i - 1].corrector):
+            raise ScheduleError(
+                f"step {i}: x0_reuse needs a step before it, which has no corrector and is none of "
+                "heun"
+            )
         if step.guidance_rescale and self.guidance == "distilled":
             raise ScheduleError(f"step {i}: guidance_rescale needs classifier-free guidance")
         for name in ("gain", "time_scale"):
@@ -148,8 +153,8 @@ class Schedule:
                 f"step {i}: only the first step may be analytic, "
                 "of a variance-preserving model and not with heun"
             )
-        if not 0 <= step.churn < 1:
-            raise ScheduleError(f"step {i}: churn must be in [0, 1), got {step.churn:g}")
+        if not 0 <= step.churn <= 1:
+            raise ScheduleError(f"step {i}: churn must be in [0, 1], got {step.churn:g}")
         if step.churn and (i == 0 or self.flow or self.steps[i - 1].corrector):
             raise ScheduleError(
                 f"step {i}: only a later step of a variance-preserving model may have churn, "
@@ -162,10 +167,10 @@ class Schedule:
     def _check_reuse(self, i: int, step: Step) -> None:
         """Where there is nothing to reuse, or nothing to guide."""
         both = any(
-            s.guidance_scale != 1 and not s.guidance_reuse and s.analytic is None
-            for s in self.steps[:i]
+            s.guidance_scale != 1 and not s.guidance_reuse and s.calls for s in self.steps[:i]
         )
-        if not both or step.guidance_scale == 1 or self.guidance == "distilled":
+        off = step.guidance_scale == 1 or self.guidance == "distilled" or step.x0_reuse
+        if off or not both:
             raise ScheduleError(
                 f"step {i}: guidance_reuse needs a guidance_scale, and a step before it with both "
                 "predictions"
@@ -186,9 +191,12 @@ class Schedule:
             one_of(f"step {i}: prediction", step.prediction, ("data", "noise"))
             if self.solver in WITHOUT_FORMS:
                 raise ScheduleError(f"step {i}: {self.solver} has no data or noise form")
-        if i == self.num_steps - 1 and self.final_sigma == 0 and step.order > 1:
+        last = i == self.num_steps - 1
+        lands = self.final_sigma == 0 if last else self.steps[i + 1].churn == 1
+        if lands and step.order > 1:
+            before = "" if last else ", from where the next begins with fresh noise,"
             raise ScheduleError(  # lambda is infinite there
-                f"step {i}: the step onto sigma 0 must have order 1, got {step.order}"
+                f"step {i}: the step onto sigma 0{before} must have order 1, got {step.order}"
             )
 
     def _check_weights(self, i: int, step: Step, count: int) -> None:
@@ -259,15 +267,15 @@ class Schedule:
     def passes(self) -> int:
         """Network passes per image: two for a guided call, one for an unguided or distilled one.
 
-        One that reuses guidance is one pass. An analytic step has no call, one of Heun's of order 2
-        has two, golden noise adds two.
+        One that reuses guidance is one pass. An analytic step has no call, nor has one that reuses
+        x0; one of Heun's of order 2 has two, golden noise adds two.
         """
         golden = self.golden_noise
         more = 2 * self._per_call(golden.guidance_scale) if golden else 0
         return more + sum(map(self.passes_of, self.steps))
 
     def passes_of(self, step: Step) -> int:
-        calls = 0 if step.analytic is not None else step.order if self.solver == "heun" else 1
+        calls = 0 if not step.calls else step.order if self.solver == "heun" else 1
         return calls * (1 if step.guidance_reuse else self._per_call(step.guidance_scale))
 
     def _per_call(self, w: float) -> int:

@@ -66,6 +66,12 @@ class Step:
     weights: tuple[float, ...] | None = None  # in place of the rule's, newest first; see `solvers`
     time_scale: float = 1.0  # the network is told sigma * time_scale; x and the update have sigma
     guidance_reuse: bool = False  # cond - uncond is that of the last step that had both: one pass
+    x0_reuse: bool = False  # no network call: x0 is that of the step before
+
+    @property
+    def calls(self) -> bool:
+        """Whether the network is called."""
+        return self.analytic is None and not self.x0_reuse
 
 
 @dataclass(frozen=True)

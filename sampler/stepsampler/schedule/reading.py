@@ -45,7 +45,7 @@ def step_from(i: int, data: Any) -> Step:
     order = values["order"]
     if isinstance(order, bool) or not isinstance(order, int):
         raise ScheduleError(f"{place}: order must be a whole number, got {shown(order)}")
-    for name in ("corrector", "guidance_reuse"):
+    for name in ("corrector", "guidance_reuse", "x0_reuse"):
         if not isinstance(values.get(name, False), bool):
             raise ScheduleError(f"{place}: {name} must be true or false")
     for name in NUMBERS:

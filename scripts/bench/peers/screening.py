@@ -22,7 +22,10 @@ BEST = 3  # placements of either kind that get these, scales in between, and gui
 SHORTLIST, OF_EACH = 8, 3  # the best of all, and at least so many guided and unguided ones
 FAR = 1.25  # times the FD of the best of its kind: no second look at a form
 LABELS = {"ays-sd15": "AYS (SD1.5 values)", "ays-sdxl": "AYS (SDXL values)"}
-LABELS |= {rival: rival.upper() for rival in RIVALS} | {"ld3": "LD3-like"}
+LABELS |= {rival: rival.upper() for rival in RIVALS} | {
+    "ld3": "LD3-like",
+    "amed": "AMED's averages",
+}
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def _presets(config: StudyConfig) -> Iterator[Form]:
     for found in presets_of_its_kind():
         plan = found.schedule
         place = f"preset {found.name}{' (approximate)' if found.approximate else ''}"
-        same = len({step.guidance_scale for step in plan.steps if step.analytic is None}) == 1
+        same = len({step.guidance_scale for step in plan.steps if step.calls}) == 1
         plain = same and not plan.golden_noise
         if plan.passes == passes:
             yield Form(place, "", Candidate(f"{place}, as published", plan, "baseline"))
@@ -221,4 +224,10 @@ def _presets(config: StudyConfig) -> Iterator[Form]:
 def presets_of_its_kind() -> list[Preset]:
     """Those for the kind of model that the bundled one is."""
     models = [(found, found.schedule.model) for found in map(preset, names())]
-    return [found for found, model in models if model and not model.mismatch(MODELS["sd15"])]
+    return [
+        found
+        for found, model in models
+        if model
+        and not model.mismatch(MODELS["sd15"])
+        and found.schedule.guidance == "classifier-free"
+    ]

@@ -14,7 +14,7 @@ app = typer.Typer()
 @app.command()
 @with_model
 def placement(
-    method: Annotated[str, typer.Argument(help="dmn, gits, oss, hso or ld3.")],
+    method: Annotated[str, typer.Argument(help="dmn, gits, oss, hso, ld3 or amed.")],
     steps: Annotated[int, typer.Option(min=1, help="Number of steps.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the schedule.")],
     model: ModelOptions = DEFAULTS,
@@ -42,6 +42,53 @@ def placement(
         guidance_scale,
         solver,
         order,
+        batch_size,
+        device,
+        negative_prompt,
+    )
+
+
+@app.command()
+@with_model
+def amed(
+    calls: Annotated[int, typer.Option(min=1, help="Of the network per image, before guidance.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the predictor.")],
+    static: Annotated[
+        Path | None, typer.Option(help="Where to write its averages, as a schedule.")
+    ] = None,
+    model: ModelOptions = DEFAULTS,
+    negative_prompt: Negative = "",
+    prompts: Annotated[
+        str, typer.Option(help="Bundled prompts, or a text file with one a line.")
+    ] = "fashion-mnist",
+    guidance_scale: Annotated[float, typer.Option(min=0, help="Of student and teacher.")] = 7.5,
+    trajectories: Annotated[int, typer.Option(min=1, help="To learn from.")] = 10_000,
+    scale_dir: Annotated[float, typer.Option(min=0, max=0.5, help="Bound of gains, 1 ± it.")] = 0.0,
+    scale_time: Annotated[float, typer.Option(min=0, max=0.5, help="The same of times.")] = 0.2,
+    between: Annotated[int, typer.Option(min=1, help="Steps that the teacher inserts (M).")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Trajectories an update.")] = 32,
+    device: Device = "cpu",
+) -> None:
+    """Train AMED's predictor of inserted steps on a model; resumes. `evaluate` scores its file."""
+    from stepsearch.rivals.amed.command import write_predictor
+    from stepsearch.rivals.amed.predictor import Setting
+
+    setting = Setting(
+        calls,
+        guidance_scale,
+        bottleneck=0,  # the model's is found
+        scale_dir=scale_dir,
+        scale_time=scale_time,
+        between=between,
+    )
+    write_predictor(
+        calls,
+        out,
+        static,
+        model,
+        prompts,
+        setting,
+        trajectories,
         batch_size,
         device,
         negative_prompt,

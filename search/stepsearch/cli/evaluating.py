@@ -18,7 +18,8 @@ app = typer.Typer()
 @with_model
 def evaluate(
     what: Annotated[
-        list[Path] | None, typer.Argument(help="Schedules (JSON), folders, zips or .npz of images.")
+        list[Path] | None,
+        typer.Argument(help="Schedules, AMED's predictors, folders, zips or .npz of images."),
     ] = None,
     stock: Annotated[
         list[int] | None,
@@ -131,6 +132,7 @@ def evaluate(
     )
     from stepsearch.compare.contenders import Contender, OnArray, OnFiles, OnStock
     from stepsearch.compare.harness import Clock, Harness
+    from stepsearch.compare.learned import SUFFIX, OnPredictor
     from stepsearch.compare.table import (
         as_data,
         check,
@@ -160,15 +162,16 @@ def evaluate(
     distances = distance or ["fd"]
     check(distances, images)
     chosen = Seeds.of(seeds, images, first_seed)
-    schedules, files = sort_out(what or ())
-    if not (schedules or files or stock):
+    learned = [path for path in what or () if path.suffix == SUFFIX]
+    schedules, files = sort_out([path for path in what or () if path not in learned])
+    if not (schedules or files or stock or learned):
         raise UserError("nothing to score: give a schedule, a folder of images, or --stock STEPS")
     texts = load_prompts(prompts)
     clock = Clock(torch.device(device))
     contenders: list[Contender] = []
     size = side = model.size
     judge = None  # of files: without a model and --size, as they are
-    if schedules or stock:
+    if schedules or stock or learned:
         loaded = open_model(model, device)
         check_negative_prompt(loaded, negative_prompt)
         clock.watch(loaded)
@@ -177,6 +180,7 @@ def evaluate(
         additions = additions_digest(loaded, model.loras, model.textual_inversions, negative_prompt)
         digest = " ".join([model_digest(loaded), *additions])
         contenders += schedules_on(loaded, digest, schedules, negative_prompt)
+        contenders += [OnPredictor(p, loaded, digest, negative_prompt) for p in learned]
         own = (guidance_scale, scheduler, timestep_spacing, negative_prompt)
         contenders += [OnStock(loaded, digest, steps, *own) for steps in stock or ()]
     elif given := [
@@ -205,7 +209,7 @@ def evaluate(
     harness = Harness(metrics, texts, batch_size, cache, clock, judge, clip)
     settings = {
         **model.told,
-        "model": model.id if schedules or stock else None,
+        "model": model.id if schedules or stock or learned else None,
         "negative_prompt": negative_prompt,
         "prompts": prompts,
         "reference": reference,

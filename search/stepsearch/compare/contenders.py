@@ -190,7 +190,8 @@ class OnStock:
             if name in conditions[0]:
                 cond, uncond = stack([condition[name] for condition in conditions]).chunk(2)
                 found |= {argument: cond, f"negative_{argument}": uncond}
-        return found
+        known = inspect.signature(model.pipeline.__call__).parameters
+        return {name: value for name, value in found.items() if name in known}
 
     def _options(self, model: LatentModel, seeds: range) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]

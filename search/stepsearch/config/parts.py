@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Rival = Literal["dmn", "gits", "oss", "hso", "ld3"]  # methods that compute a placement
+Rival = Literal["dmn", "gits", "oss", "hso", "ld3", "amed"]  # methods that compute a placement
 RIVALS: tuple[str, ...] = get_args(Rival)
 SEEDS = 10_000_000  # of a range of `evaluate`: more images would have those of the next one
 MOST_STEPS = 999  # of a long schedule: most models have 1,000 noise levels

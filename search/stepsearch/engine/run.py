@@ -67,7 +67,7 @@ def run_study(
     tools, options = Tools(config, subject, workers, tracker, report), config.evaluation
 
     placed = place_rivals(tools)
-    screened = screen(tools, known_schedules(tools, placed.placements))
+    screened = screen(tools, known_schedules(tools, placed))
     teacher, taught = measure_teacher(tools, SEARCH, options.images)
     alignment = teacher.measurement.alignment
     teacher, again = measure_teacher(tools, SELECTION, options.selection_images)

@@ -70,7 +70,7 @@ def start_points(folder: Path, space: SearchSpace, count: int) -> list[tuple[Par
             )
         point, _ = space.params(schedule)
         if "num_steps" in point:
-            steps = sum(step.analytic is None for step in schedule.steps)
+            steps = sum(step.calls for step in schedule.steps)
             wanted = float(steps + space.config.num_steps - num_steps)
             box = space.distributions["num_steps"]
             point["num_steps"] = min(max(wanted, box.low), box.high)

@@ -1,13 +1,13 @@
 """Every well-known schedule at the study's budget."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
 from stepsampler.errors import UserError, counted
-from stepsampler.grids import AYS, GRIDS, from_sigmas, is_guided, make_schedule
+from stepsampler.grids import AYS, GRIDS, from_sigmas, guide, is_guided, make_schedule
 from stepsampler.noise import Noise, NoiseSchedule
 from stepsampler.presets import Preset, names, preset
 from stepsampler.schedule import SOLVERS, ModelSpec, Schedule
@@ -104,6 +104,22 @@ def baselines(
                 plan = replace(plan, guidance=guidance)
                 formula = grid if grid in GRIDS else ""
                 found.append(Candidate(f"{grid}, {shape}", plan, "baseline", formula))
+    return gained(found, config.baselines.gains)
+
+
+def whole(
+    config: StudyConfig,
+    schedules: Mapping[tuple[str, int], Schedule],
+    guidance: str = CLASSIFIER_FREE,
+) -> list[Candidate]:
+    """Those of rivals with all that they say, solver and order too, at each scale of the study."""
+    found = []
+    for n, w in shapes(config, guidance):
+        shape = f"w {w:g}" if w != 1 else f"{n} unguided steps"
+        for name in config.baselines.rivals:
+            if (name, n) in schedules:
+                plan = guide(schedules[name, n], w)
+                found.append(Candidate(f"{name} with its times, {shape}", plan, "baseline"))
     return gained(found, config.baselines.gains)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from stepsampler.errors import UserError, counted
 from stepsampler.grids import from_sigmas
 from stepsampler.models import check_device, note_cuts, open_model
-from stepsampler.schedule import SOLVERS
+from stepsampler.schedule import SOLVERS, Schedule
 from stepsampler.support.options import ModelOptions
 from stepsearch.config.parts import RIVALS
 from stepsearch.metrics.evaluator import check_negative_prompt, load_prompts
@@ -46,10 +46,13 @@ def write_placement(
     *sigmas, final = found.sigmas
     scales = [guidance_scale] * num_steps
     schedule = from_sigmas(sigmas, final, scales, order, solver, model.spec)
+    if found.schedule:  # with its own solver and order, that it was learned under
+        schedule = Schedule.from_json(found.schedule)
     source = f"{method}, computed for {options.id}"
     schedule = replace(schedule, guidance=model.guidance, provenance={"source": source})
     schedule.save(out)
     print(  # noqa: T201
-        f"{out}: {counted(num_steps, 'step')}, {counted(schedule.passes, 'pass')} per image; "
+        f"{out}: {counted(schedule.num_steps, 'step')}, "
+        f"{counted(schedule.passes, 'pass')} per image; "
         f"took {found.passes:,} network passes and {found.seconds:.0f} s"
     )

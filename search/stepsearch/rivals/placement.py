@@ -18,6 +18,8 @@ from stepsampler.schedule import Step
 from stepsearch.config.parts import RIVALS
 from stepsearch.metrics.evaluator import SEARCH, Evaluator, seeds_of
 from stepsearch.paths import recall, write_whole
+from stepsearch.rivals.amed.predictor import Setting
+from stepsearch.rivals.amed.training import AVERAGED, bottleneck, new
 from stepsearch.rivals.dmn import dmn
 from stepsearch.rivals.gits import POINTS, gits
 from stepsearch.rivals.hso import hso
@@ -27,6 +29,8 @@ from stepsearch.rivals.teacher import TEACHER_STEPS
 
 ANY_MODEL = ("oss", "ld3")  # the others have formulas for variance-preserving models only
 IMAGES = {"gits": 32, "oss": 8, "ld3": 32}  # trajectories they learn from; half of LD3's check it
+LEARNING = ("ld3", "amed")  # by gradients
+TRAJECTORIES = 320  # that AMED learns from; its authors take 10,000 for a predictor
 MOST_STEPS = {"gits": POINTS - 1, "oss": TEACHER_STEPS}
 PART = 8  # images of LD3 an iteration
 
@@ -38,6 +42,7 @@ class Placement:
     sigmas: list[float]
     passes: int  # network passes; one backwards counts as two
     seconds: float
+    schedule: str | None = None  # JSON of all that the method says, where that is more
 
 
 def place(
@@ -66,9 +71,13 @@ def place(
     vp = isinstance(noise, NoiseSchedule)
     if not vp and name not in ANY_MODEL:
         raise UserError(f"{name} is for variance-preserving models only; take oss or ld3")
-    if name == "ld3" and model.dtype != torch.float32:  # the gradient is mostly rounding otherwise
+    if name in LEARNING and model.dtype != torch.float32:  # otherwise mostly rounding
         dtype = str(model.dtype).removeprefix("torch.")
-        raise UserError(f"ld3 learns by gradients: the model's dtype must be float32, got {dtype}")
+        raise UserError(
+            f"{name} learns by gradients: the model's dtype must be float32, got {dtype}"
+        )
+    if name == "amed":
+        return _amed(model, prompts, num_steps, guidance_scale, batch_size, negative_prompt)
     most = MOST_STEPS.get(name, num_steps)
     if num_steps > most:
         raise UserError(f"{name} takes {most} of its teacher's steps at most, got {num_steps}")
@@ -99,6 +108,27 @@ def place(
     return Placement(sigmas, passes, time.perf_counter() - started)
 
 
+def _amed(
+    model: LatentModel,
+    prompts: Sequence[str],
+    calls: int,
+    guidance_scale: float,
+    batch_size: int,
+    negative_prompt: str,
+) -> Placement:
+    """The averages of a predictor: where it calls the network, without where an analytic step lands
+    that an odd number of calls begins with."""
+    started = time.perf_counter()
+    setting = Setting(calls, guidance_scale, bottleneck(model, prompts[0]))
+    training = new(model, setting, prompts, negative_prompt)
+    for done in range(0, TRAJECTORIES, min(batch_size, TRAJECTORIES)):
+        training.learn(range(SEARCH + done, SEARCH + min(done + batch_size, TRAJECTORIES)))
+    plan = training.averages(AVERAGED, batch_size)
+    sigmas = [plan.sigmas[0], *plan.sigmas[2:]] if setting.afs else list(plan.sigmas)
+    seconds = time.perf_counter() - started
+    return Placement(sigmas, training.passes, seconds, plan.to_json())
+
+
 def most_passes(name: str, num_steps: int, batch_size: int) -> int:
     """What `place` costs at most without guidance; with it, twice as many unless it is distilled.
 
@@ -116,6 +146,10 @@ def most_passes(name: str, num_steps: int, batch_size: int) -> int:
         looks = 4 + ceil(ITERATIONS / CHECK)  # at three starts, the best of them, and iterates
         learning = ITERATIONS * size * (1 + 5 * (num_steps - 1))
         return images * TEACHER_STEPS + looks * held_out * num_steps + learning
+    if name == "amed":
+        steps = num_steps + num_steps % 2
+        each = num_steps + steps // 2 * (Setting.between + 1 + 3)  # student; teacher, the rest
+        return TRAJECTORIES * each + AVERAGED * num_steps
     return 0
 
 
@@ -132,7 +166,7 @@ def recall_or_place(
     if found is None:
         prompts = [prompt.text for prompt in evaluator.prompts]
         size = evaluator.batch_size
-        model = evaluator.in_float32() if name == "ld3" else evaluator.model
+        model = evaluator.in_float32() if name in LEARNING else evaluator.model
         # Finite differences and gradients: of one and the same network, and sizes that only
         # come here are not worth compiling.
         with model.uncompiled():

@@ -42,7 +42,7 @@ def test_rivals_are_placed_and_paid_for(tmp_path):
 
 def test_screening_halves_guided_and_unguided_ones_apart(tmp_path):
     stage = tools(tmp_path)
-    known = known_schedules(stage, place_rivals(stage).placements)
+    known = known_schedules(stage, place_rivals(stage))
     found = screen(stage, known)
     assert {c.name for c, _, _ in found.all} == {c.name for c in known}
     reached = [c for c, n, _ in found.all if n == 60]

@@ -274,6 +274,7 @@ def test_evaluate_says_which_prompts_are_cut(files, tmp_path, monkeypatch, capsy
 def test_a_placement_is_of_the_model_that_one_samples(files, tmp_path, monkeypatch, capsys):
     evaluator = Evaluator(study(files, whole(files), negative_prompt="blurry"), tmp_path)
     monkeypatch.setattr("stepsearch.rivals.placement.IMAGES", {"gits": 2, "oss": 2, "ld3": 2})
+    monkeypatch.setattr("stepsearch.rivals.placement.TRAJECTORIES", 2)
     monkeypatch.setattr("stepsearch.rivals.placement.seeds_of", lambda first, n: range(n))
     expected = recall_or_place(evaluator, "oss", 2, 2.0).sigmas
     words = ["stepsearch", "placement", "oss", "--steps", 2, "-o", tmp_path / "p.json"]

@@ -97,7 +97,7 @@ def _with_stepsampler(text: str) -> Plan:
     calls = [
         Call(s.sigma, s.guidance_scale, s.guidance_rescale, vars(s.free_u) if s.free_u else None)
         for s in (row.step for row in rows)
-        if s.analytic is None
+        if s.calls
     ]
     model = schedule.model
     return Plan(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stepsampler.errors import UserError, is_out_of_memory
 from stepsampler.halves import first_input
+from stepsampler.models.conditions import told_scale
 from stepsampler.models.model import Model
 from stepsampler.models.sizes import NO_SIZE
 from stepsampler.models.stock.known import hush, networks, own_rule, packages, read_inputs, why_not
@@ -64,7 +65,7 @@ class StockModel(Model):
         default = self._inputs.get(self._frames or "")
         self.frames = frames or (default if isinstance(default, int) else None)
         self.own_rule = own_rule(cls)
-        if any(net.config.get("guidance_embeds") for net in self.nets):
+        if any(map(told_scale, self.nets)):
             self.guidance = "distilled"
         width, height = self._read_size(size)
         self.shape = (3, height, width)

@@ -49,10 +49,13 @@ NOT = {
     "DDIMPipeline": "it swaps any scheduler for its own: load the model as DDPMPipeline",
     "HeliosPipeline": "it samples at several resolutions, with levels of their own",
     "HeliosPyramidPipeline": "it samples at several resolutions, with levels of their own",
-    "LatentConsistencyModelPipeline": "consistency models want fresh noise in each step",
+    "LatentConsistencyModelPipeline": "it wants x0 of its scheduler too"
+    ", which a StableDiffusionPipeline does not",
     "SanaSprintPipeline": "TrigFlow has levels of its own",
     "SkyReelsV2DiffusionForcingPipeline": "it copies its scheduler for every frame",
 }
+# Those of them whose call of a scheduler's step StepScheduler has no answer to.
+UNSTEPPED = frozenset({"LatentConsistencyModelPipeline"})
 # Names of pipelines that start from more than a text, or are not of pictures.
 OTHER = re.compile(
     "Audio|Music|ShapE|Prior|Img2Img|Inpaint|Edit|ImageTo|VideoTo|Image2(?!1)|Video2|Control|Upscale|"

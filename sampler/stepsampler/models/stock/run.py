@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.models import families, quiet
+from stepsampler.models.conditions import told_scale
 from stepsampler.models.loading import read_pipeline
 from stepsampler.models.stock.known import hush, networks, packages, read_inputs
 from stepsampler.noise import Noise, is_flow, read_noise
@@ -144,7 +145,7 @@ def _run(pipeline: Any, steps: int, size: Size | None) -> StockRun:
     flow = is_flow(scheduler.config)
     noise = _noise(scheduler.config)
     sigmas = _sigmas(scheduler, [at for at, _, _ in taken])
-    distilled = bool(nets[0].config.get("guidance_embeds"))
+    distilled = told_scale(nets[0])
     scale_name, less = _scale(pipeline, distilled)
     scale = inputs.get(scale_name)
     guider = getattr(pipeline, "guider", None)

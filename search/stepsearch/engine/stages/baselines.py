@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepsampler.errors import counted
+from stepsampler.schedule import Schedule
 from stepsearch.engine.stages.tools import Tools, is_guided
 from stepsearch.metrics.distance import frechet_distance
 from stepsearch.metrics.evaluator import SEARCH
-from stepsearch.rivals.baselines import Candidate, Placements, baselines, published, wanted
+from stepsearch.rivals.baselines import Candidate, Placements, baselines, published, wanted, whole
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Placed:
 
     placements: Placements
     passes: int
+    whole: dict[tuple[str, int], Schedule]  # of those that say more than where the steps are
 
 
 def place_rivals(tools: Tools) -> Placed:
@@ -35,13 +37,15 @@ def place_rivals(tools: Tools) -> Placed:
     return Placed(
         {key: found.sigmas for key, found in placed.items()},
         sum(found.passes for found in placed.values()),
+        {k: Schedule.from_json(f.schedule) for k, f in placed.items() if f.schedule},
     )
 
 
-def known_schedules(tools: Tools, placements: Placements) -> list[Candidate]:
+def known_schedules(tools: Tools, placed: Placed) -> list[Candidate]:
     """Every baseline of the study: by formula, by rivals, and as published."""
     config, subject = tools.config, tools.subject
-    known = baselines(config, subject.noise, subject.spec, placements, subject.guidance)
+    known = baselines(config, subject.noise, subject.spec, placed.placements, subject.guidance)
+    known += whole(config, placed.whole, subject.guidance)
     return known + published(config, subject.spec, subject.guidance, subject.two_networks)
 
 

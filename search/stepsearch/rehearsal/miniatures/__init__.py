@@ -28,7 +28,15 @@ from stepsearch.rehearsal.miniatures.newer import (
 from stepsearch.rehearsal.miniatures.parts import autoencoder
 from stepsearch.rehearsal.miniatures.stock import STOCK
 from stepsearch.rehearsal.miniatures.transformers import dit, pixart_alpha, pixart_sigma
-from stepsearch.rehearsal.miniatures.unets import BETAS, ddim, ddpm, kolors, sdxl, stable_diffusion
+from stepsearch.rehearsal.miniatures.unets import (
+    BETAS,
+    ddim,
+    ddpm,
+    kolors,
+    lcm,
+    sdxl,
+    stable_diffusion,
+)
 from stepsearch.rehearsal.miniatures.videos import VIDEOS, ltx, wan
 
 __all__ = [
@@ -52,6 +60,7 @@ __all__ = [
     "hunyuan_image",
     "kolors",
     "krea2",
+    "lcm",
     "ltx",
     "lumina2",
     "pixart_alpha",
@@ -94,6 +103,7 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "hunyuan-dit": hunyuan_dit,
     "kolors": kolors,
     "ltx": ltx,
+    "lcm": lcm,
 }
 EVERY = FAMILIES | STOCK | VIDEOS
 MOVING = frozenset({*VIDEOS, "ltx", "wan", "wan-2.2", "wan-2.2-5b"})  # which make videos

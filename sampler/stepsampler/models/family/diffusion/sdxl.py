@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
+from stepsampler.models.conditions import embedded_scale
 from stepsampler.models.texts import clip_states
 from stepsampler.support.sizes import Size
 
@@ -61,5 +62,8 @@ class StableDiffusionXL(LatentModel):
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         added = {name: condition[name] for name in ("text_embeds", "time_ids")}
         states = condition["encoder_hidden_states"]
-        output = self.net(x, at, states, added_cond_kwargs=added, return_dict=False)
+        scale = embedded_scale(self.pipeline, self.net, condition).get("timestep_cond")
+        output = self.net(
+            x, at, states, timestep_cond=scale, added_cond_kwargs=added, return_dict=False
+        )
         return output[0]  # type: ignore[no-any-return]

@@ -1,14 +1,15 @@
-"""Stable Diffusion 1.x and 2.x: epsilon and v."""
+"""Stable Diffusion 1.x and 2.x, epsilon and v, and latent consistency models of them."""
 
 from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
+from stepsampler.models.conditions import embedded_scale
 from stepsampler.models.texts import clip_states
 
 
 class StableDiffusion(LatentModel):
-    pipelines = ("StableDiffusionPipeline",)
+    pipelines = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     family = "stable-diffusion"
     channels_last = True
     patch = 1
@@ -23,4 +24,5 @@ class StableDiffusion(LatentModel):
         return {"encoder_hidden_states": embeddings}
 
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
-        return self.net(x, at, return_dict=False, **condition)[0]  # type: ignore[no-any-return]
+        told = embedded_scale(self.pipeline, self.net, condition)
+        return self.net(x, at, return_dict=False, **told)[0]  # type: ignore[no-any-return]

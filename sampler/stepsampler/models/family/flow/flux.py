@@ -4,23 +4,15 @@ schnell has no such input: there guidance is classifier-free, with a second pass
 prompt (`true_cfg_scale` of the stock pipeline).
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from stepsampler.denoiser import Condition
 from stepsampler.models.packing import PackedModel, pack, places, unpack
-from stepsampler.support.sizes import Size
 
 
 class Flux(PackedModel):
     pipelines = ("FluxPipeline",)
     family = "flux"
-
-    def __init__(self, pipeline: Any, size: Size | None = None) -> None:
-        super().__init__(pipeline, size)
-        if self.net.config.guidance_embeds:
-            self.guidance = "distilled"
 
     def _encode(self, prompt: str, negative: bool) -> Condition:
         states, pooled, _ = self.pipeline.encode_prompt([prompt], device=self.device)

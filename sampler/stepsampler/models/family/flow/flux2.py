@@ -15,7 +15,6 @@ from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
 from stepsampler.models.texts import chat, up_to
 from stepsampler.noise import FlowSchedule
-from stepsampler.support.sizes import Size
 
 STEPS = 50  # of which the coordinate of placements has the shift; the stock pipelines' default
 
@@ -24,11 +23,6 @@ class Flux2(LatentModel):
     pipelines = ("Flux2Pipeline", "Flux2KleinPipeline")
     family = "flux2"
     patch = 1
-
-    def __init__(self, pipeline: Any, size: Size | None = None) -> None:
-        super().__init__(pipeline, size)
-        if self.net.config.guidance_embeds:
-            self.guidance = "distilled"
 
     @property
     def _factor(self) -> int:

@@ -17,7 +17,6 @@ from torch import Tensor
 from stepsampler.denoiser import Condition
 from stepsampler.models.base import LatentModel
 from stepsampler.models.texts import Limit
-from stepsampler.support.sizes import Size
 
 
 class HunyuanImage(LatentModel):
@@ -25,11 +24,6 @@ class HunyuanImage(LatentModel):
     family = "hunyuan-image"
     patch = 1
     pads = True
-
-    def __init__(self, pipeline: Any, size: Size | None = None) -> None:
-        super().__init__(pipeline, size)
-        if self.net.config.guidance_embeds:
-            self.guidance = "distilled"
 
     @classmethod
     def samples(cls, pipeline: Any) -> bool:

@@ -1,0 +1,189 @@
+"""Each row of docs/coming-from-seed.md runs, on tiny pipelines of the real classes."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from pipelines import FAMILIES, save_lora
+
+from stepsampler.cli import main as sample_main
+from stepsearch.cli import main as search_main
+
+PAGE = Path(__file__).parents[2] / "docs" / "coming-from-seed.md"
+GEN = '--prompt "a castle" --size 32 -o out'
+SET = "--prompts captions_val2014.json --limit 2 --shuffle-seed 42 --size 32 -o out"
+TEXTS = "--prompts extracted_texts_10k.txt --size 32 -o out"
+SCORE = "--images 2 --batch-size 2 --cache cache"
+MAKE = "-o x.json"
+SHOT = f"x.json --model sd {GEN}"
+# First cell of a row, without code marks -> what its second and third say, as command lines of a
+# folder with the pipelines sd, xl and lcm. Of a family of presets one, where N says so.
+ROWS = {
+    "txt2img.py --stop_steps N --scale 7.5": [f"seed-sd-5 --model sd {GEN}"],
+    "txt2imgAcgn.py": [f"seed-sd-4 --model sd {GEN}"],
+    "txt2imgXL.py --stop_steps N": [f"seed-xl-5 --model xl {GEN}"],
+    "txt2imgOrg.py --ddim_steps 50, org_val.py": [
+        "make linspace --steps 50 --guidance-scale 7.5 -o org.json",
+        "make linspace --steps 3 --guidance-scale 7.5 -o x.json",
+        SHOT,
+    ],
+    "txt2imgOrgXL.py, org_xl_val.py, org_xl_val_laion.py": [
+        "make linspace --steps 3 --guidance-scale 7.5 --model sdxl -o x.json",
+        f"x.json --model xl {GEN}",
+    ],
+    "txt2imgUniPC.py --steps 6": [f"seed-unipc-sd-6-plain --model sd {GEN}"],
+    "txt2imgUniPCXL.py --steps N": [f"seed-unipc-xl-5 --model xl {GEN}"],
+    "txt2imgXLAcgnNew.py": [
+        '"seed-dunipc-anime-8" --model xl --prompt "a castle" --size 24x32 -o out'
+    ],
+    "customed_sampler.py, customed_sampler_xl.py": [
+        f"batch seed-sd-8 --model sd {SET}",
+        f"batch seed-xl-6 --model xl {SET.replace('out', 'out2')}",
+    ],
+    "customed_samper_laion.py, customed_sampler_xl_laion.py": [
+        f"batch seed-sd-6-free --model sd {TEXTS}",
+    ],
+    "customed_unipc_sampler.py": [f"batch seed-unipc-sd-6 --model sd {TEXTS}"],
+    "customed_unipc_sampler_laion.py": [f"batch seed-unipc-sd-5-laion --model sd {TEXTS}"],
+    "customed_unipc_xl_sampler.py, customed_unipc_xl_sampler_laion.py": [
+        f"batch seed-unipc-xl-8 --model xl {TEXTS}",
+        f"batch seed-unipc-xl-6 --model xl {TEXTS.replace('out', 'out2')}",
+    ],
+    "customed_dpmv3likedUnipC_xl_sampler.py": [f"batch seed-dunipc-xl-6 --model xl {TEXTS}"],
+    "preference JSON, parquet": [
+        "batch seed-sd-4 --model sd --prompts pref.json --size 32 -o out",
+        "batch seed-sd-4 --model sd --prompts laion.parquet --column TEXT --size 32 -o out2",
+    ],
+    "combine_inference_grid.py": [
+        "make linspace --steps 2 -o org.json",
+        "grid seed-sd-8 org.json --model sd --prompt a --seeds 0-1 --size 32 -o grid.png",
+    ],
+    "Flash, LCM, Lightning, Turbo, DMD2 baselines of its history": [
+        f"stepsearch evaluate --model sd --size 32 --lora lora.safetensors --stock 2 "
+        f"--scheduler LCMScheduler --guidance-scale 1 {SCORE}",
+        f"stepsearch evaluate lcm-sd-2 --model lcm --size 32 --stock 2 --guidance-scale 8 {SCORE}",
+    ],
+    "AMED of its history": [
+        "stepsearch amed --calls 2 --model sd --size 32 --trajectories 2 -o amed.safetensors",
+        f"stepsearch evaluate amed.safetensors --model sd --size 32 {SCORE}",
+        f"amed-sd15-10 --model sd {GEN}",
+    ],
+    "--stop_steps N, --steps N": [
+        f"seed-unipc-sd-5 --model sd {GEN}",
+        "make seed-original --steps 3 -o x.json",
+        SHOT,
+    ],
+    "--use_8full_trcik (always on there)": [
+        f"seed-xl-8 --model xl {GEN}",
+        f"seed-sd-8-plain --model sd {GEN}",
+    ],
+    "--use_retrain (4 steps)": [
+        f"seed-sd-4-retrain-free --model sd {GEN}",
+        f"seed-xl-4-plain --model xl {GEN}",
+    ],
+    "--use_free_net (always on in XL and LAION)": [
+        f"make seed-sd-7 --free-u 1.1,1.1,0.9,0.2 {MAKE}",
+        SHOT,
+        "make seed-xl-4 --free-u off -o y.json",
+    ],
+    "--start_free_u_step K": [
+        f"make seed-unipc-sd-8 --free-u 1.2,1.2,0.9,0.2 --free-u-from 6 {MAKE}",
+        SHOT,
+    ],
+    "--force_not_use_ct": [f"seed-sd-4-no-ct --model sd {GEN}"],
+    "--ddim_steps": ["make seed-original --steps 4 -o x.json", f"seed-sd-9 --model sd {GEN}"],
+    "--use_raw_golden_noise": [f"seed-sd-7-golden --model sd {GEN}"],
+    "--use_afs, force_not_use_afs": [
+        f"make power --steps 6 --analytic 1,0.5 {MAKE}",
+        SHOT,
+        f"seed-unipc-xl-5-no-afs --model xl {GEN}",
+    ],
+    "--use_free_predictor": [f"seed-dunipc-anime-5-free-predictor --model xl {GEN}"],
+    "need_fp16_discrete_method, denoise_to_zero": [
+        f"seed-unipc-xl-6-fp16-to-zero --model xl {GEN}"
+    ],
+    "ultilize_vae": [f"seed-dunipc-xl-5-vae-afs --model xl {GEN}"],
+    "--scale W": [f"make seed-sd-8 --guidance-scale 1 {MAKE}", SHOT],
+    "--seed S, --n_iter, --n_samples": [f"seed-sd-4 --model sd --seeds 3-4 --batch-size 1 {GEN}"],
+    "--H 1024 --W 768": ["seed-sd-4 --model sd --prompt a --size 24x32 -o out"],
+    "--C, --f, --ckpt": [f"seed-sd-4 --model sd {GEN}"],
+    "--precision": [f"seed-sd-4 --model sd --dtype bfloat16 {GEN}"],
+    "--from-file": [f"seed-sd-4 --model sd {TEXTS}"],
+    "--unconditional_prompt": [f'seed-sd-4 --model sd --negative-prompt "low quality" {GEN}'],
+    "--outdir": [f"seed-sd-4 --model sd {GEN}"],
+}
+# No command of ours: had no effect there
+NOTHING = {"--skip_save, --inner_lcm_step, --method, --skip_type, --naf-opt"}
+# Run by other tests with networks of their own: the official Inception's, and CLIP's
+ELSEWHERE = {"cal_fid.py": "test_cleanfid.py", "cal_clip_score.py": "test_pretrained.py"}
+
+
+def rows():
+    """(first cell without code marks, the others) of the tables of scripts and of flags."""
+    found = {}
+    for part in ("Scripts", "Flags"):
+        text = PAGE.read_text(encoding="utf-8").split(f"## {part}\n")[1].split("\n## ")[0]
+        for line in text.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if line.startswith("|") and not set(line) <= set("|- ") and "here" not in cells:
+                found[cells[0].replace("`", "")] = " ".join(cells[1:])
+    return {name: said for name, said in found.items() if name != "flag"}
+
+
+def test_every_row_has_a_test():
+    done = {name for name, said in rows().items() if "not yet" not in said}
+    assert done == {*ROWS, *NOTHING, *ELSEWHERE}
+    for name, file in ELSEWHERE.items():
+        assert list((PAGE.parents[1] / "tests").rglob(file)), name
+
+
+def test_what_the_tests_run_is_what_the_rows_say():
+    """Presets that a row is tested with are named there, N standing for a number."""
+    for name, said in rows().items():
+        listed = {re.escape(w).replace("N", r"\d+") for w in re.findall(r"[a-z]+-[\w-]+", said)}
+        for word in re.findall(r"(?:seed|amed|lcm)-[\w-]+", " ".join(ROWS.get(name, []))):
+            known = any(re.fullmatch(pattern, word) for pattern in listed)
+            generic = word in ("seed-sd-4", "lcm-sd-2", "seed-sd-9", "seed-unipc-sd-5")
+            assert known or generic, (name, word)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("seed")
+    for name, kind in (("sd", "stable-diffusion"), ("xl", "sdxl"), ("lcm", "lcm")):
+        FAMILIES[kind]().save_pretrained(place / name)
+    save_lora(place / "lora.safetensors")
+    captions = [{"id": k, "image_id": k // 2, "caption": f"a bag {k}"} for k in range(8)]
+    (place / "captions_val2014.json").write_text(
+        json.dumps({"images": [{"id": k} for k in range(4)], "annotations": captions})
+    )
+    (place / "extracted_texts_10k.txt").write_text("a bag\na shoe\n")
+    preferences = [{"human_preference": [1, 0], "prompt": t, "file_path": []} for t in "ab"]
+    (place / "pref.json").write_text(json.dumps(preferences))
+    table = pyarrow.table({"TEXT": ["a bag", "a shoe"]})
+    pyarrow.parquet.write_table(table, place / "laion.parquet")
+    return place
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_commands_of_the_row_run(row, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source in folder.iterdir():
+        (tmp_path / source.name).symlink_to(source)
+    for line in ROWS[row]:
+        words = shlex.split(line)
+        search = words[0] == "stepsearch"
+        monkeypatch.setattr(sys, "argv", words if search else ["stepsample", *words])
+        with pytest.raises(SystemExit, match="^0$"):  # the exit code
+            (search_main if search else sample_main)()
+    for path in [*tmp_path.glob("out*/**/*.png"), *tmp_path.glob("grid.png")]:
+        assert np.asarray(Image.open(path)).std() > 1
+    made = {path.name for path in tmp_path.iterdir() if not path.is_symlink()}
+    assert made, "something was written"
