@@ -172,7 +172,7 @@ def _sampled(
     Images whose prompts are of other lengths, as chunks can be, take network calls of their own:
     each image is that of its own prompts, whatever it is batched with.
     """
-    guided = any(s.guidance_scale != 1 for s in (*schedule.steps, schedule.golden_noise) if s)
+    guided = any(s.guidance_scale != 1 for s in (*schedule.steps, schedule.raw_noise) if s)
     guided = guided and model.guidance != "distilled"
     statistics = model.statistics_of(schedule)
     parts: dict[tuple[int, int], list[int]] = {}
@@ -185,7 +185,8 @@ def _sampled(
         cond = model.encode([prompts[k] for k in places])
         uncond = model.encode([negative_prompts[k] for k in places], True) if guided else None
         denoise = model.denoiser(cond, uncond, schedule.boundary)
-        made = sample(denoise, draw(), schedule, draw, statistics)
+        noise = model.first_noise(draw(), cond, schedule)
+        made = sample(denoise, noise, schedule, draw, statistics)
         try:
             images |= zip(places, model.decode(made).cpu(), strict=True)
         except NotFiniteError:

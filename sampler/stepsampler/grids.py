@@ -205,7 +205,9 @@ def guide(
         w = scale if low < step.sigma <= high else 1.0
         guided = replace(step, guidance_scale=w, guidance_reuse=False)
         steps.append(guided if step.calls else step)
-    golden = schedule.golden_noise and replace(schedule.golden_noise, guidance_scale=scale)
+    golden = schedule.golden_noise
+    if raw := schedule.raw_noise:
+        golden = replace(raw, guidance_scale=scale)
     return replace(schedule, steps=tuple(steps), golden_noise=golden)
 
 
@@ -239,8 +241,8 @@ def scale_guidance(schedule: Schedule, scale: float) -> Schedule:
         for step in schedule.steps
     ]
     golden = schedule.golden_noise
-    if golden:
-        golden = replace(golden, guidance_scale=scaled(golden.guidance_scale))
+    if raw := schedule.raw_noise:
+        golden = replace(raw, guidance_scale=scaled(raw.guidance_scale))
     return replace(schedule, steps=tuple(steps), golden_noise=golden)
 
 
@@ -317,8 +319,8 @@ def whole_timesteps(schedule: Schedule, noise: Noise, *, spread: bool = False) -
             raise UserError(f"the final sigma {final:g} would not be below the last step's")
         final = noise.sigma(last - 0.5) if last else noise.sigma_min / 2
     golden = schedule.golden_noise
-    if golden:
-        golden = replace(golden, sigma=noise.sigma(round(noise.timestep(golden.sigma))))
+    if raw := schedule.raw_noise:
+        golden = replace(raw, sigma=noise.sigma(round(noise.timestep(raw.sigma))))
     return replace(schedule, steps=tuple(steps), final_sigma=final, golden_noise=golden)
 
 

@@ -24,7 +24,8 @@ def plain(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         schedule = Schedule.from_json(json.dumps(schedule))
     for needs, what in (
         (schedule.solver == "heun", "heun calls the network twice a step"),
-        (schedule.golden_noise, "golden noise calls the network before the first step"),
+        (schedule.raw_noise, "golden noise calls the network before the first step"),
+        (schedule.npnet, "learned golden noise is made of the noise and the prompt"),
         (schedule.steps[0].analytic is not None, "an analytic first step calls no network"),
         (any(s.x0_reuse for s in schedule.steps), "a step that reuses x0 calls no network"),
         (any(s.churn for s in schedule.steps), "churn draws from a generator of each image"),

@@ -100,7 +100,7 @@ def tableau(schedule: Schedule, updates: Updates | None = None) -> list[Row]:
             f"the solver {BY_STATISTICS} goes by statistics of the model, which only sampling "
             "in our own loop knows"
         )
-    golden = _golden_noise(schedule) if schedule.golden_noise else []
+    golden = _golden_noise(schedule) if schedule.raw_noise else []
     rows: list[Row] = []
     for i, step in enumerate(schedule.steps):
         at, fresh = _landing(schedule, i)
@@ -245,7 +245,7 @@ def _heun(at: Levels, i: int, step: Step, fresh: float) -> list[Row]:
 
 def _golden_noise(schedule: Schedule) -> list[Row]:
     """Down to `golden.sigma`, a new epsilon there, and back up to the first sigma with it."""
-    golden, first = schedule.golden_noise, schedule.steps[0]
+    golden, first = schedule.raw_noise, schedule.steps[0]
     assert golden
     down = Step(first.sigma, golden.guidance_scale)
     there = Step(golden.sigma, golden.guidance_scale)

@@ -6,7 +6,16 @@ from copy import deepcopy
 
 import pytest
 
-from stepsampler import FreeU, GoldenNoise, ModelSpec, Schedule, ScheduleError, Step, load
+from stepsampler import (
+    FreeU,
+    GoldenNoise,
+    LearnedNoise,
+    ModelSpec,
+    Schedule,
+    ScheduleError,
+    Step,
+    load,
+)
 from stepsampler.schedule import MAX_BYTES
 from stepsampler.support.checks import MAX_DEPTH
 
@@ -27,6 +36,7 @@ VALID = [
         decode="alpha-x",
         golden_noise=GoldenNoise(14.0, 5.0, "inversion"),
     ),
+    Schedule((Step(14.6),), 0.5, "ddim", golden_noise=LearnedNoise("0123456789abcdef")),
     Schedule((Step(1.0, 3.5), Step(0.5, 3.5)), 0.0, "heun", FLOW, guidance="distilled"),
     Schedule((Step(14.6, 5.0), Step(2.0, churn=1.0), Step(1.0, x0_reuse=True)), 0.1, "ddim", SD),
     Schedule(
@@ -69,6 +79,7 @@ def mutated(rng: random.Random) -> str:
                         "churn",
                         "free_u",
                         "golden_noise",
+                        "npnet",
                         "gain",
                         "weights",
                         "boundary",

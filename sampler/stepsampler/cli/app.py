@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stepsampler.cli import batches, schedules, statistics
+from stepsampler.cli import batches, golden, schedules, statistics
 from stepsampler.cli.options import (
     NO_PROMPT,
     BatchSize,
@@ -17,6 +17,7 @@ from stepsampler.cli.options import (
     PromptFile,
     ScheduleName,
     check_folder,
+    check_npnet,
     note_unguided,
     open_plan,
     with_model,
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.add_typer(schedules.app)
 app.add_typer(batches.app)
 app.add_typer(statistics.app)
+app.add_typer(golden.app)
 
 
 @app.command()
@@ -82,6 +84,7 @@ def generate(
 
     check_folder(out)
     plan = open_plan(schedule, guidance_scale)
+    check_npnet(model, [plan])
     texts, others = given_prompts(prompt, prompts)
     if not texts and seeds is None:
         raise UserError(NO_PROMPT)

@@ -66,7 +66,7 @@ def _origin(provenance: Mapping[str, Any]) -> str:
 
 
 def _heading(plan: Schedule) -> str:
-    golden = plan.golden_noise
+    golden = plan.raw_noise
     model = plan.model
     noise = ""
     if model and model.sigma_data:
@@ -78,6 +78,7 @@ def _heading(plan: Schedule) -> str:
         plan.guidance != "classifier-free" and f"{plan.guidance} guidance",
         plan.statistics and f"statistics {plan.statistics}",
         golden and f"golden noise by {golden.start} at sigma {golden.sigma:.4f}",
+        plan.npnet and f"golden noise by NPNet {plan.npnet}",
         plan.decode != "x" and f"decodes {plan.decode}",
         plan.boundary is not None and f"second network below sigma {plan.boundary:g}",
     ]

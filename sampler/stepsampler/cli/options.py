@@ -1,7 +1,7 @@
 """Options that several commands share: which model, where, and how its images are made."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -88,10 +88,21 @@ def open_plan(name: str, guidance_scale: float | None) -> "Schedule":
 
 def note_unguided(plan: "Schedule", negative_prompt: str) -> None:
     """Say that a negative prompt changes nothing where no step is guided."""
-    if negative_prompt and all(
-        s.guidance_scale == 1 for s in (*plan.steps, plan.golden_noise) if s
-    ):
+    if negative_prompt and all(s.guidance_scale == 1 for s in (*plan.steps, plan.raw_noise) if s):
         note("no step of the schedule is guided: the negative prompt has no effect")
+
+
+def check_npnet(model: ModelOptions, plans: "Sequence[Schedule]") -> None:
+    """Refuse a network of golden noise that no schedule names.
+
+    Raises:
+        UserError: says how a schedule comes to name one.
+    """
+    if model.npnet is not None and not any(plan.npnet for plan in plans):
+        raise UserError(
+            f"--npnet {model.npnet}: no schedule here takes its golden noise; `stepsample make "
+            f"SCHEDULE --golden-noise {model.npnet} -o FILE` writes one that does"
+        )
 
 
 def check_folder(out: Path, name: str = "--out") -> None:
@@ -110,3 +121,18 @@ def check_folder(out: Path, name: str = "--out") -> None:
 def cost_of(plan: "Schedule") -> str:
     """What an image costs, in words."""
     return f"{counted(plan.num_steps, 'step')}, {counted(plan.passes, 'pass')} per image"
+
+
+def numbers_of(option: str, text: str | None, count: int) -> list[float]:
+    """So many numbers with commas between.
+
+    Raises:
+        UserError: something else.
+    """
+    try:
+        numbers = [float(part) for part in (text or "").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise UserError(f"{option} must be {count} numbers with commas between, got {text!r}")
+    return numbers

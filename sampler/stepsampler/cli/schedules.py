@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepsampler.cli.options import ScheduleName, cost_of
+from stepsampler.cli.golden import learned_noise
+from stepsampler.cli.options import ScheduleName, cost_of, numbers_of
 from stepsampler.errors import UserError, counted, note
 from stepsampler.presets import MODELS, names, nearest, open_schedule, preset
 from stepsampler.schedule import BY_STATISTICS, SOLVERS, FreeU, ModelSpec
@@ -88,6 +89,9 @@ def make(
         str | None,
         typer.Option(metavar="GAIN,AT", help="Analytic first step, such as 1,0.5: half-way."),
     ] = None,
+    golden_noise: Annotated[
+        str | None, typer.Option(metavar="NPNET", help="File of an NPNet, or off.")
+    ] = None,
     lower_order_final: Annotated[
         bool, typer.Option("--lower-order-final", help="Lower orders over the last steps.")
     ] = False,
@@ -107,7 +111,7 @@ def make(
     noise: Noise | None = None
     if free_u_from and free_u in (None, "off"):
         raise UserError("--free-u-from is of --free-u, which is not given")
-    gains = None if free_u in (None, "off") else FreeU(*_numbers("--free-u", free_u, 4))
+    gains = None if free_u in (None, "off") else FreeU(*numbers_of("--free-u", free_u, 4))
     file = grid.endswith(".json")
     if file or (grid in names() and (grid not in PLACEMENTS or steps is None)):
         given = {"--steps": steps, "--solver": solver, "--order": order, "--model": model}
@@ -128,7 +132,7 @@ def make(
             solver = "ddim"  # as that method has it
         first = None
         if analytic is not None:
-            gain, fraction = _numbers("--analytic", analytic, 2)
+            gain, fraction = numbers_of("--analytic", analytic, 2)
             if not 0 < fraction < 1:
                 raise UserError(f"--analytic: AT must be inside (0, 1), got {fraction:g}")
             first = (gain, fraction)
@@ -164,6 +168,8 @@ def make(
         plan = replace(plan, steps=tuple(new))
     if whole_timesteps:
         plan = _whole(plan, noise)
+    if golden_noise is not None:
+        plan = replace(plan, golden_noise=learned_noise(golden_noise))
     plan.save(out)
     typer.echo(f"{out}: {cost_of(plan)}")
 
@@ -383,17 +389,7 @@ def _solver(name: str | None) -> str:
 def _interval(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
-    low, high = _numbers("--guidance-interval", text, 2)
+    low, high = numbers_of("--guidance-interval", text, 2)
     if not low < high:
         raise UserError(f"--guidance-interval must rise, got {text!r}")
     return low, high
-
-
-def _numbers(option: str, text: str | None, count: int) -> list[float]:
-    try:
-        numbers = [float(part) for part in (text or "").split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count:
-        raise UserError(f"{option} must be {count} numbers with commas between, got {text!r}")
-    return numbers

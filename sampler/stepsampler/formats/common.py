@@ -124,7 +124,8 @@ def losses(schedule: Schedule) -> list[str]:
     """What no list of sigmas or timesteps holds."""
     steps = schedule.steps
     found = {
-        "golden_noise": schedule.golden_noise is not None,
+        "golden_noise": schedule.raw_noise is not None,
+        "golden_noise of an NPNet": schedule.npnet is not None,
         "an analytic first step": steps[0].analytic is not None,
         "the corrector": any(s.corrector for s in steps),
         "the prediction form of a step": any(_form_matters(s) for s in steps),

@@ -93,6 +93,8 @@ def open_model(options: ModelOptions, device: str = "cpu") -> Model:
         stock=options.stock,
         frames=options.frames,
     )
+    if options.npnet is not None:
+        model.take_npnet(options.npnet)
     if options.compile:
         model.compile()
     model.statistics = _statistics(model, options)

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +19,10 @@ from stepsampler.models.pixels import live_pixels, to_pixels
 from stepsampler.models.sizes import Shaped
 from stepsampler.models.texts import Reading
 from stepsampler.noise import read_noise
+from stepsampler.npnet.files import digest_of, find_npnet, read_npnet, read_spec
+from stepsampler.npnet.network import NPNet
 from stepsampler.sample import Denoiser
-from stepsampler.schedule import FreeU
+from stepsampler.schedule import FreeU, Schedule
 from stepsampler.support.sizes import Size
 
 KEPT = 2**28  # bytes of encoded prompts
@@ -61,6 +64,8 @@ class LatentModel(Shaped, Model):
         self.shape = self._latent_shape(size)
         self._read_scheduler(pipeline.scheduler.config)
         self._encoded: OrderedDict[tuple[str, bool], Condition] = OrderedDict()
+        self._npnet_file: str | None = None
+        self._npnets: dict[str, NPNet] = {}  # by digest
 
     @classmethod
     def samples(cls, pipeline: Any) -> bool:
@@ -206,6 +211,46 @@ class LatentModel(Shaped, Model):
             self._free_u if hasattr(self.net, "enable_freeu") else None,
             self.combine,
         )
+
+    def check(self, schedule: Schedule) -> None:
+        super().check(schedule)
+        if schedule.npnet:
+            self._npnet(schedule.npnet)
+
+    def take_npnet(self, file: str) -> None:
+        self._npnets[digest_of(Path(file))] = self._read_npnet(Path(file))
+        self._npnet_file = file
+
+    def _npnet(self, digest: str) -> NPNet:
+        """The network that a schedule names, read once."""
+        if digest not in self._npnets:
+            self._npnets[digest] = self._read_npnet(find_npnet(digest, self._npnet_file))
+        return self._npnets[digest]
+
+    def _read_npnet(self, path: Path) -> NPNet:
+        network, spec = read_npnet(path), read_spec(path)
+        reason = spec.mismatch(self.spec) if spec else None
+        if reason:
+            raise UserError(f"NPNet {str(path)!r} was made for {reason}")
+        text = self.encode([""]).get("encoder_hidden_states") if self.conditional else None
+        if text is None or text.ndim != 3:
+            raise UserError(f"NPNet {str(path)!r} reads a text, and the model reads none")
+        if reason := network.layout.refusal(self.shape, tuple(text.shape[1:])):
+            raise UserError(f"NPNet {str(path)!r} does not fit: {reason}")
+        return network.to(self.device)
+
+    @torch.inference_mode()
+    def first_noise(self, noise: Tensor, cond: Condition, schedule: Schedule) -> Tensor:
+        """What a schedule begins with: noise (n, *shape) at unit variance, or golden noise of it.
+
+        `cond` are the conditions of the positive prompts.
+
+        Raises:
+            UserError: the network is not at hand, or does not fit.
+        """
+        if schedule.npnet is None:
+            return noise
+        return self._npnet(schedule.npnet)(noise, cond["encoder_hidden_states"])  # type: ignore[no-any-return]
 
     @contextmanager
     def _free_u(self, values: FreeU) -> Iterator[None]:

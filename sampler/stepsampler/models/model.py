@@ -96,6 +96,16 @@ class Model(ABC):
     def refusal(self, prompt: str) -> str | None:
         """Why the model takes no such prompt, if it does not."""
 
+    def take_npnet(self, file: str) -> None:
+        """Have a network of golden noise at hand, for the schedules that name it.
+
+        Raises:
+            UserError: it does not fit the model, or the model takes none.
+        """
+        raise UserError(
+            f"NPNet {file!r}: a {type(self.pipeline).__name__} draws its first noise itself"
+        )
+
     def passes(self, schedule: Schedule) -> float:
         """Network passes that an image under this schedule takes."""
         return schedule.passes
@@ -192,7 +202,7 @@ class Model(ABC):
                 f"{self.guidance}: their scales mean different things"
             )
         if not self.conditional:
-            for step in (*schedule.steps, schedule.golden_noise):
+            for step in (*schedule.steps, schedule.raw_noise):
                 if step and step.guidance_scale != 1:
                     raise UserError(
                         f"guidance_scale is {step.guidance_scale:g}, but the model is "

@@ -1,6 +1,7 @@
 """The schedule file: validated, read and written with the standard library alone."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
@@ -12,6 +13,7 @@ from stepsampler.schedule.parts import (
     PURE_NOISE,
     FreeU,
     GoldenNoise,
+    LearnedNoise,
     ModelSpec,
     StatisticsSpec,
     Step,
@@ -31,6 +33,7 @@ __all__ = [
     "PURE_NOISE",
     "FreeU",
     "GoldenNoise",
+    "LearnedNoise",
     "ModelSpec",
     "Schedule",
     "StatisticsSpec",
@@ -79,7 +82,7 @@ class Schedule:
     _: KW_ONLY
     guidance: str = "classifier-free"  # or "distilled": the scale is an input of the network
     decode: str = "x"  # the last state goes to the decoder as it is, or as alpha * x
-    golden_noise: GoldenNoise | None = None
+    golden_noise: GoldenNoise | LearnedNoise | None = None
     # Of a model with two networks: steps at this sigma or above are the first one's. None: where
     # the model itself changes it.
     boundary: float | None = None
@@ -216,10 +219,17 @@ class Schedule:
         if step.prediction is not None:
             one_of(f"step {i}: prediction", step.prediction, ("data", "noise", "derivative"))
 
-    def _check_golden(self, golden: GoldenNoise) -> None:
-        one_of("golden_noise: start", golden.start, ("prediction", "inversion"))
+    def _check_golden(self, golden: GoldenNoise | LearnedNoise) -> None:
         if self.flow:
             raise ScheduleError("golden_noise is for variance-preserving models")
+        if isinstance(golden, LearnedNoise):
+            if not re.fullmatch("[0-9a-f]{16}", golden.npnet):
+                raise ScheduleError(
+                    "golden_noise: npnet must be the first 16 characters of a file's SHA-256, "
+                    f"got {shown(golden.npnet)}"
+                )
+            return
+        one_of("golden_noise: start", golden.start, ("prediction", "inversion"))
         if not 0 < golden.sigma < self.steps[0].sigma:
             raise ScheduleError(
                 f"golden_noise: sigma must be between 0 and the first, got {golden.sigma:g}"
@@ -264,13 +274,23 @@ class Schedule:
         return self.model is not None and self.model.prediction_type == "flow_prediction"
 
     @property
+    def raw_noise(self) -> GoldenNoise | None:
+        """Golden noise that calls the network, or None."""
+        return self.golden_noise if isinstance(self.golden_noise, GoldenNoise) else None
+
+    @property
+    def npnet(self) -> str | None:
+        """Which network makes golden noise, by the digest of its file; or None."""
+        return self.golden_noise.npnet if isinstance(self.golden_noise, LearnedNoise) else None
+
+    @property
     def passes(self) -> int:
         """Network passes per image: two for a guided call, one for an unguided or distilled one.
 
         One that reuses guidance is one pass. An analytic step has no call, nor has one that reuses
-        x0; one of Heun's of order 2 has two, golden noise adds two.
+        x0; one of Heun's of order 2 has two, raw golden noise adds two.
         """
-        golden = self.golden_noise
+        golden = self.raw_noise
         more = 2 * self._per_call(golden.guidance_scale) if golden else 0
         return more + sum(map(self.passes_of, self.steps))
 

@@ -31,6 +31,13 @@ class GoldenNoise:
 
 
 @dataclass(frozen=True)
+class LearnedNoise:
+    """Start from what a network has made of the noise and the prompt: no pass of the model's."""
+
+    npnet: str  # of its file's SHA-256, the first 16 characters
+
+
+@dataclass(frozen=True)
 class StatisticsSpec:
     """Which statistics of the model DPM-Solver-v3 goes by, and how it makes its derivatives.
 

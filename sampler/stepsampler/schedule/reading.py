@@ -4,7 +4,14 @@ from dataclasses import fields
 from math import inf
 from typing import Any
 
-from stepsampler.schedule.parts import FreeU, GoldenNoise, ModelSpec, StatisticsSpec, Step
+from stepsampler.schedule.parts import (
+    FreeU,
+    GoldenNoise,
+    LearnedNoise,
+    ModelSpec,
+    StatisticsSpec,
+    Step,
+)
 from stepsampler.support.checks import ScheduleError, keys, number, numbers, shown
 
 NUMBERS = (  # of a step
@@ -61,7 +68,15 @@ def step_from(i: int, data: Any) -> Step:
     return Step(**values)
 
 
-def golden_from(data: Any) -> GoldenNoise:
+def golden_from(data: Any) -> GoldenNoise | LearnedNoise:
+    """Raw, or learned where a network is named."""
+    if isinstance(data, dict) and "npnet" in data:
+        values = keys(data, LearnedNoise, "golden_noise of an NPNet")
+        if not isinstance(values["npnet"], str):
+            raise ScheduleError(
+                f"golden_noise: npnet must be a string, got {shown(values['npnet'])}"
+            )
+        return LearnedNoise(**values)
     values = keys(data, GoldenNoise, "golden_noise")
     for name in ("sigma", "guidance_scale"):
         if name not in values:

@@ -115,6 +115,14 @@ class ModelOptions:
             of_weights=True,
         ),
     )
+    npnet: str | None = field(
+        default=None,
+        metadata=facts(
+            "FILE of the network that a schedule with learned golden noise names.",
+            of_weights=True,
+            named="never",  # by the schedule, and a schedule is by its digest
+        ),
+    )
     clip_skip: int | None = field(
         default=None,
         metadata=facts(

@@ -209,7 +209,7 @@ def _presets(config: StudyConfig) -> Iterator[Form]:
         plan = found.schedule
         place = f"preset {found.name}{' (approximate)' if found.approximate else ''}"
         same = len({step.guidance_scale for step in plan.steps if step.calls}) == 1
-        plain = same and not plan.golden_noise
+        plain = same and not plan.raw_noise
         if plan.passes == passes:
             yield Form(place, "", Candidate(f"{place}, as published", plan, "baseline"))
             for w in config.baselines.guidance_scales if plain else ():

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from stepsampler.cli.options import Device, Negative, with_model
+from stepsampler.errors import UserError
 from stepsampler.support.options import DEFAULTS, ModelOptions
 
 app = typer.Typer()
@@ -150,6 +151,59 @@ def polish(
         cache,
         device,
     )
+
+
+@app.command()
+@with_model
+def train_npnet(
+    schedule: Annotated[
+        Path, typer.Argument(help="Makes the images that are scored, and its first step the pairs.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The network (.safetensors).")],
+    model: ModelOptions = DEFAULTS,
+    negative_prompt: Negative = "",
+    pairs: Annotated[int, typer.Option(min=20, help="Of noise and better noise.")] = 5000,
+    inversion_scale: Annotated[
+        float, typer.Option(min=0, help="Guidance of the way back; that there is the schedule's.")
+    ] = 1.0,
+    score: Annotated[
+        str, typer.Option(help="What says which image is better: classes, or clip:MODEL.")
+    ] = "classes",
+    prompts: Annotated[
+        str, typer.Option(help="Bundled prompts, or any file that stepsample batch takes.")
+    ] = "fashion-mnist",
+    epochs: Annotated[int, typer.Option(min=1, help="Over the pairs that are kept.")] = 30,
+    rate: Annotated[float, typer.Option(min=0, help="Of learning; falls to zero.")] = 1e-3,
+    start: Annotated[
+        Path | None, typer.Option(help="An NPNet to go on from, such as the authors'.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 50,
+    device: Device = "cpu",
+    cache: Annotated[Path, typer.Option(help="Keeps pairs and state: a killed one goes on.")] = (
+        Path("runs/npnet")
+    ),
+) -> None:
+    """Train a network of golden noise for a model: one file, for schedules to name."""
+    from stepsearch.config.parts import SEEDS
+    from stepsearch.npnet.command import Asked, train
+    from stepsearch.npnet.training import Settings
+
+    if pairs > SEEDS:
+        raise UserError(f"--pairs must be at most {SEEDS:,}, got {pairs:,}")
+    asked = Asked(
+        schedule,
+        out,
+        pairs,
+        inversion_scale,
+        score,
+        prompts,
+        negative_prompt,
+        start,
+        batch_size,
+        cache,
+        device,
+    )
+    train(asked, model, Settings(epochs, rate))
 
 
 @app.command()

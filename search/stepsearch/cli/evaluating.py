@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-from stepsampler.cli.options import Device, Negative, with_model
+from stepsampler.cli.options import Device, Negative, check_npnet, with_model
 from stepsampler.errors import UserError
 from stepsampler.support.options import DEFAULTS, ModelOptions
 
@@ -121,6 +121,7 @@ def evaluate(
     from rich.progress import Progress
 
     from stepsampler.models import check_device, open_model
+    from stepsampler.presets import open_schedule
     from stepsearch.compare.command import (
         cuts_of,
         images_of,
@@ -172,6 +173,7 @@ def evaluate(
     size = side = model.size
     judge = None  # of files: without a model and --size, as they are
     if schedules or stock or learned:
+        check_npnet(model, [open_schedule(path) for path in schedules])
         loaded = open_model(model, device)
         check_negative_prompt(loaded, negative_prompt)
         clock.watch(loaded)

@@ -1,5 +1,6 @@
 """`[space]` of a study: the box."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -8,6 +9,7 @@ from stepsampler.grids import GRIDS
 from stepsampler.schedule import BY_STATISTICS, SOLVERS
 from stepsearch.config.parts import RIVALS, Range, Section
 
+OFF, RAW = "off", "raw"  # of golden_noise; any other is an NPNet
 NO_ANALYTIC = 0.9  # gains below it mean that there is no analytic step
 STEEPEST = 10.0  # of log_gap: some way beyond it neighbouring sigmas coincide
 
@@ -51,6 +53,9 @@ class SpaceConfig(Section):
     analytic_at: Range | None = None  # where it lands, a share of the first gap; None: half-way
     churn: Range | None = None  # share of fresh noise at every step after the first; below 0: none
     gain: Range | None = None  # of every step, times what it takes of the predictions; 1 is none
+    # Where there are several, the search chooses: "off", "raw" (from the level after the first back
+    # to it, by inversion: two calls of the passes), or an NPNet by the digest of its file.
+    golden_noise: tuple[str, ...] = ("off",)
     decode: bool = False  # whether the last latent is scaled by alpha becomes a choice; else not
     # Free-U, on or off at every step, with one set of gains or two to choose from
     free_u: bool = False
@@ -122,6 +127,7 @@ class SpaceConfig(Section):
                 "num_steps <= max_steps <= passes must hold, "
                 f"got {self.num_steps}, {self.max_steps} and {self.passes}"
             )
+        self._check_golden()
         # heun's steps have twice the passes; statistics are of one guidance scale
         known = [name for name in SOLVERS if name not in ("heun", BY_STATISTICS)]
         for solver in self.solvers:
@@ -135,3 +141,24 @@ class SpaceConfig(Section):
                 f"max_order of {', '.join(self.solvers)} is at most {highest}, got {self.max_order}"
             )
         return self
+
+    @property
+    def npnets(self) -> list[str]:
+        """The networks of learned golden noise among the choices, by their digests."""
+        return [name for name in self.golden_noise if name not in (OFF, RAW)]
+
+    def _check_golden(self) -> None:
+        names = self.golden_noise
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"golden_noise must be different names, got {list(names)}")
+        for name in self.npnets:
+            if not re.fullmatch("[0-9a-f]{16}", name):
+                raise ValueError(
+                    'golden_noise must be of "off", "raw" and the first 16 characters of the '
+                    f"SHA-256 of an NPNet's file, got {name!r}"
+                )
+        if RAW in names and self.most_steps + 2 > self.passes:
+            raise ValueError(
+                f"golden_noise: raw takes 2 of the passes, so that passes must be at least "
+                f"{self.most_steps + 2}, got {self.passes}"
+            )

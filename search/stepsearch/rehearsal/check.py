@@ -20,6 +20,7 @@ from stepsampler.models.additions import weighted
 from stepsampler.models.loading import is_modular
 from stepsampler.models.markers import check_file
 from stepsampler.models.parts import PLAIN_INDEX, choose, index_of
+from stepsampler.npnet.files import find_npnet, read_layout
 from stepsampler.presets import names, preset
 from stepsampler.schedule import SOLVERS
 from stepsampler.support.sizes import sides
@@ -92,6 +93,7 @@ def missing(config: StudyConfig) -> list[str]:
     found = [_missing_model(config.model), *_missing_additions(config.model)]
     extractors = each(config.evaluation.extractor)
     found += map(_missing_extractor, extractors)
+    found += _unknown_npnets(config)
     if not any(found):
         found.append(_unfit(config))
     if len(set(extractors)) < len(extractors):
@@ -190,6 +192,27 @@ def _missing_additions(model: ModelConfig) -> list[str | None]:
         try:
             read_header(what, name)
         except UserError as error:
+            found.append(str(error))
+    if model.npnet is not None:
+        found.append(_missing_npnet(model.npnet))
+    return found
+
+
+def _missing_npnet(file: str) -> str | None:
+    try:
+        read_layout(Path(file), read_header("NPNet", file))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _unknown_npnets(config: StudyConfig) -> list[str]:
+    """Of networks that the box names, and that nobody has."""
+    found = []
+    for digest in config.space.npnets:
+        try:
+            find_npnet(digest, config.model.npnet)
+        except (UserError, OSError) as error:
             found.append(str(error))
     return found
 

@@ -23,6 +23,7 @@ from stepsampler.support.sizes import Size, sides, size_of
 from stepsampler.support.weights import SUFFIX, read_header
 from stepsearch.config import StudyConfig
 from stepsearch.config.measuring import CLIP, NONE
+from stepsearch.config.space import OFF
 from stepsearch.engine.result import Result
 from stepsearch.engine.run import run_study
 from stepsearch.engine.stages.tools import Report
@@ -187,6 +188,8 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     data["model"]["frames"] = FRAMES if kind in MOVING else None
     data["model"]["compile"] = False  # takes longer than all of a dry run
     data["model"] |= of_weights()  # which are not loaded
+    golden = [name for name in config.space.golden_noise if name not in config.space.npnets]
+    data["space"]["golden_noise"] = golden or [OFF]
     # A layer to skip is all that a tiny CLIP has.
     data["model"]["clip_skip"] = config.model.clip_skip and 1
     evaluation = data["evaluation"]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from math import ceil, log
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,17 @@ from scipy.optimize import minimize_scalar
 from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, from_sigmas, power, whole_timesteps
 from stepsampler.noise import Noise
-from stepsampler.schedule import SOLVERS, WITHOUT_FORMS, FreeU, ModelSpec, Schedule, Step
+from stepsampler.schedule import (
+    SOLVERS,
+    WITHOUT_FORMS,
+    FreeU,
+    ModelSpec,
+    Schedule,
+)
 from stepsampler.solvers import FORMS
-from stepsearch.config.space import NO_ANALYTIC, SpaceConfig
+from stepsearch.config.space import NO_ANALYTIC, OFF, SpaceConfig
+from stepsearch.space.golden import golden_noise, kind_of
+from stepsearch.space.likeness import form, same
 
 Params = dict[str, float]
 SHORTEST_GAP = 0.02  # of an even gap: some grids end with a step from sigma_min to 0
@@ -59,6 +67,8 @@ class SearchSpace:
             for name in ("analytic", "churn", "decode", "whole_timesteps"):
                 if getattr(self.config, name):
                     raise UserError(f"space.{name} is not for a flow model")
+            if self.config.golden_noise != (OFF,):
+                raise UserError("space.golden_noise is not for a flow model")
 
     def centre(self, n: int) -> list[float]:
         """The n + 1 falling sigmas of the grid.
@@ -114,6 +124,8 @@ class SearchSpace:
             box["num_steps"] = FloatDistribution(c.num_steps - 0.5, c.most_steps + 0.5)
         if len(c.solvers) > 1:
             box["solver"] = FloatDistribution(-0.5, len(c.solvers) - 0.5)
+        if len(c.golden_noise) > 1:
+            box["golden_noise"] = FloatDistribution(-0.5, len(c.golden_noise) - 0.5)
         if c.corrector:
             box["corrector"] = FloatDistribution(0.0, 1.0)
         if c.prediction:
@@ -146,7 +158,12 @@ class SearchSpace:
         *sigmas, final_sigma = self._sigmas(params, n)
         scales = self._guidance(params, at).tolist()
         every = _whole(params.get("reuse", 1.0), 1, c.reuse)
-        scales = within_budget(scales, 2 * n if self.guidance == "distilled" else c.passes, every)
+        kind = c.golden_noise[_whole(params.get("golden_noise", 0.0), 0, len(c.golden_noise) - 1)]
+        golden, cost = golden_noise(
+            kind, sigmas[1], max(scales), c.passes - n, self.guidance == "distilled"
+        )
+        left = c.passes - cost
+        scales = within_budget(scales, 2 * n if self.guidance == "distilled" else left, every)
         solver = c.solvers[_whole(params.get("solver", 0.0), 0, len(c.solvers) - 1)]
         orders = [_whole(value, 1, SOLVERS[solver]) for value in self._curve("order", params, at)]
         free_u = self._free_u(params, at)
@@ -183,6 +200,7 @@ class SearchSpace:
             steps=tuple(steps),
             guidance=self.guidance,
             decode=decode,
+            golden_noise=golden,
             boundary=params.get("boundary"),
         )
         return whole_timesteps(plan, self.noise, spread=True) if c.whole_timesteps else plan
@@ -224,8 +242,10 @@ class SearchSpace:
         point["order"] = float(max(s.order for s in steps))
         if schedule.solver in c.solvers:
             point["solver"] = float(c.solvers.index(schedule.solver))
+        if (kind := kind_of(schedule)) in c.golden_noise:
+            point["golden_noise"] = float(c.golden_noise.index(kind))
         point["corrector"] = float(any(s.corrector for s in steps))
-        point["prediction"] = float(_form(steps[-1], schedule.solver) == "noise")
+        point["prediction"] = float(form(steps[-1], schedule.solver) == "noise")
         point["churn"] = max(s.churn for s in steps)
         point["gain"] = float(np.mean([s.gain for s in schedule.steps]))
         point["decode"] = float(schedule.decode == "alpha-x")
@@ -239,7 +259,7 @@ class SearchSpace:
             [step.sigma >= (self._place_of(plan) or 0.0) for step in plan.steps]
             for plan in (found, schedule)
         ]
-        return point, _same(found, schedule) and experts[0] == experts[1]
+        return point, same(found, schedule) and experts[0] == experts[1]
 
     def _place_of(self, schedule: Schedule) -> float | None:
         """Where a schedule changes the network."""
@@ -375,24 +395,3 @@ def _middles(n: int) -> NDArray[np.float64]:
 
 def _whole(value: float, low: int, high: int) -> int:
     return min(max(round(value), low), high)
-
-
-def _form(step: Step, solver: str) -> str:
-    return step.prediction or FORMS.get(solver, "data")
-
-
-def _same(a: Schedule, b: Schedule) -> bool:
-    """Up to a thousandth of a sigma; for which model, and how they were found, is not compared."""
-    for name in ("solver", "num_steps", "decode", "guidance", "golden_noise"):
-        if getattr(a, name) != getattr(b, name):
-            return False
-    if (a.final_sigma == 0) != (b.final_sigma == 0):
-        return False
-    close = [abs(log(s / t)) < 1e-3 for s, t in zip(a.sigmas, b.sigmas, strict=True) if s and t]
-    bare = [[_bare(step) for step in plan.steps] for plan in (a, b)]
-    return all(close) and bare[0] == bare[1]
-
-
-def _bare(step: Step) -> Step:
-    scale, gain = round(step.guidance_scale, 8), round(step.gain, 8)
-    return replace(step, sigma=1.0, guidance_scale=scale, gain=gain)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from schedulers import SD, holding, some_schedule, stock, warned, without_schedule
 
-from stepsampler import GoldenNoise, ModelSpec, Schedule, Step, UserError
+from stepsampler import GoldenNoise, LearnedNoise, ModelSpec, Schedule, Step, UserError
 from stepsampler.generate import seeded_noise
 from stepsampler.grids import from_sigmas, make_schedule
 from stepsampler.models import from_pipeline
@@ -331,6 +331,10 @@ def test_what_a_scheduler_leaves_to_guided_is_said(change, what):
         (
             Schedule((Step(4.0), Step(1.0)), golden_noise=GoldenNoise(3.0, 5.0)),
             "golden noise calls the network before the first step",
+        ),
+        (
+            Schedule((Step(4.0), Step(1.0)), golden_noise=LearnedNoise("0123456789abcdef")),
+            "learned golden noise is made of the noise and the prompt",
         ),
         (Schedule((Step(4.0, analytic=0.9), Step(1.0))), "an analytic first step calls no network"),
         (Schedule((Step(1.0),), model=FLOW), "the pipeline's prediction type is epsilon"),
