@@ -62,7 +62,10 @@ class ToyWorkers:
         self.config, self.folder = config, folder
         self.target, self.aligned, self.broken = target, aligned, broken
         self.reference = Reference
-        self.model = SimpleNamespace(noise=SD, spec=SPEC, guidance="classifier-free")
+        experts = SimpleNamespace(two=False, boundary=None)
+        self.model = SimpleNamespace(
+            noise=SD, spec=SPEC, guidance="classifier-free", experts=experts
+        )
         self.broken_from, self.images = broken_from, 0
 
     def describe(self):
