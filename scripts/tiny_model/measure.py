@@ -1,6 +1,6 @@
 """Measure a bundled model: floors, room for few steps, alignment, speed, and sheets to look at.
 
-    python scripts/bench/measure_model.py --images 2000 --steps 3 4 5 --out runs/model-card
+    python scripts/tiny_model/measure.py --images 2000 --steps 3 4 5 --out runs/model-card
 
 Real images come from the Debian package `dataset-fashion-mnist`. Distances are against the held-out
 images; the floor of real images is that of as many training images. Every contender has the best of
