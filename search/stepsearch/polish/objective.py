@@ -171,8 +171,9 @@ class _Batch:
         evaluator, model = self.objective.evaluator, self.objective.model
         texts = [evaluator.prompt(seed).text for seed in self.seeds]
         self.draw = noise_source(self.seeds, model.shape, model.device)
-        boundary = self.knobs.start.boundary
-        counting = Counting(model, texts, evaluator.negative_prompt, self.draw(), boundary)
+        start = self.knobs.start
+        noise = model.first_noise(self.draw(), model.encode(texts), start).clone()
+        counting = Counting(model, texts, evaluator.negative_prompt, noise, start.boundary)
         self.latents = counting.latents
         return counting
 
