@@ -121,8 +121,12 @@ ROWS = {
 }
 # No command of ours: had no effect there
 NOTHING = {"--skip_save, --inner_lcm_step, --method, --skip_type, --naf-opt"}
-# Run by other tests with networks of their own: the official Inception's, and CLIP's
-ELSEWHERE = {"cal_fid.py": "test_cleanfid.py", "cal_clip_score.py": "test_pretrained.py"}
+# Run by other tests with networks of their own: the official Inception's, CLIP's, NPNet's
+ELSEWHERE = {
+    "cal_fid.py": "test_cleanfid.py",
+    "cal_clip_score.py": "test_pretrained.py",
+    "--force_not_use_NPNet, --npnet-checkpoint FILE.pth": "test_npnet.py",
+}
 
 
 def rows():
