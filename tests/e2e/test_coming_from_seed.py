@@ -119,6 +119,24 @@ ROWS = {
     "--unconditional_prompt": [f'seed-sd-4 --model sd --negative-prompt "low quality" {GEN}'],
     "--outdir": [f"seed-sd-4 --model sd {GEN}"],
 }
+STATISTICS = (
+    "statistics --model sd --guidance-scale 3 --intervals 8 --samples 2 --batch-size 2 "
+    "--prompts extracted_texts_10k.txt --size 32 -o s.safetensors"
+)
+# A trained network: statistics of a random one may overflow
+OURS = "statistics --guidance-scale 2 --intervals 16 --samples 8 --batch-size 8 --prompt sneaker"
+ROWS |= {
+    "txt2imgV3.py --steps N, customed_v3_sampler.py": [
+        f"seed-v3-sd-5 --model sd {GEN}",
+        f"seed-v3-sd-6-coco --model sd {GEN.replace('out', 'out2')}",
+    ],
+    "compute_EMS_scoresde.py": [STATISTICS],
+    "--statistics_dir DIR": [
+        f"{OURS} -o s.safetensors",
+        f"make linspace --steps 3 --solver dpm-v3 --statistics s.safetensors {MAKE}",
+        "x.json --statistics s.safetensors --prompt sneaker -o out",
+    ],
+}
 # No command of ours: had no effect there
 NOTHING = {"--skip_save, --inner_lcm_step, --method, --skip_type, --naf-opt"}
 # Run by other tests with networks of their own: the official Inception's, CLIP's, NPNet's

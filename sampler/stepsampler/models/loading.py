@@ -98,8 +98,10 @@ def _read_folder(
         for part, cls in classes.items():
             passed[part] = read_part(places[part], cls, Path(folder, part), dtype, variant)
         own = _own_class(Path(folder))
+        said = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
         for part in own._optional_components:  # or what a folder may lack is named as lacking
-            passed.setdefault(part, None)
+            if not said.get(part, [None])[0]:
+                passed.setdefault(part, None)
         return own.from_pretrained(folder, dtype=dtype, use_safetensors=True, **passed)
     except BROKEN as error:
         asked = "" if variant is None else f" in the variant {variant}"
