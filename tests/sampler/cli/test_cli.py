@@ -196,7 +196,8 @@ def test_no_preset_has_the_name_of_a_command(run):
         commands = group.typer_instance.registered_commands
         listed |= {command.name or command.callback.__name__ for command in commands}
     assert listed == {
-        *("generate", "presets", "make", "show", "diff", "export", "import", "batch", "grid")
+        *("generate", "presets", "make", "show", "diff", "export", "import", "batch", "grid"),
+        *("statistics", "convert-npnet"),
     }
     assert not listed & set(names())
 
