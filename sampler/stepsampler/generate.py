@@ -62,7 +62,6 @@ def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     return noise_source(seeds, shape)()
 
 
-@torch.inference_mode()
 def generate(
     model: Model,
     schedule: Schedule,
@@ -76,7 +75,8 @@ def generate(
     """Yield batches of at most `batch_size` images; `prompts` and `seeds` are of equal length.
 
     Prompts of which the model sees a part only are told on stderr, once. With `finite_only` an
-    image that is not finite is missing from its batch, and stops nothing.
+    image that is not finite is missing from its batch, and stops nothing. What does not fit is
+    refused by the call itself, before the first batch is asked for.
 
     Raises:
         UserError: unequal lengths, a schedule made for another kind of model, a negative prompt
@@ -94,6 +94,19 @@ def generate(
     if model.guidance == "distilled" and any(negative_prompts):
         raise UserError("the guidance of this model is distilled: it takes no negative prompt")
     note_cuts(model, prompts, negative_prompts)
+    return _batches(model, schedule, prompts, seeds, negative_prompts, batch_size, finite_only)
+
+
+@torch.inference_mode()
+def _batches(
+    model: Model,
+    schedule: Schedule,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative_prompts: Sequence[str],
+    batch_size: int,
+    finite_only: bool,
+) -> Iterator[Batch]:
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
         with fitting(model, len(seeds[part])):

@@ -130,18 +130,20 @@ def test_ten_thousand_mutations_raise_only_our_own_error():
     ("content", "message"),
     [
         (TEXTS[0][:-20].encode(), r"not JSON: .*: line \d+ column \d+"),
-        (b"", "not JSON: Expecting value"),
+        (b"", "a JSON file, which begins with {; this one is empty"),
         (b" " * (MAX_BYTES + 1), r"at most 1,000,000 bytes, this file has more"),
         (TEXTS[0].replace("14.6", "NaN", 1).encode(), "not JSON: NaN is no number"),
         (TEXTS[0].replace("14.6", "1e999", 1).encode(), "'1e999' is too large a number"),
         (TEXTS[0].replace(": 14.6", ": 1" + "0" * 400, 1).encode(), "step 0: sigma: too large"),
         (TEXTS[0].replace("14.6", "1" + "0" * 5000, 1).encode(), "not JSON: Exceeds the limit"),
-        (b"[" * 100_000, "not JSON: .*recursion"),
+        (b'{"steps": ' + b"[" * 100_000, "not JSON: .*recursion"),
         (
             TEXTS[0].replace('"dpmpp-midpoint"', "[" * 30 + "]" * 30).encode(),
             f"values are nested more than {MAX_DEPTH} deep",
         ),
-        (TEXTS[0].encode("utf-16"), "codec can't decode byte"),
+        (TEXTS[0].encode("utf-16"), "begins with {; this one is no text in UTF-8"),
+        (b"# stepsearch\n\nYou have", "begins with {; this one is a text that begins with «# st"),
+        (b"\x00\x01\x02", "begins with {; this one is no text$"),
     ],
 )  # fmt: skip
 def test_each_kind_of_broken_file_is_one_sentence(tmp_path, content, message):

@@ -38,6 +38,10 @@ StockSteps = Annotated[
 StockSize = Annotated[
     str | None, typer.Option("--size", help="Of its images: 512, or 768x1024, width x height.")
 ]
+PRESETS_LEGEND = (
+    "passes: network calls an image; ~: the file cannot hold all that was published (show NAME "
+    "says what); d: for a model distilled to few steps; -: of a model that cannot be sampled here"
+)
 SHIFTS = {"sd3": 3.0, "flux": 3.158}  # FLUX.1's at 1024 x 1024, e^1.15
 
 
@@ -50,18 +54,13 @@ def presets(pattern: Annotated[str, typer.Argument(help="Part of the names.")] =
     width = max(len(p.name) for p in found)
     typer.echo(f"{'name':<{width}}   {'model':<5} steps passes  source")
     for p in found:
+        sign = "~" if p.approximate else "d" if p.distilled else " "
+        model = p.model if p.sampled else "-"
         typer.echo(
-            f"{p.name:<{width}} {'~' if p.approximate else ' '} {p.model or '-':<5} "
+            f"{p.name:<{width}} {sign} {model:<5} "
             f"{p.schedule.num_steps:>5} {p.schedule.passes:>6}  {p.source}"
         )
-    legend = {
-        "~ the file cannot hold all that was published; show NAME says what": any(
-            p.approximate for p in found
-        ),
-        "- of a model that cannot be sampled here": not all(p.model for p in found),
-    }
-    for line in (line for line, needed in legend.items() if needed):
-        typer.echo(line)
+    typer.echo(PRESETS_LEGEND)
 
 
 @app.command()

@@ -93,8 +93,8 @@ def wider(channels: int, latent: int) -> str:
     """What is said of a network that wants more than a latent."""
     return (
         f"its network takes {channels} channels where latents have {latent}: "
-        f"{WIDER.get(channels, 'it wants more than a latent')}; only text-to-image models are "
-        "supported"
+        f"{WIDER.get(channels, 'it wants more than a latent')}; only models from "
+        "texts to pictures or videos are supported"
     )
 
 

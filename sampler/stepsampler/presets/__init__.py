@@ -1,7 +1,8 @@
 """Published schedules by name: data files of this folder, one for each source.
 
 A file has `source`, `licence`, `note` and `presets`; a preset is a schedule file without `format`,
-its `model` one of `MODELS`, and with a `note` and `approximate` of its own where they are needed.
+its `model` one of `MODELS`, and with a `note`, `approximate` and `distilled` of its own where they
+are needed: the last says that it was made for a model distilled to few steps.
 """
 
 import json
@@ -43,6 +44,8 @@ MODELS = {
     "ltx": ModelSpec("ltx", "flow_prediction", FLOW),
     "ltx2": ModelSpec("ltx2", "flow_prediction", FLOW),
 }
+OWN = ("model", "note", "approximate", "distilled")  # keys that are none of a schedule file
+NOT_SAMPLED = ("sit",)  # of `MODELS`: diffusers has no pipeline of theirs
 
 
 class Preset(NamedTuple):
@@ -52,6 +55,12 @@ class Preset(NamedTuple):
     model: str | None  # a key of MODELS; None: no family of this sampler
     source: str
     schedule: Schedule
+    distilled: bool = False  # made for a model distilled to few steps
+
+    @property
+    def sampled(self) -> bool:
+        """Whether models of that kind can be sampled here."""
+        return self.model is not None and self.model not in NOT_SAMPLED
 
     @property
     def approximate(self) -> bool:
@@ -78,10 +87,16 @@ def preset(name: str) -> Preset:
     provenance["note"] = " ".join(filter(None, [_sentence(entry.get("note")), head["note"]]))
     if entry.get("approximate"):
         provenance["approximate"] = True
-    rest = {k: v for k, v in entry.items() if k not in ("model", "note", "approximate")}
+    rest = {k: v for k, v in entry.items() if k not in OWN}
     spec = {"model": {**vars(MODELS[model]), "noise": list(MODELS[model].noise)}} if model else {}
     data = {"format": FORMAT, **rest, **spec, "provenance": provenance}
-    return Preset(name, model, head["source"], Schedule.from_json(json.dumps(data)))
+    return Preset(
+        name,
+        model,
+        head["source"],
+        Schedule.from_json(json.dumps(data)),
+        bool(entry.get("distilled")),
+    )
 
 
 def names() -> list[str]:

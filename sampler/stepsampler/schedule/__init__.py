@@ -26,7 +26,7 @@ from stepsampler.schedule.reading import (
     step_from,
     used,
 )
-from stepsampler.support.checks import ScheduleError, keys, number, one_of, parse, shown
+from stepsampler.support.checks import ScheduleError, keys, no_object, number, one_of, parse, shown
 from stepsampler.support.files import write_text
 
 __all__ = [
@@ -376,4 +376,5 @@ def load(path: str | Path) -> Schedule:
                 f"{path}: a schedule is a JSON file; that of a study is written by "
                 "`stepsearch export`"
             ) from error
-        raise ScheduleError(f"{path}: {error}") from error
+        other = None if len(content) > MAX_BYTES else no_object(content)
+        raise ScheduleError(f"{path}: {other or error}") from error

@@ -8,6 +8,7 @@ from typing import Any
 from stepsampler.errors import UserError
 
 MAX_DEPTH = 20  # of nested values
+TOLD = 40  # characters of a file's beginning that a message shows
 
 
 class ScheduleError(UserError, ValueError):
@@ -26,6 +27,23 @@ def parse(text: str) -> Any:
         raise ScheduleError(f"not JSON: {error}") from error
     _check_depth(data)
     return data
+
+
+def no_object(content: bytes) -> str | None:
+    """What a file is that does not even begin as an object of JSON; None if it does."""
+    begins = content.removeprefix(b"\xef\xbb\xbf").lstrip()
+    wanted = "a schedule is a JSON file, which begins with {"
+    if begins.startswith(b"{"):
+        return None
+    if not begins:
+        return f"{wanted}; this one is empty"
+    try:
+        line = content.decode("utf-8-sig").lstrip().splitlines()[0]
+    except UnicodeDecodeError:
+        return f"{wanted}; this one is no text in UTF-8"
+    if not line.isprintable():
+        return f"{wanted}; this one is no text"
+    return f"{wanted}; this one is a text that begins with «{line[:TOLD]}»"
 
 
 def keys(data: Any, cls: type, place: str) -> dict[str, Any]:

@@ -143,7 +143,8 @@ def published(
     """The presets that the study names, each as it was published, or with the study's gains.
 
     `two`: the model has two networks. A pattern takes those that fit the model and have exactly the
-    study's passes, but none of which the file holds an approximation only; "*" may take none.
+    study's passes, but none of which the file holds an approximation only, and those for distilled
+    models only in a study without guidance, as these are; "*" may take none.
 
     Raises:
         UserError: an unknown name, one that does not fit, or a pattern that nothing fits.
@@ -161,7 +162,8 @@ def published(
             problem = _misfit(known, config.space.passes, model, guidance, two, over_scales)
             if problem and not pattern:
                 raise UserError(f"baselines.presets: {name} {problem}")
-            if problem or (pattern and known.approximate):
+            distilled = known.distilled and config.space.guidance != "off"
+            if problem or (pattern and (known.approximate or distilled)):
                 continue
             fitting += 1
             title = f"{name}, approximate" if known.approximate else name

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from stepsampler import load
 from stepsampler.cli.app import app
 from stepsampler.errors import UserError
-from stepsampler.presets import names
+from stepsampler.models import families
+from stepsampler.presets import names, preset
 
 
 def test_a_mistyped_command_is_not_taken_for_a_schedule(tmp_path, monkeypatch):
@@ -36,6 +37,37 @@ def test_no_preset_is_near_the_name_of_a_command():
 def test_a_mistyped_part_of_a_preset_names_the_nearest():
     with pytest.raises(UserError, match="in its name; the nearest are neuralsolver-"):
         CliRunner().invoke(app, ["presets", "neuralsolvr"], catch_exceptions=False)
+
+
+def test_a_text_in_the_place_of_a_schedule_is_said_to_be_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("# stepsearch\n\nYou have a model\n")
+    with pytest.raises(UserError) as caught:
+        CliRunner().invoke(app, ["README.md", "--prompt", "x"], catch_exceptions=False)
+    assert str(caught.value) == (
+        "README.md: a schedule is a JSON file, which begins with {; this one is a text that begins "
+        "with «# stepsearch»"
+    )
+
+
+@pytest.mark.parametrize("command", ["generate", "batch"])
+def test_a_preset_of_another_family_is_refused_before_a_progress_bar(
+    command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a fox\n")
+    words = [command, "flux-schnell-4", "--prompts", "p.txt", "-o", "out"]
+    result = CliRunner().invoke(app, words)
+    assert "the schedule was made for family 'flux'" in str(result.exception)
+    assert "sampling" not in result.output
+
+
+@pytest.mark.parametrize("name", names())
+def test_presets_of_models_that_are_no_pipelines_are_marked(name):
+    found = preset(name)
+    known = {*(cls.family for cls in families().values()), "ltx2"}
+    spec = found.schedule.model
+    assert found.sampled == (spec is not None and spec.family in known)
 
 
 def test_a_study_in_the_place_of_a_schedule_is_told_from_one(tmp_path):

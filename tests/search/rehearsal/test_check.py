@@ -161,7 +161,7 @@ def test_a_study_that_lacks_nothing_can_be_measured_and_dry_run(tmp_path, monkey
     ]
     assert "measured on cpu:" in out
     assert "s a pass" in out
-    assert "dry run on a tiny random stable-diffusion model: 26 baselines, 3 trials" in out
+    assert "dry run on a tiny random stable-diffusion model: 25 baselines, 3 trials" in out
     assert f"nothing is missing: stepsearch run {study}" in out
 
 
@@ -320,6 +320,26 @@ def test_a_pattern_takes_what_fits_and_a_name_what_is_approximate_too():
     wanted = settings(baselines={"presets": ["seed-v3-*"]})
     with pytest.raises(UserError, match="none of seed-v3-"):
         published(wanted, MODELS["sd15"])
+
+
+@pytest.mark.parametrize(
+    ("space", "presets", "expected"),
+    [
+        ({"num_steps": 2, "passes": 4}, ["*"], False),  # undistilled: two passes a step
+        ({"num_steps": 2, "passes": 4}, ["sdxl-*", "*"], False),
+        ({"num_steps": 2, "passes": 4}, ["sdxl-lightning-4"], True),
+        ({"num_steps": 4, "passes": 4, "guidance": "off"}, ["*"], True),
+    ],
+)
+def test_presets_for_distilled_models_are_of_studies_without_guidance(space, presets, expected):
+    config = settings(space=space, baselines={"presets": presets})
+    if presets[0] == "sdxl-*":
+        with pytest.raises(UserError, match=r"none of sdxl-\* is for sdxl"):
+            published(config, MODELS["sdxl"])
+        return
+    names = {c.name for c in published(config, MODELS["sdxl"])}
+    assert ("sdxl-lightning-4" in names) == expected
+    assert ("sdxl-turbo-4" in names) == (expected and presets == ["*"])
 
 
 def test_the_guidance_of_a_preset_must_be_of_the_models_kind():

@@ -85,8 +85,8 @@ def test_a_preset_for_two_networks_is_no_baseline_of_a_model_with_one():
     data = {"name": "p", "space": {"num_steps": 2, "passes": 4}}
     config = StudyConfig.model_validate(data)
     assert not published(config, SPEC)
-    assert [c.name for c in published(config, SPEC, two=True)] == ["wan22-lightning-4"]
     named = StudyConfig.model_validate(data | {"baselines": {"presets": ["wan22-lightning-4"]}})
+    assert [c.name for c in published(named, SPEC, two=True)] == ["wan22-lightning-4"]
     with pytest.raises(UserError, match="wan22-lightning-4 is for two networks, the model has one"):
         published(named, SPEC)
 
