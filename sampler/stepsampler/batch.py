@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.generate import generate
-from stepsampler.models import Model, note_cuts
+from stepsampler.models import Model, note_cuts, weights_of
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import Caption, LeftOut, shown
 from stepsampler.support.files import write_text
@@ -315,9 +315,9 @@ def model_digest(model: Model) -> str:
     digest = hashlib.sha256(f"{model.dtype} {model.spec}{model.way}".encode())
     for name, part in sorted(model.pipeline.components.items()):
         if isinstance(part, torch.nn.Module):
-            for key, tensor in part.state_dict().items():
+            for key, tensor in weights_of(part):
                 digest.update(f"{name}.{key} {tensor.dtype} {list(tensor.shape)}".encode())
-                digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+                digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -15,7 +15,7 @@ from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import BUNDLED, read_outline, read_pipeline, resolve
-from stepsampler.models.model import Model
+from stepsampler.models.model import Model, weights_of
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
 from stepsampler.statistics.file import Statistics, read_statistics
 from stepsampler.support.options import ModelOptions
@@ -38,6 +38,7 @@ __all__ = [
     "outline",
     "quiet",
     "resolve",
+    "weights_of",
 ]
 
 

@@ -16,6 +16,8 @@ COSXL = {"sigma_min": 0.002, "sigma_data": 1.0, "sigma_schedule": "exponential"}
 def check_file(options: ModelOptions, header: Header) -> str | None:
     """Refuse from its header what cannot be sampled; returns the prediction type, if known."""
     name, asked = options.id, options.prediction_type
+    if header.unsupported:  # before its kind: those of Nunchaku are networks alone, too
+        raise UserError(f"model {name!r}: {header.unsupported}")
     if header.kind not in ("a whole checkpoint", "something unknown"):
         way = {
             "a LoRA": "give it with --lora, beside a model",
@@ -23,8 +25,6 @@ def check_file(options: ModelOptions, header: Header) -> str | None:
             "a VAE": "give it with --vae, beside a model",
         }.get(header.kind, "which is not supported as a model")
         raise UserError(f"model {name!r} is {header.kind}: {way}")
-    if header.unsupported:
-        raise UserError(f"model {name!r}: {header.unsupported}")
     if header.input_channels in WIDER:
         raise UserError(f"model {name!r}: {wider(header.input_channels, 4)}")
     zero = header.zero_snr

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.experts import Experts
@@ -214,3 +215,28 @@ class Model(ABC):
             found.check_levels(schedule)
         if any(step.free_u for step in schedule.steps) and not hasattr(self.net, "enable_freeu"):
             raise UserError("the schedule uses Free-U, which only U-Nets with skips have")
+
+
+def weights_of(network: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and numbers of all that a network holds, as plain tensors.
+
+    Those of a quantised weight, a subclass of torch's (torchao, optimum-quanto, GGUF), are the
+    tensors that it is made of, or else its values.
+    """
+    for name, value in network.state_dict().items():
+        yield from _plain(name, value)
+
+
+def _plain(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, tuple | list):  # as torch packs the weights of its quantised layers
+        for i, part in enumerate(value):
+            yield from _plain(f"{name}.{i}", part)
+    if not isinstance(value, Tensor):
+        return
+    if hasattr(value, "__tensor_flatten__"):
+        for inner in value.__tensor_flatten__()[0]:
+            yield from _plain(f"{name}.{inner}", getattr(value, inner))
+    elif value.is_quantized or type(value).dequantize is not Tensor.dequantize:
+        yield name, value.dequantize()
+    else:
+        yield name, value.detach().as_subclass(Tensor)

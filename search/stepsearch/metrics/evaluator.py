@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import Batch, fitting, generate
 from stepsampler.grids import is_guided, scale_guidance
-from stepsampler.models import Model, check_device, open_model
+from stepsampler.models import Model, check_device, open_model, weights_of
 from stepsampler.models.additions import weighted
 from stepsampler.models.pixels import stills, strips
 from stepsampler.schedule import Schedule
@@ -268,7 +268,7 @@ def model_digest(model: Model) -> str:
     for name, part in sorted(model.pipeline.components.items()):
         digest.update(f"{name} {settings_of(part)}".encode())
     for part in model.networks:
-        for tensor in part.state_dict().values():
+        for _, tensor in weights_of(part):
             flat = tensor.flatten()
             few = flat[:: max(1, len(flat) // 64)]
             digest.update(few.double().cpu().numpy().tobytes())

@@ -125,6 +125,12 @@ def test_markers_of_the_prediction_type(keys, metadata, stated, tmp_path):
         ("model.diffusion_model.a.scale_weight", {}, "are quantised"),
         ("model.diffusion_model.a.comfy_quant", {}, "are quantised"),
         ("a.weight.quant_state.bitsandbytes__nf4", {}, "are quantised"),
+        ("a.SCB", {}, "are quantised"),
+        ("a.weight.absmax", {}, "are quantised"),
+        ("transformer_blocks.0.qkv_proj.qweight", {}, "are quantised"),
+        ("transformer_blocks.0.qkv_proj.wscales", {}, "are quantised"),
+        ("a.weight._data", {}, "are quantised"),
+        ("a.weight._scale", {}, "are quantised"),
     ],
 )
 def test_what_is_not_supported_is_said(key, metadata, said, tmp_path):
