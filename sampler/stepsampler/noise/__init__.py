@@ -62,7 +62,11 @@ def read_noise(config: Mapping[str, Any], tokens: int = 0) -> tuple[Noise, str]:
         raise UserError(ZERO_SNR_OF_EPSILON)
     value = config.get("timestep_type")
     if value not in ("discrete", None):
-        raise UserError(f"timestep_type of the model's scheduler is not supported, got {value}")
+        raise UserError(
+            f"timestep_type of the model's scheduler is not supported, got {value}: of a CosXL, "
+            "whose network is told log sigma, take an EDMEulerScheduler with sigma_data 1, "
+            "sigma_schedule exponential and prediction_type v_prediction, or its checkpoint file"
+        )
     return noise, kind
 
 

@@ -224,7 +224,7 @@ def test_with_a_sigma_data_of_one_v_is_that_of_a_variance_preserving_model():
         ),
         (
             lambda: read_noise(diffusers.EulerDiscreteScheduler(timestep_type="continuous").config),
-            "timestep_type of the model's scheduler is not supported, got continuous",
+            "timestep_type of the model's scheduler is not supported, got continuous: of a CosXL, ",
         ),
         (
             lambda: read_noise({**diffusers.DDIMScheduler().config, "prediction_type": "v"}),
