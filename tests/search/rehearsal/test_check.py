@@ -229,6 +229,11 @@ def test_every_solver_is_in_the_estimate():
     assert both == 1.5 * one
 
 
+def test_a_dry_run_has_a_solver_by_statistics_in_its_degenerate_form(tmp_path):
+    config = settings(space={"num_steps": 5, "passes": 10, "solvers": ["exact", "dpm-v3"]})
+    assert shrunk(config, "stable-diffusion", tmp_path).space.solvers == ("exact",)
+
+
 def test_a_dry_run_has_a_small_ladder_and_no_earlier_run(tmp_path):
     evaluation = {"images": 80, "rungs": [20, 80]}
     small = shrunk(
