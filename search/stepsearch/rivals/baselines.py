@@ -178,7 +178,11 @@ def gained(candidates: Sequence[Candidate], gains: Sequence[float]) -> list[Cand
 
 
 def published(
-    config: StudyConfig, model: ModelSpec, guidance: str = CLASSIFIER_FREE, two: bool = False
+    config: StudyConfig,
+    model: ModelSpec,
+    guidance: str = CLASSIFIER_FREE,
+    two: bool = False,
+    statistics: Sequence[StatisticsSpec] = (),
 ) -> list[Candidate]:
     """The presets that the study names, each as it was published, or with the study's gains.
 
@@ -194,7 +198,7 @@ def published(
         fitting = 0
         for name in fnmatch.filter(names(), wanted) if pattern else [wanted]:
             try:
-                known = preset(name)
+                known = preset(name, statistics)
             except ScheduleError as error:
                 raise UserError(f"baselines.presets: {error}") from error
             over_scales = bool(config.evaluation.guidance_scales)

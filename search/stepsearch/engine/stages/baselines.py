@@ -53,7 +53,9 @@ def known_schedules(tools: Tools, placed: Placed) -> list[Candidate]:
         subject.statistics,
     )
     known += whole(config, placed.whole, subject.guidance)
-    return known + published(config, subject.spec, subject.guidance, subject.two_networks)
+    return known + published(
+        config, subject.spec, subject.guidance, subject.two_networks, subject.statistics
+    )
 
 
 @dataclass(frozen=True)
