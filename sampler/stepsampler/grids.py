@@ -272,7 +272,8 @@ def from_sigmas(
     """A schedule whose order is `order` wherever solver, past and landing allow it.
 
     `lower_order_final` lowers it over the last steps too, as diffusers does: to the number of steps
-    that are left. UniPC gets its corrector on every step but the last, as its authors run it.
+    that are left. UniPC gets its corrector on every step but the last, as its authors run it. Under
+    statistics a step of another guidance scale than theirs has the degenerate data form.
     """
     last = len(sigmas) - 1
     steps = []
@@ -280,7 +281,8 @@ def from_sigmas(
         most = 1 if i == last and final_sigma == 0 else 2 if solver == "heun" else i + 1
         corrector = solver in WITH_CORRECTOR and i < last
         left = last + 1 - i if lower_order_final else most
-        steps.append(Step(sigma, w, min(order, most, left, SOLVERS[solver]), corrector))
+        form = "data" if statistics and w != statistics.guidance_scale else None
+        steps.append(Step(sigma, w, min(order, most, left, SOLVERS[solver]), corrector, form))
     return Schedule(tuple(steps), final_sigma, solver, model, statistics=statistics)
 
 

@@ -9,6 +9,7 @@ from stepsampler import Schedule, ScheduleError
 from stepsampler.grids import karras, make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsampler.presets import DIT_NOISE, MODELS, SD_NOISE, names, open_schedule, preset
+from stepsampler.schedule import StatisticsSpec
 from stepsampler.solvers import tableau
 
 SD = NoiseSchedule.scaled_linear()
@@ -240,6 +241,36 @@ def test_v3_points_lie_on_the_levels_of_its_statistics():
     levels = np.linspace(-np.log(SD.sigma_max), -np.log(SD.sigma_min), 251)
     for sigma in schedule("seed-v3-sd-8").sigmas:
         assert np.abs(levels + np.log(sigma)).min() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "orders", "corrector"),
+    [
+        ("seed-v3-sd-5", "11111", False),
+        ("seed-v3-sd-6", "111111", False),
+        ("seed-v3-sd-8", "12222221", False),
+        ("seed-v3-sd-6-coco", "111111", True),
+    ],
+)
+def test_v3_is_as_published_with_its_statistics_and_says_what_it_lacks_without(
+    name, orders, corrector
+):
+    found = preset(name, [StatisticsSpec(2.0, 250), StatisticsSpec(7.5, 250, "0" * 16)])
+    plan = found.schedule
+    assert not found.approximate
+    assert "lacks" not in plan.provenance
+    assert plan.solver == "dpm-v3"
+    assert plan.statistics == StatisticsSpec(7.5, 250, None, p_pseudo=False, c_pseudo=True)
+    assert "".join(str(s.order) for s in plan.steps) == orders
+    assert [s.corrector for s in plan.steps] == [corrector] * (len(orders) - 1) + [False]
+    for others in ([], [StatisticsSpec(7.5, 120)], [StatisticsSpec(5.5, 250)]):
+        stand_in = preset(name, others)
+        assert stand_in.approximate
+        assert stand_in.schedule.provenance["lacks"] == (
+            "statistics of guidance scale 7.5 in 250 intervals: exact stands in for dpm-v3"
+        )
+        assert stand_in.schedule.sigmas == plan.sigmas
+        assert [s.free_u for s in stand_in.schedule.steps] == [s.free_u for s in plan.steps]
 
 
 def test_align_your_steps_are_the_papers_lists():

@@ -16,7 +16,7 @@ from stepsampler import (
     Step,
     load,
 )
-from stepsampler.schedule import MAX_BYTES
+from stepsampler.schedule import MAX_BYTES, StatisticsSpec
 from stepsampler.support.checks import MAX_DEPTH
 
 SD = ModelSpec("stable-diffusion", "epsilon", (0.029, 0.6, 1.6, 4.6, 14.6))
@@ -45,6 +45,13 @@ VALID = [
         "ipndm",
         FLOW,
         boundary=0.875,
+    ),
+    Schedule(
+        (Step(14.6, 2.0, 1, True), Step(2.0, 2.0, 2), Step(0.5, 1.0, 3, prediction="data")),
+        0.1,
+        "dpm-v3",
+        SD,
+        statistics=StatisticsSpec(2.0, 120, "0123456789abcdef", True, False),
     ),
 ]
 JUNK = [
@@ -83,6 +90,8 @@ def mutated(rng: random.Random) -> str:
                         "gain",
                         "weights",
                         "boundary",
+                        "statistics",
+                        "digest",
                         "\ud800",
                     ]
                 )

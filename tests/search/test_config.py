@@ -71,6 +71,14 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "solvers = ['rk4']\n", "solvers must be of ddim, .* got 'rk4'"),
         (MINIMAL + "solvers = ['ddim']\n", "max_order of ddim is at most 1"),
         (
+            MINIMAL + "solvers = ['dpm-v3']\n[evaluation]\nguidance_scales = [2, 3]\n",
+            "space.solvers: dpm-v3 goes by statistics of one guidance scale",
+        ),
+        (
+            MINIMAL + "[baselines]\nsolvers = ['dpm-v3']\n[evaluation]\nguidance_scales = [2, 3]\n",
+            "baselines.solvers: dpm-v3 goes by statistics of one guidance scale",
+        ),
+        (
             MINIMAL + "first_sigma = [0.3, 14.0]\nfinal_sigma = [0.02, 0.55]\n",
             "first_sigma: low must be above the highest final_sigma, 0.55, got 0.3",
         ),

@@ -83,7 +83,7 @@ def generate(
     from stepsampler.support.seeds import parse_seeds
 
     check_folder(out)
-    plan = open_plan(schedule, guidance_scale)
+    plan = open_plan(schedule, guidance_scale, model)
     check_npnet(model, [plan])
     texts, others = given_prompts(prompt, prompts)
     if not texts and seeds is None:

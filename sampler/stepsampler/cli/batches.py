@@ -58,7 +58,7 @@ def batch(
     from stepsampler.support.captions import LeftOut, read_set, shown
 
     check_folder(out)
-    plan = open_plan(schedule, guidance_scale)
+    plan = open_plan(schedule, guidance_scale, model)
     check_npnet(model, [plan])
     found = read_set(prompts, column, limit, shuffle_seed)
     captions = found.items
@@ -122,7 +122,7 @@ def grid(
     if out.is_dir():
         raise UserError(f"--out must name a file, but {str(out)!r} is a folder")
     check_folder(out.parent, "the folder of --out")
-    plans = [open_plan(name, guidance_scale) for name in schedules]
+    plans = [open_plan(name, guidance_scale, model) for name in schedules]
     check_npnet(model, plans)
     texts, others = given_prompts(prompt, prompts)
     if not texts:

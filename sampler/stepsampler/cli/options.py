@@ -71,11 +71,17 @@ def _kind(field: "Field[Any]") -> Any:
     return field.type
 
 
-def open_plan(name: str, guidance_scale: float | None) -> "Schedule":
+def open_plan(name: str, guidance_scale: float | None, model: ModelOptions) -> "Schedule":
     """Read a schedule, or take a preset, with its guidance scaled where a scale is given."""
     from stepsampler.presets import open_schedule
 
-    plan = open_schedule(name)
+    known = []
+    if model.statistics:
+        from stepsampler.statistics.file import read_spec
+
+        known = [read_spec(place) for place in model.statistics]
+    plan = open_schedule(name, known)
+    note_lack(name, plan)
     if guidance_scale is None:
         return plan
     from stepsampler.grids import scale_guidance
@@ -84,6 +90,12 @@ def open_plan(name: str, guidance_scale: float | None) -> "Schedule":
         return scale_guidance(plan, guidance_scale)
     except UserError as error:
         raise UserError(f"--guidance-scale: {name}: {error}") from error
+
+
+def note_lack(name: str, plan: "Schedule") -> None:
+    """Say what a preset would need to be what was published."""
+    if lacks := plan.provenance.get("lacks"):
+        note(f"{name} lacks {lacks}")
 
 
 def note_unguided(plan: "Schedule", negative_prompt: str) -> None:

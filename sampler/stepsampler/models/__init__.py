@@ -17,7 +17,8 @@ from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import BUNDLED, read_outline, read_pipeline, resolve
 from stepsampler.models.model import Model, weights_of
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
-from stepsampler.statistics.file import Statistics, read_statistics
+from stepsampler.schedule import StatisticsSpec
+from stepsampler.statistics.file import Statistics, read_spec, read_statistics
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.sizes import Size
 
@@ -32,6 +33,7 @@ __all__ = [
     "check_device",
     "families",
     "from_pipeline",
+    "known_statistics",
     "load",
     "note_cuts",
     "open_model",
@@ -110,12 +112,24 @@ def _statistics(model: Model, options: ModelOptions) -> tuple[Statistics, ...]:
     """
     if options.statistics and not isinstance(model, LatentModel):
         raise UserError("statistics are for models that our own loop samples, which this is not")
-    given = [read_statistics(place, model.noise, model.shape) for place in options.statistics]
+    places = _places(options) if isinstance(model, LatentModel) else []
+    return tuple(read_statistics(place, model.noise, model.shape) for place in places)
+
+
+def _places(options: ModelOptions) -> list[str]:
+    """Of statistics: those named first."""
     beside = Path(resolve(options.id)) / STATISTICS
     own = options.id in BUNDLED and options.size is None and beside.is_file()
-    if own and isinstance(model, LatentModel):
-        given.append(read_statistics(str(beside), model.noise, model.shape))
-    return tuple(given)
+    return [*options.statistics, *([str(beside)] if own else [])]
+
+
+def known_statistics(options: ModelOptions) -> list[StatisticsSpec]:
+    """What a model will have of statistics, without the model.
+
+    Raises:
+        UserError: a file is missing, or holds something else.
+    """
+    return [read_spec(place) for place in _places(options)]
 
 
 def outline(options: ModelOptions, folder: Path) -> Model:
@@ -125,7 +139,7 @@ def outline(options: ModelOptions, folder: Path) -> Model:
         UserError: as `open_model` would, as far as configs tell.
     """
     quiet()
-    return from_pipeline(
+    model = from_pipeline(
         read_outline(options, folder),
         options.size,
         clip_skip=options.clip_skip,
@@ -133,6 +147,8 @@ def outline(options: ModelOptions, folder: Path) -> Model:
         stock=options.stock,
         frames=options.frames,
     )
+    model.statistics = _statistics(model, options)
+    return model
 
 
 def from_pipeline(

@@ -1,17 +1,30 @@
 """Published schedules by name: data files of this folder, one for each source.
 
 A file has `source`, `licence`, `note` and `presets`; a preset is a schedule file without `format`,
+<<<<<<< HEAD
 its `model` one of `MODELS`, and with a `note`, `approximate` and `distilled` of its own where they
 are needed: the last says that it was made for a model distilled to few steps.
+=======
+its `model` one of `MODELS`, and with a `note` and `approximate` of its own where they are needed.
+`by_statistics` is what it has instead under DPM-Solver-v3: `statistics`, and whether a `corrector`.
+>>>>>>> 83436aa339681de1dbaef1fe831b50406cfafb62
 """
 
 import json
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepsampler.schedule import FORMAT, ModelSpec, Schedule, load
+from stepsampler.schedule import (
+    BY_STATISTICS,
+    FORMAT,
+    ModelSpec,
+    Schedule,
+    StatisticsSpec,
+    load,
+)
 from stepsampler.support.checks import ScheduleError
 
 SD_NOISE = (  # Stable Diffusion's betas at the timesteps 0, 250, 500, 749 and 999
@@ -68,8 +81,8 @@ class Preset(NamedTuple):
         return bool(self.schedule.provenance.get("approximate"))
 
 
-def preset(name: str) -> Preset:
-    """Take a preset.
+def preset(name: str, statistics: Sequence[StatisticsSpec] = ()) -> Preset:
+    """Take a preset; one that goes by statistics as published, if those are among `statistics`.
 
     Raises:
         ScheduleError: there is none of this name; names the nearest.
@@ -78,6 +91,7 @@ def preset(name: str) -> Preset:
     if name not in entries:
         raise ScheduleError(f"no preset {name!r}; {nearest(name)}")
     head, entry = entries[name]
+    entry, lacks = _by_statistics(entry, statistics)
     model = entry["model"]
     provenance: dict[str, Any] = {
         "preset": name,
@@ -87,7 +101,13 @@ def preset(name: str) -> Preset:
     provenance["note"] = " ".join(filter(None, [_sentence(entry.get("note")), head["note"]]))
     if entry.get("approximate"):
         provenance["approximate"] = True
+<<<<<<< HEAD
     rest = {k: v for k, v in entry.items() if k not in OWN}
+=======
+    if lacks:
+        provenance["lacks"] = lacks
+    rest = {k: v for k, v in entry.items() if k not in ("model", "note", "approximate")}
+>>>>>>> 83436aa339681de1dbaef1fe831b50406cfafb62
     spec = {"model": {**vars(MODELS[model]), "noise": list(MODELS[model].noise)}} if model else {}
     data = {"format": FORMAT, **rest, **spec, "provenance": provenance}
     return Preset(
@@ -110,8 +130,26 @@ def nearest(name: str) -> str:
     return f"the nearest are {', '.join(near)}" if near else "`stepsample presets` lists them"
 
 
-def open_schedule(name: str | Path) -> Schedule:
-    """Read a schedule file, or take the preset of that name.
+def _by_statistics(
+    entry: dict[str, Any], known: Sequence[StatisticsSpec]
+) -> tuple[dict[str, Any], str | None]:
+    """The entry under DPM-Solver-v3, if it is published so; or as it is, and what it lacks."""
+    entry = dict(entry)
+    published = entry.pop("by_statistics", None)
+    if published is None:
+        return entry, None
+    wanted = StatisticsSpec(**published["statistics"])
+    if not any(found.is_like(wanted) for found in known):
+        return entry, f"statistics {wanted}: {entry['solver']} stands in for {BY_STATISTICS}"
+    del entry["approximate"]
+    *steps, last = entry["steps"]
+    steps = [step | {"corrector": published["corrector"]} for step in steps]
+    named = published["statistics"]
+    return entry | {"solver": BY_STATISTICS, "statistics": named, "steps": [*steps, last]}, None
+
+
+def open_schedule(name: str | Path, statistics: Sequence[StatisticsSpec] = ()) -> Schedule:
+    """Read a schedule file, or take the preset of that name, with the statistics that are given.
 
     A file wins over a preset; a name with a suffix or a folder is always a file.
 
@@ -122,7 +160,7 @@ def open_schedule(name: str | Path) -> Schedule:
     if path.exists() or path.suffix == ".json" or path.parent != Path("."):
         return load(path)
     try:
-        return preset(str(name)).schedule
+        return preset(str(name), statistics).schedule
     except ScheduleError as error:
         raise ScheduleError(f"{name}: no such file, and {error}") from error
 

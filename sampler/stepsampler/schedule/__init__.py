@@ -256,7 +256,11 @@ class Schedule:
             )
         if not 1 <= named.intervals <= MOST_INTERVALS:
             raise ScheduleError(
-                f"statistics: intervals must be 1 to {MOST_INTERVALS}, got {named.intervals}"
+                f"statistics: intervals must be 1 to {MOST_INTERVALS}, got {shown(named.intervals)}"
+            )
+        if named.digest is not None and not re.fullmatch("[0-9a-f]{16}", named.digest):
+            raise ScheduleError(
+                f"statistics: digest must be 16 hexadecimal digits, got {shown(named.digest)}"
             )
 
     @property

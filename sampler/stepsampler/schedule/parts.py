@@ -37,6 +37,9 @@ class LearnedNoise:
     npnet: str  # of its file's SHA-256, the first 16 characters
 
 
+SAME_SCALE = 1e-3  # of two guidance scales at most
+
+
 @dataclass(frozen=True)
 class StatisticsSpec:
     """Which statistics of the model DPM-Solver-v3 goes by, and how it makes its derivatives.
@@ -50,6 +53,11 @@ class StatisticsSpec:
     digest: str | None = None  # of the file; None: any of this scale and grid
     p_pseudo: bool = False  # of the predictor
     c_pseudo: bool = True  # of the corrector
+
+    def is_like(self, other: "StatisticsSpec") -> bool:
+        """Whether both are of one guidance scale and one grid."""
+        near = abs(self.guidance_scale - other.guidance_scale) <= SAME_SCALE
+        return near and self.intervals == other.intervals
 
     def __str__(self) -> str:
         digest = f" ({self.digest})" if self.digest else ""

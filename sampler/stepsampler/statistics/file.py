@@ -35,7 +35,7 @@ NAMES = ("l", "s", "b")
 AUTHORS = ("l.npz", "sb.npz")
 AUTHORS_NAME = re.compile(r"(\d+(?:\.\d+)?)_(\d+)_(\d+)")  # of a folder: scale, intervals, samples
 MOST_BYTES = 2**32  # of an array in the authors' files
-CLOSE = 1e-3  # of the ends in lambda, and of guidance scales
+CLOSE = 1e-3  # of the ends in lambda
 
 Array = NDArray[np.float64]
 
@@ -88,8 +88,7 @@ class Statistics:
         """Whether a schedule means these."""
         if spec.digest is not None:
             return spec.digest == self.digest
-        near = abs(spec.guidance_scale - self.guidance_scale) <= CLOSE
-        return near and spec.intervals == self.intervals
+        return spec.is_like(StatisticsSpec(self.guidance_scale, self.intervals))
 
     def check_model(self, noise: Noise, shape: Sequence[int]) -> None:
         """Refuse a model of which they cannot be.
@@ -297,6 +296,6 @@ def choose(every: Sequence[Statistics], spec: StatisticsSpec) -> Statistics:
             return found
     there = "; ".join(f"{s.place} is {s.spec}" for s in every)
     raise UserError(
-        f"the schedule needs statistics {spec}: "
-        + (f"{there}" if there else "give --statistics FILE, which `stepsample statistics` makes")
+        f"the schedule needs statistics {spec}: give --statistics FILE, which `stepsample "
+        f"statistics` makes{there and f'; {there}'}"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, note
 from stepsampler.models import Model
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import nearest, open_schedule
@@ -38,10 +38,14 @@ def schedules_on(
     model: Model, digest: str, schedules: Sequence[Path], negative_prompt: str
 ) -> list[OnSchedule]:
     """A contender for each schedule file or preset, by the shortest names that differ."""
-    return [
-        OnSchedule(name, open_schedule(path), model, digest, negative_prompt)
-        for path, name in zip(schedules, _names(schedules), strict=True)
-    ]
+    known = [found.spec for found in model.statistics]
+    found = []
+    for path, name in zip(schedules, _names(schedules), strict=True):
+        plan = open_schedule(path, known)
+        if lacks := plan.provenance.get("lacks"):
+            note(f"{name} lacks {lacks}")
+        found.append(OnSchedule(name, plan, model, digest, negative_prompt))
+    return found
 
 
 def images_of(

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from stepsampler.errors import UserError
+from stepsampler.schedule import BY_STATISTICS
 from stepsampler.support.options import ModelOptions
 from stepsearch.config.baselines import BaselinesConfig, TeacherConfig
 from stepsearch.config.measuring import EvaluationConfig, SearchConfig
@@ -61,7 +62,18 @@ class StudyConfig(Section):
             raise ValueError(
                 'evaluation.guidance_scales: there is no guidance to scale, space.guidance is "off"'
             )
+        for name, solvers in (("space", self.space.solvers), ("baselines", self.baselines.solvers)):
+            if BY_STATISTICS in solvers and self.evaluation.guidance_scales:
+                raise ValueError(
+                    f"{name}.solvers: {BY_STATISTICS} goes by statistics of one guidance scale, "
+                    "but the study is one over evaluation.guidance_scales"
+                )
         return self
+
+    @property
+    def by_statistics(self) -> bool:
+        """Whether a solver goes by statistics of the model."""
+        return BY_STATISTICS in (*self.space.solvers, *self.baselines.solvers)
 
     @property
     def teacher_scale(self) -> float:

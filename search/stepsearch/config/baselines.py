@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from stepsampler.schedule import BY_STATISTICS, SOLVERS
+from stepsampler.schedule import SOLVERS
 from stepsearch.config.parts import MOST_STEPS, SEEDS, Rival, Section
 
 ALL = "*"  # presets: the pattern of every name
@@ -37,7 +37,7 @@ class BaselinesConfig(Section):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one, got []")
         for solver in self.solvers:
-            known = [name for name in SOLVERS if name not in ("heun", BY_STATISTICS)]
+            known = [name for name in SOLVERS if name != "heun"]
             if solver not in known:
                 names = ", ".join(known)
                 raise ValueError(f"solvers must be of {names}, got {solver!r}")

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from stepsampler.grids import GRIDS
-from stepsampler.schedule import BY_STATISTICS, SOLVERS
+from stepsampler.schedule import SOLVERS
 from stepsearch.config.parts import RIVALS, Range, Section
 
 OFF, RAW = "off", "raw"  # of golden_noise; any other is an NPNet
@@ -128,8 +128,7 @@ class SpaceConfig(Section):
                 f"got {self.num_steps}, {self.max_steps} and {self.passes}"
             )
         self._check_golden()
-        # heun's steps have twice the passes; statistics are of one guidance scale
-        known = [name for name in SOLVERS if name not in ("heun", BY_STATISTICS)]
+        known = [name for name in SOLVERS if name != "heun"]  # its steps have twice the passes
         for solver in self.solvers:
             if solver not in known:
                 raise ValueError(f"solvers must be of {', '.join(known)}, got {solver!r}")

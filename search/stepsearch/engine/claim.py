@@ -203,7 +203,10 @@ def planned_space(folder: Path, config: StudyConfig, model: Model) -> SearchSpac
     placements = {len(sigmas) - 1: sigmas for sigmas in _plan(folder, "placements")}
     grid = _plan(folder, "grid")
     own = model.experts.boundary
-    return SearchSpace(config.space, model.noise, model.spec, grid, model.guidance, placements, own)
+    known = [found.spec for found in model.statistics]
+    return SearchSpace(
+        config.space, model.noise, model.spec, grid, model.guidance, placements, own, known
+    )
 
 
 def alignment_floor(folder: Path) -> float:

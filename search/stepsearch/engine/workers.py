@@ -30,12 +30,12 @@ from torch import Tensor
 
 from stepsampler.errors import UserError, counted, note
 from stepsampler.noise import Noise
-from stepsampler.schedule import ModelSpec, Schedule
+from stepsampler.schedule import ModelSpec, Schedule, StatisticsSpec
 from stepsearch.config import StudyConfig
 from stepsearch.engine.study import work
 from stepsearch.metrics.evaluator import Evaluator, Measurement
 from stepsearch.metrics.reference import Reference
-from stepsearch.rivals.baselines import CLASSIFIER_FREE, wanted
+from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, wanted
 from stepsearch.rivals.placement import Placement, recall_or_place
 from stepsearch.space.check import check_box
 
@@ -81,6 +81,7 @@ class Subject:
     two_networks: bool = False
     boundary: float | None = None  # of the model, between them
     notes: Sequence[str] = ()  # what a user should know of how prompts are read
+    statistics: Sequence[StatisticsSpec] = ()  # of the model
 
 
 @dataclass
@@ -278,6 +279,8 @@ def _describe() -> Subject:
     evaluator = _self.load()
     model = evaluator.model
     check_box(_self.config.space, model)
+    statistics = [found.spec for found in model.statistics]
+    check_statistics(_self.config, model.guidance, statistics)
     return Subject(
         model.noise,
         model.spec,
@@ -287,6 +290,7 @@ def _describe() -> Subject:
         model.experts.two,
         model.experts.boundary,
         evaluator.notes,
+        statistics,
     )
 
 

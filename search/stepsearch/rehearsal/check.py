@@ -15,14 +15,14 @@ from rich.console import Console
 
 from stepsampler.errors import UserError, counted
 from stepsampler.grids import GRIDS, make_schedule
-from stepsampler.models import outline, quiet, resolve
+from stepsampler.models import known_statistics, outline, quiet, resolve
 from stepsampler.models.additions import weighted
 from stepsampler.models.loading import is_modular
 from stepsampler.models.markers import check_file
 from stepsampler.models.parts import PLAIN_INDEX, choose, index_of
 from stepsampler.npnet.files import find_npnet, read_layout
 from stepsampler.presets import names, preset
-from stepsampler.schedule import SOLVERS
+from stepsampler.schedule import StatisticsSpec
 from stepsampler.support.sizes import sides
 from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import ModelConfig, StudyConfig, load_config
@@ -44,8 +44,9 @@ from stepsearch.metrics.reference import BUNDLED_SIZE, is_bundled, refuse_for_se
 from stepsearch.paths import local_folder
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.report.progress import stages
-from stepsearch.rivals.baselines import CLASSIFIER_FREE, shapes, wanted
+from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, kinds, wanted
 from stepsearch.rivals.placement import most_passes
+from stepsearch.space.guidance import statistics_for
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder")
 FEATURES = 128 * 4  # bytes of an image's features in the cache
@@ -165,6 +166,9 @@ def _unfit(config: StudyConfig) -> str | None:
     try:
         loaded = outline(model, folder)
         check_frames(loaded, evaluation.video_frames)
+        known = [found.spec for found in loaded.statistics]
+        statistics_for(config.space, known)
+        check_statistics(config, loaded.guidance, known)
     except UserError as error:
         return f"model {model.id!r}: {str(error).removeprefix(f'model {model.id!r}: ')}"
     size = loaded.size
@@ -296,12 +300,19 @@ def _presets(config: StudyConfig) -> int:
     return max((n for name, n in families.items() if (kind or name).startswith(name)), default=0)
 
 
+def _known_statistics(config: StudyConfig) -> list[StatisticsSpec]:
+    """None where a file cannot be read, which is said apart."""
+    try:
+        return known_statistics(config.model) if config.by_statistics else []
+    except UserError:
+        return []
+
+
 def costs(config: StudyConfig) -> Costs:
     """Count images and passes of every stage as the run makes them."""
     space, options, images = config.space, config.baselines, config.evaluation
-    rules = sum(order <= SOLVERS[s] for s in options.solvers for order in options.orders)
-    kinds = len(shapes(config, CLASSIFIER_FREE)) * rules
-    first = len(options.gains) * (kinds * (len(GRIDS) + len(options.rivals)) + _presets(config))
+    combined = len(kinds(config, CLASSIFIER_FREE, _known_statistics(config)))
+    first = len(options.gains) * (combined * (len(GRIDS) + len(options.rivals)) + _presets(config))
     count, before, screened, pictures = first, 0, 0, 0
     for n in options.rungs:
         if before:

@@ -17,6 +17,7 @@ from stepsampler.models.loading import is_modular, pipeline_class
 from stepsampler.models.markers import heed
 from stepsampler.models.parts import MODULAR_INDEX, index_of
 from stepsampler.noise import is_edm, is_flow
+from stepsampler.schedule import BY_STATISTICS
 from stepsampler.support.options import of_weights
 from stepsampler.support.pictures import save_png
 from stepsampler.support.sizes import Size, sides, size_of
@@ -46,6 +47,7 @@ DISTILLED = {
     "HunyuanImagePipeline": ("hunyuan-image", "hunyuan-image-distilled"),
 }
 FRAMES = 5  # of a tiny video
+EXACT = "exact"  # what dpm-v3 is without statistics
 PIXELS = ("ddpm", "ddim")  # kinds that have one size only
 SIZE = 32
 PROMPTS = ("a red square", "two blue circles", "a green field", "nothing")
@@ -175,7 +177,8 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     Bundled data stays, since it is there, and so does its judge. Extractors with weights of their
     own give way to EfficientNet-Lite0, CLIP that judges alignment to a tiny one. Rivals that are
     for any model are left out, and the others give way to the one that needs no trajectories. The
-    search starts from no earlier run.
+    solver that goes by statistics gives way to its degenerate form, which needs none. The search
+    starts from no earlier run.
     """
     data = config.model_dump()
     for section, values in SMALL.items():
@@ -190,6 +193,9 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     data["model"] |= of_weights()  # which are not loaded
     golden = [name for name in config.space.golden_noise if name not in config.space.npnets]
     data["space"]["golden_noise"] = golden or [OFF]
+    for section in ("space", "baselines"):
+        named = (EXACT if s == BY_STATISTICS else s for s in data[section]["solvers"])
+        data[section]["solvers"] = list(dict.fromkeys(named))
     # A layer to skip is all that a tiny CLIP has.
     data["model"]["clip_skip"] = config.model.clip_skip and 1
     evaluation = data["evaluation"]

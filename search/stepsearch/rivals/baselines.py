@@ -10,7 +10,7 @@ from stepsampler.errors import UserError, counted
 from stepsampler.grids import AYS, GRIDS, from_sigmas, guide, is_guided, make_schedule
 from stepsampler.noise import Noise, NoiseSchedule
 from stepsampler.presets import Preset, names, preset
-from stepsampler.schedule import SOLVERS, ModelSpec, Schedule
+from stepsampler.schedule import BY_STATISTICS, SOLVERS, ModelSpec, Schedule, StatisticsSpec
 from stepsampler.support.checks import ScheduleError
 from stepsearch.config import StudyConfig
 from stepsearch.config.baselines import ALL
@@ -80,31 +80,71 @@ def baselines(
     model: ModelSpec,
     rivals: Placements,
     guidance: str = CLASSIFIER_FREE,
+    statistics: Sequence[StatisticsSpec] = (),
 ) -> list[Candidate]:
     """Each placement, solver, order and gain, guided with `num_steps` or unguided with all passes.
 
     Where guidance is distilled and costs nothing, guided ones have all the passes too. Align Your
-    Steps is left out for flow models, which do not have its sigmas.
+    Steps is left out for flow models, which do not have its sigmas. dpm-v3 comes at the guidance
+    scales of which the model has statistics.
     """
     grids = [grid for grid in GRIDS if grid not in AYS or isinstance(noise, NoiseSchedule)]
-    kinds = [
-        (solver, order)
+    found = []
+    for solver, order, n, w in kinds(config, guidance, statistics):
+        rule = "" if solver == "dpmpp-midpoint" else f"{solver}, "
+        named = _of_scale(w, statistics) if solver == BY_STATISTICS else None
+        shape = f"{rule}order {order}, " + (f"w {w:g}" if w != 1 else f"{n} unguided steps")
+        for grid in (*grids, *config.baselines.rivals):
+            *sigmas, final = GRIDS[grid](n, noise) if grid in GRIDS else rivals[grid, n]
+            plan = from_sigmas(sigmas, final, [w] * n, order, solver, model, statistics=named)
+            plan = replace(plan, guidance=guidance)
+            formula = grid if grid in GRIDS else ""
+            found.append(Candidate(f"{grid}, {shape}", plan, "baseline", formula))
+    return gained(found, config.baselines.gains)
+
+
+def kinds(
+    config: StudyConfig, guidance: str, statistics: Sequence[StatisticsSpec]
+) -> list[tuple[str, int, int, float]]:
+    """(solver, order, steps, guidance scale) that each placement comes with."""
+    return [
+        (solver, order, n, w)
         for solver in config.baselines.solvers
         for order in config.baselines.orders
         if order <= SOLVERS[solver]
+        for n, w in shapes(config, guidance)
+        if solver != BY_STATISTICS or _of_scale(w, statistics)
     ]
-    found = []
-    for solver, order in kinds:
-        rule = "" if solver == "dpmpp-midpoint" else f"{solver}, "
-        for n, w in shapes(config, guidance):
-            shape = f"{rule}order {order}, " + (f"w {w:g}" if w != 1 else f"{n} unguided steps")
-            for grid in (*grids, *config.baselines.rivals):
-                *sigmas, final = GRIDS[grid](n, noise) if grid in GRIDS else rivals[grid, n]
-                plan = from_sigmas(sigmas, final, [w] * n, order, solver, model)
-                plan = replace(plan, guidance=guidance)
-                formula = grid if grid in GRIDS else ""
-                found.append(Candidate(f"{grid}, {shape}", plan, "baseline", formula))
-    return gained(found, config.baselines.gains)
+
+
+def _of_scale(w: float, statistics: Sequence[StatisticsSpec]) -> StatisticsSpec | None:
+    return next((known for known in statistics if known.guidance_scale == w), None)
+
+
+def check_statistics(
+    config: StudyConfig, guidance: str, statistics: Sequence[StatisticsSpec]
+) -> None:
+    """Refuse a solver of the baselines that goes by statistics which the model has not.
+
+    Raises:
+        UserError: says which guidance scales they could be of.
+    """
+    wanted = shapes(config, guidance)
+    if BY_STATISTICS not in config.baselines.solvers:
+        return
+    if not any(_of_scale(w, statistics) for _, w in wanted):
+        scales = ", ".join(f"{w:g}" for w in dict.fromkeys(w for _, w in wanted))
+        raise UserError(
+            f"baselines.solvers: {BY_STATISTICS} goes by statistics of a guidance scale of the "
+            f"baselines, {scales}; {told(statistics)}"
+        )
+
+
+def told(statistics: Sequence[StatisticsSpec]) -> str:
+    """Half a sentence: which the model has, or how to have some."""
+    if statistics:
+        return f"the model's are {'; '.join(map(str, statistics))}"
+    return "[model] statistics names none: `stepsample statistics` makes them"
 
 
 def whole(
@@ -138,7 +178,11 @@ def gained(candidates: Sequence[Candidate], gains: Sequence[float]) -> list[Cand
 
 
 def published(
-    config: StudyConfig, model: ModelSpec, guidance: str = CLASSIFIER_FREE, two: bool = False
+    config: StudyConfig,
+    model: ModelSpec,
+    guidance: str = CLASSIFIER_FREE,
+    two: bool = False,
+    statistics: Sequence[StatisticsSpec] = (),
 ) -> list[Candidate]:
     """The presets that the study names, each as it was published, or with the study's gains.
 
@@ -155,7 +199,7 @@ def published(
         fitting = 0
         for name in fnmatch.filter(names(), wanted) if pattern else [wanted]:
             try:
-                known = preset(name)
+                known = preset(name, statistics)
             except ScheduleError as error:
                 raise UserError(f"baselines.presets: {error}") from error
             over_scales = bool(config.evaluation.guidance_scales)

@@ -25,15 +25,18 @@ from stepsampler.errors import UserError
 from stepsampler.grids import GRIDS, from_sigmas, power, whole_timesteps
 from stepsampler.noise import Noise
 from stepsampler.schedule import (
+    BY_STATISTICS,
     SOLVERS,
     WITHOUT_FORMS,
     FreeU,
     ModelSpec,
     Schedule,
+    StatisticsSpec,
 )
 from stepsampler.solvers import FORMS
 from stepsearch.config.space import NO_ANALYTIC, OFF, SpaceConfig
 from stepsearch.space.golden import golden_noise, kind_of
+from stepsearch.space.guidance import guidance_of, statistics_for, under, within_budget
 from stepsearch.space.likeness import form, same
 
 Params = dict[str, float]
@@ -59,16 +62,26 @@ class SearchSpace:
     guidance: str = "classifier-free"  # distilled: a guided step costs one pass as well
     placements: Mapping[int, list[float]] = field(default_factory=dict)  # of a grid without formula
     boundary: float | None = None  # the model's own, where it changes its network
+    known: Sequence[StatisticsSpec] = ()  # statistics of the model
 
     def __post_init__(self) -> None:
         if self.config.reuse > 1 and self.guidance == "distilled":
             raise UserError("space.reuse is for classifier-free guidance, the model's is distilled")
+        self._statistics  # noqa: B018 - refused here, if at all
         if self.model.prediction_type == "flow_prediction":
             for name in ("analytic", "churn", "decode", "whole_timesteps"):
                 if getattr(self.config, name):
                     raise UserError(f"space.{name} is not for a flow model")
             if self.config.golden_noise != (OFF,):
                 raise UserError("space.golden_noise is not for a flow model")
+
+    @cached_property
+    def _statistics(self) -> StatisticsSpec | None:
+        return statistics_for(self.config, self.known)
+
+    def statistics_of(self, solver: str) -> StatisticsSpec | None:
+        """Those by which a solver of the box goes, if it goes by any."""
+        return self._statistics if solver == BY_STATISTICS else None
 
     def centre(self, n: int) -> list[float]:
         """The n + 1 falling sigmas of the grid.
@@ -156,7 +169,8 @@ class SearchSpace:
         n = _whole(params.get("num_steps", c.num_steps), c.num_steps, c.most_steps)
         at = _middles(n)
         *sigmas, final_sigma = self._sigmas(params, n)
-        scales = self._guidance(params, at).tolist()
+        curve = self._curve("guidance_scale", params, at)
+        scales = guidance_of(c, params, at, curve).tolist()
         every = _whole(params.get("reuse", 1.0), 1, c.reuse)
         kind = c.golden_noise[_whole(params.get("golden_noise", 0.0), 0, len(c.golden_noise) - 1)]
         golden, cost = golden_noise(
@@ -165,6 +179,8 @@ class SearchSpace:
         left = c.passes - cost
         scales = within_budget(scales, 2 * n if self.guidance == "distilled" else left, every)
         solver = c.solvers[_whole(params.get("solver", 0.0), 0, len(c.solvers) - 1)]
+        statistics = self.statistics_of(solver)
+        scales = under(statistics, scales)
         orders = [_whole(value, 1, SOLVERS[solver]) for value in self._curve("order", params, at)]
         free_u = self._free_u(params, at)
         first_gain = params.get("analytic", 0.0)
@@ -173,13 +189,16 @@ class SearchSpace:
             share = params.get("analytic_at", 0.5)
             sigmas.insert(1, self._between(sigmas[0], [*sigmas, final_sigma][1], share))
             scales, orders, free_u = [1.0, *scales], [1, *orders], [None, *free_u]
-        plan = from_sigmas(sigmas, final_sigma, scales, SOLVERS[solver], solver, self.model)
+        most = SOLVERS[solver]
+        plan = from_sigmas(
+            sigmas, final_sigma, scales, most, solver, self.model, statistics=statistics
+        )
         steps = [
             replace(
                 step,
                 order=min(step.order, order),
                 corrector=step.corrector and params.get("corrector", 1.0) >= 0.5,
-                prediction=self._form(params, solver),
+                prediction=step.prediction or self._form(params, solver),
                 guidance_rescale=max(0.0, params.get("guidance_rescale", 0.0)) * (w != 1),
                 free_u=gains,
                 gain=params.get("gain", 1.0),
@@ -335,17 +354,6 @@ class SearchSpace:
             point |= dict(zip(names, vars(known).values(), strict=True))
         return point
 
-    def _guidance(self, params: Params, at: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self.config.guidance == "off":
-            return np.ones(len(at))
-        if self.config.guidance == "per-step":
-            return self._curve("guidance_scale", params, at)
-        if self.config.guidance == "interval":
-            guided = (params["guided_from"] <= at) & (at <= params["guided_to"])
-            return np.where(guided, params["guidance_scale"], 1.0)
-        line = params["guidance_scale"] + params.get("guidance_slope", 0.0) * (2 * at - 1)
-        return np.clip(line, *self.config.guidance_scale)
-
     def _curve(
         self, stem: str, params: Params, at: NDArray[np.float64], missing: float = 1.0
     ) -> NDArray[np.float64]:
@@ -374,18 +382,6 @@ class SearchSpace:
         timesteps = [self.noise.timestep(s) for s in sigmas]
         shortest = SHORTEST_GAP * timesteps[0] / (len(sigmas) - 1)
         return np.array([max(start - end, shortest) for start, end in pairwise(timesteps)])
-
-
-def within_budget(guidance: list[float], passes: int, every: int = 1) -> list[float]:
-    """Guidance below or at 1 is off; then the weakest guided steps go off until passes suffice.
-
-    Every so manieth of the guided ones costs two. Of equally weak ones the noisier go first.
-    """
-    scales = [w if w > 1 else 1.0 for w in guidance]
-    guided = sorted((w, i) for i, w in enumerate(scales) if w > 1)
-    for _, i in guided[: max(0, len(guided) - every * (passes - len(scales)))]:
-        scales[i] = 1.0
-    return scales
 
 
 def _middles(n: int) -> NDArray[np.float64]:

@@ -37,7 +37,8 @@ def check_box(config: SpaceConfig, model: Model) -> None:
             f"space.boundary: high must be at most the model's largest sigma, {highest:g}, got "
             f"{config.boundary[1]}"
         )
-    space = SearchSpace(config, model.noise, model.spec, "linspace", model.guidance)
+    known = [found.spec for found in model.statistics]
+    space = SearchSpace(config, model.noise, model.spec, "linspace", model.guidance, known=known)
     box = space.distributions
     if not box:
         raise UserError("space: every value is fixed, so there is nothing to search")

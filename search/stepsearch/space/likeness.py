@@ -14,7 +14,7 @@ def form(step: Step, solver: str) -> str:
 
 def same(a: Schedule, b: Schedule) -> bool:
     """Up to a thousandth of a sigma; for which model, and how they were found, is not compared."""
-    for name in ("solver", "num_steps", "decode", "guidance"):
+    for name in ("solver", "num_steps", "decode", "guidance", "statistics"):
         if getattr(a, name) != getattr(b, name):
             return False
     if _rounded(a.golden_noise) != _rounded(b.golden_noise):

@@ -6,6 +6,7 @@ from stepsampler.grids import GRIDS, from_sigmas, is_guided
 from stepsampler.schedule import SOLVERS
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, Candidate, gained
 from stepsearch.space.box import Params, SearchSpace
+from stepsearch.space.guidance import under
 
 BEST = 4  # baselines among them
 PLACES = 2  # placements of the schedules with more steps
@@ -47,7 +48,9 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         order = min(2 if usual else SOLVERS[solver], config.max_order)
         name = ", ".join([grid, *([] if usual else [f"{solver}, order {order}"]), shape])
         *sigmas, final = space.centre(n) if grid == space.grid else GRIDS[grid](n, space.noise)
-        plan = from_sigmas(sigmas, final, scales, order, solver, space.model)
+        statistics = space.statistics_of(solver)
+        scales = under(statistics, scales)
+        plan = from_sigmas(sigmas, final, scales, order, solver, space.model, statistics=statistics)
         found.append(Candidate(name, replace(plan, guidance=space.guidance), "found"))
 
     if config.gain and best:

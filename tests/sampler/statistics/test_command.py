@@ -1,8 +1,12 @@
+import numpy as np
 import pytest
+from pipelines import FAMILIES, SIZE
 from typer.testing import CliRunner
 
 from stepsampler import UserError, load
 from stepsampler.cli.app import app
+from stepsampler.models import load as load_model
+from stepsampler.statistics.file import Statistics, ends_of
 
 
 def run(*arguments):
@@ -57,3 +61,21 @@ def test_they_are_of_one_solver(made, tmp_path):
         run(*linspace, "--solver", "exact", "--statistics", file)
     with pytest.raises(UserError, match="--statistics is missing: which does dpm-v3 go by"):
         run(*linspace, "--solver", "dpm-v3")
+
+
+def test_a_published_schedule_runs_by_them_or_says_that_it_lacks_them(tmp_path):
+    """On a tiny random pipeline of the class, with made-up statistics of the published grid."""
+    place, file = str(tmp_path / "sd"), tmp_path / "s.safetensors"
+    FAMILIES["stable-diffusion"]().save_pretrained(place)
+    model = load_model(place, size=SIZE)
+    numbers = np.random.default_rng(0).normal(0, 0.05, (3, 251, *model.shape))
+    noise = model.spec.noise
+    Statistics(*numbers, ends_of(model.noise), 7.5, 2, "new", noise).save(file, {})
+    images = {}
+    for kind, options in (("with", ["--statistics", file]), ("without", [])):
+        made = ("--prompt", "a castle", "--size", SIZE, "-o", tmp_path / kind)
+        said = run("seed-v3-sd-6-coco", "--model", place, *made, *options)
+        lack = "seed-v3-sd-6-coco lacks statistics of guidance scale 7.5 in 250 intervals: exact"
+        assert (lack in said) == (kind == "without")
+        images[kind] = (tmp_path / kind / "p0000-s00000.png").read_bytes()
+    assert images["with"] != images["without"]

@@ -100,7 +100,9 @@ def test_another_model_is_refused(tmp_path, noise, shape, message):
 
 
 def test_the_statistics_that_a_schedule_needs_are_named():
-    with pytest.raises(UserError, match="needs statistics of guidance scale 5 in 8 intervals: new"):
+    with pytest.raises(
+        UserError, match="scale 5 in 8 intervals: give .* makes; new is of guidance"
+    ):
         choose([made()], StatisticsSpec(5.0, 8))
     with pytest.raises(UserError, match=r"in 250 intervals: give --statistics FILE"):
         choose([], StatisticsSpec(7.5, 250))

@@ -11,6 +11,7 @@ import pytest
 from stepsampler import UserError
 from stepsampler.models import load as load_model
 from stepsampler.presets import MODELS
+from stepsampler.schedule import StatisticsSpec
 from stepsearch.cli import main
 from stepsearch.config import StudyConfig, load_config
 from stepsearch.config.measuring import EvaluationConfig
@@ -229,6 +230,11 @@ def test_every_solver_is_in_the_estimate():
     assert both == 1.5 * one
 
 
+def test_a_dry_run_has_a_solver_by_statistics_in_its_degenerate_form(tmp_path):
+    config = settings(space={"num_steps": 5, "passes": 10, "solvers": ["exact", "dpm-v3"]})
+    assert shrunk(config, "stable-diffusion", tmp_path).space.solvers == ("exact",)
+
+
 def test_a_dry_run_has_a_small_ladder_and_no_earlier_run(tmp_path):
     evaluation = {"images": 80, "rungs": [20, 80]}
     small = shrunk(
@@ -312,6 +318,9 @@ def test_a_pattern_takes_what_fits_and_a_name_what_is_approximate_too():
         "seed-v3-sd-5, approximate",
     ]
     assert {c.schedule.passes for c in found} == {10}
+    known = [StatisticsSpec(7.5, 250)]
+    with_statistics = published(config, MODELS["sd15"], statistics=known)[-1]
+    assert (with_statistics.name, with_statistics.schedule.solver) == ("seed-v3-sd-5", "dpm-v3")
     everything = {c.name for c in published(settings(), MODELS["sd15"])}  # by default
     assert {"seed-sd-5", "seed-unipc-sd-5", "dmn-sd-5"} <= everything
     assert not any("approximate" in name for name in everything)

@@ -10,7 +10,8 @@ from stepsampler import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsearch.config.space import SpaceConfig
-from stepsearch.space.box import SearchSpace, within_budget
+from stepsearch.space.box import SearchSpace
+from stepsearch.space.guidance import within_budget
 
 SD = NoiseSchedule.scaled_linear()
 SPEC = SD.spec("stable-diffusion", "epsilon")

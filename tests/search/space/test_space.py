@@ -16,7 +16,8 @@ from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.presets import names, open_schedule
 from stepsearch.config.space import SpaceConfig
 from stepsearch.engine.study import make_algorithm
-from stepsearch.space.box import SearchSpace, within_budget
+from stepsearch.space.box import SearchSpace
+from stepsearch.space.guidance import within_budget
 
 SD = NoiseSchedule.scaled_linear()
 SPEC = SD.spec("stable-diffusion", "epsilon")

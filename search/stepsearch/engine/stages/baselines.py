@@ -44,9 +44,18 @@ def place_rivals(tools: Tools) -> Placed:
 def known_schedules(tools: Tools, placed: Placed) -> list[Candidate]:
     """Every baseline of the study: by formula, by rivals, and as published."""
     config, subject = tools.config, tools.subject
-    known = baselines(config, subject.noise, subject.spec, placed.placements, subject.guidance)
+    known = baselines(
+        config,
+        subject.noise,
+        subject.spec,
+        placed.placements,
+        subject.guidance,
+        subject.statistics,
+    )
     known += whole(config, placed.whole, subject.guidance)
-    return known + published(config, subject.spec, subject.guidance, subject.two_networks)
+    return known + published(
+        config, subject.spec, subject.guidance, subject.two_networks, subject.statistics
+    )
 
 
 @dataclass(frozen=True)

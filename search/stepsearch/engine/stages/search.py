@@ -39,7 +39,14 @@ def make_box(tools: Tools, best: Sequence[Candidate], placements: Placements) ->
         grid = next((c.grid for c in best if c.grid), "power")
     centre = {n: sigmas for (name, n), sigmas in placements.items() if name == grid}
     return SearchSpace(
-        config, subject.noise, subject.spec, grid, subject.guidance, centre, subject.boundary
+        config,
+        subject.noise,
+        subject.spec,
+        grid,
+        subject.guidance,
+        centre,
+        subject.boundary,
+        subject.statistics,
     )
 
 
