@@ -5,10 +5,10 @@
     python scripts/compare_methods.py --methods UniPC "DPM++(2M)" --steps 5
 
 For 5, 6 and 8 network calls an image (twice as many passes under guidance): each method at scales
-of `--scales` on selection seeds, from the middle on towards what is better; at the best of them, by
-the geometric mean of both FDs, it is tested on fresh seeds. Differences are to UniPC, paired image
-by image. Methods that the table has already stay in it. A method is a line of `METHODS`: a function
-of (bench, calls, guidance scale) that returns a contender.
+of `--scales` on selection seeds, from 2 on towards what is better; at the best of them, by the
+geometric mean of both FDs, it is tested on fresh seeds. Differences are to UniPC, paired image by
+image. Methods that the table has already stay in it. A method is a line of `METHODS`: a function of
+(bench, calls, guidance scale) that returns a contender.
 """
 
 import argparse
@@ -173,10 +173,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-def best(bench: Bench, name: str, method: Method, calls: int) -> tuple[Contender, float]:
+def best(bench: Bench, name: str, method: Method, calls: int) -> tuple[Contender, dict]:
     """A method at its best scale on selection seeds, by the geometric mean of its FDs.
 
-    From the scale of learning on to the better neighbour, until both are worse.
+    From the scale of learning on to the better neighbour, until both are worse. Also what the row
+    says of that: the scale, and those that were tried.
     """
     scales = sorted(bench.args.scales)
     seeds = Seeds("selection", seeds_of(SELECTION, bench.args.selection))
@@ -191,7 +192,8 @@ def best(bench: Bench, name: str, method: Method, calls: int) -> tuple[Contender
         at = scales.index(min(found, key=found.__getitem__))
     shown = ", ".join(f"w {w:g}: {found[w]:.1f}" for w in sorted(found))
     print(f"{calls} calls, {name}: {shown}", flush=True)
-    return method(bench, calls, scales[at]), scales[at]
+    w = scales[at]
+    return method(bench, calls, w), {"guidance_scale": w, "tried": sorted(found)}
 
 
 def tested(bench: Bench, calls: int, earlier: list[str]) -> dict:
@@ -204,25 +206,24 @@ def tested(bench: Bench, calls: int, earlier: list[str]) -> dict:
     seeds = Seeds("test", seeds_of(FRESH, bench.args.images))
     result = compare(entrants, bench.harness, seeds)
     data = as_data(result, bench.harness, {"model": "tiny"})
-    for row, (_, w) in zip(data["contenders"], chosen, strict=False):
-        row["guidance_scale"] = w
+    for row, (_, scales) in zip(data["contenders"], chosen, strict=False):
+        row |= scales
     return {"calls": calls, **data}
 
 
 def page(found: dict) -> str:
     """The tables in markdown."""
-    scales = ", ".join(f"{w:g}" for w in found["scales"])
     lines = [
         "# Published methods for few steps, on the bundled model",
         "",
         f"By `python scripts/compare_methods.py`: FD of {found['images']:,} images of fresh seeds, "
         "± its standard error, each method",
-        f"at the guidance scale of {scales} that is best by both FDs on {found['selection']} "
-        f"selection seeds, from {LEARNED_AT:g} on to the",
-        "better neighbour until both are worse. A call of the network is the papers' NFE, and two "
-        "passes under guidance; raw golden noise",
-        "has two calls more. Differences are to UniPC, paired, with their 95 % interval: above 0 "
-        "the method loses to it. Lower is better.",
+        f"at the guidance scale w that is best by both FDs on {found['selection']} selection "
+        "seeds, of those in brackets; where it is the first or",
+        "the last of them, one beyond may be better. A call of the network is the papers' NFE, and "
+        "two passes under guidance; raw golden",
+        "noise has two calls more. Differences are to UniPC, paired, with their 95 % interval: "
+        "above 0 the method loses to it. Lower is better.",
     ]
     for rows in found["calls"]:
         metrics = [metric["name"] for metric in rows["metrics"]]
@@ -232,7 +233,10 @@ def page(found: dict) -> str:
         lines.append(f"| method | w | passes | {' | '.join(heads)} | alignment |")
         lines.append("|---|---|---|" + "---|---|" * len(metrics) + "---|")
         for row in rows["contenders"]:
-            w = f"{row['guidance_scale']:g}" if "guidance_scale" in row else "its own"
+            w = "its own"
+            if "tried" in row:
+                tried = ", ".join(f"{scale:g}" for scale in row["tried"])
+                w = f"{row['guidance_scale']:g} ({tried})"
             cells = [row["name"], w, f"{row['passes']:g}"]
             for key in keys:
                 score = row["scores"][key]
@@ -291,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
     bench = Bench(args)
-    found = {"images": args.images, "selection": args.selection, "scales": args.scales}
+    found = {"images": args.images, "selection": args.selection}
     path = args.docs / "methods.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
     same = {key: earlier.get(key) for key in found} == found
