@@ -47,6 +47,7 @@ from stepsearch.rivals.live import Following, LiveTableau
 from stepsearch.rivals.placement import Counting
 
 FRESH = 70_000_000  # test seeds that nothing has seen
+CALLS = [5, 6, 8]
 BASE, DPM = "UniPC", "DPM++(2M)"
 SOLVERS = {BASE: "unipc-bh2", DPM: "dpmpp-midpoint"}
 LEARNED_AT = 2.0  # guidance scale under which methods learn, and the first that is tried
@@ -221,9 +222,10 @@ def page(found: dict) -> str:
         f"at the guidance scale w that is best by both FDs on {found['selection']} selection "
         "seeds, of those in brackets; where it is the first or",
         "the last of them, one beyond may be better. A call of the network is the papers' NFE, and "
-        "two passes under guidance; raw golden",
-        "noise has two calls more. Differences are to UniPC, paired, with their 95 % interval: "
-        "above 0 the method loses to it. Lower is better.",
+        "two passes under guidance; raw [golden",
+        "noise](golden-noise.md) has two calls more, learned is of the bundled network. "
+        "Differences are to UniPC, paired, with their 95 %",
+        "interval: above 0 the method loses to it. Lower is better.",
     ]
     for rows in found["calls"]:
         metrics = [metric["name"] for metric in rows["metrics"]]
@@ -245,6 +247,9 @@ def page(found: dict) -> str:
             cells.append(f"{row['scores']['alignment']['value']:.1%}")
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", *verdicts(rows, keys)]
+    measured = {rows["calls"] for rows in found["calls"]}
+    for calls in (n for n in CALLS if n not in measured):
+        lines += ["", f"## {calls} calls", "", "Not measured."]
     return "\n".join([*lines, ""])
 
 
@@ -277,7 +282,7 @@ def difference(rows: dict, name: str, metric: str) -> str:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--steps", type=int, nargs="+", default=[5, 6, 8], help="network calls an image")
+    add("--steps", type=int, nargs="+", default=CALLS, help="network calls an image")
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     add("--scales", type=float, nargs="+", default=[1.25, 1.5, 2.0, 3.0, 4.0, 5.0])
     add("--images", type=int, default=2000)

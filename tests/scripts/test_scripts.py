@@ -86,6 +86,7 @@ def test_methods_are_compared_at_their_best_guidance_and_resumed(tmp_path, capsy
     assert rows[0][4] == ""
     assert all(row[4][0] in "+-" for row in rows[1:]), "paired with UniPC"
     assert page.count("lose to UniPC: ") == 2
+    assert page.endswith("## 8 calls\n\nNot measured.\n")
     losers = page.split("these lose to UniPC: ")[1].splitlines()[0].rstrip(".").split("; ")
     assert [n for n in losers if n != "none"] == [
         row[0].removeprefix("| ") for row in rows if row[4].endswith("(loses)")
