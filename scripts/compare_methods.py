@@ -4,10 +4,11 @@
     python scripts/compare_methods.py                       # resumes; writes docs/methods.*
     python scripts/compare_methods.py --methods UniPC "DPM++(2M)" --steps 5
 
-For 5, 6 and 8 network calls an image (twice as many passes under guidance): each method at each
-scale of `--scales` on selection seeds; at the best of them, by the geometric mean of both FDs, it
-is tested on fresh seeds. Differences are to UniPC, paired image by image. A method is a line of
-`METHODS`: a function of (bench, calls, guidance scale) that returns a contender.
+For 5, 6 and 8 network calls an image (twice as many passes under guidance): each method at scales
+of `--scales` on selection seeds, from 2 on towards what is better; at the best of them, by the
+geometric mean of both FDs, it is tested on fresh seeds. Differences are to UniPC, paired image by
+image. Methods that the table has already stay in it. A method is a line of `METHODS`: a function of
+(bench, calls, guidance scale) that returns a contender.
 """
 
 import argparse
@@ -22,8 +23,9 @@ import torch
 from stepsampler.generate import seeded_noise
 from stepsampler.grids import guide, make_schedule
 from stepsampler.models import LatentModel, load
+from stepsampler.npnet.files import BUNDLED, digest_of
 from stepsampler.sample import execute, sample
-from stepsampler.schedule import Schedule
+from stepsampler.schedule import GoldenNoise, LearnedNoise, Schedule
 from stepsampler.schedule import load as load_schedule
 from stepsearch.compare.contenders import Contender, OnSchedule
 from stepsearch.compare.harness import Clock, Harness, Metric
@@ -45,7 +47,10 @@ from stepsearch.rivals.live import Following, LiveTableau
 from stepsearch.rivals.placement import Counting
 
 FRESH = 70_000_000  # test seeds that nothing has seen
-BASE = "UniPC"
+CALLS = [5, 6, 8]
+BASE, DPM = "UniPC", "DPM++(2M)"
+SOLVERS = {BASE: "unipc-bh2", DPM: "dpmpp-midpoint"}
+LEARNED_AT = 2.0  # guidance scale under which methods learn, and the first that is tried
 
 
 class Bench:
@@ -66,19 +71,32 @@ class Bench:
     def on(self, name: str, schedule: Schedule) -> Contender:
         return OnSchedule(name, schedule, self.model, self.digest)
 
-    def rule(self, name: str, solver: str, grid: str, calls: int, w: float) -> Contender:
+    def plan(self, name: str, calls: int, w: float) -> Schedule:
         """A solver of order 2, and of order 1 in its last step, as diffusers runs it."""
-        options = {"solver": solver, "guidance_scale": w, "model": self.model.spec}
-        plan = make_schedule(grid, calls, self.model.noise, lower_order_final=True, **options)
-        return self.on(name, plan)
+        options = {"solver": SOLVERS[name], "guidance_scale": w, "model": self.model.spec}
+        return make_schedule("linspace", calls, self.model.noise, lower_order_final=True, **options)
+
+    def rule(self, name: str, calls: int, w: float) -> Contender:
+        return self.on(name, self.plan(name, calls, w))
+
+    def raw(self, name: str, calls: int, w: float) -> Contender:
+        """From raw golden noise: inversion from the second level, two calls more."""
+        plan = self.plan(name, calls, w)
+        golden = GoldenNoise(plan.sigmas[1], w, "inversion")
+        return self.on(f"{name}, raw golden noise", replace(plan, golden_noise=golden))
+
+    def learned(self, name: str, calls: int, w: float) -> Contender:
+        """From golden noise of the network that is bundled for `tiny`."""
+        golden = LearnedNoise(digest_of(BUNDLED / "tiny.safetensors"))
+        plan = replace(self.plan(name, calls, w), golden_noise=golden)
+        return self.on(f"{name}, learned golden noise", plan)
 
     def amed(self, calls: int) -> Path:
-        """A predictor of the authors' setting, trained here at the middle one of the scales."""
+        """A predictor of the authors' setting, trained here."""
         path = self.args.run / f"amed-{calls}.safetensors"
         if not path.exists():
-            w = sorted(self.args.scales)[len(self.args.scales) // 2]
             texts = [prompt.text for prompt in self.prompts]
-            setting = Setting(calls, w, 0)
+            setting = Setting(calls, LEARNED_AT, 0)
             print(f"{calls} calls: training of AMED", flush=True)
             train(self.model, texts, setting, self.args.trajectories, 32, path)
         return path
@@ -110,8 +128,7 @@ class Bench:
         From DPM++(2M), whose guidance stays; NeuralSolver's own tables are of flow models, whose
         first level a variance-preserving model does not reach.
         """
-        w, spec = sorted(self.args.scales)[len(self.args.scales) // 2], self.model.spec
-        options = {"guidance_scale": w, "model": spec}
+        options = {"guidance_scale": LEARNED_AT, "model": self.model.spec}
         knobs = Knobs(make_schedule("linspace", calls, self.model.noise, **options), "weights")
         teacher = make_schedule("linspace", 50, self.model.noise, **options)
         parameters = knobs.zero().requires_grad_()
@@ -145,58 +162,70 @@ class Bench:
 
 Method = Callable[[Bench, int, float], Contender]
 METHODS: dict[str, Method] = {
-    BASE: lambda b, n, w: b.rule(BASE, "unipc-bh2", "linspace", n, w),
-    "DPM++(2M)": lambda b, n, w: b.rule("DPM++(2M)", "dpmpp-midpoint", "linspace", n, w),
+    BASE: lambda b, n, w: b.rule(BASE, n, w),
+    DPM: lambda b, n, w: b.rule(DPM, n, w),
+    f"{BASE}, raw golden noise": lambda b, n, w: b.raw(BASE, n, w),
+    f"{DPM}, raw golden noise": lambda b, n, w: b.raw(DPM, n, w),
+    f"{BASE}, learned golden noise": lambda b, n, w: b.learned(BASE, n, w),
+    f"{DPM}, learned golden noise": lambda b, n, w: b.learned(DPM, n, w),
     "NeuralSolver-like": Bench.neural,
     "AMED, static": Bench.amed_static,
     "AMED, learned": Bench.amed_learned,
 }
 
 
-def best(bench: Bench, name: str, method: Method, calls: int) -> tuple[Contender, float]:
-    """A method at the scale that is best on selection seeds, by the geometric mean of its FDs."""
-    scales = bench.args.scales
-    contenders = [method(bench, calls, w) for w in scales]
+def best(bench: Bench, name: str, method: Method, calls: int) -> tuple[Contender, dict]:
+    """A method at its best scale on selection seeds, by the geometric mean of its FDs.
+
+    From the scale of learning on to the better neighbour, until both are worse. Also what the row
+    says of that: the scale, and those that were tried.
+    """
+    scales = sorted(bench.args.scales)
     seeds = Seeds("selection", seeds_of(SELECTION, bench.args.selection))
-    result = compare(contenders, bench.harness, seeds)
     names = [metric.reference.metric for metric in bench.harness.metrics]
-    found = []
-    for scores in result.scores:
-        values = [score.value for key, score in scores.items() if key.startswith(tuple(names))]
-        found.append(float(torch.tensor(values).log().mean().exp()))
-    w = scales[found.index(min(found))]
-    shown = ", ".join(f"w {a:g}: {b:.1f}" for a, b in zip(scales, found, strict=True))
+    found: dict[float, float] = {}
+    at = min(range(len(scales)), key=lambda i: abs(scales[i] - LEARNED_AT))
+    while new := [w for w in scales[max(at - 1, 0) : at + 2] if w not in found]:
+        result = compare([method(bench, calls, w) for w in new], bench.harness, seeds)
+        for w, scores in zip(new, result.scores, strict=True):
+            values = [score.value for key, score in scores.items() if key.startswith(tuple(names))]
+            found[w] = float(torch.tensor(values).log().mean().exp())
+        at = scales.index(min(found, key=found.__getitem__))
+    shown = ", ".join(f"w {w:g}: {found[w]:.1f}" for w in sorted(found))
     print(f"{calls} calls, {name}: {shown}", flush=True)
-    return contenders[scales.index(w)], w
+    w = scales[at]
+    return method(bench, calls, w), {"guidance_scale": w, "tried": sorted(found)}
 
 
-def tested(bench: Bench, calls: int) -> dict:
-    """The rows of a number of calls."""
-    methods = {name: METHODS[name] for name in METHODS if name in {BASE, *bench.args.methods}}
+def tested(bench: Bench, calls: int, earlier: list[str]) -> dict:
+    """The rows of a number of calls: the methods asked for, and those of the earlier table."""
+    wanted = {BASE, *bench.args.methods, *earlier}
+    methods = {name: METHODS[name] for name in METHODS if name in wanted}
     chosen = [best(bench, name, method, calls) for name, method in methods.items()]
     ours = bench.ours(calls)
     entrants = [contender for contender, _ in chosen] + ([ours] if ours else [])
     seeds = Seeds("test", seeds_of(FRESH, bench.args.images))
     result = compare(entrants, bench.harness, seeds)
     data = as_data(result, bench.harness, {"model": "tiny"})
-    for row, (_, w) in zip(data["contenders"], chosen, strict=False):
-        row["guidance_scale"] = w
+    for row, (_, scales) in zip(data["contenders"], chosen, strict=False):
+        row |= scales
     return {"calls": calls, **data}
 
 
 def page(found: dict) -> str:
     """The tables in markdown."""
-    scales = ", ".join(f"{w:g}" for w in found["scales"])
     lines = [
         "# Published methods for few steps, on the bundled model",
         "",
         f"By `python scripts/compare_methods.py`: FD of {found['images']:,} images of fresh seeds, "
         "± its standard error, each method",
-        f"at the guidance scale of {scales} that is best by both FDs on {found['selection']} "
-        "selection seeds. A call of the network is the",
-        "papers' NFE, and two passes under guidance. Differences are to UniPC, paired, with their "
-        "95 % interval: above 0 the method",
-        "loses to it. Lower is better.",
+        f"at the guidance scale w that is best by both FDs on {found['selection']} selection "
+        "seeds, of those in brackets; where it is the first or",
+        "the last of them, one beyond may be better. A call of the network is the papers' NFE, and "
+        "two passes under guidance; raw [golden",
+        "noise](golden-noise.md) has two calls more, learned is of the bundled network. "
+        "Differences are to UniPC, paired, with their 95 %",
+        "interval: above 0 the method loses to it. Lower is better.",
     ]
     for rows in found["calls"]:
         metrics = [metric["name"] for metric in rows["metrics"]]
@@ -206,7 +235,10 @@ def page(found: dict) -> str:
         lines.append(f"| method | w | passes | {' | '.join(heads)} | alignment |")
         lines.append("|---|---|---|" + "---|---|" * len(metrics) + "---|")
         for row in rows["contenders"]:
-            w = f"{row['guidance_scale']:g}" if "guidance_scale" in row else "its own"
+            w = "its own"
+            if "tried" in row:
+                tried = ", ".join(f"{scale:g}" for scale in row["tried"])
+                w = f"{row['guidance_scale']:g} ({tried})"
             cells = [row["name"], w, f"{row['passes']:g}"]
             for key in keys:
                 score = row["scores"][key]
@@ -214,7 +246,28 @@ def page(found: dict) -> str:
                 cells += [difference(rows, row["name"], key)]
             cells.append(f"{row['scores']['alignment']['value']:.1%}")
             lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", *verdicts(rows, keys)]
+    measured = {rows["calls"] for rows in found["calls"]}
+    for calls in (n for n in CALLS if n not in measured):
+        lines += ["", f"## {calls} calls", "", "Not measured."]
     return "\n".join([*lines, ""])
+
+
+def verdicts(rows: dict, keys: list[str]) -> list[str]:
+    """Which methods lose to UniPC under which FD, and which were not measured, in sentences."""
+    said = []
+    for key in keys:
+        losers = [
+            row["name"]
+            for row in rows["contenders"]
+            if difference(rows, row["name"], key).endswith("(loses)")
+        ]
+        said.append(f"Under `{key}` these lose to UniPC: {'; '.join(losers) or 'none'}.")
+    measured = {row["name"] for row in rows["contenders"]}
+    missing = [name for name in METHODS if name not in measured]
+    if missing:
+        said.append(f"Not measured here: {'; '.join(missing)}.")
+    return [line for sentence in said for line in (sentence, "")][:-1]
 
 
 def difference(rows: dict, name: str, metric: str) -> str:
@@ -229,9 +282,9 @@ def difference(rows: dict, name: str, metric: str) -> str:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--steps", type=int, nargs="+", default=[5, 6, 8], help="network calls an image")
+    add("--steps", type=int, nargs="+", default=CALLS, help="network calls an image")
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    add("--scales", type=float, nargs="+", default=[1.5, 2.0, 3.0])
+    add("--scales", type=float, nargs="+", default=[1.25, 1.5, 2.0, 3.0, 4.0, 5.0])
     add("--images", type=int, default=2000)
     add("--selection", type=int, default=300, help="images that choose a scale")
     add("--trajectories", type=int, default=640, help="that AMED learns from")
@@ -247,13 +300,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
     bench = Bench(args)
-    found = {"images": args.images, "selection": args.selection, "scales": args.scales}
+    found = {"images": args.images, "selection": args.selection}
     path = args.docs / "methods.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
     same = {key: earlier.get(key) for key in found} == found
     done = {rows["calls"]: rows for rows in earlier["calls"]} if same else {}
     for calls in args.steps:  # other numbers of calls of an earlier table stay
-        done[calls] = tested(bench, calls)
+        kept = [row["name"] for row in done.get(calls, {}).get("contenders", [])]
+        done[calls] = tested(bench, calls, kept)
         data = {**found, "calls": [done[n] for n in sorted(done)]}
         for file, text in ((path, json.dumps(data)), (path.with_suffix(".md"), page(data))):
             write_whole(file, partial(Path.write_text, data=text, encoding="utf-8"))

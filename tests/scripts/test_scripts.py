@@ -79,13 +79,25 @@ def test_methods_are_compared_at_their_best_guidance_and_resumed(tmp_path, capsy
     page = (tmp_path / "methods.md").read_text()
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
     assert [row[0].removeprefix("| ") for row in rows] == list(methods.METHODS)
-    assert {row[1] for row in rows} <= {"1.5", "3"}
-    assert {row[2] for row in rows} == {"4"}
+    assert {row[1] for row in rows} <= {"1.5 (1.5, 3)", "3 (1.5, 3)"}
+    raw = {row[0] for row in rows if "raw golden noise" in row[0]}
+    assert {row[2] for row in rows if row[0] in raw} == {"8"}, "two guided calls more"
+    assert {row[2] for row in rows if row[0] not in raw} == {"4"}
     assert rows[0][4] == ""
     assert all(row[4][0] in "+-" for row in rows[1:]), "paired with UniPC"
+    assert page.count("lose to UniPC: ") == 2
+    assert page.endswith("## 8 calls\n\nNot measured.\n")
+    losers = page.split("these lose to UniPC: ")[1].splitlines()[0].rstrip(".").split("; ")
+    assert [n for n in losers if n != "none"] == [
+        row[0].removeprefix("| ") for row in rows if row[4].endswith("(loses)")
+    ]
     methods.main([*options, "--methods", "AMED, static"])
     assert "training" not in capsys.readouterr().out
+    assert (tmp_path / "methods.md").read_text() == page, "what is measured stays"
+    (tmp_path / "methods.json").unlink()
+    methods.main([*options, "--methods", "AMED, static"])
     shorter = (tmp_path / "methods.md").read_text()
-    assert [line for line in page.splitlines() if "AMED, static" in line] == [
-        line for line in shorter.splitlines() if "AMED, static" in line
+    assert "DPM++(2M); " in shorter.split("Not measured here: ")[1]
+    assert [line for line in page.splitlines() if "| AMED, static" in line] == [
+        line for line in shorter.splitlines() if "| AMED, static" in line
     ]
