@@ -1,13 +1,9 @@
 """Published schedules by name: data files of this folder, one for each source.
 
 A file has `source`, `licence`, `note` and `presets`; a preset is a schedule file without `format`,
-<<<<<<< HEAD
 its `model` one of `MODELS`, and with a `note`, `approximate` and `distilled` of its own where they
 are needed: the last says that it was made for a model distilled to few steps.
-=======
-its `model` one of `MODELS`, and with a `note` and `approximate` of its own where they are needed.
 `by_statistics` is what it has instead under DPM-Solver-v3: `statistics`, and whether a `corrector`.
->>>>>>> 83436aa339681de1dbaef1fe831b50406cfafb62
 """
 
 import json
@@ -101,13 +97,9 @@ def preset(name: str, statistics: Sequence[StatisticsSpec] = ()) -> Preset:
     provenance["note"] = " ".join(filter(None, [_sentence(entry.get("note")), head["note"]]))
     if entry.get("approximate"):
         provenance["approximate"] = True
-<<<<<<< HEAD
-    rest = {k: v for k, v in entry.items() if k not in OWN}
-=======
     if lacks:
         provenance["lacks"] = lacks
-    rest = {k: v for k, v in entry.items() if k not in ("model", "note", "approximate")}
->>>>>>> 83436aa339681de1dbaef1fe831b50406cfafb62
+    rest = {k: v for k, v in entry.items() if k not in OWN}
     spec = {"model": {**vars(MODELS[model]), "noise": list(MODELS[model].noise)}} if model else {}
     data = {"format": FORMAT, **rest, **spec, "provenance": provenance}
     return Preset(
