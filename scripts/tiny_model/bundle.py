@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from stepsearch.metrics.features import load_extractor
+from stepsearch.metrics.features import EXTRACTORS, load_extractor
 from stepsearch.metrics.reference import fit
 from stepsearch.paths import bundled, write_whole
 
@@ -79,7 +79,7 @@ def unpack(folder: Path, run: Path, width: int, seed: int) -> None:
 
 
 def write_evaluation(run: Path, data: Path) -> None:
-    """Classifiers, prompts, and the reference statistics of both extractors."""
+    """Classifiers, prompts, and the reference statistics of every extractor."""
     for name in ("texture", "judge"):
         write_whole(
             bundled(f"{name}.safetensors"),
@@ -98,7 +98,7 @@ def write_evaluation(run: Path, data: Path) -> None:
         ]
         for split in ("train", "t10k")
     ]
-    for name in ("texture", "lite0"):
+    for name in EXTRACTORS:
         reference = fit(load_extractor(name), *rgb)
         reference.save(bundled(f"{DATA}-{name}.safetensors"))
         print(f"{name}: {reference.metric} of {reference.search.n} and {reference.test.n} images")

@@ -1,6 +1,7 @@
 """Measure a bundled model: floors, room for few steps, alignment, speed, and sheets to look at.
 
     python scripts/tiny_model/measure.py --images 2000 --steps 3 4 5 --out runs/model-card
+    python scripts/tiny_model/measure.py --floors      # real images and worse ones alone
 
 Real images come from the Debian package `dataset-fashion-mnist`. Distances are against the held-out
 images; the floor of real images is that of as many training images. Every contender has the best of
@@ -35,7 +36,7 @@ from stepsearch.paths import write_whole
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_model import data
 
-EXTRACTORS = ("texture", "lite0")
+EXTRACTORS = ("texture", "lite0", "squeezenet", "patches")
 SCALES = (1.25, 1.5, 2.0, 3.0)
 SCREEN = 300  # images that choose guidance scales and placements
 FINALISTS = 2  # placements of each kind that go on
@@ -43,7 +44,7 @@ CHUNK = 100  # images in a file of the cache
 
 
 class Bench:
-    """Scores sets of images under both extractors."""
+    """Scores sets of images under every extractor."""
 
     def __init__(self, model: LatentModel, batch: int, cache: Path) -> None:
         self.model, self.batch, self.cache = model, batch, cache
@@ -121,6 +122,8 @@ def floors(bench: Bench, real: Tensor, labels: Tensor) -> list[dict]:
         bench.line("reconstructions", torch.cat(decoded)),
         bench.line("real, blurred by 0.5 pixels", blurred(real, 0.5)),
         bench.line("real, blurred by 1 pixel", blurred(real, 1.0)),
+        bench.line("real, contrast of 95 %", (0.95 * real).round().byte()),
+        bench.line("real, contrast of 90 %", (0.9 * real).round().byte()),
         bench.line("real, noise of 8 / 255", (real + 8 * noise).round().clamp(0, 255).byte()),
         bench.line("real, five of ten classes", wrong),
     ]
@@ -173,6 +176,7 @@ def main() -> None:
     parser.add_argument("--grids", nargs="+", default=list(GRIDS), choices=list(GRIDS))
     parser.add_argument("--data", type=Path, default=data.DEFAULT_FOLDER)
     parser.add_argument("--out", type=Path, default=Path("runs/model-card"))
+    parser.add_argument("--floors", action="store_true", help="end with real images")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     model = load(args.model)
@@ -180,6 +184,10 @@ def main() -> None:
     prompts = load_prompts("fashion-mnist")
     noise, n = model.noise, args.images
     real, real_labels = data.load_split(args.data, "train")
+
+    if args.floors:
+        floors(bench, rgb(real[:n]), real_labels[:n])
+        return
 
     def teacher(w: float) -> tuple[str, Schedule]:
         plan = make_schedule("linspace", 50, noise, order=2, guidance_scale=w)

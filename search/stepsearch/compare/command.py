@@ -9,8 +9,8 @@ from stepsampler.presets import names as preset_names
 from stepsampler.presets import nearest, open_schedule
 from stepsampler.support.sizes import Size, size_of
 from stepsearch.compare.contenders import Contender, OnArray, OnFiles, OnSchedule, OnStock
-from stepsearch.compare.harness import Harness, Metric
-from stepsearch.metrics.evaluator import frames_note
+from stepsearch.compare.harness import Harness
+from stepsearch.metrics.evaluator import Metric, frames_note
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pixels import Exif, Fit

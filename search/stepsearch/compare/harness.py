@@ -22,12 +22,11 @@ from torch import Tensor
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.models import Model
 from stepsearch.compare.contenders import Contender
-from stepsearch.metrics.alignment import Alignment, Prompt
-from stepsearch.metrics.evaluator import Measurement, observe
+from stepsearch.metrics.alignment import Alignment, Prompt, observe
+from stepsearch.metrics.evaluator import Measurement, Metric
 from stepsearch.metrics.features import Extractor
 from stepsearch.metrics.pretrained import ClipScore
 from stepsearch.metrics.protocol import Progress, measure_all
-from stepsearch.metrics.reference import Reference
 from stepsearch.paths import recall, write_whole
 
 ALIGNED, CLIP = "aligned", "clip"
@@ -77,18 +76,6 @@ class Clock:
 
     def _add(self, name: str, seconds: float) -> None:
         self.spent[name] += seconds
-
-
-@dataclass(frozen=True, eq=False)
-class Metric:
-    """An extractor with the statistics of real images under it."""
-
-    extractor: Extractor
-    reference: Reference
-
-    @property
-    def identity(self) -> str:
-        return f"{self.extractor.name} {self.extractor.digest} {self.reference.fingerprint}"
 
 
 def _values(path: Path) -> tuple[NDArray[np.float32], float]:

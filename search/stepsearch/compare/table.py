@@ -18,9 +18,9 @@ from rich.table import Table
 from stepsampler.errors import UserError, counted
 from stepsearch.compare.contenders import Contender, OnSchedule
 from stepsearch.compare.figures import FORMAT, with_error
-from stepsearch.compare.harness import CLIP, Harness, Metric
+from stepsearch.compare.harness import CLIP, Harness
 from stepsearch.metrics.distance import PARTS, Score, score_infinity, score_kernel, score_mean
-from stepsearch.metrics.evaluator import short
+from stepsearch.metrics.evaluator import Metric, short
 from stepsearch.metrics.manifold import LEAST, score_precision_recall
 from stepsearch.metrics.protocol import (
     Progress,
@@ -31,6 +31,7 @@ from stepsearch.metrics.protocol import (
     score_all,
 )
 from stepsearch.metrics.reference import Reference
+from stepsearch.metrics.sliced import Sliced
 from stepsearch.paths import write_whole
 
 DISTANCES = ("fd", "fd-infinity", "kid", "prc")
@@ -130,6 +131,11 @@ def check(distances: Sequence[str], n: int, references: Sequence[Reference] = ()
                 "after the other"
             )
         for distance in {"fd-infinity", "kid", "prc"} & set(distances):
+            if isinstance(reference.search, Sliced):
+                raise UserError(
+                    f"--distance {distance} is of features with an FD; the extractor "
+                    f"{reference.extractor} is a distance of its own"
+                )
             if reference.parts:
                 raise UserError(
                     f"--distance {distance} is of one extractor: give those of "

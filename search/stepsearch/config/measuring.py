@@ -22,6 +22,8 @@ class EvaluationConfig(Section):
     # What says whether images show their prompts: the judge of the bundled classes, or clip:MODEL.
     alignment: str = CLASSES
     clip_long_prompts: LongPrompts = "cut"  # of alignment by CLIP
+    # Extractors that the test shows beside the study's own, and that nothing is chosen by.
+    rulers: tuple[str, ...] = ("squeezenet", "patches")
     negative_prompt: str = ""
     batch_size: int = Field(50, ge=1)
     images: int = Field(300, ge=8, le=SEEDS)  # per trial

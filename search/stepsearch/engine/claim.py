@@ -30,6 +30,7 @@ FREE = {
     ("search", "minutes"),
     ("search", "patience"),
     ("model", "kind"),
+    ("evaluation", "rulers"),
 }
 
 

@@ -1,8 +1,11 @@
 """What a run ends with, and what can be claimed of it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from stepsearch.engine.workers import Subject
+from stepsearch.metrics.distance import Score, score
 from stepsearch.metrics.protocol import Row
 from stepsearch.rivals.baselines import Candidate, Kind
 
@@ -45,6 +48,33 @@ class Result:
             return []
         pairs = [(row, *row.score.minus(found.score)) for row in self.of_kind("baseline")]
         return [row for row, difference, se in pairs if difference > 2 * se]
+
+    @cached_property
+    def unseen(self) -> Mapping[str, Sequence[Score]]:
+        """Scores of the rows of the test under each ruler that the search did not see."""
+        return {
+            name: [score(row.measurement.rulers[name], reference.test) for row in self.test]
+            for name, reference in self.subject.rulers.items()
+        }
+
+    @property
+    def overtaken(self) -> dict[str, tuple[Row[Candidate], float, float] | None]:
+        """By ruler: the baseline that it puts before the found schedule, by how much, its error.
+
+        None where it puts none before it by more than that error.
+        """
+        found = self.found
+        if found is None:
+            return {}
+        place = self.test.index(found)
+        known = {}
+        for name, scores in self.unseen.items():
+            rows = zip(self.test, scores, strict=True)
+            others = [(row, s) for row, s in rows if row.candidate.kind == "baseline"]
+            row, best = min(others, key=lambda other: other[1].value)
+            ahead, se = scores[place].minus(best)
+            known[name] = (row, ahead, se) if ahead > se else None
+        return known
 
     @property
     def gap_closed(self) -> float | None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -80,6 +80,8 @@ class Subject:
     guidance: str  # of the model: classifier-free or distilled
     two_networks: bool = False
     boundary: float | None = None  # of the model, between them
+    # What the search does not see: statistics for the test, by the names of their distances
+    rulers: Mapping[str, Reference] = field(default_factory=dict)
     notes: Sequence[str] = ()  # what a user should know of how prompts are read
     statistics: Sequence[StatisticsSpec] = ()  # of the model
 
@@ -289,6 +291,7 @@ def _describe() -> Subject:
         model.guidance,
         model.experts.two,
         model.experts.boundary,
+        {ruler.reference.metric: ruler.reference for ruler in evaluator.rulers},
         evaluator.notes,
         statistics,
     )

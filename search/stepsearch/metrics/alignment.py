@@ -1,6 +1,6 @@
 """Do images show what was asked? By a classifier of the bundled data's classes, or by CLIP."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,9 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from stepsampler.errors import UserError
+from stepsampler.models.pixels import stills, strips
 from stepsearch.config.measuring import CLIP
 from stepsearch.metrics.features import Judge
 from stepsearch.metrics.pretrained import ClipScore
+
+SHEET = 10  # images on a sheet: one of each class of the bundled prompts
 
 
 @dataclass(frozen=True)
@@ -82,3 +85,35 @@ def load_alignment(
             )
         return ClipAlignment(spec.removeprefix(CLIP), prompts, device, long_prompts)
     return ClassAlignment(device) if prompts[0].label is not None else None
+
+
+def observe(
+    batches: Iterable[torch.Tensor],
+    extractors: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+    judge: Callable[[torch.Tensor, Sequence[Prompt]], NDArray[np.float32]] | None,
+    prompts: Sequence[Prompt],
+    frames: int = 1,
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], torch.Tensor]:
+    """Features under every extractor, alignment with `prompts`, and the first images for a sheet.
+
+    Alignment is NaN without a judge. Prompts are as many as there are images, at least one. Of
+    videos, (n, frames, 3, height, width), each batch has features (n, axes) of the middle frames,
+    or with `frames` above 1 (n, frames, axes) of so many (`stills`); alignment is their mean.
+    """
+    features: list[list[NDArray[np.float32]]] = [[] for _ in extractors]
+    aligned: list[NDArray[np.float32]] = []
+    done, first = 0, None
+    for made in batches:
+        first = strips(made[:SHEET]) if first is None else first
+        n, images = len(made), stills(made, frames).flatten(0, 1) if made.ndim == 5 else made
+        for rows, extractor in zip(features, extractors, strict=True):
+            found = extractor(images).numpy()
+            rows.append(found.reshape(n, frames, -1) if frames > 1 else found)
+        if judge:
+            asked = [prompt for prompt in prompts[done : done + n] for _ in range(frames)]
+            aligned.append(judge(images, asked).reshape(n, frames).mean(1))
+        done += n
+    assert first is not None
+    unknown = np.full(len(prompts), np.nan, np.float32)
+    values = np.concatenate(aligned) if judge else unknown
+    return [np.concatenate(rows) for rows in features], values, first

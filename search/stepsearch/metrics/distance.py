@@ -27,7 +27,7 @@ from stepsampler.errors import UserError
 
 Array = NDArray[np.float64]
 BLOCKS = 20
-_OTHER_DIMENSIONS = "features have {} dimensions, the reference has {}"
+OTHER_DIMENSIONS = "features have {} dimensions, the reference has {}"
 ROWS = 4096  # whose features are in double precision at once
 PARTS = (1, 2, 3, 4)  # FD-infinity: FD at n, n / 2, n / 3 and n / 4 images
 
@@ -62,7 +62,7 @@ class Moments:
         """Each extractor's columns of features (n, d), and its moments."""
         d = sum(len(part.mean) for part in self.parts)
         if features.shape[-1] != d:
-            raise UserError(_OTHER_DIMENSIONS.format(features.shape[-1], d))
+            raise UserError(OTHER_DIMENSIONS.format(features.shape[-1], d))
         ends = np.cumsum([len(part.mean) for part in self.parts])[:-1]
         return list(zip(np.split(features, ends, axis=-1), self.parts, strict=True))
 
@@ -101,6 +101,10 @@ class Moments:
         scatter -= np.outer(shift, shift) * (n * part.n / self.n)
         return Moments(mean, scatter / (n - 1), n, self.over)
 
+    def own(self, features: NDArray[np.floating], blocks: int = BLOCKS) -> "Score | None":
+        """The score of features (n, d) where the distance is another one than FD."""
+        return None
+
     @cached_property
     def factor(self) -> Array:
         """Lower triangular L with L L' = the covariance, which may be singular."""
@@ -110,15 +114,20 @@ class Moments:
 
 
 def frechet_distance(features: NDArray[np.floating], reference: Moments) -> float:
-    """Distance of features (n, d), or of versions (n, versions, d), from the reference, n >= 2."""
+    """Distance of features (n, d), or of versions (n, versions, d), from the reference, n >= 2.
+
+    FD, or the reference's own.
+    """
     if features.ndim == 3:
         parts = [frechet_distance(version, reference) for version in features.swapaxes(0, 1)]
         return float(reference.join(parts))
     if reference.parts:
         return float(_together([frechet_distance(*part) for part in reference.split(features)]))
+    if (found := reference.own(features, 0)) is not None:
+        return found.value
     x = checked(features)
     if x.shape[1] != len(reference.mean):
-        raise UserError(_OTHER_DIMENSIONS.format(x.shape[1], len(reference.mean)))
+        raise UserError(OTHER_DIMENSIONS.format(x.shape[1], len(reference.mean)))
     mean, scale = x.mean(0), 1 / (len(x) - 1)
     y = x - mean
     # Half of each product, since it is symmetric or one side a triangle; and all by SciPy: the
@@ -218,6 +227,8 @@ def score(features: NDArray[np.floating], reference: Moments, blocks: int = BLOC
             any(part.conservative for part in found),
             len(features),
         )
+    if (own := reference.own(features, blocks)) is not None:
+        return own
     x = checked(features)
     value = frechet_distance(x, reference)
     left_out = _frechet_left_out(x, reference, count_blocks(len(x), blocks))

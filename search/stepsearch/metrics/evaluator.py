@@ -6,9 +6,10 @@ noise follows from the seed. The cache makes a killed run resume where it was.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,15 +21,16 @@ from stepsampler.generate import Batch, fitting, generate
 from stepsampler.grids import is_guided, scale_guidance
 from stepsampler.models import Model, check_device, open_model, weights_of
 from stepsampler.models.additions import weighted
-from stepsampler.models.pixels import stills, strips
+from stepsampler.models.pixels import strips
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import read_captions
 from stepsampler.support.pictures import save_sheet
+from stepsampler.support.sizes import Size
 from stepsearch.config import StudyConfig
 from stepsearch.config.measuring import NONE, EvaluationConfig
 from stepsearch.config.parts import SEEDS
-from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment
-from stepsearch.metrics.features import load_extractor
+from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment, observe
+from stepsearch.metrics.features import Extractor, each, load_extractor
 from stepsearch.metrics.pretrained import settings_of
 from stepsearch.metrics.reference import Reference, load_reference
 from stepsearch.paths import bundled, recall, write_whole
@@ -36,7 +38,6 @@ from stepsearch.paths import bundled, recall, write_whole
 # Disjoint ranges of seeds: what the search sees, what chooses among its best, what reports; and
 # what compares the reported ones of several runs.
 SEARCH, SELECTION, TEST, FRONT = 0, SEEDS, 2 * SEEDS, 3 * SEEDS
-SHEET = 10  # images on a sheet: one of each class of the bundled prompts
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class Measurement:
 
     Of a study over guidance scales, or over several frames of videos: features (n, versions, axes),
     a version for each frame of each scale; alignment is the mean over them.
-    `aligned` is NaN where nothing judges it.
+    `aligned` is NaN where nothing judges it. Of test seeds there are features under the rulers too,
+    by the names of their distances.
     """
 
     features: NDArray[np.float32]
     aligned: NDArray[np.float32]
     sheet: Path | None = None  # a picture of the first images
+    rulers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def join(cls, parts: "Sequence[Measurement]") -> "Measurement":
@@ -59,6 +62,7 @@ class Measurement:
             np.concatenate([p.features for p in parts]),
             np.concatenate([p.aligned for p in parts]),
             parts[0].sheet,
+            {name: np.concatenate([p.rulers[name] for p in parts]) for name in parts[0].rulers},
         )
 
     @property
@@ -70,6 +74,18 @@ class Measurement:
     def alignment(self) -> float:
         """Share of the images that show what was asked, or mean cosine of CLIP; NaN if unknown."""
         return float(self.aligned.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """An extractor with the statistics of real images under it."""
+
+    extractor: Extractor
+    reference: Reference
+
+    @property
+    def identity(self) -> str:
+        return f"{self.extractor.name} {self.extractor.digest} {self.reference.fingerprint}"
 
 
 class Evaluator:
@@ -101,11 +117,7 @@ class Evaluator:
         )
         self.scales, self.frames = evaluation.guidance_scales, evaluation.video_frames
         check_frames(self.model, self.frames)
-        search, test = (
-            moments.joined_by(evaluation.over)
-            for moments in (self.reference.search, self.reference.test)
-        )
-        self.reference = replace(self.reference, search=search, test=test)
+        self.reference = _joined_by(evaluation.over, self.reference)
         self.judge = load_alignment(
             evaluation.alignment, self.prompts, device, evaluation.clip_long_prompts
         )
@@ -136,6 +148,8 @@ class Evaluator:
         self.notes += self.judge.notes if self.judge else []
         self.notes += self.judge.clip.crops(size) if isinstance(self.judge, ClipAlignment) else []
         self.notes += [self.reference.note] if self.reference.note else []
+        self.rulers, why = load_rulers(evaluation, self.model.size, cache, device)
+        self.notes += why
         self.identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def measure(self, schedule: Schedule, seeds: range) -> Measurement:
@@ -150,34 +164,42 @@ class Evaluator:
             self._measured(scale_guidance(schedule, scale) if guided else schedule, seeds)
             for scale in self.scales
         ]
-        versions = [part.features.reshape(len(seeds), self.frames, -1) for part in parts]
+
+        def versions(rows: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+            return np.concatenate([x.reshape(len(seeds), self.frames, -1) for x in rows], axis=1)
+
         return Measurement(
-            np.concatenate(versions, axis=1),
+            versions(part.features for part in parts),
             np.mean([part.aligned for part in parts], axis=0, dtype=np.float32),
             parts[0].sheet,
+            {name: versions(part.rulers[name] for part in parts) for name in parts[0].rulers},
         )
 
     def _measured(self, schedule: Schedule, seeds: range) -> Measurement:
         path = self.cache / f"{self._key(schedule, seeds)}.safetensors"
         sheet = path.with_suffix(".png")
 
-        def read(path: Path) -> Measurement:
-            found = load_file(path)
-            return Measurement(found["features"], found["aligned"], sheet)
+        rulers = self.rulers if seeds.start >= TEST else ()
+
+        def read(path: Path) -> Measurement | None:
+            return _measurement(load_file(path), rulers, sheet)
 
         known = recall(path, read)
         if known is not None:
             return known
         try:
-            tensors, first = self._measure(schedule, seeds)
+            tensors, first = self._measure(schedule, seeds, rulers)
             save_sheet(first, sheet, len(first))
         except NotFiniteError:  # such a measurement has no sheet
             versions = (self.frames,) if self.frames > 1 else ()
-            shape = (len(seeds), *versions, len(self.reference.search.mean))
-            unknown = np.full(len(seeds), np.nan, np.float32)
-            tensors = {"features": np.full(shape, np.nan, np.float32), "aligned": unknown}
+            unknown = np.full((len(seeds), *versions, 1), np.nan, np.float32)
+            rows = np.repeat(unknown, len(self.reference.search.mean), axis=-1)
+            tensors = {"features": rows, "aligned": np.full(len(seeds), np.nan, np.float32)}
+            tensors |= {ruler.identity: unknown.copy() for ruler in rulers}
         write_whole(path, lambda p: save_file(tensors, p))
-        return Measurement(tensors["features"], tensors["aligned"], sheet)
+        found = _measurement(tensors, rulers, sheet)
+        assert found is not None
+        return found
 
     def in_float32(self) -> Model:
         """The model, loaded once more where it computes in 16 bits: those blur gradients."""
@@ -205,13 +227,14 @@ class Evaluator:
         return self.prompts[seed % len(self.prompts)]
 
     def _measure(
-        self, schedule: Schedule, seeds: range
+        self, schedule: Schedule, seeds: range, rulers: Sequence[Metric]
     ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
         batches = (batch.made for batch in self._batches(schedule, seeds))
         prompts = [self.prompt(seed) for seed in seeds]
         with fitting(self.model, self.batch_size):  # extractor and judge beside it, too
-            (features,), aligned, first = observe(
-                batches, [self.extractor], self.judge, prompts, self.frames
+            extractors = [self.extractor, *(ruler.extractor for ruler in rulers)]
+            (features, *others), aligned, first = observe(
+                batches, extractors, self.judge, prompts, self.frames
             )
         passes = self.model.passes(schedule)
         if passes != schedule.passes:
@@ -222,7 +245,11 @@ class Evaluator:
                 "counts them"
             )
         projected = self.reference.project(features).astype(np.float32)
-        return {"features": projected, "aligned": aligned}, first
+        seen = {
+            ruler.identity: ruler.reference.project(rows).astype(np.float32)
+            for ruler, rows in zip(rulers, others, strict=True)
+        }
+        return {"features": projected, "aligned": aligned, **seen}, first
 
     def _key(self, schedule: Schedule, seeds: range) -> str:
         bare = replace(schedule, provenance={}, model=None).to_json()
@@ -230,36 +257,37 @@ class Evaluator:
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def observe(
-    batches: Iterable[torch.Tensor],
-    extractors: Sequence[Callable[[torch.Tensor], torch.Tensor]],
-    judge: Callable[[torch.Tensor, Sequence[Prompt]], NDArray[np.float32]] | None,
-    prompts: Sequence[Prompt],
-    frames: int = 1,
-) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], torch.Tensor]:
-    """Features under every extractor, alignment with `prompts`, and the first images for a sheet.
+def load_rulers(
+    options: EvaluationConfig, size: Size | None, cache: Path, device: str
+) -> tuple[list[Metric], list[str]]:
+    """What the test of a study looks through and its search does not; a sentence for what is not
+    to be had. No run fails for want of a ruler."""
+    rulers, why = [], []
+    for name in options.rulers:
+        if name in each(options.extractor):
+            continue
+        try:
+            extractor = load_extractor(name, device)
+            known = load_reference(options.reference, extractor, size, cache, exif=options.exif)
+            rulers.append(Metric(extractor, _joined_by(options.over, known)))
+        except UserError as error:
+            why.append(f"no ruler {name!r} beside what the search sees: {error}")
+    return rulers, why
 
-    Alignment is NaN without a judge. Prompts are as many as there are images, at least one. Of
-    videos, (n, frames, 3, height, width), each batch has features (n, axes) of the middle frames,
-    or with `frames` above 1 (n, frames, axes) of so many (`stills`); alignment is their mean.
-    """
-    features: list[list[NDArray[np.float32]]] = [[] for _ in extractors]
-    aligned: list[NDArray[np.float32]] = []
-    done, first = 0, None
-    for made in batches:
-        first = strips(made[:SHEET]) if first is None else first
-        n, images = len(made), stills(made, frames).flatten(0, 1) if made.ndim == 5 else made
-        for rows, extractor in zip(features, extractors, strict=True):
-            found = extractor(images).numpy()
-            rows.append(found.reshape(n, frames, -1) if frames > 1 else found)
-        if judge:
-            asked = [prompt for prompt in prompts[done : done + n] for _ in range(frames)]
-            aligned.append(judge(images, asked).reshape(n, frames).mean(1))
-        done += n
-    assert first is not None
-    unknown = np.full(len(prompts), np.nan, np.float32)
-    values = np.concatenate(aligned) if judge else unknown
-    return [np.concatenate(rows) for rows in features], values, first
+
+def _joined_by(over: Literal["mean", "worst"], reference: Reference) -> Reference:
+    search, test = (moments.joined_by(over) for moments in (reference.search, reference.test))
+    return replace(reference, search=search, test=test)
+
+
+def _measurement(
+    tensors: Mapping[str, NDArray[np.float32]], rulers: Sequence[Metric], sheet: Path
+) -> Measurement | None:
+    """What a file of the cache holds; None where a ruler is missing: it was not asked for then."""
+    if not all(ruler.identity in tensors for ruler in rulers):
+        return None
+    seen = {ruler.reference.metric: tensors[ruler.identity] for ruler in rulers}
+    return Measurement(tensors["features"], tensors["aligned"], sheet, seen)
 
 
 def model_digest(model: Model) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stepsampler.errors import UserError
-from stepsearch.metrics.networks import SmallClassifier
+from stepsearch.metrics.networks import SmallClassifier, SqueezeNet
+from stepsearch.metrics.sliced import Patches
 from stepsearch.paths import bundled
 
 AXES = 128
@@ -82,6 +83,39 @@ class Lite0(Extractor):
         return self.net.extract_features(prepared).mean((2, 3)).float()  # type: ignore[no-any-return]
 
 
+class Squeezed(Extractor):
+    """SqueezeNet 1.1, trained on ImageNet (MIT, of the package ndf): 512 pooled features.
+
+    Some of them are 0 in nearly every picture. Each in units of its own spread, a few pictures in
+    which one is not would be most of the distance.
+    """
+
+    name = "squeezenet"
+    standardised = False  # `reference.fit`: one unit for all features, not each its own
+    resizing = "antialiased bicubic to 64 pixels, clamped, not quantised"
+    axes: int | None = AXES
+    size = 64
+
+    def __init__(self, device: torch.device) -> None:
+        path = bundled("squeezenet.safetensors")
+        self.net = SqueezeNet()
+        self.net.load_state_dict(load_file(path))
+        self.net.eval().requires_grad_(False).to(device)
+        self.device = device
+        self.digest = f"{file_digest(path)}-{self.size}px"
+
+    def prepare(self, images: Tensor) -> Tensor:
+        x = SqueezeNet.prepare(resized(images.to(self.device).float(), self.size))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def features(self, prepared: Tensor) -> Tensor:
+        return self.net(prepared).cpu()  # type: ignore[no-any-return]
+
+    def live(self, images: Tensor) -> Tensor:
+        return self.net(self.prepare(images))  # type: ignore[no-any-return]
+
+
 class Texture(Extractor):
     """A small classifier of the bundled model's own data, pooled at four depths: 416 features."""
 
@@ -131,7 +165,12 @@ class Together(Extractor):
         return torch.cat([part.features(images) for part, images in parts], 1)
 
 
-EXTRACTORS: dict[str, type[Lite0] | type[Texture]] = {"lite0": Lite0, "texture": Texture}
+EXTRACTORS: dict[str, Callable[[torch.device], Extractor]] = {
+    "lite0": Lite0,
+    "texture": Texture,
+    "squeezenet": Squeezed,
+    "patches": Patches,
+}
 PRETRAINED = ("inception", "clip", "dinov2")  # with weights of the user's
 WHOLE = "-whole"
 
@@ -139,8 +178,9 @@ WHOLE = "-whole"
 def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
     """Load an extractor.
 
-    lite0, texture               projected to principal axes of the reference
-    lite0-whole, texture-whole   the same features, all of them
+    lite0, texture, squeezenet   projected to principal axes of the reference
+    lite0-whole, …               the same features, all of them
+    patches                      the sliced Wasserstein distance of patches (`sliced`), no FD
     inception or inception:PATH  official Inception through clean-fid, with its own resizing
     clip:MODEL, dinov2:MODEL     a local folder or hub id, through transformers
     texture+lite0, …             several at once: the geometric mean of their distances
@@ -161,8 +201,9 @@ def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
         return pretrained.load_pretrained(name, source, device)
     whole = name.endswith(WHOLE)
     name = name.removesuffix(WHOLE)
-    if name not in EXTRACTORS or source:
-        known = [*EXTRACTORS, *(n + WHOLE for n in EXTRACTORS), "inception", "clip:MODEL"]
+    if name not in EXTRACTORS or source or (whole and name == Patches.name):
+        whole_ones = (n + WHOLE for n in EXTRACTORS if n != Patches.name)
+        known = [*EXTRACTORS, *whole_ones, "inception", "clip:MODEL"]
         raise UserError(
             f"extractor must be one of {', '.join(known)}, dinov2:MODEL, or several as in "
             f"texture+lite0, got {spec!r}"

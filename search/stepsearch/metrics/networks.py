@@ -1,9 +1,12 @@
-"""Small classifiers of 32 x 32 pictures: one to take features from, one to judge alignment.
+"""The networks behind extractors and the judge that are not another package's.
 
-They are trained on real images alone (`scripts/tiny_model/train.py judge`), from different seeds.
+Two small classifiers of 32 x 32 pictures, one to take features from, one to judge alignment, are
+trained on real images alone (`scripts/tiny_model/train.py judge`), from different seeds. SqueezeNet
+is one of ImageNet (`scripts/convert_squeezenet.py`).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTHS = (16, 32, 64, 96)
@@ -51,3 +54,49 @@ class SmallClassifier(nn.Module):
             x = stage(x)
             pooled += [x.mean((2, 3)), (x.var((2, 3), correction=0) + 1e-6).sqrt()]
         return torch.cat(pooled, 1)
+
+
+class Fire(nn.Module):
+    """A squeeze to few channels, and two expansions side by side."""
+
+    def __init__(self, before: int, squeezed: int, expanded: int) -> None:
+        super().__init__()
+        self.squeeze1x1 = nn.Conv2d(before, squeezed, 1)
+        self.expand1x1 = nn.Conv2d(squeezed, expanded, 1)
+        self.expand3x3 = nn.Conv2d(squeezed, expanded, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squeeze1x1(x).relu()
+        return torch.cat([self.expand1x1(x).relu(), self.expand3x3(x).relu()], 1)
+
+
+class SqueezeNet(nn.Module):
+    """SqueezeNet 1.1 (Iandola et al. 2016) up to its last fire module, without the classifier."""
+
+    FIRES = (
+        *((64, 16, 64), (128, 16, 64), (128, 32, 128), (256, 32, 128)),
+        *((256, 48, 192), (384, 48, 192), (384, 64, 256), (512, 64, 256)),
+    )
+    POOLED = ("conv1", "fire3", "fire5")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, stride=2)
+        for k, widths in enumerate(self.FIRES, 2):
+            self.add_module(f"fire{k}", Fire(*widths))
+
+    @staticmethod
+    def prepare(images: Tensor) -> Tensor:
+        """Floats of [0, 255] in RGB -> BGR less ImageNet's means, as Caffe had them."""
+        means = images.new_tensor([104.006, 116.669, 122.679])
+        return images.flip(1) - means[:, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean over space of the last module's channels, (n, 512), of prepared images."""
+        bottom, right = (side % 2 for side in x.shape[-2:])
+        x = F.pad(x, (right, 1, bottom, 1))  # «same» at a stride of 2: the later side first
+        for name, layer in self.named_children():
+            x = layer(x).relu()
+            if name in self.POOLED:
+                x = F.max_pool2d(x, 3, 2)
+        return x.mean((2, 3))

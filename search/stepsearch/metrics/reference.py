@@ -25,6 +25,7 @@ from stepsearch.metrics.features import AXES, WHOLE, Extractor, Together, each
 from stepsearch.metrics.images import BrokenFilesError, ImageFiles
 from stepsearch.metrics.interchange import read_npz
 from stepsearch.metrics.pixels import Exif, Fit
+from stepsearch.metrics.sliced import Sliced, moments_of
 from stepsearch.paths import bundled, recall, write_whole
 
 SAMPLE = 2000  # features that are kept for distances that moments are not enough for
@@ -87,10 +88,12 @@ class Reference:
     def metric(self) -> str:
         """Name of the distance, without n: fd_texture128; FID of official Inception alone.
 
-        fdgm_texture128_lite0128 is the geometric mean of two.
+        swd_patches is no FD (`sliced`), fdgm_texture128_lite0128 the geometric mean of two.
         """
         if self.parts:
             return f"fdgm_{self.name}"
+        if isinstance(self.search, Sliced):
+            return f"swd_{self.name}"
         return f"{'fid' if self.extractor == 'inception' else 'fd'}_{self.name}"
 
     @property
@@ -166,10 +169,12 @@ class Reference:
             for name, array in t.items():
                 if not np.isfinite(array).all():
                     raise ValueError(f"{name} is not finite")
-            search = Moments(t["search.mean"], t["search.cov"], n_search)
-            test = Moments(t["test.mean"], t["test.cov"], n_test)
+            kind = moments_of(info["extractor"])
+            search = kind(t["search.mean"], t["search.cov"], n_search)
+            test = kind(t["test.mean"], t["test.cov"], n_test)
             d = len(search.mean)
-            if any(m.mean.shape != (d,) or m.cov.shape != (d, d) for m in (search, test)):
+            square = (0, 0) if kind is Sliced else (d, d)
+            if any(m.mean.shape != (d,) or m.cov.shape != square for m in (search, test)):
                 raise ValueError("means and covariances of different sizes")
             return cls(
                 info["extractor"],
@@ -211,16 +216,18 @@ def fit(
         raise UserError(f"a reference needs at least two images, got {len(features)}")
     if not np.isfinite(features).all():
         raise UserError("a feature is not finite: the images are broken, or the extractor is")
-    deviation = features.std(0)
-    if deviation.max() <= 1e-6:
+    if (deviation := features.std(0)).max() <= 1e-6:
         raise UserError("the reference images are all the same: their covariance is zero")
     if axes is None:
-        moments = Moments.of(features)
+        kind = moments_of(extractor.name)
+        moments = kind.of(features)
         others = features if test is None else _features(extractor, test)
-        other = moments if test is None else Moments.of(others)
-        return Reference(extractor.name, extractor.digest, None, None, moments, other, some(others))
+        other = moments if test is None else kind.of(others)
+        sample = some(others) if kind is Moments else None
+        return Reference(extractor.name, extractor.digest, None, None, moments, other, sample)
     center = features.mean(0)
-    scale = np.where(deviation > 1e-6, 1 / deviation.clip(1e-6), 0.0)
+    unit = deviation if getattr(extractor, "standardised", True) else deviation.mean()
+    scale = np.where(deviation > 1e-6, 1 / unit.clip(1e-6), 0.0)
     x = (features - center) * scale
     values, vectors = np.linalg.eigh(x.T @ x)
     axes = min(axes, len(features) - 1, int((values > 1e-9 * values[-1]).sum()))
@@ -228,8 +235,7 @@ def fit(
     projected = x @ vectors[:, ::-1][:, :axes]
     moments = other = Moments.of(projected)
     if test is not None:
-        projected = (_features(extractor, test) - center) @ basis
-        other = Moments.of(projected)
+        other = Moments.of(projected := (_features(extractor, test) - center) @ basis)
     sample = some(projected)
     return Reference(extractor.name, extractor.digest, center, basis, moments, other, sample)
 

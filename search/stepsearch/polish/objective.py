@@ -214,7 +214,7 @@ def _live(extractor: Extractor) -> list[Live]:
     for part in parts:
         if not isinstance(part, Live):
             raise UserError(
-                f"a polish needs gradients of the extractor: texture and lite0 have them, "
+                "a polish needs gradients of the extractor: texture, lite0, squeezenet have them, "
                 f"{part.name} has none here"
             )
         found.append(part)

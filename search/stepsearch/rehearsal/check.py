@@ -28,9 +28,9 @@ from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import ModelConfig, StudyConfig, load_config
 from stepsearch.config.measuring import CLIP
 from stepsearch.engine.transfer import earlier_best
+from stepsearch.metrics.alignment import SHEET
 from stepsearch.metrics.evaluator import (
     SEARCH,
-    SHEET,
     Evaluator,
     check_frames,
     load_prompts,

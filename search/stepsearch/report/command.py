@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from stepsearch.compare.contenders import Contender
-from stepsearch.metrics.alignment import Prompt
-from stepsearch.metrics.evaluator import SHEET
+from stepsearch.metrics.alignment import SHEET, Prompt
 from stepsearch.report.cards import fill
 from stepsearch.report.page import as_json, write_page
 from stepsearch.report.pictures import save_each

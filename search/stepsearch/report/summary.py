@@ -25,11 +25,13 @@ def table(result: Result, config: StudyConfig) -> Table:
     metric = objective_name(evaluation, result.subject.reference, evaluation.test_images)
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
     parts = [part.name for part in result.subject.reference.parts]
-    columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", *parts, "alignment")
+    unseen = result.unseen
+    heads = [*parts, *(f"{name}, unseen" for name in unseen)]
+    columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", *heads, "alignment")
     for i, name in enumerate(columns):
         # of what does not fit, names wrap and numbers stay whole
         view.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
-    for row in result.test:
+    for i, row in enumerate(result.test):
         against = ""
         if result.found and row is not result.found:
             difference, se = row.score.minus(result.found.score)
@@ -41,6 +43,7 @@ def table(result: Result, config: StudyConfig) -> Table:
             f"{row.score.value:.3f} ± {row.score.se:.3f}",
             against,
             *(f"{part.value:.2f}" for part in _parts(result, row).values()),
+            *(f"{scores[i].value:.2f} ± {scores[i].se:.2f}" for scores in unseen.values()),
             _percent(row),
             style=None if row.candidate.kind in ("found", "front", "baseline") else "dim",
         )
@@ -60,7 +63,7 @@ def _parts(result: Result, row: Row[Candidate]) -> dict[str, Score]:
 def verdict(result: Result, config: StudyConfig) -> str:
     """The outcome in a few sentences, claiming no more than the test shows."""
     said = [_outcome(result, config), *_front(result), *_alignment(result, config), *_gap(result)]
-    return " ".join(said)
+    return " ".join([*said, *_unseen(result)])
 
 
 def _outcome(result: Result, config: StudyConfig) -> str:
@@ -112,6 +115,23 @@ def _front(result: Result) -> list[str]:
     if not count:
         return []
     return [f"{count} more on the front of FD and alignment, as of the selection, are in front/."]
+
+
+def _unseen(result: Result) -> list[str]:
+    """What the rulers say that the search did not see, of those that cost the same."""
+    agree = [name for name, other in result.overtaken.items() if other is None]
+    said = [f"Under {name}, which the search did not see, no baseline is ahead." for name in agree]
+    if len(agree) > 1:
+        names = ", ".join(agree)
+        said = [f"Under {names}, which the search did not see, no baseline is ahead."]
+    for name, other in result.overtaken.items():
+        if other is not None:
+            row, ahead, se = other
+            said.append(
+                f"{name}, which the search did not see, disagrees: under it "
+                f"{row.candidate.name} is first, by {ahead:.2f} ± {se:.2f}."
+            )
+    return said
 
 
 def _gap(result: Result) -> list[str]:
@@ -173,7 +193,8 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
             "se": row.score.se,
             "alignment": _known(row.measurement.alignment),
         }
-        tested = any(row is other for other in result.test)
+        place = next((i for i, other in enumerate(result.test) if row is other), -1)
+        tested = place >= 0
         if result.found and tested:
             data["minus_found"], data["minus_found_se"] = row.score.minus(result.found.score)
         if tested:
@@ -183,6 +204,10 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
                 if result.found:
                     less, se = part.minus(_parts(result, result.found)[name])
                     data[name] |= {"minus_found": less, "minus_found_se": se}
+            data["unseen"] = {
+                name: {"value": scores[place].value, "se": scores[place].se}
+                for name, scores in result.unseen.items()
+            }
         if tested or row is result.teacher:
             data["schedule"] = json.loads(row.candidate.schedule.to_json())
         return data

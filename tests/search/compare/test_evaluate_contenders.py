@@ -18,9 +18,9 @@ from stepsampler.models import from_pipeline
 from stepsampler.models import load as load_model
 from stepsampler.support.captions import Caption
 from stepsearch.compare.contenders import OnSchedule, OnStock
-from stepsearch.compare.harness import Clock, Harness, Metric
+from stepsearch.compare.harness import Clock, Harness
 from stepsearch.compare.table import compare
-from stepsearch.metrics.evaluator import load_prompts
+from stepsearch.metrics.evaluator import Metric, load_prompts
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.protocol import Seeds
 from stepsearch.metrics.reference import fit

@@ -22,11 +22,11 @@ from stepsampler.noise import NoiseSchedule
 from stepsearch.cli import main
 from stepsearch.compare.contenders import OnSchedule, OnStock
 from stepsearch.compare.figures import with_error
-from stepsearch.compare.harness import Clock, Harness, Metric
+from stepsearch.compare.harness import Clock, Harness
 from stepsearch.compare.table import cell, compare
 from stepsearch.config import StudyConfig
 from stepsearch.metrics.distance import Score, score
-from stepsearch.metrics.evaluator import TEST, Evaluator, load_prompts, model_digest
+from stepsearch.metrics.evaluator import TEST, Evaluator, Metric, load_prompts, model_digest
 from stepsearch.metrics.features import Judge, load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.protocol import Seeds, held_out

@@ -7,8 +7,7 @@ import torch
 from stepsampler import UserError
 from stepsearch.config import StudyConfig
 from stepsearch.config.measuring import EvaluationConfig
-from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment
-from stepsearch.metrics.evaluator import observe
+from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment, observe
 from stepsearch.metrics.pretrained import ClipScore
 from stepsearch.rehearsal.check import missing
 from stepsearch.rehearsal.dryrun import dry_run

@@ -7,9 +7,9 @@ import torch
 from stepsampler.grids import make_schedule
 from stepsampler.support.pictures import save_png
 from stepsearch.compare.contenders import OnSchedule
-from stepsearch.compare.harness import Clock, Harness, Metric
+from stepsearch.compare.harness import Clock, Harness
 from stepsearch.config import StudyConfig
-from stepsearch.metrics.evaluator import Evaluator
+from stepsearch.metrics.evaluator import Evaluator, Metric
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.reference import load_reference
 from stepsearch.rivals.placement import recall_or_place

@@ -8,7 +8,7 @@ from stepsearch.metrics.features import Judge, Live, load_extractor
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.manual_seed(0), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("name", ["texture", "lite0", "lite0-whole"])
+@pytest.mark.parametrize("name", ["texture", "lite0", "lite0-whole", "squeezenet"])
 def test_live_features_are_the_features_and_have_a_gradient(name):
     extractor = load_extractor(name)
     assert isinstance(extractor, Live)

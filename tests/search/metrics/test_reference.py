@@ -82,7 +82,7 @@ def test_absent_references_are_named(tmp_path):
     with pytest.raises(UserError, match="needs at least two images, got 0"):
         fit(Pixels(), [])
     with pytest.raises(
-        UserError, match="extractor must be one of lite0, texture, lite0-whole, .*'vgg'"
+        UserError, match="extractor must be one of lite0, texture, squeezenet, patches, .*'vgg'"
     ):
         load_extractor("vgg")
 

@@ -17,12 +17,12 @@ from stepsampler.models import from_pipeline, load
 from stepsampler.support.captions import Caption
 from stepsearch.cli import main
 from stepsearch.compare.contenders import OnSchedule, OnStock
-from stepsearch.compare.harness import Clock, Harness, Metric
+from stepsearch.compare.harness import Clock, Harness
 from stepsearch.config import StudyConfig, load_config
 from stepsearch.engine.claim import claim_folder, claimed
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.distance import score
-from stepsearch.metrics.evaluator import Evaluator, additions_digest, model_digest
+from stepsearch.metrics.evaluator import Evaluator, Metric, additions_digest, model_digest
 from stepsearch.rehearsal.check import missing
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.rivals.placement import recall_or_place

