@@ -141,9 +141,7 @@ class Evaluator:
         parts += [f"frames {self.frames}"] if self.frames > 1 else []
         parts += [known.digest for known in self.model.statistics if config.by_statistics]
         # What a user should know, once; afterwards nobody is told of these prompts again.
-        self.notes = self.model.cuts(
-            [prompt.text for prompt in self.prompts], [self.negative_prompt]
-        )
+        self.notes = self.model.cuts([p.text for p in self.prompts], [self.negative_prompt])
         self.notes += [frames_note(self.frames)] if self.model.videos else []
         self.notes += self.judge.notes if self.judge else []
         self.notes += self.judge.clip.crops(size) if isinstance(self.judge, ClipAlignment) else []
