@@ -261,9 +261,7 @@ def load_rulers(
     """What the test of a study looks through and its search does not; a sentence for what is not
     to be had. No run fails for want of a ruler."""
     rulers, why = [], []
-    for name in options.rulers:
-        if name in each(options.extractor):
-            continue
+    for name in (name for name in options.rulers if name not in each(options.extractor)):
         try:
             extractor = load_extractor(name, device)
             known = load_reference(options.reference, extractor, size, cache, exif=options.exif)
