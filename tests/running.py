@@ -63,7 +63,11 @@ class ToyWorkers:
         self.target, self.aligned, self.broken = target, aligned, broken
         self.reference = Reference
         self.model = SimpleNamespace(
-            noise=SD, spec=SPEC, guidance="classifier-free", experts=SimpleNamespace(boundary=None)
+            noise=SD,
+            spec=SPEC,
+            guidance="classifier-free",
+            experts=SimpleNamespace(boundary=None),
+            statistics=(),
         )
         self.broken_from, self.images = broken_from, 0
 
