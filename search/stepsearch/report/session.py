@@ -18,7 +18,7 @@ from stepsearch.report.page import PAGE, write_page
 from stepsearch.report.pictures import write_pictures
 from stepsearch.report.progress import stages
 from stepsearch.report.sources import of_run
-from stepsearch.report.summary import table, verdict, write
+from stepsearch.report.summary import table, unseen_table, verdict, write
 
 
 def run_session(
@@ -67,6 +67,8 @@ def run_session(
             [*files, folder / "grid.png", folder / PAGE],
         )
     console.print(table(result, config))
+    if (unseen := unseen_table(result)) is not None:
+        console.print(unseen)
     console.print(
         "Too few images to claim anything (--quick)." if quick else verdict(result, config)
     )

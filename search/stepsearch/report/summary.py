@@ -25,13 +25,11 @@ def table(result: Result, config: StudyConfig) -> Table:
     metric = objective_name(evaluation, result.subject.reference, evaluation.test_images)
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
     parts = [part.name for part in result.subject.reference.parts]
-    unseen = result.unseen
-    heads = [*parts, *(f"{name}, unseen" for name in unseen)]
-    columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", *heads, "alignment")
+    columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", *parts, "alignment")
     for i, name in enumerate(columns):
         # of what does not fit, names wrap and numbers stay whole
         view.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
-    for i, row in enumerate(result.test):
+    for row in result.test:
         against = ""
         if result.found and row is not result.found:
             difference, se = row.score.minus(result.found.score)
@@ -43,10 +41,25 @@ def table(result: Result, config: StudyConfig) -> Table:
             f"{row.score.value:.3f} ± {row.score.se:.3f}",
             against,
             *(f"{part.value:.2f}" for part in _parts(result, row).values()),
-            *(f"{scores[i].value:.2f} ± {scores[i].se:.2f}" for scores in unseen.values()),
             _percent(row),
             style=None if row.candidate.kind in ("found", "front", "baseline") else "dim",
         )
+    return view
+
+
+def unseen_table(result: Result) -> Table | None:
+    """The same images under the rulers that the search did not see; None without any."""
+    if not result.unseen:
+        return None
+    view = Table(title="the same test images, by what the search did not see")
+    view.add_column("schedule", overflow="fold")
+    for name in result.unseen:
+        view.add_column(f"{name} ± se", justify="right", overflow="fold", no_wrap=True)
+    for i, row in enumerate(result.test):
+        values = (
+            f"{scores[i].value:.2f} ± {scores[i].se:.2f}" for scores in result.unseen.values()
+        )
+        view.add_row(row.candidate.name, *values)
     return view
 
 

@@ -1,9 +1,11 @@
 """Rulers that the search does not see: the test alone looks through them, and says it."""
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from running import AXES, SD, SPEC, ToyWorkers, settings
 from safetensors.numpy import load_file, save_file
 
@@ -61,8 +63,21 @@ def test_the_verdict_names_the_rulers_and_whom_they_prefer(ended):
         "fd_contrary, which the search did not see, disagrees: under it "
         f"{row.candidate.name} is first, by {ahead:.2f} ± {se:.2f}." in said
     )
-    headers = [column.header for column in summary.table(result, config).columns]
-    assert {"fd_like, unseen", "fd_contrary, unseen"} <= set(headers)
+
+
+def test_every_name_and_number_is_there_in_80_columns(ended):
+    result, config = ended
+    for view in (summary.table(result, config), summary.unseen_table(result)):
+        shown = {}
+        for width in (80, 200):
+            console = Console(width=width, file=io.StringIO())
+            console.print(view)
+            text = console.file.getvalue()
+            assert max(map(len, text.splitlines())) <= width
+            shown[width] = sorted("".join(c for c in text if c.isalnum()))
+        assert shown[80] == shown[200]
+    for name in result.unseen:
+        assert name in text
 
 
 def test_the_result_has_every_ruler_of_every_row_of_the_test(ended):
