@@ -37,7 +37,13 @@ def bench(monkeypatch):
 class Toy:
     """The distance grows with that of the last sigma from 0.1."""
 
-    model = SimpleNamespace(noise=SD, spec=SPEC, guidance="classifier-free")
+    model = SimpleNamespace(
+        noise=SD,
+        spec=SPEC,
+        guidance="classifier-free",
+        experts=SimpleNamespace(boundary=None),
+        statistics=(),
+    )
     reference = SimpleNamespace(search=Moments(np.zeros(2), np.eye(2), 100))
     identity = "toy"
 
