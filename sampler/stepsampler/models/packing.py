@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from stepsampler.models.base import LatentModel
 
@@ -26,17 +27,13 @@ class PackedModel(LatentModel):
 
 def pack(latents: Tensor) -> Tensor:
     """(n, channels, 2 h, 2 w) -> (n, h w, 4 channels)."""
-    n, channels, height, width = latents.shape
-    squares = latents.reshape(n, channels, height // 2, 2, width // 2, 2)
-    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def unpack(tokens: Tensor, like: Tensor) -> Tensor:
     """The inverse of `pack`, to latents of the height and width of `like`."""
-    n, _, channels = tokens.shape
-    height, width = like.shape[2:]
-    squares = tokens.reshape(n, height // 2, width // 2, channels // 4, 2, 2)
-    return squares.permute(0, 3, 1, 4, 2, 5).reshape(n, channels // 4, height, width)
+    height, width = (side // 2 for side in like.shape[2:])
+    return pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, height, width), 2)
 
 
 def places(latents: Tensor) -> Tensor:
