@@ -206,7 +206,7 @@ def estimate(args: Namespace) -> int:
     if args.ablation:
         for n in args.ablation_steps:
             studies = list(ablation(args, n).values())
-            total += bound(studies[0], STAGES[:-2])
+            total += bound(studies[0], ("rivals", "baselines", "teacher"))
             for config in studies:
                 total += args.seeds * (bound(config, own) + 2 * n * args.images_test)
         return total

@@ -1,7 +1,7 @@
 """The commands of `stepsearch` beside a run: placement, polish, front."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +9,13 @@ from stepsampler.cli.options import Device, Negative, with_model
 from stepsampler.errors import UserError
 from stepsampler.support.options import DEFAULTS, ModelOptions
 
+if TYPE_CHECKING:
+    from stepsearch.config import StudyConfig
+
 app = typer.Typer()
+# Options of a polish that are for runs, too
+POLISH = {"schedule", "out", "free", "levels", "iterations", "images", "check_every"}
+POLISH |= {"check_images", "cache", "device"}
 
 
 @app.command()
@@ -99,7 +105,14 @@ def amed(
 @app.command()
 @with_model
 def polish(
-    schedule: Annotated[Path, typer.Argument(help="Schedule (JSON), or the name of a preset.")],
+    context: typer.Context,
+    schedule: Annotated[
+        Path,
+        typer.Argument(
+            help="Schedule (JSON), the name of a preset, or a finished run: its schedule, with its "
+            "model and evaluation."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the better one.")],
     free: Annotated[
         str, typer.Option(help="Beside levels and guidance scales: gain, weights or none.")
@@ -122,35 +135,60 @@ def polish(
     check_every: Annotated[int, typer.Option(min=1, help="Gradient steps between checks.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 50,
     device: Device = "cpu",
-    cache: Annotated[Path, typer.Option(help="Keeps its state: a killed one goes on.")] = Path(
-        "runs/polish"
-    ),
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keeps its state: a killed one goes on. Of a run its own, or runs/polish."
+        ),
+    ] = None,
 ) -> None:
     """Make a schedule better by gradients of the metric itself; steps and guided ones stay."""
+    from stepsearch.config import ModelConfig, StudyConfig
+    from stepsearch.config.measuring import EvaluationConfig
+    from stepsearch.config.space import SpaceConfig
     from stepsearch.polish.command import write_polished
 
-    write_polished(
-        schedule,
-        out,
-        free,
-        levels,
-        model,
-        {
-            "extractor": extractor,
-            "reference": reference,
-            "prompts": prompts,
-            "negative_prompt": negative_prompt,
-            "batch_size": batch_size,
-        },
-        {
-            "iterations": iterations,
-            "images": images,
-            "check_every": check_every,
-            "check_images": check_images,
-        },
-        cache,
-        device,
-    )
+    if schedule.is_dir() or schedule.suffix == ".toml":
+        _refuse_beside_run(schedule, context)
+        config, schedule, own = _of_run(schedule)
+    else:
+        config = StudyConfig(
+            name="polish",
+            model=ModelConfig(**vars(model)),
+            space=SpaceConfig(num_steps=2, passes=4),  # says nothing here
+            evaluation=EvaluationConfig(
+                extractor=extractor,
+                reference=reference,
+                prompts=prompts,
+                negative_prompt=negative_prompt,
+                batch_size=batch_size,
+            ),
+        )
+        own = Path("runs/polish")
+    how = {
+        "iterations": iterations,
+        "images": images,
+        "check_every": check_every,
+        "check_images": check_images,
+    }
+    write_polished(schedule, out, free, levels, config, how, cache or own, device)
+
+
+def _of_run(run: Path) -> "tuple[StudyConfig, Path, Path]":
+    """The settings of a finished run, its schedule, and its cache."""
+    from stepsearch.engine.claim import BEST, claimed
+    from stepsearch.paths import find_runs
+
+    folder = find_runs(run, BEST)[0]
+    return claimed(folder), folder / BEST, folder / "cache"
+
+
+def _refuse_beside_run(run: Path, context: typer.Context) -> None:
+    """What a run has settled is not an option."""
+    for option in context.command.params:
+        source = option.name and context.get_parameter_source(option.name)
+        if source and source.name == "COMMANDLINE" and option.name not in POLISH:
+            raise UserError(f"{option.opts[0]} is for schedules: {run} is a run and has its own")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from stepsampler.schedule import BY_STATISTICS
 from stepsampler.support.options import ModelOptions
 from stepsearch.config.baselines import BaselinesConfig, TeacherConfig
 from stepsearch.config.measuring import EvaluationConfig, SearchConfig
-from stepsearch.config.parts import Section
+from stepsearch.config.parts import SEEDS, Section
 from stepsearch.config.space import SpaceConfig
 
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls unknown keys
@@ -58,6 +58,14 @@ class StudyConfig(Section):
     def _rungs_are_of_one_objective(self) -> "StudyConfig":
         if self.evaluation.rungs and self.search.both:
             raise ValueError("evaluation.rungs are for one objective, not for a front")
+        looked_at = self.search.polish_iterations * self.evaluation.images
+        if self.search.polish and looked_at > SEEDS:
+            raise ValueError(
+                f"search.polish_iterations times evaluation.images must be at most {SEEDS:,}, got "
+                f"{looked_at:,}"
+            )
+        if self.search.polish and self.evaluation.guidance_scales:
+            raise ValueError("search.polish is for schedules as they are, not over guidance_scales")
         if self.space.guidance == "off" and self.evaluation.guidance_scales:
             raise ValueError(
                 'evaluation.guidance_scales: there is no guidance to scale, space.guidance is "off"'

@@ -82,6 +82,8 @@ class SearchConfig(Section):
     # Both: a Pareto front of trials. Else alignment is a floor under the one objective.
     objectives: tuple[Literal["fd", "alignment"], ...] = ("fd",)
     alignment_drop: float = Field(0.01, ge=0, le=1)  # share that may be lost to the teacher's
+    polish: int = Field(0, ge=0)  # of the finalists, made better by gradients before the selection
+    polish_iterations: int = Field(6, ge=1)  # steps of each
 
     @property
     def both(self) -> bool:
@@ -102,4 +104,10 @@ class SearchConfig(Section):
             )
         if self.both and self.patience is not None:
             raise ValueError("patience is for one objective, not for a front")
+        if self.both and self.polish:
+            raise ValueError("polish is for one objective, not for a front")
+        if self.polish > self.finalists:
+            raise ValueError(
+                f"polish must be at most finalists = {self.finalists}, got {self.polish}"
+            )
         return self

@@ -29,6 +29,8 @@ FREE = {
     ("search", "trials"),
     ("search", "minutes"),
     ("search", "patience"),
+    ("search", "polish"),
+    ("search", "polish_iterations"),
     ("model", "kind"),
     ("evaluation", "rulers"),
 }

@@ -12,8 +12,9 @@ from stepsearch.engine.ladder import passes_spent
 from stepsearch.engine.result import Result
 from stepsearch.engine.stages.baselines import known_schedules, place_rivals, screen
 from stepsearch.engine.stages.held_out import test_chosen
+from stepsearch.engine.stages.polishing import polish_best
 from stepsearch.engine.stages.search import make_box, search
-from stepsearch.engine.stages.selection import finalists, select
+from stepsearch.engine.stages.selection import finalists, found, select
 from stepsearch.engine.stages.teacher import measure_teacher
 from stepsearch.engine.stages.tools import Report, Tools
 from stepsearch.engine.stopping import stopped
@@ -33,7 +34,14 @@ from stepsearch.rivals.baselines import Candidate
 from stepsearch.space.box import Params, SearchSpace
 from stepsearch.space.starts import first_points
 
-STAGES = ("rivals", "baselines", "teacher", "trials", "selection")  # what a search pays for
+STAGES = (
+    "rivals",
+    "baselines",
+    "teacher",
+    "trials",
+    "polish",
+    "selection",
+)  # what a search pays for
 Starts = Callable[[SearchSpace, list[Candidate]], list[tuple[Params, str]]]
 
 
@@ -78,13 +86,15 @@ def run_study(
     search(tools, folder, study, box, starts(box, screened.best), floor)
 
     chosen = finalists(usable(study), config.search, alignment_floor(folder), alignment)
-    selection, selected = select(tools, chosen, screened.best, teacher.measurement.aligned)
+    polished, turned = polish_best(tools, chosen)
+    entrants = [*map(found, chosen), *polished]
+    selection, selected = select(tools, entrants, screened.best, teacher.measurement.aligned)
     test, winner = test_chosen(tools, selection)
 
     ended = pruned(study)
     every = study.get_trials(deepcopy=False)  # failed ones cost as much
     searched = tools.versions * passes_spent(every, options)
-    passes = (placed.passes, screened.passes, taught + again, searched, selected)
+    passes = (placed.passes, screened.passes, taught + again, searched, turned, selected)
     return Result(
         subject,
         teacher,

@@ -28,13 +28,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stepsampler.errors import UserError, counted, note
+from stepsampler.errors import NotFiniteError, UserError, counted, note
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule, StatisticsSpec
 from stepsearch.config import StudyConfig
 from stepsearch.engine.study import work
 from stepsearch.metrics.evaluator import Evaluator, Measurement
 from stepsearch.metrics.reference import Reference
+from stepsearch.polish.descent import Polished, Settings, polish
+from stepsearch.polish.knobs import Knobs
+from stepsearch.polish.objective import check_gradients
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, wanted
 from stepsearch.rivals.placement import Placement, recall_or_place
 from stepsearch.space.check import check_box
@@ -190,6 +193,13 @@ class Workers:
 
         return self._ended(futures, named)
 
+    def polish(
+        self, schedules: Sequence[Schedule], settings: Settings
+    ) -> Iterator[tuple[int, Polished | str]]:
+        """(place, what gradients made of that schedule, or why there are none), in any order."""
+        futures = {k: self._submit(_polish, s.to_json(), settings) for k, s in enumerate(schedules)}
+        return self._ended(futures, "the polish of schedule {}".format)
+
     def search(self) -> list["Future[int]"]:
         """Start every worker on the folder's search; the futures hold their numbers of trials."""
         return [self._submit(_search) for _ in range(self.count)]
@@ -282,6 +292,8 @@ def _describe() -> Subject:
     model = evaluator.model
     check_box(_self.config.space, model)
     statistics = [found.spec for found in model.statistics]
+    if _self.config.search.polish:
+        check_gradients(evaluator)
     check_statistics(_self.config, model.guidance, statistics)
     return Subject(
         model.noise,
@@ -303,6 +315,13 @@ def _placement(name: str, num_steps: int, guidance_scale: float) -> Placement:
 
 def _measure(schedule: str, seeds: range) -> Measurement:
     return _self.load().measure(Schedule.from_json(schedule), seeds)
+
+
+def _polish(schedule: str, settings: Settings) -> Polished | str:
+    try:
+        return polish(_self.load(), Knobs(Schedule.from_json(schedule), "gain"), settings)
+    except (UserError, NotFiniteError) as error:
+        return str(error)
 
 
 def _images(schedule: str, seeds: range) -> NDArray[np.uint8]:

@@ -12,13 +12,10 @@ from rich.progress import Progress
 
 from stepsampler.errors import UserError
 from stepsampler.presets import open_schedule
-from stepsampler.support.options import ModelOptions
-from stepsearch.config import ModelConfig, StudyConfig
-from stepsearch.config.measuring import EvaluationConfig
+from stepsearch.config import StudyConfig
 from stepsearch.config.parts import SEEDS
-from stepsearch.config.space import SpaceConfig
 from stepsearch.metrics.evaluator import Evaluator, metric_name
-from stepsearch.polish.descent import Polished, Settings, most_passes, polish
+from stepsearch.polish.descent import Polished, Settings, polish
 from stepsearch.polish.knobs import Freedom, Knobs
 
 
@@ -27,15 +24,14 @@ def write_polished(
     out: Path,
     free: str,
     levels: bool,
-    model: ModelOptions,
-    evaluation: Mapping[str, Any],
+    config: StudyConfig,
     how: Mapping[str, int],
     cache: Path,
     device: str,
 ) -> None:
     """Say what it costs, polish with progress, and write the best checked point to `out`.
 
-    `evaluation` is that section of a study, `how` is `Settings`.
+    `config` says which model and what is measured, `how` is `Settings`.
 
     Raises:
         UserError: no such schedule, one that is not for the model or has nothing to turn, and what
@@ -54,12 +50,6 @@ def write_polished(
     start = knobs.start
     if not knobs.names:
         raise UserError(f"{source}: nothing of it is free: it has one unguided step; --free gain")
-    config = StudyConfig(
-        name="polish",
-        model=ModelConfig(**vars(model)),
-        space=SpaceConfig(num_steps=2, passes=4),  # says nothing here
-        evaluation=EvaluationConfig(**evaluation),
-    )
     evaluator = Evaluator(config, cache, device)
     evaluator.model.check(start)
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
@@ -67,7 +57,7 @@ def write_polished(
         console.print(note)
     console.print(
         f"{source}: {start.num_steps} steps, {start.passes} passes per image; {len(knobs.names)} "
-        f"numbers to turn, at most {most_passes(start, settings):,} network passes"
+        f"numbers to turn, at most {start.passes * settings.most_images:,} network passes"
     )
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("polishing", total=settings.iterations)

@@ -13,6 +13,7 @@ from torch import Tensor
 from stepsampler.errors import NotFiniteError
 from stepsampler.schedule import Schedule
 from stepsampler.support.checks import ScheduleError
+from stepsearch.config import StudyConfig
 from stepsearch.metrics.distance import frechet_distance
 from stepsearch.metrics.evaluator import SEARCH, SELECTION, Evaluator, seeds_of
 from stepsearch.paths import write_whole
@@ -38,6 +39,20 @@ class Settings:
         """Iterations before which it is checked; the start and the end are among them."""
         return [*range(0, self.iterations, self.check_every), self.iterations]
 
+    @property
+    def most_images(self) -> int:
+        """At most, each counted by what it costs beside one that is only made.
+
+        Forward 1, forward and backward 3, and 1 to see the effect of a level.
+        """
+        return 5 * self.iterations * self.images + len(self.checks) * self.check_images
+
+    @classmethod
+    def of_study(cls, config: StudyConfig) -> "Settings":
+        """As a study has its finalists polished."""
+        images, search = config.evaluation, config.search
+        return cls(search.polish_iterations, images.images, check_images=images.selection_images)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -58,12 +73,6 @@ class Polished:
     best: Check
     checks: list[Check]
     passes: int
-
-
-def most_passes(schedule: Schedule, settings: Settings) -> int:
-    """Network passes at most: forward 1, forward and backward 3, and 1 to see a level's effect."""
-    learning = settings.iterations * settings.images * 5
-    return schedule.passes * (learning + len(settings.checks) * settings.check_images)
 
 
 def polish(

@@ -57,19 +57,9 @@ class Objective:
     """
 
     def __init__(self, evaluator: Evaluator, penalty: float = PENALTY) -> None:
+        check_gradients(evaluator)
         self.evaluator, self.penalty = evaluator, penalty
-        model = evaluator.in_float32()
-        if not isinstance(model, LatentModel):
-            raise UserError(
-                f"a polish needs gradients of our own loop: a {type(model.pipeline).__name__} "
-                "samples itself"
-            )
-        if evaluator.frames > 1:
-            raise UserError(
-                "a polish sees the middle frame of a video: evaluation.video_frames must be 1, got "
-                f"{evaluator.frames}"
-            )
-        self.model = model
+        self.model: LatentModel = evaluator.in_float32()  # type: ignore[assignment]
         self.extractors = _live(evaluator.extractor)
         self.references = evaluator.reference.parts or (evaluator.reference,)
         judge = evaluator.judge
@@ -123,6 +113,25 @@ class Objective:
             penalty = self.penalty * (1 - share)
             pulls.append(torch.full_like(rest, -self.penalty / len(rest)))
         return value + penalty, float(np.exp(value)), share, torch.cat(pulls, 1)
+
+
+def check_gradients(evaluator: Evaluator) -> None:
+    """Refuse what no gradient flows through.
+
+    Raises:
+        UserError: an extractor without gradients, a pipeline that samples itself, frames of videos.
+    """
+    if not isinstance(evaluator.model, LatentModel):
+        raise UserError(
+            "a polish needs gradients of our own loop: a "
+            f"{type(evaluator.model.pipeline).__name__} samples itself"
+        )
+    if evaluator.frames > 1:
+        raise UserError(
+            "a polish sees the middle frame of a video: evaluation.video_frames must be 1, got "
+            f"{evaluator.frames}"
+        )
+    _live(evaluator.extractor)
 
 
 class _Batch:

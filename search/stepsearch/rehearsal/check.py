@@ -42,6 +42,7 @@ from stepsearch.metrics.pretrained import INCEPTION_FILE
 from stepsearch.metrics.protocol import PART
 from stepsearch.metrics.reference import BUNDLED_SIZE, is_bundled, refuse_for_several
 from stepsearch.paths import local_folder
+from stepsearch.polish.descent import Settings
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.report.progress import stages
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, kinds, wanted
@@ -321,7 +322,7 @@ def costs(config: StudyConfig) -> Costs:
         pictures += count
         before = n
     long = len(options.long_steps) * (len(options.guidance_scales) + 1) * len(options.gains)
-    finalists = config.search.finalists + options.test + 4
+    finalists = config.search.finalists + config.search.polish + options.test + 4
     tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
     trials = config.search.trials
     passes = {
@@ -336,6 +337,7 @@ def costs(config: StudyConfig) -> Costs:
         * 2
         * config.teacher.steps,
         "trials": trials * images.images * space.passes,
+        "polish": config.search.polish * Settings.of_study(config).most_images * space.passes,
         "selection": images.selection_images
         * (finalists * space.passes + 2 * long * max(options.long_steps, default=0)),
         "test": images.test_images

@@ -10,7 +10,7 @@ from stepsampler.grids import GRIDS, make_schedule
 from stepsearch.engine.stages.baselines import known_schedules, place_rivals, screen
 from stepsearch.engine.stages.held_out import test_chosen as chosen_on_test_seeds
 from stepsearch.engine.stages.search import make_box
-from stepsearch.engine.stages.selection import finalists, select
+from stepsearch.engine.stages.selection import finalists, found, select
 from stepsearch.engine.stages.teacher import measure_teacher
 from stepsearch.engine.stages.tools import Tools, is_guided
 from stepsearch.engine.tracking import NoTracking
@@ -88,7 +88,7 @@ def test_the_selection_ranks_and_the_test_exports_the_first(tmp_path):
     ]
     teacher, _ = measure_teacher(stage, SELECTION, 100)
     near = make_schedule("linspace", 3, SD, guidance_scale=2.0)
-    rows, passes = select(stage, [trial(7, 1.0, near)], best, teacher.measurement.aligned)
+    rows, passes = select(stage, [found(trial(7, 1.0, near))], best, teacher.measurement.aligned)
     assert [row.score.value for row in rows] == sorted(row.score.value for row in rows)
     assert {"found, trial 7", "far", "unguided"} <= {row.candidate.name for row in rows}
     assert passes == 100 * sum(row.candidate.schedule.passes for row in rows)

@@ -1,6 +1,8 @@
+import json
 import sys
 
 import pytest
+from running import settings
 
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
@@ -79,3 +81,23 @@ def test_no_such_schedule_or_one_for_another_model_is_refused(command, what, mes
     code, _, said = command[0](what)
     assert code == 2
     assert message in said
+
+
+def test_a_finished_run_has_its_own_model_and_evaluation(command, tmp_path):
+    run, start, out = command
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    config = settings().model_dump(mode="json")
+    config["evaluation"]["extractor"] = "lite0"
+    (folder / "study.json").write_text(json.dumps(config))
+    code, _, said = run(str(folder), *SHORT)
+    assert code == 2
+    assert "no finished run" in said
+    start.rename(folder / "best.json")
+    code, said, _ = run(str(folder), *SHORT)
+    assert code == 0
+    assert read(out).provenance["metric"] == "fd_lite0128_8"
+    assert (folder / "best.json").exists()
+    code, _, said = run(str(folder), *SHORT, "--extractor", "texture")
+    assert code == 2
+    assert f"--extractor is for schedules: {folder} is a run and has its own" in said

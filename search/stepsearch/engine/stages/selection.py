@@ -39,23 +39,25 @@ def finalists(
     return best + [others[round(place)] for place in places]
 
 
+def found(trial: FrozenTrial) -> Candidate:
+    return Candidate(
+        f"found, trial {trial.number}", schedule_of(trial), "found", trial=trial.number
+    )
+
+
 def select(
     tools: Tools,
-    trials: Sequence[FrozenTrial],
+    trials: Sequence[Candidate],
     best: Sequence[Candidate],
     teacher: NDArray[np.float32],
 ) -> tuple[list[Row[Candidate]], int]:
-    """Rows of the finalists, the best baselines and long ones on the selection seeds; passes.
+    """Rows of the found ones, the best baselines and long ones on the selection seeds; passes.
 
     Best first. Finalists that lose too much of the teacher's alignment, which `teacher` has for
     the first of these seeds, are left out, or only kept as members of the Pareto front.
     """
     config, subject = tools.config, tools.subject
-    entrants = [
-        Candidate(f"found, trial {t.number}", schedule_of(t), "found", trial=t.number)
-        for t in trials
-    ]
-    entrants = one_of_each_kind([*entrants, *best[: config.baselines.test + 2]], best)
+    entrants = one_of_each_kind([*trials, *best[: config.baselines.test + 2]], best)
     entrants += long_baselines(config, subject.noise, subject.spec, subject.guidance)
     seeds = seeds_of(SELECTION, config.evaluation.selection_images)
     rows, passes = tools.score(entrants, seeds, "selection")

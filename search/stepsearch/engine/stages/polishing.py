@@ -1,0 +1,43 @@
+"""Gradient steps on the best trials, which then stand in the selection beside what they were."""
+
+from collections.abc import Sequence
+
+from optuna.trial import FrozenTrial
+
+from stepsampler.errors import counted
+from stepsearch.engine.stages.selection import found
+from stepsearch.engine.stages.tools import Tools
+from stepsearch.polish.descent import Settings
+from stepsearch.rivals.baselines import Candidate
+
+
+def polish_best(tools: Tools, trials: Sequence[FrozenTrial]) -> tuple[list[Candidate], int]:
+    """The first of the finalists, made better where they can be, and the passes of that.
+
+    One that gradients cannot move, or that no check on selection seeds finds better, has none.
+    """
+    starts = [found(trial) for trial in trials[: tools.config.search.polish]]
+    if not starts:
+        return [], 0
+    settings = Settings.of_study(tools.config)
+    most = settings.most_images * sum(start.schedule.passes for start in starts)
+    cost = f"{counted(len(starts), 'schedule')}, at most {most:,} network passes"
+    tools.report("polish", 0, len(starts), cost)
+    better, spent = {}, 0
+    jobs = tools.workers.polish([start.schedule for start in starts], settings)
+    for done, (place, came) in enumerate(jobs, 1):
+        name = starts[place].name
+        if isinstance(came, str):
+            tools.report("polish", done, len(starts), f"{name}: {came}")
+            continue
+        spent += came.passes
+        first, best = came.checks[0].distance, came.best.distance
+        news = f"{name}: {first:.3f} -> {best:.3f} on selection seeds"
+        if came.best.iteration:
+            better[place] = Candidate(
+                f"{name}, polished", came.schedule, "found", trial=starts[place].trial
+            )
+        else:
+            news = f"{name}: no check was better and kept the alignment"
+        tools.report("polish", done, len(starts), news)
+    return [better[place] for place in sorted(better)], spent
