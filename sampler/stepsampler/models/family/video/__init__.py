@@ -1,1 +1,1 @@
-"""Families of videos whose latents are packed into tokens."""
+"""Families of videos: flows on latents of frames."""
