@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
+from types import MethodType
 from typing import Any
 
 import pipelines
@@ -16,6 +17,7 @@ from stepsampler.generate import generate, seeded_noise
 from stepsampler.grids import from_sigmas
 from stepsampler.models import from_pipeline
 from stepsampler.noise import is_flow
+from stepsampler.support.scales import ALONE
 
 SEEDS = [0, 1, 2]
 CLASSES = ["2", "tench", "999"]
@@ -30,6 +32,11 @@ def plain(w: float) -> dict[str, Any]:
 def true_cfg(w: float) -> dict[str, Any]:
     """Guidance needs a negative prompt there, be it an empty one."""
     return {"true_cfg_scale": w, "negative_prompt": [""] * len(SEEDS)}
+
+
+def alone(w: float) -> dict[str, Any]:
+    """Without the terms of guidance that a pipeline has beside by default."""
+    return {"guidance_scale": w, **ALONE["ltx2"]}
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,8 @@ STOCK = {
     "hunyuan-dit": Stock(),
     "kolors": Stock(),
     "ltx": Stock(),
+    "ltx2": Stock(alone),
+    "ltx2.3": Stock(alone),
     "lcm": Stock(doubles=False, negative=False),
 }
 FRAMES = 5  # of a video
@@ -157,33 +166,37 @@ def networks(pipeline):
 @contextmanager
 def unguide(name, pipeline, steps):
     """In these steps the network says without the prompt what it says under it."""
-    step, under, take_step = [0], [], pipeline.scheduler.step
+    step, under, scheduler = [0], [], pipeline.scheduler
 
-    def count(*args, **kwargs):
-        step[0] = (step[0] + 1) % len(pipeline.scheduler.timesteps)
-        under.clear()
-        return take_step(*args, **kwargs)
+    def count(self, *args, **kwargs):
+        if self is scheduler:  # and not a copy of it, for sound
+            step[0] = (step[0] + 1) % len(scheduler.timesteps)
+            under.clear()
+        return type(self).step(self, *args, **kwargs)
 
     def hook(_net, _args, output):
         if step[0] not in steps:
             return None
-        values = output[0]
-        if STOCK[name].alone or len(values) == len(SEEDS):  # two calls, under the prompt first
+        if STOCK[name].alone or len(output[0]) == len(SEEDS):  # two calls, under the prompt first
             under.append(output)
             return under[0]
+        if isinstance(output, tuple):
+            return tuple(map(both, output))
+        return type(output)(sample=both(output[0]))
+
+    def both(values):
         halves = values[: len(SEEDS)], values[len(SEEDS) :]
         cond = halves[0 if STOCK[name].cond_first else 1]
-        both = [*cond, *cond] if isinstance(cond, list) else torch.cat([cond, cond])
-        return (both,) if isinstance(output, tuple) else type(output)(sample=both)
+        return [*cond, *cond] if isinstance(cond, list) else torch.cat([cond, cond])
 
     handles = [net.register_forward_hook(hook) for net in networks(pipeline)]
-    pipeline.scheduler.step = count
+    scheduler.step = MethodType(count, scheduler)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        pipeline.scheduler.step = take_step
+        del scheduler.step
 
 
 @contextmanager

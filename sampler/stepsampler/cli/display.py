@@ -10,7 +10,7 @@ from stepsampler.cli.options import cost_of
 from stepsampler.schedule import PURE_NOISE, Schedule, Step
 from stepsampler.solvers import levels
 from stepsampler.support.files import replacing
-from stepsampler.support.scales import sentence
+from stepsampler.support.scales import ALONE, sentence
 
 
 def describe(plan: Schedule) -> str:
@@ -37,7 +37,8 @@ def describe(plan: Schedule) -> str:
             f"{_extras(step, step.sigma < (plan.boundary or 0.0))}".rstrip()
         )
     family, scales = plan.model.family if plan.model else None, _scales(plan)
-    told = sentence(family, plan.guidance, max(scales)) if scales else None
+    said = scales or family in ALONE  # which guides where w is 1, too
+    told = sentence(family, plan.guidance, max(scales, default=1.0)) if said else None
     lines += [f"guidance: {told}"] if told else []
     origin, note = _origin(plan.provenance), plan.provenance.get("note")
     lines += [_printable(origin)] if origin else []

@@ -85,6 +85,9 @@ def _remarks(run: "StockRun") -> list[str]:
             f"from step {run.projected} on the pipeline's guider projects a sum of all "
             "differences, with a scale of its own: that is no w"
         )
+    if run.beside:
+        named = ", ".join(f"{key} {value:g}" for key, value in run.beside)
+        found.append(f"by default it guides by more than w: {named}")
     return [f"note: {line}" for line in found]
 
 

@@ -21,7 +21,7 @@ from stepsampler.formats.common import Options, Reading, Sampler, Target, Text
 from stepsampler.formats.stock_flow import RANDOM, REPLACING, Shifting
 from stepsampler.noise import WELL_KNOWN, EDMSchedule, FlowSchedule, Noise, NoiseSchedule, noise_of
 from stepsampler.schedule import PURE_NOISE, Schedule, Step
-from stepsampler.support.scales import called, sentence
+from stepsampler.support.scales import ALONE, called, sentence
 
 EULER, DPM, FLOW = (
     "EulerDiscreteScheduler",
@@ -97,7 +97,7 @@ def export(schedule: Schedule, options: Options) -> Text:
     data = {
         "scheduler": name,
         "config": config,
-        "call": call,
+        "call": {**call, **ALONE.get(family or "", {})},
         name_of_scale: w - less,
     }
     told = sentence(family, schedule.guidance, w)
@@ -277,7 +277,11 @@ def read(text: str, target: Target) -> Reading:
         if bool(config.get(ZERO, zero)) != zero:
             raise UserError(f"{ZERO} is that of another model; name it with --model")
         known = ("scheduler", "config", "call", name_of_scale)
+        without = ALONE.get(family or "", {})
+        more = [key for key, value in without.items() if call.get(key, key) != value]
+        call = {key: value for key, value in call.items() if key not in without}
         lost = _unread(name, config, call) + _of_another_model(config, target)
+        lost += tuple(f"guidance beside w, by {key} of the call or by default" for key in more)
         lost += tuple(key for key in data if key not in known)
         if name == DPM:  # which makes whole numbers of them
             lost += tuple(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stepsampler.errors import UserError, is_out_of_memory
+from stepsampler.errors import UserError, is_out_of_memory, note
 from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
@@ -96,6 +96,8 @@ def open_model(options: ModelOptions, device: str = "cpu") -> Model:
         stock=options.stock,
         frames=options.frames,
     )
+    if pipeline.components.get("vocoder") is not None:
+        note(f"model {options.id!r} makes sound beside pictures, and it is not kept")
     if options.npnet is not None:
         model.take_npnet(options.npnet)
     if options.compile:

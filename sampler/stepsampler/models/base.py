@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,8 @@ from stepsampler.schedule import FreeU, Schedule
 from stepsampler.support.sizes import Size
 
 KEPT = 2**28  # bytes of encoded prompts
+# Beginnings of names of components, the last two of LTX-2
+NEEDED = ("text_encoder", "tokenizer", "unet", "transformer", "vae", "connectors", "audio_vae")
 
 
 class LatentModel(Shaped, Model):
@@ -85,8 +87,7 @@ class LatentModel(Shaped, Model):
 
     def _check_parts(self, pipeline: Any) -> None:
         for name, part in pipeline.components.items():
-            needed = name.startswith(("text_encoder", "tokenizer", "unet", "transformer", "vae"))
-            if part is None and needed and name not in self.optional:
+            if part is None and name.startswith(NEEDED) and name not in self.optional:
                 raise UserError(f"the {type(pipeline).__name__} has no {name}")
 
     def _read_scheduler(self, config: Any) -> None:
@@ -152,9 +153,9 @@ class LatentModel(Shaped, Model):
         """By `rule`, of outputs of the shape of latents; `rule` takes what the network gives."""
         return self.rule(uncond, cond, w)
 
-    def as_stock(self, noise: Tensor) -> Tensor:
-        """First noise (n, *shape) as the stock pipeline takes its `latents`."""
-        return noise
+    def as_stock(self, noise: Tensor) -> Mapping[str, Tensor]:
+        """First noise (n, *shape) as a call of the stock pipeline takes it, by options' names."""
+        return {"latents": noise}
 
     def compile(self) -> None:
         """Have torch compile `nets` at their next calls: a minute, then faster calls.

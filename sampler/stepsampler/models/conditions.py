@@ -31,7 +31,8 @@ def check_widths(net: Any, condition: Mapping[str, Tensor]) -> None:
     pooled = condition.get("text_embeds", condition.get("pooled_projections"))
     total = config.get("projection_class_embeddings_input_dim")  # with six numbers of sizes
     times = config.get("addition_time_embed_dim")
-    wanted = [(states, key, config.get(key)) for key in _WIDTHS if config.get(key)][:1]
+    keys = _WIDTHS[1:] if config.get("use_prompt_embeddings") is False else _WIDTHS
+    wanted = [(states, key, config.get(key)) for key in keys if config.get(key)][:1]
     wanted += [(pooled, "pooled_projection_dim", config.get("pooled_projection_dim"))]
     if total and times:
         wanted += [(pooled, "projection_class_embeddings_input_dim", total - 6 * times)]

@@ -30,7 +30,8 @@ from stepsampler.support.weights import EPSILON, V, is_weights_file, read_header
 
 BUNDLED = ("tiny", "tiny-second")  # the second: another seed, half the training
 # Parts of stock pipelines that are not sampled with
-NEEDLESS = ("safety_checker", "feature_extractor")
+NEEDLESS = ("safety_checker", "feature_extractor", "prompt_enhancer")
+NEEDLESS_IF_OPTIONAL = ("processor",)  # other pipelines read texts by it
 TEXTS = "cond_stage_model.transformer."  # CLIP of Stable Diffusion 1.x
 OLD_TEXTS = (f"{TEXTS}embeddings.", f"{TEXTS}encoder.")  # without text_model.
 # Whose configs a file of Stable Diffusion 2.x has: 512 pixels, or 768
@@ -97,11 +98,8 @@ def _read_folder(
             raise UserError(f"model {name!r} has no weights of the variant {variant}")
         for part, cls in classes.items():
             passed[part] = read_part(places[part], cls, Path(folder, part), dtype, variant)
-        own = _own_class(Path(folder))
-        said = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
-        for part in own._optional_components:  # or what a folder may lack is named as lacking
-            if not said.get(part, [None])[0]:
-                passed.setdefault(part, None)
+        own, absent = _own_class(Path(folder))
+        passed = absent | passed
         return own.from_pretrained(folder, dtype=dtype, use_safetensors=True, **passed)
     except BROKEN as error:
         asked = "" if variant is None else f" in the variant {variant}"
@@ -153,7 +151,9 @@ def read_outline(options: ModelOptions, folder: Path) -> Any:
                     passed[part] = cls(cls.config_class.from_pretrained(folder / part))
                 else:
                     passed[part] = cls.from_config(cls.load_config(folder / part))
-        pipeline = _own_class(folder).from_pretrained(folder, use_safetensors=True, **passed)
+        own, absent = _own_class(folder)
+        passed = absent | passed
+        pipeline = own.from_pretrained(folder, use_safetensors=True, **passed)
     except BROKEN as error:
         raise UserError(f"model {options.id!r} cannot be loaded: {reason(error)}") from error
     heed(pipeline, options)
@@ -210,12 +210,22 @@ def _check_class(name: str, cls: object) -> None:
     check_class(pipeline_class(f"model {name!r}: {PLAIN_INDEX}", cls))
 
 
-def _own_class(folder: Path) -> Any:
-    """That which the folder names: `DiffusionPipeline` itself would read components which a class
-    may lack, as Wan's networks, once more and take these, whatever it is passed.
+def _own_class(folder: Path) -> tuple[Any, dict[str, None]]:
+    """That which the folder names, and by name the components that it goes without.
+
+    `DiffusionPipeline` itself would read components which a class may lack, as Wan's networks, once
+    more and take these, whatever it is passed.
     """
-    index = folder / "model_index.json"
-    return pipeline_class(f"{index}", json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    index = folder / PLAIN_INDEX
+    said = json.loads(index.read_text(encoding="utf-8"))
+    own = pipeline_class(f"{index}", said["_class_name"])
+    needless = (
+        part
+        for part in own._optional_components
+        # or what a folder may lack is named as lacking
+        if part in NEEDLESS_IF_OPTIONAL or not said.get(part, [None])[0]
+    )
+    return own, dict.fromkeys(needless)
 
 
 def pipeline_class(place: str, name: object) -> Any:

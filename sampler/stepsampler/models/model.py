@@ -24,9 +24,9 @@ class Model(ABC):
 
     `net` is the U-Net or transformer, or the first of `nets`; `shape` that of one latent, or of one
     image where the pipeline samples, (channels, height, width); that of a video's latent is
-    (channels, frames, height, width). The pipeline stays on the devices where it is: offloading and
-    device maps are left to diffusers. `compiled` is true after `compile`, and where the network
-    came compiled.
+    (channels, frames, height, width), and (numbers,) where it has sound. The pipeline stays on the
+    devices where it is: offloading and device maps are left to diffusers. `compiled` is true after
+    `compile`, and where the network came compiled.
     """
 
     family: str
@@ -145,10 +145,10 @@ class Model(ABC):
 
     @property
     def networks(self) -> list[Any]:
-        """The U-Net or transformer, the VAE and the text encoders, as far as there are any."""
+        """The U-Net or transformer, the VAE and what reads texts, as far as there are any."""
         parts = self.pipeline.components
         nets = ("unet", "transformer", "transformer_2")
-        names = [*nets, "vae", *(n for n in parts if n.startswith("text_encoder"))]
+        names = [*nets, "vae", *(n for n in parts if n.startswith(("text_encoder", "connectors")))]
         return [parts[name] for name in names if parts.get(name) is not None]
 
     @cached_property

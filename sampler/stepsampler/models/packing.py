@@ -1,5 +1,7 @@
 """Latents as the tokens of a transformer: each is a square of 2 x 2 entries."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -21,8 +23,8 @@ class PackedModel(LatentModel):
     def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
         return unpack(super().combine(pack(uncond), pack(cond), w), cond)
 
-    def as_stock(self, noise: Tensor) -> Tensor:
-        return pack(noise)
+    def as_stock(self, noise: Tensor) -> Mapping[str, Tensor]:
+        return {"latents": pack(noise)}
 
 
 def pack(latents: Tensor) -> Tensor:

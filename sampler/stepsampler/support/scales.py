@@ -18,7 +18,19 @@ CALLED = {
     "qwen-image": Called("true_cfg_scale"),
 }
 PLAIN = Called("guidance_scale")
-
+# What a call must be told for guidance by w alone, where its defaults are more. None: the value
+# for pictures.
+ALONE: dict[str, dict[str, float | None]] = {
+    "ltx2": {
+        "stg_scale": 0.0,
+        "modality_scale": 1.0,
+        "guidance_rescale": 0.0,
+        "audio_guidance_scale": None,
+        "audio_stg_scale": None,
+        "audio_modality_scale": None,
+        "audio_guidance_rescale": None,
+    },
+}
 
 IN_A_GUIDER = ("hunyuan-image",)  # a component, while calls take no scale
 
@@ -43,6 +55,10 @@ def from_zero(packages: Collection[str]) -> bool:
 def sentence(family: str | None, guidance: str, w: float) -> str | None:
     """What a user must know to give our `w` to a pipeline; None where the number is the same."""
     name, less = called(family, guidance)
+    if family in ALONE:
+        numbers = {k: v if v is None else f"{v:g}" for k, v in ALONE[family].items()}
+        without = ", ".join(f"{key}={value}" for key, value in numbers.items())
+        return f"diffusers' pipeline guides by more than w, unless it is called with {without}"
     if less:
         return f"diffusers' pipeline calls it {name} = w - {less:g}: {w - less:g} for {w:g} here"
     if family in IN_A_GUIDER and name == PLAIN.name:

@@ -200,7 +200,7 @@ class OnStock:
         options: dict[str, Any] = {
             "num_inference_steps": self.steps,
             "generator": generators,
-            "latents": model.as_stock(noise).to(model.device, model.dtype),
+            **model.as_stock(noise.to(model.device, model.dtype)),
             "output_type": "pt",
         }
         if self.guidance_scale is not None:

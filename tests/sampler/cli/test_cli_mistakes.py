@@ -65,7 +65,7 @@ def test_a_preset_of_another_family_is_refused_before_a_progress_bar(
 @pytest.mark.parametrize("name", names())
 def test_presets_of_models_that_are_no_pipelines_are_marked(name):
     found = preset(name)
-    known = {*(cls.family for cls in families().values()), "ltx2"}
+    known = {cls.family for cls in families().values()}
     spec = found.schedule.model
     assert found.sampled == (spec is not None and spec.family in known)
 

@@ -28,7 +28,7 @@ def test_images_that_are_not_square_are_those_of_the_stock_pipeline(name):
     """The shift of its sigmas, its conditions and its places are of the real shape too."""
     n, pipeline = 3, prepare(name)
     width, height, size = WIDTH, HEIGHT, SIZE
-    if name in ("sana", "ltx"):  # pixels of which both sides are multiples: 32
+    if name in ("sana", "ltx", "ltx2", "ltx2.3"):  # pixels of which both sides are multiples: 32
         width, height, size = 64, 96, "64x96"
     if name in UNCONDITIONAL:  # the stock pipelines take it from there alone
         pipeline.unet.register_to_config(sample_size=[HEIGHT // 2, WIDTH // 2])

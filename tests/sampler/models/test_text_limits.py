@@ -10,7 +10,7 @@ from pipelines import FAMILIES
 from stepsampler.models import from_pipeline
 
 NAMES = ("z-image", "chroma", "qwen-image", "flux2-dev", "flux2-klein", "lumina2", "krea2")
-NAMES += ("hunyuan-image", "cogview4", "aura-flow", "hunyuan-dit", "kolors", "ltx")
+NAMES += ("hunyuan-image", "cogview4", "aura-flow", "hunyuan-dit", "kolors", "ltx", "ltx2")
 MOST = 1200  # letters; the miniatures' tokenizers make a token of each
 
 

@@ -12,7 +12,7 @@ from stepsampler import UserError
 from stepsampler.cli.stock import describe_run
 from stepsampler.models import from_pipeline
 from stepsampler.models.stock.run import run_stock
-from stepsampler.support.scales import called, sentence
+from stepsampler.support.scales import ALONE, called, sentence
 
 STEPS = 3
 TABLES = [  # schedulers with betas: those that keep sigmas, and those that do not
@@ -73,7 +73,9 @@ def test_every_family_is_told_what_the_real_call_tells_it(name):
     model = from_pipeline(again)
     guided = model.guidance != "distilled" and run.scale_name != "true_cfg_scale"
     doubles = families.STOCK[name].doubles and guided
-    assert run.passes == STEPS * (2 if doubles else 1)
+    more = 2 if run.beside else 0  # a perturbed one, and one without the other modality
+    assert run.passes == STEPS * (more + (2 if doubles else 1))
+    assert bool(run.beside) == (model.family in ALONE)
     assert run.distilled == (model.guidance == "distilled")
     if run.scale is not None:
         w = run.scale + run.less

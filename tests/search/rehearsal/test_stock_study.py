@@ -41,9 +41,10 @@ def test_the_tiny_model_is_of_the_studys_class_or_else_one_with_such_noise(tmp_p
                     kind_of(config)
 
 
-def test_a_dry_run_on_a_pipeline_that_samples_itself(tmp_path):
-    config = settings(model={"kind": "ltx"}, baselines={"presets": []})
-    assert dry_run(config, "ltx", tmp_path).trials == 3
+@pytest.mark.parametrize("kind", ["ltx", "ltx2"])
+def test_a_dry_run_on_a_pipeline_of_videos(kind, tmp_path):
+    config = settings(model={"kind": kind}, baselines={"presets": []})
+    assert dry_run(config, kind, tmp_path).trials == 3
 
 
 def test_a_study_of_a_modular_pipeline_rehearses_on_a_modular_one(tmp_path):

@@ -19,7 +19,7 @@ from stepsampler.models.texts import Limit, Reading, limits
 from stepsampler.noise import read_noise
 from stepsampler.schedule import Schedule
 from stepsampler.scheduler import StepScheduler, plan
-from stepsampler.support.scales import from_zero
+from stepsampler.support.scales import ALONE, from_zero
 from stepsampler.support.sizes import Size, sides
 
 FRAMES = ("num_frames", "video_length", "frames")  # how pipelines of videos call their number
@@ -205,6 +205,9 @@ class StockModel(Model):
         by = next((name for name in SCALES if name in self._inputs), None)
         if scale is not None and by:
             found[by] = scale
+        if scale == 1 and by:  # some guide otherwise all the same
+            without = ALONE.get(self.family, {})
+            found |= {name: value for name, value in without.items() if name in self._inputs}
         if any(negative_prompts) and "negative_prompt" not in self._inputs:
             raise UserError(f"a {self.name} takes no negative prompt")
         if any(negative_prompts) or by == SCALES[0]:  # that one is for nothing without

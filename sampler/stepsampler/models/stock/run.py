@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import isfinite, sqrt
+from types import MethodType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from stepsampler.models.loading import read_pipeline
 from stepsampler.models.stock.known import hush, networks, packages, read_inputs
 from stepsampler.noise import Noise, is_flow, read_noise
 from stepsampler.support.options import ModelOptions
-from stepsampler.support.scales import Called, called, from_zero
+from stepsampler.support.scales import ALONE, Called, called, from_zero
 from stepsampler.support.sizes import Size, sides
 
 TIMES = ("timestep", "timesteps", "t")
@@ -47,7 +48,8 @@ class StockStep:
 class StockRun:
     """All steps of an image; `scale` is the pipeline's own number, None where it has none.
 
-    From step `projected` on, where there is one, its guider guides by another rule.
+    From step `projected` on, where there is one, its guider guides by another rule. `beside` are
+    defaults of its call by which it guides beside w, and their values.
     """
 
     pipeline: str
@@ -60,6 +62,7 @@ class StockRun:
     distilled: bool
     steps: tuple[StockStep, ...]
     projected: int | None = None
+    beside: tuple[tuple[str, Any], ...] = ()
 
     @property
     def passes(self) -> int:
@@ -176,7 +179,14 @@ def _run(pipeline: Any, steps: int, size: Size | None) -> StockRun:
             for i, (at, told, rows) in enumerate(taken)
         ),
         None if after is None or distilled or after + 1 >= len(taken) else after + 1,
+        _beside(name, inputs),
     )
+
+
+def _beside(name: str, inputs: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    known = families().get(name)
+    without = ALONE.get(known.family, {}) if known else {}
+    return tuple((key, inputs[key]) for key, value in without.items() if inputs[key] != value)
 
 
 def _scale(pipeline: Any, distilled: bool) -> Called:
@@ -241,7 +251,9 @@ def _answering(network: Any, calls: list[tuple[float, int]]) -> Iterator[None]:
         shape = list(x.shape)
         if x.ndim == 4 and wide:
             shape[1] = wide
-        return _Answer([x.new_zeros(shape)])
+        sound = options.get("audio_hidden_states")
+        more = [] if sound is None else [torch.zeros_like(sound)]
+        return _Answer([x.new_zeros(shape), *more])
 
     network.forward = answer
     try:
@@ -254,16 +266,17 @@ def _answering(network: Any, calls: list[tuple[float, int]]) -> Iterator[None]:
 def _counting(
     scheduler: Any, calls: list[tuple[float, int]], taken: list[tuple[float, float, int]]
 ) -> Iterator[None]:
-    step: Callable[..., Any] = scheduler.step
+    step: Callable[..., Any] = type(scheduler).step
 
     @functools.wraps(step)
-    def counted(output: Any, timestep: Any, *args: Any, **options: Any) -> Any:
-        told = calls[0][0] if calls else float("nan")
-        taken.append((float(timestep), told, sum(rows for _, rows in calls)))
-        calls.clear()
-        return step(output, timestep, *args, **options)
+    def counted(self: Any, output: Any, timestep: Any, *args: Any, **options: Any) -> Any:
+        if self is scheduler:  # and not a copy, as LTX-2 has one for sound
+            told = calls[0][0] if calls else float("nan")
+            taken.append((float(timestep), told, sum(rows for _, rows in calls)))
+            calls.clear()
+        return step(self, output, timestep, *args, **options)
 
-    scheduler.step = counted
+    scheduler.step = MethodType(counted, scheduler)
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ from stepsearch.rehearsal.miniatures.unets import (
     sdxl,
     stable_diffusion,
 )
-from stepsearch.rehearsal.miniatures.videos import VIDEOS, ltx, wan
+from stepsearch.rehearsal.miniatures.videos import VIDEOS, ltx, ltx2, wan
 
 __all__ = [
     "BETAS",
@@ -62,6 +62,7 @@ __all__ = [
     "krea2",
     "lcm",
     "ltx",
+    "ltx2",
     "lumina2",
     "pixart_alpha",
     "pixart_sigma",
@@ -103,7 +104,10 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "hunyuan-dit": hunyuan_dit,
     "kolors": kolors,
     "ltx": ltx,
+    "ltx2": ltx2,
+    "ltx2.3": functools.partial(ltx2, True),
     "lcm": lcm,
 }
 EVERY = FAMILIES | STOCK | VIDEOS
-MOVING = frozenset({*VIDEOS, "ltx", "wan", "wan-2.2", "wan-2.2-5b"})  # which make videos
+# which make videos
+MOVING = frozenset({*VIDEOS, "ltx", "ltx2", "ltx2.3", "wan", "wan-2.2", "wan-2.2-5b"})

@@ -209,6 +209,26 @@ def gemma(tokenizer: Any, layers: int = 1) -> Any:
     )
 
 
+def gemma3(tokenizer: Any, width: int = 16, layers: int = 2) -> Any:
+    """With eyes, as `qwen25_vl`."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    )
+
+
 def chatglm() -> tuple[Any, Any]:
     """Tokenizer and encoder of Kolors, which are classes of diffusers'."""
     from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from stepsearch.rehearsal.miniatures.parts import autoencoder, fresh, spread
 from stepsearch.rehearsal.miniatures.stock import flow, umt5
-from stepsearch.rehearsal.miniatures.texts import t5_encoder, t5_tokenizer
+from stepsearch.rehearsal.miniatures.texts import gemma3, gemma_tokenizer, t5_encoder, t5_tokenizer
 
 
 @fresh
@@ -42,6 +44,91 @@ def ltx() -> Any:
     )
     scheduler = flow(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1)
     return LTXPipeline(scheduler, vae, t5_encoder(tokenizer), tokenizer, transformer)
+
+
+@fresh
+def ltx2(newer: bool = False) -> Any:
+    """LTX-2, or 2.3, whose connectors make texts as wide as the network; both are of sound too."""
+    from diffusers import (
+        AutoencoderKLLTX2Audio,
+        AutoencoderKLLTX2Video,
+        LTX2Pipeline,
+        LTX2VideoTransformer3DModel,
+    )
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+
+    tokenizer, texts, wide, narrow = gemma_tokenizer(), 16, 32, 16
+    transformer = LTX2VideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=wide // 2,
+        cross_attention_dim=wide,
+        vae_scale_factors=(4, 4, 4),
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=narrow // 2,
+        audio_cross_attention_dim=narrow,
+        num_layers=2,
+        caption_channels=texts,
+        rope_type="split",
+        gated_attn=newer,
+        audio_gated_attn=newer,
+        cross_attn_mod=newer,
+        audio_cross_attn_mod=newer,
+        perturbed_attn=newer,
+        use_prompt_embeddings=not newer,
+    )
+    connectors = LTX2TextConnectors(
+        caption_channels=texts,
+        text_proj_in_factor=3,
+        video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=(wide if newer else texts) // 2,
+        video_connector_num_layers=1,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=(narrow if newer else texts) // 2,
+        audio_connector_num_layers=1,
+        rope_type="split",
+        per_modality_projections=newer,
+        video_hidden_dim=wide,
+        audio_hidden_dim=narrow,
+        proj_bias=newer,
+    )
+    spread(transformer, gain=3.0)
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=(8, 8),
+        down_block_types=("LTX2VideoDownBlock3D",) * 2,
+        decoder_block_out_channels=(8, 8),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, True),
+        decoder_spatio_temporal_scaling=(True, True),
+        decoder_inject_noise=(False, False, False),
+        downsample_type=("spatiotemporal",) * 2,
+        upsample_type=("spatiotemporal",) * 2,
+        upsample_residual=(False, False),
+        upsample_factor=(1, 1),
+        patch_size=1,
+    )
+    sound = AutoencoderKLLTX2Audio(
+        base_channels=4, ch_mult=(1,), num_res_blocks=1, latent_channels=2, mel_bins=8
+    )
+    for mean, std in ((vae.latents_mean, vae.latents_std), (sound.latents_mean, sound.latents_std)):
+        torch.nn.init.normal_(mean)
+        torch.nn.init.uniform_(std, 0.5, 2.0)
+    vocoder = LTX2Vocoder(
+        in_channels=16,
+        hidden_channels=32,
+        upsample_kernel_sizes=[4, 4],
+        upsample_factors=[2, 2],
+        resnet_kernel_sizes=[3],
+        resnet_dilations=[[1, 3, 5]],
+    )
+    scheduler = flow(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1)
+    encoder = gemma3(tokenizer, texts)
+    return LTX2Pipeline(scheduler, vae, sound, encoder, tokenizer, connectors, transformer, vocoder)
 
 
 @fresh

@@ -4,6 +4,7 @@ The stock pipeline's `guidance_scale` is w. Its shift depends on the number of t
 and frames. A VAE that is told a time is told 0, that pipeline's default.
 """
 
+from collections.abc import Mapping
 from inspect import signature
 from math import lcm
 from typing import Any
@@ -64,14 +65,19 @@ class LTX(LatentModel):
         )
         return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
-    def as_stock(self, noise: Tensor) -> Tensor:
-        return noise.flatten(2).transpose(1, 2)
+    @property
+    def _rate(self) -> float:
+        """Frames a second."""
+        return float(self._default["frame_rate"].default)
+
+    def as_stock(self, noise: Tensor) -> Mapping[str, Tensor]:
+        return {"latents": tokens(noise)}
 
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         frames, height, width = x.shape[2:]
-        seconds = self.pipeline.vae_temporal_compression_ratio / self._default["frame_rate"].default
+        seconds = self.pipeline.vae_temporal_compression_ratio / self._rate
         output = self.net(
-            self.as_stock(x),
+            tokens(x),
             timestep=at,
             num_frames=frames,
             height=height,
@@ -100,3 +106,8 @@ class LTX(LatentModel):
         plain = plain.to(get_module_execution_device(vae))
         told = torch.zeros_like(plain[:, 0, 0, 0, 0]) if vae.config.timestep_conditioning else None
         return vae.decode(plain, told, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+def tokens(latents: Tensor) -> Tensor:
+    """Latents (n, channels, frames, height, width) as (n, places, channels)."""
+    return latents.flatten(2).transpose(1, 2)
