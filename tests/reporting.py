@@ -1,7 +1,7 @@
 """Toy runs with pages to make of them."""
 
 import torch
-from running import run, settings
+from running import ToyWorkers, run, settings
 from typer.testing import CliRunner
 
 from stepsearch.cli.app import app
@@ -42,6 +42,25 @@ def pictures(folder, prompts, side=32, rows=ROWS, seed=0):
         for name in rows
     ]
     save_each(each, folder, seeds, prompts)
+
+
+def session_of(folder, monkeypatch, show="all"):
+    """What `stepsearch run` does, on a toy."""
+    from stepsearch.report import session
+
+    class Pooled(ToyWorkers):
+        def __init__(self, config, folder, devices, say, storage):
+            super().__init__(config, folder)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(session, "Workers", Pooled)
+    monkeypatch.setattr(session, "write_pictures", lambda *_: None)
+    session.run_session(small(), folder, ["cpu"], "none", False, show=show)
 
 
 def begun(folder):

@@ -61,6 +61,12 @@ def find_runs(given: Path, needed: str) -> list[Path]:
     return whole
 
 
+def runs_here(needed: str) -> list[Path]:
+    """The folders in `runs/` that hold the file `needed`, the newest first."""
+    files = sorted(RUNS.glob(f"*/{needed}"), key=lambda f: f.stat().st_mtime, reverse=True)
+    return [file.parent for file in files]
+
+
 def _name(study: Path) -> str | None:
     """Of the study whose settings a file holds."""
     try:

@@ -19,10 +19,11 @@ README = ROOT / "README.md"
 EVERY = [README, ROOT / "CONTRIBUTING.md", *PAGES]
 INDEX = DOCS / "README.md"
 TESTS = ROOT / "tests"
-PROGRAMS = {
-    name: typer.main.get_command(program).commands
+GROUPS = {
+    name: typer.main.get_command(program)
     for name, program in {"stepsample": app, "stepsearch": search_app}.items()
 }
+PROGRAMS = {name: group.commands for name, group in GROUPS.items()}
 PREFIXES = (
     "seed-",
     "lcm-sd-",
@@ -38,7 +39,10 @@ PREFIXES = (
 
 
 def options(program, word):
-    """Of the command `word`; where there is none, of the one that is meant without a name."""
+    """Of the command `word`; where there is none, of the one that is meant without a name; of an
+    option, of the program itself."""
+    if word.startswith("-"):
+        return {o for p in GROUPS[program].params for o in p.opts}
     command = PROGRAMS[program].get(word) or PROGRAMS[program]["generate"]
     return {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
 

@@ -6,6 +6,7 @@ import pytest
 from stepsampler import UserError
 from stepsearch.cli.running import QUICK
 from stepsearch.config import load_config
+from stepsearch.config.places import given_values
 from stepsearch.metrics.evaluator import FRONT, SEARCH, SELECTION, TEST
 
 MINIMAL = "[space]\nnum_steps = 5\npasses = 10\n"
@@ -141,6 +142,38 @@ def test_mistakes_are_named(tmp_path, text, message):
         load_config(written(tmp_path, text))
     assert "x.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("# a study\n\n" + MINIMAL + "num_stps = 3\n", 6),
+        (MINIMAL + "\n[ search ] # how\n\ntrials = 0\n", 7),
+        (MINIMAL + "search.trials = 'many'\n", 4),
+        (MINIMAL + "gain = [0.7, 1.1]\n", 4),
+        (MINIMAL + "[evaluation]\nimages = 250\n'rungs' = [\n60,\n125]\n", 6),
+        ("[model]\nid = 'tiny'\n", None),  # there is no line of what is missing
+    ],
+)
+def test_a_mistake_is_named_with_its_line(tmp_path, text, line):
+    with pytest.raises(UserError) as caught:
+        load_config(written(tmp_path, text))
+    known = re.search(r"x\.toml, line (\d+): ", str(caught.value))
+    assert (known and int(known[1])) == line
+
+
+def test_settings_of_the_command_line_replace_those_of_the_file(tmp_path):
+    given = given_values(["search.trials=7", "model.id = tiny-second", "space.gain=[0.9, 1.1]"])
+    config = load_config(written(tmp_path, MINIMAL + "[search]\ntrials = 9\nseed = 3\n"), given)
+    assert (config.search.trials, config.search.seed) == (7, 3)
+    assert (config.model.id, config.space.gain) == ("tiny-second", (0.9, 1.1))
+    for setting, sentence in {
+        "search.trails=7": "^--set: unknown key 'search.trails'; did you mean 'trials'",
+        "search.trials=0": "^--set: search.trials: .* got 0",
+        "trials=7": "--set must be section.key=value, got 'trials=7'",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            load_config(written(tmp_path, MINIMAL), given_values([setting]))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,40 @@ def test_front_and_status_take_a_study_file_of_such_a_run(here):
     assert "runs/x-seed1/study.json: another version" in str(error)
 
 
+def test_the_command_that_goes_on_has_all_that_was_given_but_no_password(here, monkeypatch):
+    def session(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stepsearch.report.session.run_session", session)
+    (here / "x y.toml").write_text("[space]\nnum_steps = 3\npasses = 6\n")
+    given = ["--set", "search.trials=9", "--set", "teacher.steps=20", "--quick"]
+    said = invoke(app, ["run", "x y.toml", *given, "--storage", "mysql://me:secret@host/db"])
+    goes_on = said.output.splitlines()[-1]
+    assert "stepsearch run 'x y.toml'" in goes_on
+    assert "--set search.trials=9 --set teacher.steps=20" in goes_on
+    assert "--quick" in goes_on
+    assert "secret" not in goes_on
+
+
+@pytest.mark.parametrize("words", [["status"], ["report"], ["export"]])
+def test_without_a_name_the_runs_that_exist_are_offered(here, words):
+    with pytest.raises(UserError, match="no run in runs/ here; `stepsearch run STUDY` starts one"):
+        invoke(app, words, catch_exceptions=False)
+    for name in ("a", "b"):
+        a_run(here, name)
+    with pytest.raises(UserError, match=r"which run\? Name one of them: runs/[ab], r"):
+        invoke(app, words, catch_exceptions=False)
+
+
+def test_the_only_run_is_meant_and_nothing_is_written_over(here):
+    a_run(here, "a")
+    said = invoke(app, ["export"])
+    assert said.stderr.splitlines()[0] == "note: of runs/a, the only run here"
+    assert load(here / "best.json") == load(here / "runs" / "a" / "best.json")
+    with pytest.raises(UserError, match=r"best\.json is here already: -o says where"):
+        invoke(app, ["export"], catch_exceptions=False)
+
+
 def test_a_folder_is_itself_and_one_named_like_a_study_file_too(here):
     a_run(here, "v1.toml")
     assert find_runs(here / "runs" / "v1.toml", "best.json") == [here / "runs" / "v1.toml"]
@@ -83,5 +117,7 @@ def test_ctrl_c_is_one_sentence_and_130(here, monkeypatch):
     (here / "x.toml").write_text("[space]\nnum_steps = 3\npasses = 6\n")
     said = invoke(app, ["run", "x.toml", "--seed", "1"])
     assert said.exit_code == 130
-    assert said.output == "stopped; runs/x-seed1 keeps what is done, the same command goes on\n"
+    first, goes_on = said.output.splitlines()
+    assert first == "stopped; runs/x-seed1 keeps what is done. This goes on:"
+    assert goes_on == "  stepsearch run x.toml --seed 1"
     assert not (here / "runs" / "x-seed1" / "alive" / "run").is_symlink()

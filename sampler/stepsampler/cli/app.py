@@ -46,7 +46,6 @@ class _GenerateByDefault(TyperGroup):
 app = typer.Typer(
     cls=_GenerateByDefault,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Make images with a few-step schedule: stepsample best.json --prompt … -o out/",
 )

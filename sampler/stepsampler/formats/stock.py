@@ -106,7 +106,7 @@ def export(schedule: Schedule, options: Options) -> Text:
 
 def _step_scheduler(schedule: Schedule) -> Text:
     """Rows and betas, or a flow; guidance and Free-U of each step are `guided`'s."""
-    from stepsampler.scheduler import StepScheduler
+    from stepsampler.scheduler import StepScheduler, plan
 
     config: dict[str, Any] = {"prediction_type": "flow_prediction"}
     if not schedule.flow:
@@ -122,7 +122,9 @@ def _step_scheduler(schedule: Schedule) -> Text:
             )
         else:
             config = {**_betas(noise), "prediction_type": kind, **_zero(schedule)}
-    text = StepScheduler(**config, schedule=schedule).to_json_string()
+    # its rows, not the schedule: what these cannot hold is said by us, not once more by diffusers
+    rows = plan(schedule, StepScheduler(**config).config)
+    text = StepScheduler(**config, schedule=rows).to_json_string()
     lost = [] if common.one_guidance(schedule) else ["guidance per step"]
     if any(step.free_u for step in schedule.steps):
         lost.append("Free-U per step")

@@ -11,8 +11,8 @@ from stepsearch.config import StudyConfig
 from stepsearch.engine.ladder import infeasible, passes_spent
 from stepsearch.engine.result import Result
 from stepsearch.engine.run import STAGES, Starts
+from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.study import finished, open_study, schedule_of
-from stepsearch.rehearsal.check import costs
 from stepsearch.rivals.baselines import Candidate
 from stepsearch.space.box import Params, SearchSpace
 

@@ -8,6 +8,7 @@ import typer
 from stepsampler.cli.options import Device, Negative, with_model
 from stepsampler.errors import UserError
 from stepsampler.support.options import DEFAULTS, ModelOptions
+from stepsearch.cli.options import AsJson
 
 if TYPE_CHECKING:
     from stepsearch.config import StudyConfig
@@ -249,15 +250,18 @@ def front(
     runs: Annotated[
         list[Path], typer.Argument(help="Finished runs: their folders or study files.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder.")] = Path("front"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder, or one page of it all (.html).")
+    ] = Path("front"),
     images: Annotated[
         int | None,
         typer.Option(min=8, help="Score all again, on so many fresh seeds, like the first run."),
     ] = None,
     device: Annotated[str, typer.Option(help="Of --images: cpu, cuda:0, …")] = "cpu",
+    json: AsJson = False,
 ) -> None:
-    """The best schedule for each number of passes: a chart, a table and a file each."""
-    from stepsearch.compare.front import make_front
+    """The best schedule for each number of passes: a chart, a table and a file each; or a page."""
+    from stepsearch.report.command import run_front
 
-    if not make_front(runs, out, images, device):
+    if not run_front(runs, out, images, device, json):
         raise typer.Exit(1)  # some are left out, and named above

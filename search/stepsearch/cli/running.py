@@ -1,33 +1,26 @@
-"""The commands of `stepsearch` about one run: run, check, worker, status, export."""
+"""The commands of `stepsearch` that start something: run, check, worker."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stepsampler.errors import UserError, counted
-from stepsearch.paths import RUNS, find_runs
+from stepsearch.cli.options import (
+    AsJson,
+    RunFolder,
+    Settings,
+    Storage,
+    StudyFile,
+    interruptible,
+    which_run,
+)
+from stepsearch.paths import RUNS
 
 app = typer.Typer()
-
-StudyFile = Annotated[Path, typer.Argument(help="Study file, such as studies/tiny-3-steps.toml.")]
-RunFolder = Annotated[
-    Path | None, typer.Option("--run", help="Folder of the run; default runs/<study>.")
-]
 RunOf = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="Folder of the run, such as runs/x, or its study file."),
-]
-
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        envvar="STEPSEARCH_STORAGE",
-        help="Trials in postgresql://…, mysql://… or grpc://host:port, for several machines.",
-    ),
 ]
 
 # What `--quick` changes: enough to pass through every stage, far too little to conclude anything.
@@ -52,6 +45,7 @@ QUICK: dict[str, dict[str, Any]] = {
 
 @app.command()
 def run(
+    ctx: typer.Context,
     study: StudyFile,
     run_folder: RunFolder = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on the CPU.")] = None,
@@ -66,36 +60,33 @@ def run(
     ] = "local",
     quick: Annotated[bool, typer.Option(help="A minute or two; claims nothing.")] = False,
     storage: Storage = None,
+    settings: Settings = None,
+    quiet: Annotated[bool, typer.Option(help="Nothing but the file of the schedule.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Search, select, test and export. Resumes if the run was cut off."""
     from stepsearch.config import load_config
+    from stepsearch.config.places import given_values, joined
 
     overrides = QUICK if quick else {}
     origin = None if start_from is None else str(start_from)
     given = {"trials": trials, "seed": seed, "start_from": origin}
     chosen = {key: value for key, value in given.items() if value is not None}
-    config = load_config(study, {**overrides, "search": {**overrides.get("search", {}), **chosen}})
+    config = load_config(study, joined(overrides, given_values(settings or ()), {"search": chosen}))
     variant = ("-quick" if quick else "") + ("" if seed is None else f"-seed{seed}")
     folder = run_folder or RUNS / (config.name + variant)
     devices, store = _devices(workers, gpus), _store(tracking)
 
-    from stepsearch.engine.claim import remember_storage
-    from stepsearch.engine.store.locks import only_run
-    from stepsearch.report.session import run_session  # torch and optuna load here, not for --help
+    with interruptible(ctx, folder):
+        # torch and optuna load here, not for --help
+        from stepsearch.engine.claim import remember_storage
+        from stepsearch.engine.store.locks import only_run
+        from stepsearch.report.session import run_session
 
-    with _interruptible(folder), only_run(folder):
-        remember_storage(folder, storage)
-        run_session(config, folder, devices, store, quick, storage)
-
-
-@contextmanager
-def _interruptible(folder: Path) -> Iterator[None]:
-    """One sentence and exit code 130 for Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(f"stopped; {folder} keeps what is done, the same command goes on", err=True)
-        raise typer.Exit(130) from None
+        with only_run(folder):
+            remember_storage(folder, storage)
+            show: Any = "json" if json else "result" if quiet else "all"
+            run_session(config, folder, devices, store, quick, storage, show)
 
 
 @app.command()
@@ -110,16 +101,29 @@ def check(
     dry_run: Annotated[
         bool, typer.Option(help="Go through all stages with a tiny random model.")
     ] = True,
+    settings: Settings = None,
+    json: AsJson = False,
 ) -> None:
     """Say what a study lacks and costs, and dry-run it; exit with 2 if anything is missing."""
+    from stepsearch.config import load_config
+    from stepsearch.config.places import given_values
+
+    config = load_config(study, given_values(settings or ()))
+
     from stepsearch.rehearsal.check import run_check
 
-    if not run_check(study, seconds_per_pass, measure, dry_run):
+    found = run_check(config, study, seconds_per_pass, measure, dry_run, silent=json)
+    if json:
+        from stepsearch.report.plain import print_json
+
+        print_json(found)
+    if found["missing"]:
         raise typer.Exit(2)
 
 
 @app.command()
 def worker(
+    ctx: typer.Context,
     run_: RunOf,
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
     storage: Storage = None,
@@ -132,14 +136,14 @@ def worker(
     from stepsearch.engine.study import work
 
     if storage is None:
-        folder = run_folder or find_runs(run_, "study.json")[0]
+        folder = run_folder or which_run(run_, "study.json")
         config = claimed(folder)
     elif run_.suffix == ".toml" and run_.is_file():
         config = load_config(run_)
         folder = run_folder or RUNS / config.name
     else:
         folder, config = run_, claimed(run_)
-    with _interruptible(folder):
+    with interruptible(ctx, folder):
         if storage is not None:
             from stepsearch.engine.join import join
 
@@ -152,78 +156,6 @@ def worker(
         # a word that no worker of another machine or container has: process numbers are not
         number = int(this_process()[3], 16)
         typer.echo(counted(work(folder, config, evaluator, number, storage), "trial"))
-
-
-@app.command()
-def export(
-    study: StudyFile,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the schedule.")],
-    run_folder: RunFolder = None,
-) -> None:
-    """Write the schedule with which the study's run ended."""
-    from stepsampler.schedule import load
-
-    folder, *others = find_runs(run_folder or study, "best.json")
-    schedule = load(folder / "best.json")
-    schedule.save(out)
-    source = schedule.provenance.get("source", "")
-    size = f"{counted(schedule.num_steps, 'step')}, {counted(schedule.passes, 'pass')}"
-    typer.echo(f"{out}: {size} ({source}), from {folder}")
-    for doubt in _doubts(folder, study):
-        typer.echo(f"  {doubt}", err=True)
-    if others:
-        typer.echo(f"  there are also {', '.join(map(str, others))}: --run chooses")
-
-
-def _doubts(folder: Path, study: Path) -> list[str]:
-    """Why the schedule of a run's folder may not be the one that its user means."""
-    if not (folder / "study.json").exists():
-        return []
-    from stepsearch.config import load_config
-    from stepsearch.engine.claim import claimed, differences, has_ended
-
-    found = []
-    try:
-        config = claimed(folder)
-    except UserError as error:  # of an older version: its schedule is as good as before
-        return [f"whether the run was of this study is not known: {error}"]
-    known = config.model_dump(mode="json")
-    quick = [(s, k, v) for s in ("evaluation", "teacher") for k, v in QUICK[s].items()]
-    if all(known[section][key] == value for section, key, value in quick):
-        found.append("of a --quick run: too few images to claim anything")
-    elif study.is_file():
-        try:
-            now = load_config(study).model_dump(mode="json")
-        except UserError as error:
-            return [f"whether the run was of this study is not known: {error}"]
-        options = ("search.seed", "search.start_from")
-        changed = [d for d in differences(known, now) if d[0] not in options]
-        found += [f"the run had {key} = {a!r}, {study} has {b!r}" for key, a, b in changed]
-    if not has_ended(folder, config):
-        found.append("the run is under way again: this is of its earlier end")
-    return found
-
-
-@app.command()
-def status(run_: RunOf, storage: Storage = None) -> None:
-    """Say how far a run is."""
-    from stepsearch.engine.claim import claimed, has_ended
-    from stepsearch.engine.study import distance_of, failed, finished, pruned, read_study
-
-    folder = find_runs(run_, "study.json")[0]
-    config = claimed(folder)
-    study = read_study(folder, config, storage)
-    done = sorted(finished(study), key=distance_of)
-    ended, lost = len(pruned(study)), len(failed(study))
-    more = (f", {ended} pruned" if ended else "") + (f", {lost} failed" if lost else "")
-    typer.echo(f"{folder}: {len(done)} of {counted(config.search.trials, 'trial')} finished{more}")
-    for trial in done[:5]:
-        alignment, passes = trial.user_attrs["alignment"], trial.user_attrs["passes"]
-        share = "" if isnan(alignment) else f"alignment {alignment:.1%}, "
-        typer.echo(f"  trial {trial.number}: {distance_of(trial):.3f}, {share}{passes} passes")
-    if (folder / "best.json").exists():
-        so = "ended" if has_ended(folder, config) else "under way again; of an earlier end"
-        typer.echo(f"  {so}: {folder / 'best.json'}")
 
 
 def _store(tracking: str) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stepsampler.errors import UserError, note
+from stepsampler.errors import UserError, counted, note
 from stepsampler.models import Model
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import nearest, open_schedule
+from stepsampler.schedule import Schedule
 from stepsampler.support.sizes import Size, size_of
 from stepsearch.compare.contenders import Contender, OnArray, OnFiles, OnSchedule, OnStock
 from stepsearch.compare.harness import Harness
@@ -35,17 +36,25 @@ def sort_out(what: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def schedules_on(
-    model: Model, digest: str, schedules: Sequence[Path], negative_prompt: str
+    model: Model, digest: str, schedules: Sequence[Path | Schedule], negative_prompt: str
 ) -> list[OnSchedule]:
-    """A contender for each schedule file or preset, by the shortest names that differ."""
+    """A contender for each schedule, its file or a preset, by the shortest names that differ."""
     known = [found.spec for found in model.statistics]
     found = []
-    for path, name in zip(schedules, _names(schedules), strict=True):
-        plan = open_schedule(path, known)
+    for given, name in zip(schedules, _names([*map(_called, schedules)]), strict=True):
+        plan = given if isinstance(given, Schedule) else open_schedule(given, known)
         if lacks := plan.provenance.get("lacks"):
             note(f"{name} lacks {lacks}")
         found.append(OnSchedule(name, plan, model, digest, negative_prompt))
     return found
+
+
+def _called(given: Path | Schedule) -> Path:
+    """Of a schedule what it says of itself."""
+    if isinstance(given, Path):
+        return given
+    said = str(given.provenance.get("source") or "").replace("/", "-")
+    return Path(said or f"{given.solver}, {counted(given.num_steps, 'step')}")
 
 
 def images_of(

@@ -1,7 +1,6 @@
 """`stepsearch front`: the best schedules of several runs by their number of passes."""
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite, nan
@@ -139,13 +138,13 @@ COLUMNS = (
 NEEDED = ("metric", "value", "standard_error", "test_seeds")  # of a run's schedules
 
 
-def make_front(paths: Sequence[Path], out: Path, images: int | None, device: str) -> bool:
-    """Join finished runs: print the table; write chart, table and schedules.
-
-    Returns whether all schedules are in it: those whose images are not finite are named.
+def make_front(
+    paths: Sequence[Path], cache: Path, images: int | None, device: str, console: Console
+) -> tuple[Front, list[Finished], list[str]]:
+    """Join finished runs; also the runs, and the names of those whose images are not finite.
 
     With `images` everything is scored again on that many fresh seeds, under the settings of the
-    first run.
+    first run, and kept in `cache`.
 
     Raises:
         UserError: no finished run, or scores that do not compare.
@@ -154,31 +153,25 @@ def make_front(paths: Sequence[Path], out: Path, images: int | None, device: str
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise UserError("a run is given twice")
     check_comparable(runs, images is not None)
-    width = None if sys.stdout.isatty() else 140  # of a log file
-    # names are as they are: no markup
-    console = Console(highlight=False, soft_wrap=True, width=width, markup=False, emoji=False)
     entries = entries_of(runs)
     left_out: list[str] = []
     if images is None:
         title = f"{runs[0].best.provenance['metric']}, seeds of the runs' tests"
     else:
         with Progress(console=console, transient=True) as progress:
-            title, entries = score_again(
-                runs, entries, images, out / "cache", device, progress, left_out
-            )
-    front = Front.of(title, entries, any(run.config.search.both for run in runs))
-    table = Table(title=front.title)
+            title, entries = score_again(runs, entries, images, cache, device, progress, left_out)
+    return Front.of(title, entries, any(run.config.search.both for run in runs)), runs, left_out
+
+
+def table(front: Front) -> Table:
+    """A line for each schedule, those that are dominated dimmed."""
+    view = Table(title=front.title)
     for name in COLUMNS:
         side: Literal["left", "right"] = "left" if name in ("schedule", "place") else "right"
-        table.add_column(name, justify=side, overflow="fold")
+        view.add_column(name, justify=side, overflow="fold")
     for row, beaten in zip(front.rows(), front.beaten, strict=True):
-        table.add_row(*row, style="dim" if beaten else None)
-    console.print(table)
-    for file, what in write(front, out):
-        console.print(f"  {file}  {what}")
-    for name in left_out:
-        console.print(f"left out: {name}: its images are not finite")
-    return not left_out
+        view.add_row(*row, style="dim" if beaten else None)
+    return view
 
 
 def check_comparable(runs: Sequence[Finished], again: bool) -> None:

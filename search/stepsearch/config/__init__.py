@@ -1,10 +1,11 @@
 """A study file (TOML) -> frozen models. Unknown keys are refused, with the nearest valid name."""
 
 import difflib
+import re
 import tomllib
 from dataclasses import Field as DataclassField
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -16,7 +17,11 @@ from stepsampler.support.options import ModelOptions
 from stepsearch.config.baselines import BaselinesConfig, TeacherConfig
 from stepsearch.config.measuring import EvaluationConfig, SearchConfig
 from stepsearch.config.parts import SEEDS, Section
+from stepsearch.config.places import line_of
 from stepsearch.config.space import SpaceConfig
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls unknown keys
 
@@ -93,10 +98,11 @@ def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) 
     """Read a study file; `overrides` replace values, section by section.
 
     Raises:
-        UserError: names the file, the key, the rule and the value.
+        UserError: names the file with the line, or `--set`, the key, the rule and the value.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        data = tomllib.loads(text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -109,13 +115,24 @@ def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) 
     try:
         return StudyConfig.model_validate({"name": path.stem, **data})
     except ValidationError as error:
-        raise UserError(f"{path}: {_sentence(error)}") from error
+        problem = _first(error)
+        section, key, *_ = (*map(str, problem["loc"]), "", "")
+        if not key:  # of a whole section: its sentence begins with the key
+            key = re.split(r"\W", problem["msg"].removeprefix("Value error, "), maxsplit=1)[0]
+        given = key in (overrides or {}).get(section, {})
+        line = None if given else line_of(text, [section, key])
+        place = "--set" if given else f"{path}, line {line}" if line else str(path)
+        raise UserError(f"{place}: {_sentence(problem)}") from error
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first problem as one sentence; an unknown key first, as others may come of it."""
+def _first(error: ValidationError) -> "ErrorDetails":
+    """The problem to name: an unknown key, as others may come of it, or else the first."""
     problems = error.errors()
-    first = next((p for p in problems if p["type"] in UNKNOWN), problems[0])
+    return next((p for p in problems if p["type"] in UNKNOWN), problems[0])
+
+
+def _sentence(first: "ErrorDetails") -> str:
+    """A problem as one sentence."""
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] in UNKNOWN:
         known: dict[str, FieldInfo] = StudyConfig.model_fields

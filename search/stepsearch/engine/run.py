@@ -34,14 +34,8 @@ from stepsearch.rivals.baselines import Candidate
 from stepsearch.space.box import Params, SearchSpace
 from stepsearch.space.starts import first_points
 
-STAGES = (
-    "rivals",
-    "baselines",
-    "teacher",
-    "trials",
-    "polish",
-    "selection",
-)  # what a search pays for
+# What a search pays for
+STAGES = ("rivals", "baselines", "teacher", "trials", "polish", "selection")
 Starts = Callable[[SearchSpace, list[Candidate]], list[tuple[Params, str]]]
 
 

@@ -132,7 +132,7 @@ class Workers:
         threads = max(1, (os.cpu_count() or 1) // len(devices))
         # An event would wait for workers that died while they waited for it.
         listener, self._line = Pipe(duplex=False)
-        self._pool: Executor = ProcessPoolExecutor(
+        self._pool: Executor = _Pool(
             len(devices),
             mp_context=context,
             initializer=_start,
@@ -236,6 +236,17 @@ class Workers:
             return future.result()
         except BrokenProcessPool as error:
             raise UserError(DIED) from error
+
+
+class _Pool(ProcessPoolExecutor):
+    """Its processes begin with Ctrl-C blocked: while they load they could not yet ignore it."""
+
+    def submit(self, call: Callable[..., T], /, *inputs: Any, **named: Any) -> "Future[T]":
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return super().submit(call, *inputs, **named)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class InThisProcess(Workers):

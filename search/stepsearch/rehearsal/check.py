@@ -1,34 +1,28 @@
 """`stepsearch check`: what a study lacks, what it costs, and whether its settings work together."""
 
-import fnmatch
 import importlib.util
 import json
 import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass, replace
-from math import ceil, prod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from stepsampler.errors import UserError, counted
-from stepsampler.grids import GRIDS, make_schedule
-from stepsampler.models import known_statistics, outline, quiet, resolve
+from stepsampler.grids import make_schedule
+from stepsampler.models import outline, quiet, resolve
 from stepsampler.models.additions import weighted
 from stepsampler.models.loading import is_modular
 from stepsampler.models.markers import check_file
 from stepsampler.models.parts import PLAIN_INDEX, choose, index_of
 from stepsampler.npnet.files import find_npnet, read_layout
-from stepsampler.presets import names, preset
-from stepsampler.schedule import StatisticsSpec
-from stepsampler.support.sizes import sides
 from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
-from stepsearch.config import ModelConfig, StudyConfig, load_config
+from stepsearch.config import ModelConfig, StudyConfig
 from stepsearch.config.measuring import CLIP
+from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.transfer import earlier_best
-from stepsearch.metrics.alignment import SHEET
 from stepsearch.metrics.evaluator import (
     SEARCH,
     Evaluator,
@@ -39,31 +33,32 @@ from stepsearch.metrics.evaluator import (
 from stepsearch.metrics.features import PRETRAINED, Texture, each, load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pretrained import INCEPTION_FILE
-from stepsearch.metrics.protocol import PART
 from stepsearch.metrics.reference import BUNDLED_SIZE, is_bundled, refuse_for_several
 from stepsearch.paths import local_folder
-from stepsearch.polish.descent import Settings
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
-from stepsearch.report.progress import stages
-from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, kinds, wanted
-from stepsearch.rivals.placement import most_passes
+from stepsearch.report.live.progress import stages
+from stepsearch.rivals.baselines import check_statistics
 from stepsearch.space.guidance import statistics_for
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder")
-FEATURES = 128 * 4  # bytes of an image's features in the cache
-PACKED = 0.6  # of a picture's raw bytes that its PNG takes, roughly
 
 
-def run_check(study: Path, seconds_per_pass: float | None, device: str | None, dry: bool) -> bool:
-    """Print everything; returns whether nothing is missing.
+def run_check(
+    config: StudyConfig,
+    study: Path,
+    seconds_per_pass: float | None,
+    device: str | None,
+    dry: bool,
+    silent: bool = False,
+) -> dict[str, Any]:
+    """Print everything, unless `silent`, and return it as data; `missing` holds a sentence each.
 
     With `device` the seconds of a pass are measured there, on the study's own model.
 
     Raises:
-        UserError: the study file is wrong, or the dry run fails.
+        UserError: the dry run fails.
     """
-    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-    config = load_config(study)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=silent)
     absent = missing(config)
     for sentence in absent:
         console.print(f"missing: {sentence}")
@@ -71,8 +66,16 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
         console.print(f"measuring a pass on {device} …")
         seconds_per_pass = seconds_of_a_pass(config, device)
         console.print(f"measured on {device}: {seconds_per_pass:.4f} s a pass")
-    for line in costs(config).lines(seconds_per_pass):
+    most = costs(config)
+    for line in most.lines(seconds_per_pass):
         console.print(line)
+    found: dict[str, Any] = {
+        "study": config.name,
+        "missing": absent,
+        "passes": most.passes,
+        "bytes": most.disk,
+        "seconds_per_pass": seconds_per_pass,
+    }
     if dry:
         quiet()
         kind = kind_of(config)
@@ -80,14 +83,20 @@ def run_check(study: Path, seconds_per_pass: float | None, device: str | None, d
         console.print(f"dry run on a tiny random {kind} model, a minute or two:")
         with tempfile.TemporaryDirectory() as folder, stages(console) as show:
             result = dry_run(config, kind, Path(folder), show)
+        found["dry_run"] = {
+            "model": kind,
+            "baselines": len(result.screened),
+            "trials": result.trials,
+            "seconds": time.perf_counter() - started,
+        }
         console.print(
             f"dry run on a tiny random {kind} model: {counted(len(result.screened), 'baseline')}, "
             f"{counted(result.trials, 'trial')}, selection, test and export work "
-            f"({time.perf_counter() - started:.0f} s)"
+            f"({found['dry_run']['seconds']:.0f} s)"
         )
     if not absent:
         console.print(f"nothing is missing: stepsearch run {study}")
-    return not absent
+    return found
 
 
 def missing(config: StudyConfig) -> list[str]:
@@ -268,120 +277,6 @@ def _missing_reference(config: StudyConfig) -> str | None:
     except UserError as error:
         return f"reference: {error}"
     return None
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Upper bounds of what a run needs."""
-
-    passes: dict[str, int]  # of one image, stage by stage
-    disk: int  # bytes in the run's folder
-
-    def lines(self, seconds_per_pass: float | None) -> list[str]:
-        total = sum(self.passes.values())
-        parts = ", ".join(f"{stage} {n / total:.0%}" for stage, n in self.passes.items())
-        found = [f"at most {total:,} network passes of one image: {parts}"]
-        if seconds_per_pass is None:
-            found.append("hours: give --seconds-per-pass, or --measure DEVICE to measure it")
-        else:
-            hours = total * seconds_per_pass / 3600
-            found.append(f"about {hours:.1f} hours of one device at {seconds_per_pass:g} s a pass")
-        found.append(f"about {self.disk / 1e9:.1f} GB in the run's folder, the weights apart")
-        return found
-
-
-def _presets(config: StudyConfig) -> int:
-    """How many the study names that have its passes; where its kind is unknown, of one family."""
-    patterns, kind = config.baselines.presets, config.model.kind
-    named = {name for wanted in patterns for name in fnmatch.filter(names(), wanted)}
-    schedules = [preset(name).schedule for name in named]
-    families = Counter(
-        plan.model.family for plan in schedules if plan.model and plan.passes == config.space.passes
-    )
-    return max((n for name, n in families.items() if (kind or name).startswith(name)), default=0)
-
-
-def _known_statistics(config: StudyConfig) -> list[StatisticsSpec]:
-    """None where a file cannot be read, which is said apart."""
-    try:
-        return known_statistics(config.model) if config.by_statistics else []
-    except UserError:
-        return []
-
-
-def costs(config: StudyConfig) -> Costs:
-    """Count images and passes of every stage as the run makes them."""
-    space, options, images = config.space, config.baselines, config.evaluation
-    combined = len(kinds(config, CLASSIFIER_FREE, _known_statistics(config)))
-    first = len(options.gains) * (combined * (len(GRIDS) + len(options.rivals)) + _presets(config))
-    count, before, screened, pictures = first, 0, 0, 0
-    for n in options.rungs:
-        if before:
-            count = min(count, 2 * options.test + ceil(count * options.keep))
-        screened += count * (n - before)
-        pictures += count
-        before = n
-    long = len(options.long_steps) * (len(options.guidance_scales) + 1) * len(options.gains)
-    finalists = config.search.finalists + config.search.polish + options.test + 4
-    tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
-    trials = config.search.trials
-    passes = {
-        "rivals": sum(
-            most_passes(name, n, images.batch_size) * (1 if scale == 1 else 2)
-            for (name, n), scale in wanted(config).items()
-        ),
-        "baselines": screened * space.passes,
-        "teacher": sum(
-            min(n, config.teacher.images) for n in (images.images, images.selection_images)
-        )
-        * 2
-        * config.teacher.steps,
-        "trials": trials * images.images * space.passes,
-        "polish": config.search.polish * Settings.of_study(config).most_images * space.passes,
-        "selection": images.selection_images
-        * (finalists * space.passes + 2 * long * max(options.long_steps, default=0)),
-        "test": images.test_images
-        * (
-            tested * space.passes
-            + 2 * sum(options.long_steps)
-            + 2 * config.teacher.steps * config.teacher.test
-        ),
-    }
-    made = screened + trials * images.images + finalists * images.selection_images
-    made += tested * images.test_images
-    versions = len(images.guidance_scales) or 1
-    passes = {stage: n * (1 if stage == "rivals" else versions) for stage, n in passes.items()}
-    parts = [ceil(n / PART) for n in (images.selection_images, images.test_images)]
-    pictures += trials + finalists * parts[0] + tested * parts[1]
-    shown = 1 if config.model.frames in (None, 1) else 3  # frames of each video
-    sheet = SHEET * shown * 3 * pixels(config) * PACKED
-    features = made * images.video_frames * FEATURES
-    return Costs(passes, round(versions * (features + pictures * sheet)))
-
-
-def pixels(config: StudyConfig) -> int:
-    """Of an image: as the study says, else as the model's files do, else 1024 x 1024."""
-    if config.model.size is not None:
-        return prod(sides(config.model.size))
-    folder = local_folder(config.model.config or config.model.id)
-    networks = [folder / name for name in ("unet", "transformer")] if folder else []
-    for network in networks:
-        latent = _setting(network, "sample_size")
-        if latent:
-            blocks = _setting(
-                network.parent / "vae", "block_out_channels", "encoder_block_out_channels"
-            )
-            halved = len(blocks or [1]) - 1  # without a vae these are pixels
-            high, wide = latent if isinstance(latent, list) else (latent, latent)
-            return int(high * wide * 4**halved)
-    return 1024**2
-
-
-def _setting(folder: Path, *names: str) -> Any:
-    """The first of these that the config of a part of a pipeline has, or None."""
-    path = folder / "config.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return next((known[name] for name in names if known.get(name)), None)
 
 
 def seconds_of_a_pass(config: StudyConfig, device: str) -> float:

@@ -1,8 +1,8 @@
 """What `stepsearch report` does, and the page that `stepsearch evaluate -o x.html` writes."""
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,10 +11,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from stepsearch.compare.contenders import Contender
+from stepsearch.compare.evaluating import Asked, evaluate
+from stepsearch.compare.front import make_front
+from stepsearch.compare.front import table as front_table
+from stepsearch.compare.front import write as write_front
+from stepsearch.compare.table import save, table, where_time_went
 from stepsearch.metrics.alignment import SHEET, Prompt
-from stepsearch.report.cards import fill
-from stepsearch.report.page import as_json, write_page
+from stepsearch.report.fronts import of_front
+from stepsearch.report.page import write_page
 from stepsearch.report.pictures import save_each
+from stepsearch.report.plain import of_source, print_json
 from stepsearch.report.sources import of_evaluation, open_source
 
 
@@ -43,9 +49,7 @@ def run_report(
             )
         source = open_source(given)
     if as_data:
-        cards = list(fill(source))
-        json.dump(as_json(source, cards), sys.stdout, indent=1, allow_nan=False)
-        sys.stdout.write("\n")
+        print_json(of_source(source))
         return
     cards = write_page(source, out)
     for problem in source.problems:
@@ -53,6 +57,81 @@ def run_report(
     shown = sum(card.data is not None for card in cards)
     size = out.stat().st_size / 1e6
     sys.stdout.write(f"{out}: {shown} of {len(cards)} cards, {size:.1f} MB\n")
+
+
+def run_front(
+    paths: Sequence[Path], out: Path, images: int | None, device: str, as_data: bool
+) -> bool:
+    """Join runs, print the table and write chart, table and schedules, or the page.
+
+    Returns whether all schedules are in it: those whose images are not finite are named.
+
+    Raises:
+        UserError: no finished run, or scores that do not compare.
+    """
+    console = _console(as_data, 140)
+    page = out.suffix == ".html"
+    cache = (out.with_suffix("") if page else out) / "cache"
+    front, runs, left_out = make_front(paths, cache, images, device, console)
+    if as_data or page:
+        with TemporaryDirectory() as folder:
+            source = of_front(front, runs, left_out, Path(folder))
+            if as_data:
+                print_json(of_source(source))
+            if page:
+                write_page(source, out)
+    if not as_data:
+        console.print(front_table(front))
+    if page:
+        console.print(f"{out}: the page")
+    else:
+        for file, what in write_front(front, out):
+            console.print(f"  {file}  {what}")
+    for name in left_out:
+        console.print(f"left out: {name}: its images are not finite")
+    return not left_out
+
+
+def _console(as_data: bool, width: int) -> Console:
+    """Of stdout, so wide where that is a file; of stderr beside data. Names are never markup."""
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    fixed = None if sys.stdout.isatty() else width
+    return Console(soft_wrap=True, width=fixed, stderr=as_data, **plain)
+
+
+def run_evaluation(asked: Asked, out: Path | None, profile: bool, as_data: bool) -> bool:
+    """Score what is asked for and print it, or its page's data; returns whether all is in it.
+
+    Raises:
+        UserError: as `evaluate` does.
+    """
+    console = _console(as_data, 160)
+
+    @contextmanager
+    def measuring() -> Iterator[Callable[[int, int], object]]:
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("measuring", total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+    found = evaluate(asked, console.print, measuring)
+    if as_data:
+        print_json(of_source(of_evaluation(found.data, out.stem if out else "comparison")))
+    else:
+        console.print(table(found.result))
+    for note in found.notes:
+        console.print(note)
+    if profile:
+        console.print(where_time_went(found.harness))
+    if out and out.suffix == ".html":
+        seeds = found.result.seeds
+        write_comparison(found.data, found.contenders, seeds, found.prompts, asked.batch_size, out)
+        console.print(f"{out}: the page")
+    elif out:
+        save(found.data, out)
+        console.print(f"{out}: every number with its identity")
+    for sentence in found.result.left_out:
+        console.print(f"left out: {sentence}")
+    return found.whole
 
 
 def write_comparison(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stepsampler.support.files import write_text
 from stepsearch.compare.figures import with_error
@@ -33,36 +33,6 @@ def write_page(source: Source, path: Path) -> list[Filled]:
     cards = list(fill(source))
     write_text(path, render(source, cards))
     return cards
-
-
-def as_json(source: Source, cards: Sequence[Filled]) -> dict[str, Any]:
-    """What the cards show, as plain data; of pictures only where they are from."""
-    found: dict[str, Any] = {
-        "title": source.title,
-        "state": source.state,
-        "problems": list(source.problems),
-        "cards": {},
-    }
-    for filled in cards:
-        if filled.data is None:
-            found["cards"][filled.name] = {"why_not": filled.why_not}
-            continue
-        bulky = filled.card.bulky
-        found["cards"][filled.name] = _plain(
-            {k: v for k, v in filled.data.items() if k not in bulky}
-        )
-    return found
-
-
-def _plain(data: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    if isinstance(data, float):
-        return data if isfinite(data) else None
-    if isinstance(data, dict):
-        return {key: _plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_plain(value) for value in data]
-    return data
 
 
 def render(source: Source, cards: Sequence[Filled]) -> str:

@@ -62,7 +62,14 @@ def save_each(
         for file, image in zip(files, images, strict=True):
             save_png(image, folder / FOLDER / file)
         told.append({"name": name, "kind": kind, "files": files})
-    data = {"seeds": list(seeds), "prompts": list(prompts), "rows": told}
+    write_index(folder, seeds, prompts, told)
+
+
+def write_index(
+    folder: Path, seeds: Sequence[int], prompts: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Say what each picture of a folder shows."""
+    data = {"seeds": list(seeds), "prompts": list(prompts), "rows": list(rows)}
     text = json.dumps(data, indent=1)
     write_whole(folder / FOLDER / INDEX, lambda p: p.write_text(text, encoding="utf-8"))
 

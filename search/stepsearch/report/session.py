@@ -4,6 +4,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -14,9 +15,10 @@ from stepsearch.engine.join import leading
 from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import MlflowTracking, NoTracking, Tracker
 from stepsearch.engine.workers import Workers
+from stepsearch.report.live.progress import followed
 from stepsearch.report.page import PAGE, write_page
 from stepsearch.report.pictures import write_pictures
-from stepsearch.report.progress import stages
+from stepsearch.report.plain import of_source, print_json
 from stepsearch.report.sources import of_run
 from stepsearch.report.summary import table, unseen_table, verdict, write
 
@@ -28,11 +30,18 @@ def run_session(
     tracking: str,
     quick: bool,
     storage: str | None = None,
+    show: Literal["all", "result", "json"] = "all",
 ) -> None:
-    """Run a study with live progress and print its result."""
-    width = None if sys.stdout.isatty() else 110  # of a log file
+    """Run a study with live progress and print its result.
+
+    `show` may leave out all but the last line, or print the data of the run's page in place of it
+    all, while progress goes to stderr.
+    """
+    as_data = show == "json"
+    width = None if sys.stdout.isatty() or as_data else 110  # of a log file
     # names of files and studies are as they are: no markup
-    console = Console(highlight=False, soft_wrap=True, width=width, markup=False, emoji=False)
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    console = Console(soft_wrap=True, width=width, stderr=as_data, quiet=show == "result", **plain)
     started = time.monotonic()
     console.print(
         f"study {config.name}: {counted(config.space.passes, 'pass')} per image, "
@@ -44,18 +53,18 @@ def run_session(
             f"{folder}: this run is finished, and nothing is measured twice; its schedule is in "
             f"{folder / 'best.json'}, the table follows"
         )
-    with stages(console) as show:
+    with followed(console, config, folder, storage, len(devices)) as report:
         tracker: Tracker = NoTracking()
         if tracking != "none":
             uri = None if tracking == "local" else tracking
             tracker = MlflowTracking(uri, console.print)
         led = nullcontext() if storage is None else leading(folder, config, storage)
         with led, Workers(config, folder, devices, console.print, storage) as workers:
-            result = run_study(config, folder, workers, tracker, show, storage=storage)
+            result = run_study(config, folder, workers, tracker, report, storage=storage)
             files = write(result, config, folder)
-            show("pictures", 0, 1, "")
+            report("pictures", 0, 1, "")
             write_pictures(result, config, workers, folder)
-            show("pictures", 1, 1, "")
+            report("pictures", 1, 1, "")
         write_page(of_run(folder), folder / PAGE)
         best = result.test[0]
         tracker.finish(
@@ -66,6 +75,11 @@ def run_session(
             },
             [*files, folder / "grid.png", folder / PAGE],
         )
+    if as_data:
+        print_json(of_source(of_run(folder)))
+        return
+    if show == "result":
+        sys.stdout.write(f"{folder / 'best.json'}\n")
     console.print(table(result, config))
     if (unseen := unseen_table(result)) is not None:
         console.print(unseen)

@@ -4,6 +4,7 @@ A file that is damaged or of another version is named among the `problems`; the 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -65,10 +66,17 @@ class Source:
     result: dict[str, Any] | None = None  # result.json, or the file of an evaluation
     schedule: Schedule | None = None  # to use: the exported one, or the best so far
     problems: tuple[str, ...] = ()
+    front: dict[str, Any] | None = None  # of several runs: who is on it
+    unseen: tuple[str, ...] = ()  # of the metrics, those that nothing was chosen by
+
+    @property
+    def kind(self) -> str:
+        """A run, an evaluation, or a front of runs."""
+        return "front" if self.front else "evaluation" if self.config is None else "run"
 
     @property
     def evaluation(self) -> bool:
-        """Whether it is one, rather than a run."""
+        """Whether there is no study, only contenders."""
         return self.config is None
 
     @property
@@ -79,12 +87,17 @@ class Source:
     @property
     def seconds_per_pass(self) -> float | None:
         """Of one image, feature included: the median over the trials' own clocks."""
-        took = [
-            t.user_attrs["seconds"] / (t.user_attrs["images"] * t.user_attrs["passes"])
-            for t in self.trials
-            if t.user_attrs.get("seconds") and t.user_attrs.get("images")
-        ]
-        return median(took) if took else None
+        return seconds_of_a_pass(self.trials)
+
+
+def seconds_of_a_pass(trials: Sequence[FrozenTrial]) -> float | None:
+    """The median over the clocks of measured trials; None without any."""
+    took = [
+        t.user_attrs["seconds"] / (t.user_attrs["images"] * t.user_attrs["passes"])
+        for t in trials
+        if t.user_attrs.get("seconds") and t.user_attrs.get("images")
+    ]
+    return median(took) if took else None
 
 
 def open_source(given: Path) -> Source:
@@ -124,7 +137,7 @@ def of_run(folder: Path) -> Source:
             exported = load(folder / BEST)
         except DAMAGED as error:
             problems.append(_named(folder / BEST, error))
-    contenders, metrics = _tested(result, config, problems)
+    contenders, metrics, unseen = _tested(result, config, problems)
     base = next((c for c in contenders if c.kind == "found"), None)
     try:
         ranked = usable(study) if study else []
@@ -148,6 +161,7 @@ def of_run(folder: Path) -> Source:
         result,
         schedule,
         tuple(dict.fromkeys(problems)),
+        unseen=unseen,
     )
 
 
@@ -169,23 +183,23 @@ def _state(
 
 def _tested(
     result: dict[str, Any] | None, config: StudyConfig, problems: list[str]
-) -> tuple[tuple[Contender, ...], tuple[str, ...]]:
-    """The test's lines with the names of the metrics."""
+) -> tuple[tuple[Contender, ...], tuple[str, ...], tuple[str, ...]]:
+    """The test's lines, the names of the metrics, and of those that the search did not see."""
     if result is None:
-        return (), ()
+        return (), (), ()
     try:
         rows = result["test"]
         metric = str(result["metric"])
-        parts = metric_parts(rows[0])
+        parts, unseen = metric_parts(rows[0]), list(rows[0].get("unseen", ()))
         found = [_row(row, metric, parts) for row in rows]
         if not any(c.kind == "teacher" for c in found):
             teacher = _row(result["teacher"], metric, parts)  # of other seeds, and another n
             found.append(replace(teacher, scores={}, minus={}))
-        names = [f"{metric}_{short(int(rows[0]['n']))}", *parts]
-        return tuple(found), tuple(names)
+        names = [f"{metric}_{short(int(rows[0]['n']))}", *parts, *unseen]
+        return tuple(found), tuple(names), tuple(unseen)
     except DAMAGED as error:
         problems.append(f"{RESULT} is not whole: {error!r}")
-        return (), ()
+        return (), (), ()
 
 
 def metric_parts(row: dict[str, Any]) -> list[str]:
@@ -203,6 +217,10 @@ def _row(row: dict[str, Any], metric: str, parts: list[str]) -> Contender:
     for part in parts:
         if part in row and row[part].get("minus_found") is not None and row["kind"] != "found":
             minus[part] = Value(row[part]["minus_found"], row[part]["minus_found_se"])
+    for name, score in row.get("unseen", {}).items():
+        scores[name] = Value(float(score["value"]), score["se"])
+        if score.get("minus_found") is not None and row["kind"] != "found":
+            minus[name] = Value(score["minus_found"], score["minus_found_se"])
     share = row.get("alignment")
     plan = row.get("schedule")
     return Contender(

@@ -217,10 +217,12 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
                 if result.found:
                     less, se = part.minus(_parts(result, result.found)[name])
                     data[name] |= {"minus_found": less, "minus_found_se": se}
-            data["unseen"] = {
-                name: {"value": scores[place].value, "se": scores[place].se}
-                for name, scores in result.unseen.items()
-            }
+            data["unseen"] = {}
+            for name, scores in result.unseen.items():
+                data["unseen"][name] = {"value": scores[place].value, "se": scores[place].se}
+                if result.found:
+                    less, se = scores[place].minus(scores[result.test.index(result.found)])
+                    data["unseen"][name] |= {"minus_found": less, "minus_found_se": se}
         if tested or row is result.teacher:
             data["schedule"] = json.loads(row.candidate.schedule.to_json())
         return data

@@ -221,7 +221,7 @@ def test_numbers_out_of_range_are_refused_before_anything_is_loaded(
     def reach(paths):
         raise UserError("now something would be loaded")
 
-    monkeypatch.setattr("stepsearch.compare.command.sort_out", reach)
+    monkeypatch.setattr("stepsearch.compare.evaluating.sort_out", reach)
     assert "now something would be loaded" in command(monkeypatch, capsys, FILE)[2]
     code, _, errors = command(monkeypatch, capsys, FILE, *options)
     assert (code, errors.count("\n")) == (2, 1)

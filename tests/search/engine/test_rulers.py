@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from stepsampler.grids import make_schedule
 from stepsearch.config import StudyConfig
 from stepsearch.config.measuring import EvaluationConfig
+from stepsearch.engine.claim import claim_folder
 from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Subject
@@ -24,6 +25,8 @@ from stepsearch.metrics.evaluator import (
     seeds_of,
 )
 from stepsearch.report import summary
+from stepsearch.report.cards import fill
+from stepsearch.report.sources import of_run
 
 
 class WithRulers(ToyWorkers):
@@ -138,3 +141,24 @@ def test_what_the_search_sees_is_no_ruler_and_a_missing_one_is_said(tmp_path):
     assert not rulers
     assert len(why) == 2
     assert "no ruler 'squeezenet' beside what the search sees" in why[0]
+
+
+def test_the_page_has_every_ruler_with_its_paired_difference(ended, tmp_path):
+    result, config = ended
+    claim_folder(tmp_path, config)
+    summary.write(result, config, tmp_path)
+    source = of_run(tmp_path)
+    cards = {card.name: card.data for card in fill(source)}
+    data, scores = cards["held_out"], result.unseen["fd_contrary"]
+    assert data["unseen"] == ["fd_like", "fd_contrary"]
+    assert data["metrics"] == ["fd_toy4_400", "fd_like", "fd_contrary"]
+    found = result.test.index(result.found)
+    for row, score in zip(data["rows"], scores, strict=True):
+        shown = row["scores"]["fd_contrary"]
+        assert (shown["value"], shown["se"]) == (score.value, score.se)
+        if row["base"]:
+            continue
+        assert shown["minus"] == score.minus(scores[found])[0]
+    checks = {check["name"]: check for check in cards["health"]["checks"]}
+    assert checks["other extractors"]["state"] == "LOOK"
+    assert "under fd_contrary" in checks["other extractors"]["sentence"]

@@ -16,7 +16,8 @@ from stepsearch.cli import main
 from stepsearch.config import StudyConfig, load_config
 from stepsearch.config.measuring import EvaluationConfig
 from stepsearch.config.parts import RIVALS
-from stepsearch.rehearsal.check import costs, missing, pixels
+from stepsearch.engine.stages.costs import costs, pixels
+from stepsearch.rehearsal.check import missing
 from stepsearch.rehearsal.dryrun import dry_run, kind_of, shrunk
 from stepsearch.rehearsal.miniatures import FAMILIES
 from stepsearch.rivals.baselines import published

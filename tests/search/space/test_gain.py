@@ -8,7 +8,7 @@ from stepsampler.grids import make_schedule
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsearch.config import StudyConfig
 from stepsearch.config.space import SpaceConfig
-from stepsearch.rehearsal.check import costs
+from stepsearch.engine.stages.costs import costs
 from stepsearch.rivals.baselines import Candidate, baselines, gained, long_baselines, published
 from stepsearch.space.box import SearchSpace
 from stepsearch.space.starts import first_points

@@ -14,9 +14,10 @@ from stepsampler.statistics.file import Statistics, ends_of, read_spec
 from stepsearch.config import StudyConfig
 from stepsearch.config.space import SpaceConfig
 from stepsearch.engine.run import run_study
+from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess
-from stepsearch.rehearsal.check import costs, missing
+from stepsearch.rehearsal.check import missing
 from stepsearch.rivals.baselines import Candidate, baselines, check_statistics
 from stepsearch.space.box import SearchSpace
 from stepsearch.space.starts import first_points

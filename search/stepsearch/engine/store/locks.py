@@ -227,7 +227,7 @@ class FolderLock:
         return taken
 
     def release(self) -> None:
-        if self._target() == self._mine():  # not if it was taken for dead
+        if self.target() == self._mine():  # not if it was taken for dead
             self.link.unlink(missing_ok=True)
         if self._file is not None:
             self._file.close()
@@ -239,12 +239,12 @@ class FolderLock:
 
     def state(self) -> object:
         """What changes while a holder lives: the link, and what its pulse counts."""
-        target = self._target()
+        target = self.target()
         return target, _beats(self.folder / target) if target else None
 
     def holder(self) -> str:
         """Who holds it, for a sentence."""
-        target = self._target() or ""
+        target = self.target() or ""
         return named(_signature(target)) if target.startswith(f"{ALIVE}/") else "a process"
 
     def _mine(self) -> str:
@@ -257,7 +257,8 @@ class FolderLock:
             return False
         return True
 
-    def _target(self) -> str | None:
+    def target(self) -> str | None:
+        """Where the link points, or None."""
         try:
             return os.readlink(self.link)
         except FileNotFoundError:
@@ -267,7 +268,7 @@ class FolderLock:
 
     def _cut(self, alone: bool | None) -> bool:
         """Remove the link of a holder that has ended."""
-        target = self._target()
+        target = self.target()
         if target is None:
             return True
         ours = target.startswith(f"{ALIVE}/")
@@ -332,6 +333,15 @@ def only_run(folder: Path) -> Iterator[None]:
             yield
         finally:
             lock.release()
+
+
+def runs_now(folder: Path) -> bool | None:
+    """Whether a `run` of a folder is under way; None where another machine began it."""
+    lock = FolderLock(folder, f"{ALIVE}/run", "the run")
+    target = lock.target()
+    if target is None:
+        return False
+    return lock.held_here() if _signature(target)[2:3] == [machine()] else None
 
 
 def _say(news: str) -> None:

@@ -14,6 +14,7 @@ from stepsearch.report.sources import DAMAGED, Source
 Data = dict[str, Any]
 NAMES = (
     "verdict",
+    "front",
     "held_out",
     "schedules",
     "same_seeds",
@@ -38,6 +39,7 @@ class Card:
     data: Callable[[Source], Data]  # plain JSON; raises NotYet
     charts: Callable[[Data], dict[str, str]] = lambda data: {}  # SVG by name
     bulky: tuple[str, ...] = ()  # keys that `--json` leaves out: pictures
+    of: tuple[str, ...] = ("run", "evaluation", "front")  # kinds of sources on whose page it is
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ class Filled:
 
 
 def fill(source: Source) -> Iterator[Filled]:
-    """Every card in turn. What a card cannot make sense of is said on it; the others stand."""
+    """Every card of such a source. What one cannot make sense of is said on it; others stand."""
     for name in NAMES:
         card: Card = import_module(f"{__name__}.{name}").CARD
+        if source.kind not in card.of:
+            continue
         try:
             yield Filled(name, card, card.data(source))
         except NotYet as why:

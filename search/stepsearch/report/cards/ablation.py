@@ -35,4 +35,4 @@ def data(source: Source) -> Data:
     return {"metric": str(known["metric"]), "n": int(known["n"]), "rows": rows}
 
 
-CARD = Card("Which change brought what", FILE, data)
+CARD = Card("Which change brought what", FILE, data, of=("run", "evaluation"))

@@ -24,13 +24,16 @@ def data(source: Source) -> Data:
     seconds = any(row["seconds"] is not None for row in rows)
     aligned = any(row["alignment"] is not None for row in rows)
     cells = [_cells(row, metrics, aligned) for row in rows]
+    minus = {"run": "found", "evaluation": "first", "front": "front above"}[source.kind]
     head = ["schedule", "steps", "passes"]
     for name in metrics:
-        head += [f"{name} ± se", f"minus {'found' if not source.evaluation else 'first'}, 95 %"]
+        head += [f"{name} ± se", f"minus {minus}, 95 %"]
     head += ["alignment"] * aligned
     return {
         "base": base and base.name,
+        "minus": minus,
         "metrics": metrics,
+        "unseen": list(source.unseen),
         "rows": rows,
         "has_seconds": seconds,
         "has_alignment": aligned,

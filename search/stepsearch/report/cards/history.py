@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from stepsampler.errors import counted
+from stepsearch.config import StudyConfig
 from stepsearch.engine.ladder import infeasible
 from stepsearch.engine.study import distance_of
 from stepsearch.report.cards import Card, Data, NotYet
@@ -27,12 +28,32 @@ def data(source: Source) -> Data:
     if source.study is None or not trials:
         raise NotYet(f"{source.state} The history begins with the first trial.")
     assert source.config is not None
+    shown = trail(source.study, trials, source.config)
+    importances, why_not = _importances(source.study, trials)
+    names = list(importances) or sorted({name for t in trials for name in t.params})
+    pruned = len(source.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
+    return {
+        "images": source.config.evaluation.images,
+        "trials": shown,
+        "pruned": pruned,
+        "importances": importances,
+        "no_importances": why_not,
+        "slices": {
+            name: [[t.params[name], distance_of(t)] for t in _thinned(trials) if name in t.params]
+            for name in names[:SLICES]
+        },
+        "sliced": len(_thinned(trials)),
+    }
+
+
+def trail(study: optuna.Study, trials: list[FrozenTrial], config: StudyConfig) -> list[Data]:
+    """Each finished trial in turn, with the passes until then and the best value so far."""
     shown, spent, best = [], 0, float("inf")
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     whole = {t.number for t in trials}
-    for trial in source.study.get_trials(deepcopy=False, states=states):
+    for trial in study.get_trials(deepcopy=False, states=states):
         known = trial.user_attrs
-        n = known.get("images", source.config.evaluation.images)
+        n = known.get("images", config.evaluation.images)
         spent += known.get("passes", 0) * n
         if trial.number not in whole:
             continue
@@ -50,21 +71,7 @@ def data(source: Source) -> Data:
                 "origin": known.get("origin"),
             }
         )
-    importances, why_not = _importances(source.study, trials)
-    names = list(importances) or sorted({name for t in trials for name in t.params})
-    pruned = len(source.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
-    return {
-        "images": source.config.evaluation.images,
-        "trials": shown,
-        "pruned": pruned,
-        "importances": importances,
-        "no_importances": why_not,
-        "slices": {
-            name: [[t.params[name], distance_of(t)] for t in _thinned(trials) if name in t.params]
-            for name in names[:SLICES]
-        },
-        "sliced": len(_thinned(trials)),
-    }
+    return shown
 
 
 def _known(value: float | None) -> float | None:
@@ -130,4 +137,4 @@ def charts(data: Data) -> dict[str, str]:
     return found
 
 
-CARD = Card("How it was found", "the trials in the journal", data, charts)
+CARD = Card("How it was found", "the trials in the journal", data, charts, of=("run", "evaluation"))

@@ -18,6 +18,8 @@ from stepsearch.report.sources import Source
 
 def data(source: Source) -> Data:
     """`facts`, `passes` by stage, `commands` and the `settings` that differ from the defaults."""
+    if source.front is not None:
+        return _of_front(source.front)
     if source.config is None:
         return _of_evaluation(source)
     config, evaluation = source.config, source.config.evaluation
@@ -55,6 +57,17 @@ def data(source: Source) -> Data:
         ],
         "file": file,
     }
+
+
+def _of_front(front: Data) -> Data:
+    facts: dict[str, Any] = {}
+    for run in front["runs"]:
+        name = run["folder"]
+        facts |= {f"{name}: {k}": v for k, v in run.items() if k not in ("folder", "versions")}
+        facts |= {f"{name}: {k}": v for k, v in (run["versions"] or {}).items()}
+    folders = " ".join(run["folder"] for run in front["runs"])
+    commands = [f"stepsearch front {folders} -o front.html"]
+    return {"facts": facts, "passes": {}, "settings": "", "commands": commands, "file": ""}
 
 
 def _of_evaluation(source: Source) -> Data:

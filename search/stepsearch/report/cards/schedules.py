@@ -27,10 +27,11 @@ def data(source: Source) -> Data:
                 "stepsearch run writes its result again."
             )
         )
-    return {"schedules": [_plain(*entry) for entry in shown[:MOST]], "left_out": len(shown) - MOST}
+    return {"schedules": [plain(*entry) for entry in shown[:MOST]], "left_out": len(shown) - MOST}
 
 
-def _plain(name: str, kind: str, plan: Schedule) -> Data:
+def plain(name: str, kind: str, plan: Schedule) -> Data:
+    """The numbers of its curves."""
     steps = [
         {
             "sigma": step.sigma,

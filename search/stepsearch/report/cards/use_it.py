@@ -42,6 +42,11 @@ def data(source: Source) -> Data:
     """`texts`: what each tool takes, with what it cannot hold."""
     plan = source.schedule
     if plan is None:
+        if source.front:
+            raise NotYet(
+                "There are several: stepsearch front … -o FOLDER writes a file each, and the page "
+                "of each run has the texts for other tools."
+            )
         raise NotYet(
             "There is no schedule yet."
             if not source.evaluation

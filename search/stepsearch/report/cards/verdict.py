@@ -15,7 +15,8 @@ def data(source: Source) -> Data:
             f"{source.state} The verdict is of the test, with which a run ends; the cards below "
             "show what is known so far."
         )
-    found = _of_evaluation(source) if source.evaluation else _of_run(source)
+    made = {"run": _of_run, "evaluation": _of_evaluation, "front": _of_front}
+    found = made[source.kind](source)
     found["doubts"] = [
         f"{check['sentence']} {check['do']}".strip()
         for check in checks(source)
@@ -83,6 +84,22 @@ def _of_evaluation(source: Source) -> Data:
         "" if sure else " The difference is within the noise: this does not show which is better."
     )
     return told
+
+
+def _of_front(source: Source) -> Data:
+    metric = source.metrics[0]
+    kept = [c for c in source.contenders if c.kind == "front"]
+    each = [
+        f"{counted(c.passes or 0, 'pass')}: {c.scores[metric].value:.3g} ({c.name})" for c in kept
+    ]
+    count = counted(len(source.contenders), "schedule")
+    return {
+        "state": source.state,
+        "metric": metric,
+        "n": source.contenders[0].n,
+        "compared": [c.name for c in source.contenders],
+        "sentence": f"Of {count}, {len(kept)} on the front. {'; '.join(each)}.",
+    }
 
 
 def _plain(c: Contender, metric: str) -> Data:

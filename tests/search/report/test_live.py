@@ -1,0 +1,211 @@
+"""How far a run is: as data, as a view, as lines; in a terminal, and from anywhere."""
+
+import json
+import os
+import pty
+import select
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from reporting import begun, command, session_of, small, toy_run
+
+from stepsearch.engine.claim import STUDY
+from stepsearch.engine.ladder import passes_spent
+from stepsearch.engine.stages.costs import costs
+from stepsearch.engine.stages.stage import Stage, note_stage, noted_stage
+from stepsearch.engine.store.locks import only_run, this_process
+from stepsearch.engine.study import distance_of, finished, open_study, read_study
+from stepsearch.metrics.distance import Score
+from stepsearch.report.cards import fill
+from stepsearch.report.live import watch
+from stepsearch.report.live.snapshot import snapshot
+from stepsearch.report.live.view import chart, line, sparkline
+from stepsearch.report.plain import of_source
+from stepsearch.report.sources import of_run
+
+STUDY_FILE = Path(__file__).parents[3] / "studies" / "tiny-3-steps.toml"
+PATIENCE = 240.0  # seconds, against hanging alone
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    toy_run(folder)
+    return folder
+
+
+@pytest.fixture
+def half(finished_run, tmp_path):
+    """The same before its end, and its study."""
+    for name in ("journal.log", "plan.json", STUDY):
+        (tmp_path / name).write_bytes((finished_run / name).read_bytes())
+    return tmp_path, open_study(tmp_path, small())
+
+
+def noted(study, name, done, total, seconds=10.0, process=None):
+    note_stage(study, Stage(name, done, total, seconds, 2, tuple(process or this_process())))
+
+
+def test_the_best_and_the_best_known_one_differ_by_their_paired_error(half, tmp_path):
+    folder, made = half
+    study = open_study(tmp_path / "other", small())
+    ranked = sorted(finished(made), key=distance_of)
+    for rank, trial in enumerate(ranked):
+        attrs = trial.user_attrs | {"origin": f"power, w {rank}" if rank % 3 else "near power, w 9"}
+        attrs = attrs if rank else {k: v for k, v in attrs.items() if k != "origin"}
+        study.add_trial(optuna.create_trial(value=distance_of(trial), user_attrs=attrs))
+    data = snapshot(folder, small(), study, costs(small()))
+    best = min(finished(study), key=distance_of)
+    first = sorted(finished(study), key=distance_of)[1]
+    scores = [Score(distance_of(t), t.user_attrs["left_out"]) for t in (first, best)]
+    assert data["best"]["trial"] == best.number
+    assert data["baseline"]["name"] == first.user_attrs["origin"]
+    less, se = scores[0].value - scores[1].value, data["gain_se"]
+    assert data["gain"] == pytest.approx(less)
+    pairs = [b - a for a, b in zip(*(s.left_out for s in scores), strict=True)]
+    mean = sum(pairs) / len(pairs)  # the jackknife, by hand
+    by_hand = ((len(pairs) - 1) / len(pairs) * sum((p - mean) ** 2 for p in pairs)) ** 0.5
+    assert se == pytest.approx(by_hand)
+    assert [n for n, _ in data["history"]] == sorted(n for n, _ in data["history"])
+
+
+def test_passes_and_time_are_those_of_the_stage_and_of_the_trials(half):
+    folder, study = half
+    config, most = small(), costs(small())
+    spent = passes_spent(study.get_trials(), config.evaluation)
+    behind = sum(most.passes[name] for name in ("rivals", "baselines", "teacher"))
+    noted(study, "selection", 1, 4)
+    with only_run(folder):
+        data = snapshot(folder, config, study, most)
+    after = most.passes["selection"]
+    assert data["state"] == "under way"
+    assert data["passes"]["used"] == pytest.approx(behind + spent + after / 4, abs=1)
+    left = 0.75 * after + most.passes["test"]
+    assert data["passes"]["left"] == pytest.approx(left, abs=1)
+    assert data["seconds_left"] == pytest.approx(data["seconds_per_pass"] * left / 2, rel=1e-3)
+    assert data["passes"]["used"] + data["passes"]["left"] <= data["passes"]["at_most"]
+
+
+def test_before_the_first_trial_time_is_that_of_the_stage(tmp_path):
+    begun(tmp_path)
+    config = small()
+    study, most = open_study(tmp_path, config), costs(config)
+    noted(study, "baselines, 60 images", 1, 2, seconds=3.0)
+    data = snapshot(tmp_path, config, study, most)
+    assert data["seconds_per_pass"] == pytest.approx(2 * 3.0 / (most.rungs[60] / 2))
+    assert data["state"] == "not running"  # nobody has its lock
+    assert data["seconds_left"] is None
+
+
+def test_who_does_not_see_a_process_does_not_say_that_it_ended(tmp_path):
+    begun(tmp_path)
+    study = open_study(tmp_path, small())
+    noted(study, "teacher", 0, 1, process=["elsewhere", "7", "another machine", "x"])
+    state = snapshot(tmp_path, small(), study, costs(small()))["state"]
+    assert state == "not known"
+
+
+def test_a_finished_run_has_its_pages_own_verdict(finished_run):
+    said = command("status", finished_run, "--json")
+    data = json.loads(said.stdout)
+    cards = of_source(of_run(finished_run))["cards"]
+    assert data["state"] == "finished"
+    assert data["verdict"] == cards["verdict"]
+    shown = command("status", finished_run).stdout
+    assert "12 of 12 trials finished" in shown
+    assert "".join(cards["verdict"]["sentence"].split()) in "".join(shown.split())
+
+
+def test_charts_are_drawn_to_scale():
+    assert sparkline([0, 7, 3.5]) == "▁█▅"
+    assert sparkline([2, 2]) == "▁▁"
+    assert sparkline(range(400))[-1] == "█"
+    assert len(sparkline(range(400))) == 40
+    steps = [{"sigma": s, "guidance_scale": w} for s, w in ((100.0, 4.0), (1.0, 2.0))]
+    rows = chart({"steps": steps, "final_sigma": 0.01})
+    bars = [[word for word in row.split() if set(word) <= set("█▏▎▍▌▋▊▉")] for row in rows]
+    assert bars[1:3] == [["█" * 10, "█" * 10], ["█" * 5, "█" * 5]]  # log 1 is half-way
+    assert rows[-1].split() == ["end", "0.01"]
+
+
+def test_watching_prints_a_line_for_each_change_and_ends_with_the_run(
+    half, finished_run, monkeypatch, capsys
+):
+    folder, study = half
+    looks = iter(["search", "selection", "selection", "test", None])
+
+    def pause(_):
+        stage = next(looks)
+        if stage is None:
+            for name in ("best.json", "result.json"):
+                (folder / name).write_bytes((finished_run / name).read_bytes())
+        else:
+            noted(study, stage, 0, 1)
+
+    monkeypatch.setattr(watch.time, "sleep", pause)
+    watch.show_status(folder, None, True, False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["not running"] * 4 + ["finished"]
+    assert "selection, 0 of 1; 12 of 12 trials finished; best" in lines[2]
+
+
+@pytest.mark.parametrize("show", ["all", "result", "json"])
+def test_a_run_shows_what_was_asked_for(tmp_path, monkeypatch, capsys, show):
+    session_of(tmp_path, monkeypatch, show)
+    out, err = capsys.readouterr()
+    if show == "result":
+        assert (out, err) == (f"{tmp_path / 'best.json'}\n", "")
+    elif show == "json":
+        source = of_run(tmp_path)
+        assert json.loads(out) == json.loads(json.dumps(of_source(source, fill(source))))
+        assert "search …" in err
+    else:
+        order = [out.index(f" {stage} …") for stage in ("loading", "teacher", "search", "test")]
+        assert order == sorted(order)
+        assert err == ""
+
+
+def test_a_line_has_what_is_known(half):
+    folder, study = half
+    data = snapshot(folder, small(), study, costs(small()))
+    assert line(data).startswith("not running: 12 of 12 trials finished; best ")
+
+
+def test_in_a_terminal_a_run_is_shown_and_ctrl_c_says_what_goes_on(tmp_path):
+    """The real command in a pseudo-terminal: Ctrl-C as the terminal sends it."""
+    folder = tmp_path / "run"
+    words = ["run", str(STUDY_FILE), "--run", str(folder), "--tracking", "none", "--quick"]
+    code = "from stepsearch.cli import main; main()"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ |= {"TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+        os.execv(sys.executable, [sys.executable, "-c", code, *words])
+    said, sent = b"", False
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        if not select.select([terminal], [], [], 1.0)[0]:
+            continue
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # its end
+            break
+        said += part
+        if not sent and b"passes" in said and b"stage" in said:  # rows of the view
+            os.write(terminal, b"\x03")
+            sent = True
+    _, status = os.waitpid(pid, 0)
+    text = said.decode()
+    assert os.waitstatus_to_exitcode(status) == 130, text
+    assert "0:00  loading …" in text
+    assert "\x1b[2K" in text  # the view is drawn over
+    assert "Traceback" not in text
+    goes_on = text.replace("\r\n", "\n").splitlines()[-1]
+    assert goes_on == f"  stepsearch {' '.join(words)}"
+    stage = noted_stage(read_study(folder, small()))
+    assert stage is not None
+    assert stage.workers == min(2, os.cpu_count())
+    data = json.loads(command("status", folder, "--json").stdout)
+    assert (data["state"], data["best"]) == ("not running", None)
