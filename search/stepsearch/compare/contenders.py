@@ -21,6 +21,7 @@ from stepsampler.models import LatentModel, Model
 from stepsampler.models.pixels import quantised, stills
 from stepsampler.models.stock import StockModel, counting
 from stepsampler.models.stock.known import networks
+from stepsampler.noise.edm import is_continuous
 from stepsampler.schedule import Schedule
 from stepsampler.support.sizes import Size, sides
 from stepsearch.metrics.alignment import Prompt
@@ -322,6 +323,12 @@ def _scheduler(model: Model, name: str | None, spacing: str | None) -> Any:
     import diffusers
 
     own = model.pipeline.scheduler
+    continuous = is_continuous(own.config)
+    if continuous and (name or type(own).__name__) != "EulerDiscreteScheduler":
+        raise UserError(
+            f"--scheduler: {name or type(own).__name__} is not for this model, whose network is "
+            "told ln(sigma) / 4 (timestep_type continuous): EulerDiscreteScheduler tells it so"
+        )
     if name is None and spacing is None:
         _note_dropped(own)
         return own
@@ -344,7 +351,7 @@ def _scheduler(model: Model, name: str | None, spacing: str | None) -> Any:
         kind = "flow" if flow else "variance-preserving"
         raise UserError(f"--scheduler: {name} is not for a {kind} model with these settings")
     edm = model.spec.sigma_data is not None
-    if edm != name.startswith("EDM"):
+    if not continuous and edm != name.startswith("EDM"):
         words = "has EDM's preconditioning" if edm else "has none of EDM's preconditioning"
         raise UserError(f"--scheduler: {name} is not for this model, which {words}")
     _note_dropped(made)
