@@ -6,6 +6,7 @@ import sys
 import diffusers
 import pytest
 from evaluating import command
+from running import Here
 
 import stepsearch.cli
 from stepsampler import load
@@ -14,7 +15,6 @@ from stepsampler.grids import make_schedule
 from stepsampler.models import load as load_model
 from stepsearch.compare.contenders import OnStock
 from stepsearch.config import StudyConfig
-from stepsearch.engine.workers import InThisProcess
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.rehearsal.dryrun import as_modular, kind_of
 from stepsearch.rehearsal.miniatures import FAMILIES
@@ -107,11 +107,6 @@ def test_evaluate_compares_schedules_and_its_own_scheduler(saved, tmp_path, monk
     assert code == 0, errors
     mine, theirs = json.loads((tmp_path / "out.json").read_text())["contenders"]
     assert (mine["passes"], theirs["passes"], theirs["name"]) == (4, 4, "DDIM, 2 steps, w 3")
-
-
-class Here(InThisProcess):
-    def __init__(self, config, folder, *_):
-        super().__init__(config, folder)
 
 
 def test_a_run_goes_through_all_stages(saved, tmp_path, monkeypatch, capsys):
