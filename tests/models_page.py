@@ -29,6 +29,7 @@ MODULAR = {
     "QwenImageModularPipeline": "qwen-image",
     "StableDiffusion3ModularPipeline": "sd3",
     "StableDiffusionXLModularPipeline": "sdxl",
+    "Wan22ModularPipeline": "wan-2.2",
     "ZImageModularPipeline": "z-image",
 }
 

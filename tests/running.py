@@ -10,7 +10,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.engine.run import run_study
 from stepsearch.engine.study import work
 from stepsearch.engine.tracking import NoTracking
-from stepsearch.engine.workers import Subject, Workers
+from stepsearch.engine.workers import InThisProcess, Subject, Workers
 from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.evaluator import Measurement
 from stepsearch.rivals.dmn import dmn
@@ -34,6 +34,13 @@ EVERYTHING = {
     "free_u": True,
     "free_u_sets": 2,
 }
+
+
+class Here(InThisProcess):
+    """One worker in this process in the place of those that a session starts."""
+
+    def __init__(self, config, folder, *_):
+        super().__init__(config, folder)
 
 
 class Reference:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from stepsampler.noise import NoiseSchedule, read_noise
+from stepsampler.noise.edm import in_words_of_edm, is_continuous
 from stepsampler.schedule import Schedule
 from stepsampler.solvers import tableau
 from stepsampler.support.checks import ScheduleError
@@ -63,8 +64,12 @@ def plain(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def unshifted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's config with `snr_shift_scale` put into the betas."""
+def reworded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's config in StepScheduler's words: EDM's, or `snr_shift_scale` in the betas."""
+    if is_continuous(config):
+        return in_words_of_edm(config)
+    if not config.get("snr_shift_scale"):
+        return dict(config)
     kept = {k: v for k, v in config.items() if k not in ("snr_shift_scale", "beta_schedule")}
     bare = {**config, "rescale_betas_zero_snr": False}
     alphas = (1.0, *NoiseSchedule.from_scheduler_config(bare).alphas_cumprod)

@@ -166,10 +166,10 @@ class StepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ValueError: a config of none of these kinds, or with an option that changes the model's
                 levels or predictions and is not supported.
         """
-        if config.get("snr_shift_scale"):  # CogVideoX
-            from stepsampler.rows import unshifted
+        if config.get("snr_shift_scale") or config.get("timestep_type") == "continuous":
+            from stepsampler.rows import reworded  # of CogVideoX, of CosXL
 
-            config = unshifted(config)
+            config = reworded(config)
         betas = "beta_schedule" in config or _is_edm(config)
         if not betas and "shift" not in config:
             raise ValueError("the config has neither betas, nor EDM's levels, nor a flow's shift")

@@ -20,7 +20,7 @@ from stepsampler.formats import common
 from stepsampler.formats.common import Options, Reading, Sampler, Target, Text
 from stepsampler.formats.stock_flow import RANDOM, REPLACING, Shifting
 from stepsampler.noise import WELL_KNOWN, EDMSchedule, FlowSchedule, Noise, NoiseSchedule, noise_of
-from stepsampler.schedule import PURE_NOISE, Schedule, Step
+from stepsampler.schedule import PURE_NOISE, ModelSpec, Schedule, Step
 from stepsampler.support.scales import ALONE, called, sentence
 
 EULER, DPM, FLOW = (
@@ -29,6 +29,8 @@ EULER, DPM, FLOW = (
     "FlowMatchEulerDiscreteScheduler",
 )
 OFF = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+# EulerDiscrete's words for EDM's preconditioning with a sigma_data of 1, as of a CosXL
+CONTINUOUS = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
 BETAS = (("scaled_linear", 0.00085, 0.012), ("linear", 0.0001, 0.02))  # as WELL_KNOWN has them
 FLOW_KEYS = (
     "shift",
@@ -40,7 +42,7 @@ FLOW_KEYS = (
 )
 # What a config may say beside what is read: it has no say where a list is given.
 READ = {
-    EULER: ("timestep_spacing", "interpolation_type", *OFF),
+    EULER: ("timestep_spacing", "interpolation_type", "timestep_type", *OFF),
     DPM: (
         "algorithm_type",
         "solver_type",
@@ -82,7 +84,9 @@ def export(schedule: Schedule, options: Options) -> Text:
     if schedule.flow != (name == FLOW):
         kind = "a flow model" if schedule.flow else "a model with betas"
         raise UserError(f"{name} is not for {kind}, for which the schedule was made")
-    if isinstance(noise_of(schedule), EDMSchedule):
+    if isinstance(noise_of(schedule), EDMSchedule) and not (
+        name == EULER and _is_continuous(schedule.model)
+    ):
         raise UserError(
             f"{name} has no levels of EDM, and diffusers' EDM schedulers change any list that they "
             "are handed; StepScheduler runs the schedule"
@@ -137,6 +141,12 @@ def _step_scheduler(schedule: Schedule) -> Text:
     return Text(text, tuple(lost))
 
 
+def _is_continuous(model: ModelSpec | None) -> bool:
+    """Whether EulerDiscrete's continuous timesteps are those of a model."""
+    said = model and (model.sigma_data, model.prediction_type)
+    return said == (1.0, CONTINUOUS["prediction_type"])
+
+
 def _zero(schedule: Schedule) -> dict[str, bool]:
     """The option of a config, where the schedule's model needs it."""
     noise = noise_of(schedule)
@@ -160,6 +170,8 @@ def _euler(schedule: Schedule) -> Parts:
         lost.append(f"decode {schedule.decode!r}")
     # "trailing" makes it start from noise * sigma; "leading" from noise * sqrt(1 + sigma^2)
     config = {"timestep_spacing": "trailing", **OFF, **_zero(schedule)}
+    if _is_continuous(schedule.model):
+        config |= CONTINUOUS
     return config, {"sigmas": list(schedule.sigmas)}, lost
 
 
@@ -278,6 +290,10 @@ def read(text: str, target: Target) -> Reading:
         zero = isinstance(target.noise, NoiseSchedule) and target.noise.ends_in_noise
         if bool(config.get(ZERO, zero)) != zero:
             raise UserError(f"{ZERO} is that of another model; name it with --model")
+        kind = config.get("timestep_type", "discrete")
+        edm = isinstance(target.noise, EDMSchedule)
+        if (kind == "continuous") != edm or (edm and not _is_continuous(target.model)):
+            raise UserError(f"timestep_type {kind} is that of another model; name it with --model")
         known = ("scheduler", "config", "call", name_of_scale)
         without = ALONE.get(family or "", {})
         more = [key for key, value in without.items() if call.get(key, key) != value]

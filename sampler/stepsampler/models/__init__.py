@@ -173,12 +173,13 @@ def from_pipeline(
     """
     reading = Reading(clip_skip, long_prompts)
     cls = type(pipeline)
-    known = families().get(cls.__name__.replace("Modular", ""))
-    name = known.family if known else ""
     # here, since they import diffusers, which reading of texts and images can do without
     from stepsampler.models.stock import StockModel
+    from stepsampler.models.stock.known import plain_names
     from stepsampler.models.stock.modular import ModularModel
 
+    known = next(iter(filter(None, map(families().get, plain_names(cls)))), None)
+    name = known.family if known else ""
     if _is_modular(pipeline):
         model: Model = ModularModel(pipeline, size, name, frames)
     elif known is None or stock or not known.samples(pipeline):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stepsampler.errors import UserError
-from stepsampler.noise.edm import EDMSchedule
+from stepsampler.noise.edm import EDMSchedule, is_continuous
 from stepsampler.noise.flow import FlowSchedule
 from stepsampler.noise.variance_preserving import NoiseSchedule
 from stepsampler.schedule import Schedule
@@ -29,8 +29,10 @@ def is_edm(config: Mapping[str, Any]) -> bool:
     """Whether a diffusers scheduler config has EDM's preconditioning.
 
     CosineDPMSolverMultistepScheduler (Stable Audio) tells its network an angle; it has a solver's
-    order and no choice of the algorithm.
+    order and no choice of the algorithm. EulerDiscreteScheduler has it with continuous timesteps.
     """
+    if is_continuous(config):
+        return True
     edm = all(config.get(key) for key in ("sigma_data", "sigma_schedule", "rho"))
     return edm and ("solver_order" not in config or "algorithm_type" in config)
 
@@ -61,11 +63,11 @@ def read_noise(config: Mapping[str, Any], tokens: int = 0) -> tuple[Noise, str]:
     if config.get("rescale_betas_zero_snr") and kind == "epsilon" and not edm:
         raise UserError(ZERO_SNR_OF_EPSILON)
     value = config.get("timestep_type")
-    if value not in ("discrete", None):
+    if value not in ("discrete", None) and not edm:
         raise UserError(
-            f"timestep_type of the model's scheduler is not supported, got {value}: of a CosXL, "
-            "whose network is told log sigma, take an EDMEulerScheduler with sigma_data 1, "
-            "sigma_schedule exponential and prediction_type v_prediction, or its checkpoint file"
+            f"timestep_type {value} of the model's scheduler goes with prediction_type "
+            f"v_prediction alone, as of a CosXL, got {kind}: diffusers itself then tells the "
+            "network discrete timesteps"
         )
     return noise, kind
 

@@ -10,7 +10,33 @@ from numpy.typing import NDArray
 
 from stepsampler.errors import UserError
 from stepsampler.noise.scales import Scales, check_levels
+from stepsampler.noise.variance_preserving import NoiseSchedule
 from stepsampler.schedule import ModelSpec, Schedule
+
+
+def is_continuous(config: Mapping[str, Any]) -> bool:
+    """Whether a config is of an EulerDiscreteScheduler whose network is told ln(sigma) / 4.
+
+    Of other predictions than v diffusers tells it whole timesteps whatever `timestep_type` is.
+    """
+    said = config.get("timestep_type"), config.get("prediction_type")
+    return said == ("continuous", "v_prediction") and not config.get("sigma_data")
+
+
+def in_words_of_edm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an EulerDiscreteScheduler with continuous timesteps, as an EDMEulerScheduler's.
+
+    Its c_in, 1 / sqrt(1 + sigma^2), and its x0, x / (1 + sigma^2) - sigma F / sqrt(1 + sigma^2),
+    are EDM's with a sigma_data of 1 (Karras et al. 2022, eq. 7, of -F). Ends that it does not say
+    are those of its betas, as in its own grids.
+    """
+    kept = {k: v for k, v in config.items() if k != "timestep_type"}
+    ends = {k: config.get(k) for k in ("sigma_min", "sigma_max")}
+    if None in ends.values():
+        betas = NoiseSchedule.from_scheduler_config(config)
+        ends = {k: getattr(betas, k) if v is None else v for k, v in ends.items()}
+    placed = "karras" if config.get("use_karras_sigmas") else "exponential"
+    return {**kept, **ends, "sigma_data": 1.0, "sigma_schedule": placed, "rho": 7.0}
 
 
 @dataclass(frozen=True)
@@ -31,7 +57,11 @@ class EDMSchedule:
 
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> "EDMSchedule":
-        """Read the config of diffusers' EDMEulerScheduler or EDMDPMSolverMultistepScheduler."""
+        """Read the config of diffusers' EDMEulerScheduler or EDMDPMSolverMultistepScheduler.
+
+        Or of an EulerDiscreteScheduler with continuous timesteps: see `in_words_of_edm`.
+        """
+        config = in_words_of_edm(config) if is_continuous(config) else config
         low, high, data = (float(config[f"sigma_{k}"]) for k in ("min", "max", "data"))
         if not (0 < low < high < inf and 0 < data < inf):
             found = f"{low:g}, {high:g}, {data:g}"

@@ -1,6 +1,5 @@
 """What `stepsearch evaluate` scores: a schedule, a pipeline with its own scheduler, a folder."""
 
-import copy
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -15,14 +14,15 @@ from torch import Tensor
 
 from stepsampler.batch import MANIFEST, read_manifest
 from stepsampler.denoiser import stack
-from stepsampler.errors import UserError, counted, note
+from stepsampler.errors import UserError, counted
 from stepsampler.generate import fitting, generate
 from stepsampler.models import LatentModel, Model
 from stepsampler.models.pixels import quantised, stills
-from stepsampler.models.stock import StockModel, counting
-from stepsampler.models.stock.known import networks
+from stepsampler.models.stock import SCALES, StockModel, counting
+from stepsampler.models.stock.known import networks, read_inputs
 from stepsampler.schedule import Schedule
 from stepsampler.support.sizes import Size, sides
+from stepsearch.compare.schedulers import choose_scheduler, rehearse
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.interchange import read_npz
@@ -114,30 +114,33 @@ class OnStock:
                 f"--stock: a {type(model.pipeline).__name__} takes no latents, so it cannot start "
                 "from the noise of the schedules; score schedules on it"
             )
-        known = inspect.signature(model.pipeline.__call__).parameters
+        known = read_inputs(model.pipeline)
         if negative_prompt and ("negative_prompt" not in known or "true_cfg_scale" in known):
             raise UserError(
                 f"--stock: a {type(model.pipeline).__name__} by itself takes no negative prompt, "
                 f"got {negative_prompt!r}"
             )
-        if (
-            guidance_scale is not None
-            and "guidance_scale" not in known
-            and isinstance(model, LatentModel)
-        ):
-            raise UserError(
-                f"--stock: a call of a {type(model.pipeline).__name__} takes no guidance_scale, "
-                f"got {guidance_scale:g}"
-            )
+        scales = SCALES if isinstance(model, StockModel) else SCALES[1:]
+        self._guiders: dict[str, Any] = {}  # in the place of the pipeline's, which have the scale
+        if guidance_scale is not None and not known.keys() & set(scales):
+            parts = model.pipeline.components.items()
+            own = {n: part for n, part in parts if "guider" in n and hasattr(part, SCALES[1])}
+            if not own or model.guidance == "distilled":
+                raise UserError(
+                    f"--stock: a call of a {type(model.pipeline).__name__} takes no "
+                    f"guidance_scale, got {guidance_scale:g}"
+                )
+            for n, guider in own.items():
+                self._guiders[n] = guider.new(guidance_scale=guidance_scale, enabled=True)
         self.model, self.guidance_scale = model, guidance_scale
         self.negative_prompt = negative_prompt
         self.steps: int | None = steps
         self.passes: float | None = None
-        self.scheduler = _scheduler(model, scheduler, spacing)
+        self.scheduler = choose_scheduler(model, scheduler, spacing)
         most = self.scheduler.config.get("num_train_timesteps", steps)
         if steps > most:
             raise UserError(f"--stock: the model has {most} timesteps, got {steps} steps")
-        _rehearse(self.scheduler, steps, model.prediction_type == "flow_prediction")
+        rehearse(self.scheduler, steps, model.prediction_type == "flow_prediction")
         name = type(self.scheduler).__name__.removesuffix("Scheduler")
         scale = "" if guidance_scale is None else f", w {guidance_scale:g}"
         self.name = f"{name}, {counted(steps, 'step')}{f', {spacing}' if spacing else ''}{scale}"
@@ -151,7 +154,7 @@ class OnStock:
         for start in range(0, len(seeds), batch_size):
             chunk = seeds[start : start + batch_size]
             texts = self.texts(chunk, prompts[start : start + batch_size])
-            with fitting(self.model, len(chunk)), self._own_scheduler():
+            with fitting(self.model, len(chunk)), self._own_parts():
                 images, self.passes = self._call(texts, chunk)
             yield quantised(stills(images)[:, 0] if self.model.videos else images).cpu()
 
@@ -203,7 +206,7 @@ class OnStock:
             **model.as_stock(noise.to(model.device, model.dtype)),
             "output_type": "pt",
         }
-        if self.guidance_scale is not None:
+        if self.guidance_scale is not None and not self._guiders:
             options["guidance_scale"] = self.guidance_scale
         known = inspect.signature(model.pipeline.__call__).parameters
         sides = {"height": model.height, "width": model.width}
@@ -215,13 +218,19 @@ class OnStock:
         return options
 
     @contextmanager
-    def _own_scheduler(self) -> Iterator[None]:
-        before = self.model.pipeline.scheduler
-        self.model.pipeline.scheduler = self.scheduler
+    def _own_parts(self) -> Iterator[None]:
+        """The scheduler and the guiders in the places of the pipeline's."""
+        pipeline = self.model.pipeline
+        before = {name: getattr(pipeline, name) for name in ("scheduler", *self._guiders)}
         try:
+            pipeline.scheduler = self.scheduler
+            for name, guider in self._guiders.items():  # setattr would rewrite the config
+                object.__setattr__(pipeline, name, guider)
             yield
         finally:
-            self.model.pipeline.scheduler = before
+            pipeline.scheduler = before.pop("scheduler")
+            for name, guider in before.items():
+                object.__setattr__(pipeline, name, guider)
 
 
 class OnFiles:
@@ -312,81 +321,6 @@ class OnArray:
 
     def texts(self, seeds: range, prompts: list[Prompt]) -> list[str]:
         return []
-
-
-def _scheduler(model: Model, name: str | None, spacing: str | None) -> Any:
-    """The pipeline's own scheduler, or another class of diffusers with the same settings.
-
-    Its grid of timesteps may be spaced otherwise: distilled models want theirs trailing.
-    """
-    import diffusers
-
-    own = model.pipeline.scheduler
-    if name is None and spacing is None:
-        _note_dropped(own)
-        return own
-    if name and not (name.endswith("Scheduler") and hasattr(diffusers, name)):
-        raise UserError(
-            f"--scheduler: diffusers has no {name!r}; give a class such as "
-            "DPMSolverMultistepScheduler"
-        )
-    cls = getattr(diffusers, name) if name else type(own)
-    name = cls.__name__
-    if spacing and "timestep_spacing" not in inspect.signature(cls.__init__).parameters:
-        raise UserError(f"--timestep-spacing: {name} has none, got {spacing!r}")
-    spaced = {"timestep_spacing": spacing} if spacing else {}
-    try:
-        made = cls.from_config(own.config, **spaced)
-    except Exception as error:  # whatever such a class raises, a package that it needs included
-        raise UserError(f"--scheduler: {name} cannot be made: {_reason(error)}") from error
-    flow = model.spec.prediction_type == "flow_prediction"
-    if flow != (name.startswith("FlowMatch") or bool(made.config.get("use_flow_sigmas"))):
-        kind = "flow" if flow else "variance-preserving"
-        raise UserError(f"--scheduler: {name} is not for a {kind} model with these settings")
-    edm = model.spec.sigma_data is not None
-    if edm != name.startswith("EDM"):
-        words = "has EDM's preconditioning" if edm else "has none of EDM's preconditioning"
-        raise UserError(f"--scheduler: {name} is not for this model, which {words}")
-    _note_dropped(made)
-    return made
-
-
-def _note_dropped(scheduler: Any) -> None:
-    """Some classes of diffusers keep the option in their config and do nothing with it."""
-    known = inspect.signature(type(scheduler).__init__).parameters
-    option = "rescale_betas_zero_snr"
-    if scheduler.config.get(option) and option not in known and "beta_schedule" in known:
-        note(
-            f"{type(scheduler).__name__} drops {option} in silence: it does not start from the "
-            "pure noise that the model was trained on"
-        )
-
-
-def _rehearse(scheduler: Any, steps: int, flow: bool) -> None:
-    """Take all steps on zeros, as a pipeline would, so that a misfit shows before any image.
-
-    Raises:
-        UserError: the scheduler has no such steps, or is called otherwise than pipelines do.
-    """
-    trial, x = copy.deepcopy(scheduler), torch.zeros(1, 4, 8, 8)
-    try:
-        shift = {"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}
-        trial.set_timesteps(steps, **shift)
-        if not flow:
-            x = x * trial.init_noise_sigma
-        for timestep in trial.timesteps:
-            scaled = x if flow else trial.scale_model_input(x, timestep)
-            trial.step(scaled, timestep, x)
-        _ = trial.order
-    except Exception as error:  # schedulers have no errors of their own
-        name = type(scheduler).__name__
-        raise UserError(
-            f"--stock: {name} cannot take {steps} steps of this pipeline: {_reason(error)}"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _digest(text: str) -> str:

@@ -261,7 +261,10 @@ def _weights_digest(net: torch.nn.Module) -> str:
 def settings_of(part: object) -> str:
     """What of a component changes its outputs beside weights and dtype; no path and no version."""
     if (tokenizer := getattr(part, "backend_tokenizer", None)) is not None:
-        return str(tokenizer.to_str())
+        bare = type(tokenizer).from_str(tokenizer.to_str())
+        bare.no_padding()  # both are of the last call, which asks for its own
+        bare.no_truncation()
+        return str(bare.to_str())
     config = getattr(part, "config", part)
     known = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(known, Mapping):

@@ -16,6 +16,7 @@ from stepsampler.models import check_class
 from stepsampler.models.loading import is_modular, pipeline_class
 from stepsampler.models.markers import heed
 from stepsampler.models.parts import MODULAR_INDEX, index_of
+from stepsampler.models.stock.known import plain_names
 from stepsampler.noise import is_edm, is_flow
 from stepsampler.schedule import BY_STATISTICS
 from stepsampler.support.options import of_weights
@@ -88,21 +89,22 @@ def kind_of(config: StudyConfig) -> str:
         )
     said = json.loads(index.read_text(encoding="utf-8"))
     name = said["_class_name"]
+    cls = pipeline_class(f"{index}", name)
+    if not is_modular(index.parent):
+        check_class(cls)
     scheduler = _config(config.model.id, index.parent, "scheduler")
-    modular = is_modular(index.parent)
-    plain = name.replace("Modular", "") if modular else name
-    if plain == "WanPipeline" and said.get("boundary_ratio") is not None:
+    plains = plain_names(cls)
+    if "WanPipeline" in plains and said.get("boundary_ratio") is not None:
         return "wan-2.2"
-    if plain == "WanPipeline" and said.get("expand_timesteps"):
+    if "WanPipeline" in plains and said.get("expand_timesteps"):
         return "wan-2.2-5b"
-    if plain in DISTILLED:
-        own = _config(config.model.id, index.parent, "transformer")
-        return DISTILLED[plain][bool(own.get("guidance_embeds"))]
-    for kind, build in EVERY.items():
-        if type(build()).__name__ == plain:
-            return kind
-    if not modular:
-        check_class(pipeline_class(f"{index}", name))
+    for plain in plains:
+        if plain in DISTILLED:
+            own = _config(config.model.id, index.parent, "transformer")
+            return DISTILLED[plain][bool(own.get("guidance_embeds"))]
+        for kind, build in EVERY.items():
+            if type(build()).__name__ == plain:
+                return kind
     return ANY_FLOW if is_flow(scheduler) else ANY_DIFFUSION
 
 
@@ -157,7 +159,7 @@ def miniature(config: StudyConfig, kind: str) -> Any:
         if folder and is_modular(folder):
             index = json.loads((folder / MODULAR_INDEX).read_text(encoding="utf-8"))
             cls = getattr(diffusers, index["_class_name"])
-            if cls.__name__.replace("Modular", "") == type(pipeline).__name__:
+            if type(pipeline).__name__ in plain_names(cls):
                 pipeline = as_modular(pipeline, cls)
     heed(pipeline, replace(config.model, config=None), header)
     return pipeline

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pipelines
 import pytest
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from typer.testing import CliRunner
 
 from stepsampler import UserError, load
@@ -63,6 +63,35 @@ def test_diff_takes_models_under_schedulers_and_schedules(run):
         "step 3: passes 2 -> 1",
     ]
     assert run("diff", "sd3", "same.json", "--steps", "3").stdout.endswith("only in the second\n")
+
+
+def test_levels_of_euler_with_continuous_timesteps_are_shown_and_compared(run):
+    """Those of a CosXL: EDM's, of which its network is told ln(sigma) / 4."""
+    pipe = pipelines.FAMILIES["sdxl"]()
+    own = {"prediction_type": "v_prediction", "timestep_type": "continuous"}
+    own |= {"use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 120.0}
+    pipe.scheduler = EulerDiscreteScheduler(**pipelines.BETAS, **own)
+    pipe.save_pretrained("cosxl")
+    _, _, first, *rest = run("show", "cosxl", "--steps", "5").stdout.splitlines()
+    assert first.split() == ["0", "1.20", "1.19687", "120.0000", "25.5920", "5", "2"]
+    assert rest[4:] == [
+        "note: the last step begins with 0.2 % of noise: its passes are nearly wasted"
+    ]
+    run(
+        "make",
+        "karras",
+        "--steps",
+        "5",
+        "--model",
+        "cosxl",
+        "--guidance-scale",
+        "5",
+        "-o",
+        "k.json",
+    )
+    assert "for sdxl (v_prediction, EDM with sigma_data 1)" in run("show", "k.json").stdout
+    same = run("diff", "k.json", "cosxl", "--steps", "5")
+    assert (same.exit_code, same.stdout) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,46 @@ def test_stock_schedulers_make_our_images(name, to):
     assert np.abs(found * 255 - ours).max() <= 1.0
 
 
-def test_stock_schedulers_do_not_take_levels_of_edm():
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [("playground", "EulerDiscreteScheduler"), ("cosxl", "DPMSolverMultistepScheduler")],
+)
+def test_stock_schedulers_do_not_take_levels_of_edm(name, to):
     with pytest.raises(UserError, match="has no levels of EDM, and diffusers' EDM schedulers chan"):
-        formats.export(schedule("cosxl", order=1), "diffusers:EulerDiscreteScheduler")
+        formats.export(schedule(name, order=1), f"diffusers:{to}")
+
+
+def test_continuous_timesteps_of_euler_make_our_images_of_a_cosxl():
+    made = schedule("cosxl", order=1)
+    exported = formats.export(made, "diffusers:EulerDiscreteScheduler")
+    assert exported.lost == ()
+    data = json.loads(exported.text)
+    again = formats.read(exported.text, "diffusers:EulerDiscreteScheduler", target("cosxl"))
+    assert again.sigmas == pytest.approx(made.sigmas, rel=1e-9)
+    for other in ("playground", "zero"):
+        with pytest.raises(UserError, match="timestep_type continuous is that of another model"):
+            formats.read(exported.text, "diffusers:EulerDiscreteScheduler", target(other))
+    plain = formats.export(schedule("zero", order=1), "diffusers:EulerDiscreteScheduler").text
+    with pytest.raises(UserError, match="timestep_type discrete is that of another model|rescale_"):
+        formats.read(plain, "diffusers:EulerDiscreteScheduler", target("cosxl"))
+    pipe = pipelines.FAMILIES["sdxl"]()
+    pipe.scheduler = diffusers.EDMEulerScheduler(
+        sigma_min=0.002, sigma_max=120.0, sigma_data=1.0, prediction_type=V
+    )
+    model = from_pipeline(pipe)
+    (batch,) = generate(model, made, PROMPTS, SEEDS)
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(
+        pipe.scheduler.config, **data["config"]
+    )
+    found = pipe(
+        PROMPTS,
+        latents=seeded_noise(SEEDS, model.shape),
+        guidance_scale=data["guidance_scale"],
+        output_type="np",
+        **data["call"],
+    ).images
+    ours = batch.images.permute(0, 2, 3, 1).numpy()
+    assert np.abs(found * 255 - ours).max() <= 1.0
 
 
 @pytest.mark.parametrize("name", NOISES)

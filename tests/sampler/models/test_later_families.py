@@ -1,6 +1,7 @@
 """What is peculiar to HunyuanImage, CogView 4, AuraFlow, Hunyuan-DiT, Kolors and LTX."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import diffusers
 import pipelines
@@ -164,8 +165,18 @@ def test_a_vae_of_ltx_that_is_told_a_time_is_told_that_of_the_stock_pipeline():
     torch.testing.assert_close(ours, theirs, atol=1.0, rtol=0)
 
 
-def test_a_scale_is_refused_where_a_call_takes_none():
+def test_a_scale_is_the_guiders_where_a_call_takes_none():
     from stepsearch.compare.contenders import OnStock
 
+    model = take("hunyuan-image")
+    prompts = [SimpleNamespace(text=text) for text in PROMPTS]
+    made = {}
+    for w in (3.0, 1.0):
+        contender = OnStock(model, "d", 2, guidance_scale=w)
+        (made[w],) = contender.batches(SEEDS, prompts, len(SEEDS))
+        assert contender.passes == (2 if w == 1 else 4)
+    for w, images in made.items():
+        ours = our_images(model, stock_schedule(model, 2, w), PROMPTS)
+        torch.testing.assert_close(images.float(), ours.float(), atol=1.0, rtol=0)
     with pytest.raises(UserError, match="a call of a HunyuanImagePipeline takes no guidance_scale"):
-        OnStock(take("hunyuan-image"), "d", 2, guidance_scale=3.0)
+        OnStock(take("hunyuan-image-distilled"), "d", 2, guidance_scale=3.0)

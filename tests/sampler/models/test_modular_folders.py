@@ -10,10 +10,14 @@ import pytest
 import torch
 from families import our_images
 from pipelines import PROMPTS
+from typer.testing import CliRunner
 
 from stepsampler import UserError
+from stepsampler.cli.app import app
+from stepsampler.cli.stock import describe_run
 from stepsampler.grids import from_sigmas
 from stepsampler.models import ModelOptions, from_pipeline, load, outline
+from stepsampler.models.stock.run import run_stock
 from stepsearch.rehearsal.dryrun import as_modular
 from stepsearch.rehearsal.miniatures import FAMILIES
 
@@ -69,6 +73,17 @@ def test_a_folder_makes_the_images_of_the_pipeline_that_it_was_saved_from(name, 
     assert torch.equal(our_images(model, plan, PROMPTS), wanted)
     bare = outline(ModelOptions(str(tmp_path / "here"), size=pipelines.SIZE), tmp_path / "here")
     assert (bare.spec, bare.shape) == (model.spec, model.shape)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionXLModularPipeline", "ZImageModularPipeline"])
+def test_show_prints_the_steps_of_the_plain_pipeline(name, tmp_path):
+    modular(name).save_pretrained(str(tmp_path), overwrite_modular_index=True)
+    plain = run_stock(FAMILIES[models_page.MODULAR[name]](), 3, size=pipelines.SIZE)
+    result = CliRunner().invoke(app, ["show", str(tmp_path), "--steps", "3", "--size", "32"])
+    first, _, *lines = result.stdout.splitlines()
+    assert first.startswith(f"{name} with {plain.scheduler}: 3 steps, ")
+    _, _, *wanted = describe_run(plain).splitlines()
+    assert [line.split()[:5] for line in lines[:3]] == [line.split()[:5] for line in wanted[:3]]
 
 
 def test_a_component_may_lie_in_another_folder(folder, saved, tmp_path):

@@ -4,12 +4,14 @@ import ast
 import inspect
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import diffusers
 import models_page
 import pipelines
 import pytest
 import torch
+from diffusers.modular_pipelines.wan import encoders as wan_encoders
 from families import our_images, prepare, stock_schedule, take
 from pipelines import PROMPTS
 
@@ -20,6 +22,7 @@ from stepsampler.models import families, from_pipeline
 from stepsampler.models.stock.known import why_not
 from stepsampler.noise import is_flow
 from stepsampler.scheduler import StepScheduler
+from stepsearch.rehearsal.dryrun import as_modular
 from stepsearch.rehearsal.miniatures import EVERY, STOCK, VIDEOS
 from stepsearch.rehearsal.miniatures.later import hunyuan_image
 from stepsearch.rehearsal.miniatures.stock import lumina
@@ -123,22 +126,36 @@ def test_a_family_of_our_own_loop_may_be_left_to_its_pipeline(name):
 
 
 @pytest.mark.parametrize("name", models_page.MODULAR)
-def test_a_modular_pipeline_makes_the_images_of_our_own_loop(name):
+def test_a_modular_pipeline_makes_the_images_of_our_own_loop(name, monkeypatch):
+    # which diffusers calls without asking whether it is there
+    ftfy = SimpleNamespace(fix_text=lambda text: text)
+    monkeypatch.setattr(wan_encoders, "ftfy", ftfy, raising=False)
     own = take(models_page.MODULAR[name])
     pipeline = getattr(diffusers, name)()
     wanted = pipeline.component_names
     parts = {k: part for k, part in own.pipeline.components.items() if k in wanted and part}
     pipeline.update_components(**parts)
-    model = from_pipeline(pipeline, pipelines.SIZE)
+    model = from_pipeline(pipeline, pipelines.SIZE, frames=own.frames)
     assert model.spec == own.spec
     first = own.noise.sigma_max
     sigmas = [first, 0.6 * first, 0.2 * first]
     schedule = from_sigmas(sigmas, 0.0, [1.0, 4.0, 1.0], 2, "unipc-bh2", own.spec)
     schedule = replace(schedule, guidance=own.guidance)
+    if own.experts.two:
+        schedule = replace(schedule, boundary=0.5 * first)
     ours = our_images(own, schedule, PROMPTS).float()
     theirs = our_images(model, schedule, PROMPTS).float()
     torch.testing.assert_close(theirs, ours, atol=1.0, rtol=0)
     assert model.passes(schedule) == schedule.passes
+
+
+def test_a_package_that_a_pipeline_lacks_is_named(monkeypatch):
+    monkeypatch.delattr(wan_encoders, "ftfy", raising=False)
+    monkeypatch.setattr("stepsampler.models.stock.find_spec", lambda name: None)
+    model = from_pipeline(as_modular(EVERY["wan"](), diffusers.WanModularPipeline), 32, frames=5)
+    schedule = from_sigmas([1.0], 0.0, [1.0], 1, "ddim", model.spec)
+    with pytest.raises(UserError, match="call: it needs the package ftfy, which is not installed"):
+        list(generate(model, schedule, ["a fox"], [0]))
 
 
 def test_a_modular_pipeline_that_edits_is_refused_by_name():

@@ -97,6 +97,71 @@ def test_images_are_those_of_the_stock_scheduler(name, w, cls, options, solver, 
     assert np.abs(stock_images(pipe, config["sigma_max"], w) - expected).max() <= 1.0
 
 
+# EulerDiscreteScheduler as the configs of CosXL and of Stable Video Diffusion have it
+CONTINUOUS = {
+    **pipelines.BETAS,
+    "prediction_type": "v_prediction",
+    "timestep_type": "continuous",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+ENDS = {"sigma_min": 0.002, "sigma_max": 120.0}
+PLACED = {
+    "karras": {**ENDS, "use_karras_sigmas": True},
+    "exponential": {**ENDS, "use_exponential_sigmas": True},
+    "karras between the betas": {"use_karras_sigmas": True},
+    "betas": {"timestep_spacing": "linspace"},
+}
+
+
+def continuous(name):
+    return diffusers.EulerDiscreteScheduler(**{**CONTINUOUS, **PLACED[name]})
+
+
+@pytest.mark.parametrize("name", PLACED)
+@pytest.mark.parametrize("sigma", [0.0291, 0.3, 1.0, 14.6])
+def test_continuous_timesteps_of_euler_are_edms_preconditioning(name, sigma):
+    """diffusers' own input, time and x0 at a level, and EDM's of sigma_data 1 (eq. 7), of -F."""
+    theirs = continuous(name)
+    noise, kind = read_noise(theirs.config)
+    theirs.set_timesteps(sigmas=[sigma, 0.0])
+    x, output = torch.randn(2, 1, 4, 8, 8, generator=torch.manual_seed(0), dtype=torch.float64)
+    (time,) = theirs.timesteps
+    told = theirs.scale_model_input(x, time)
+    x0 = theirs.step(output, time, x).pred_original_sample
+    ours = noise.scales(sigma, kind)
+    assert float(time) == pytest.approx(noise.network_time(sigma), abs=1e-6)
+    torch.testing.assert_close(told, ours.c_in * x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        x0.double(), ours.c_skip * x + ours.c_out * output, rtol=1e-5, atol=1e-5
+    )
+    assert noise.sigma_data == 1.0
+
+
+@pytest.mark.parametrize("w", [1.0, 3.0])
+@pytest.mark.parametrize("name", PLACED)
+def test_images_are_those_of_euler_with_continuous_timesteps(name, w):
+    pipe = pipeline({}, lambda: continuous(name))
+    model = from_pipeline(pipe)
+    pipe.scheduler.set_timesteps(5)
+    sigmas = [float(s) for s in pipe.scheduler.sigmas]
+    if name in ("karras", "exponential"):
+        np.testing.assert_allclose(model.noise.stock_sigmas(5), sigmas[:-1], rtol=1e-5)
+        assert (model.noise.sigma_min, model.noise.sigma_max) == tuple(ENDS.values())
+    made = from_sigmas(sigmas[:-1], 0.0, [w] * 5, 1, "ddim", model.spec)
+    expected = stock_images(pipe, sigmas[0], w)
+    assert np.abs(our_images(pipe, made) - expected).max() <= 1.0
+    latents = seeded_noise(SEEDS, model.shape)
+    with guided(pipe, made):
+        found = pipe(PROMPTS, num_inference_steps=5, latents=latents, output_type="np").images
+    assert np.abs(found * 255 - expected).max() <= 1.0
+    theirs = pipe.scheduler.config
+    pipe.scheduler = StepScheduler.from_config(theirs, schedule=made)
+    assert pipe.scheduler.config.sigma_data == 1.0
+    assert read_noise(pipe.scheduler.config)[0] == model.noise
+    assert np.abs(stock_images(pipe, sigmas[0], w) - expected).max() <= 1.0
+
+
 def test_guidance_of_each_step_is_that_of_our_own_loop():
     pipe = pipeline(PLAYGROUND)
     made = make_schedule("karras", 4, from_pipeline(pipe).noise, solver="unipc-bh2", order=3)
@@ -224,7 +289,11 @@ def test_with_a_sigma_data_of_one_v_is_that_of_a_variance_preserving_model():
         ),
         (
             lambda: read_noise(diffusers.EulerDiscreteScheduler(timestep_type="continuous").config),
-            "timestep_type of the model's scheduler is not supported, got continuous: of a CosXL, ",
+            "timestep_type continuous of the model's scheduler goes with .* v_prediction alone, as",
+        ),
+        (
+            lambda: read_noise({**continuous("karras").config, "sigma_max": 0.001}),
+            "0 < sigma_min < sigma_max and 0 < sigma_data, got 0.002, 0.001, 1",
         ),
         (
             lambda: read_noise({**diffusers.DDIMScheduler().config, "prediction_type": "v"}),

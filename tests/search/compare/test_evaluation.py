@@ -226,6 +226,18 @@ def test_settings_of_a_network_are_part_of_the_models_digest():
     assert model_digest(model) != first
 
 
+def test_a_model_that_has_sampled_has_the_digest_it_had():
+    """Its tokenizer keeps how the last prompts were padded and cut."""
+    model = load_model("tiny")
+    before = model_digest(model), digest_of_weights(model)
+    tokenizer = model.pipeline.tokenizer.backend_tokenizer
+    model.encode(["a photo of a bag"])
+    assert tokenizer.padding
+    kept = tokenizer.to_str()
+    assert (model_digest(model), digest_of_weights(model)) == before
+    assert tokenizer.to_str() == kept
+
+
 def test_a_models_digests_are_the_same_on_every_processor():
     """The scheduler's cumulative product rounds as the vector unit adds: 2e-15 in the last sigma.
 

@@ -43,3 +43,15 @@ def test_schedulers_of_edm_are_for_such_models_alone():
         stock(EDM, "EulerDiscreteScheduler")
     with pytest.raises(UserError, match="EDMEulerScheduler is not for this model, which has none"):
         stock(ZERO, "EDMEulerScheduler")
+
+
+def test_a_model_told_log_sigma_by_euler_has_that_scheduler_alone():
+    own = diffusers.EulerDiscreteScheduler(
+        prediction_type="v_prediction", timestep_type="continuous", use_karras_sigmas=True
+    )
+    assert stock(own).name == stock(own, "EulerDiscreteScheduler").name
+    for name in ("EDMEulerScheduler", "DPMSolverMultistepScheduler"):
+        with pytest.raises(UserError, match=f"{name} is not for this model, whose network is told"):
+            stock(own, name)
+    with pytest.raises(UserError, match="HeunDiscreteScheduler is not for this model, whose netw"):
+        stock(diffusers.HeunDiscreteScheduler.from_config(own.config))

@@ -13,6 +13,14 @@ from stepsearch.rehearsal.dryrun import miniature
 
 ZERO = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
+COSXL = {
+    "prediction_type": "v_prediction",
+    "timestep_type": "continuous",
+    "use_karras_sigmas": True,
+    "sigma_min": 0.002,
+    "sigma_max": 120.0,
+}
+
 
 def spec(kind, **model):
     config = StudyConfig.model_validate(
@@ -31,10 +39,13 @@ def test_that_of_a_folder(tmp_path):
     for name, scheduler in (
         ("edm", diffusers.EDMEulerScheduler()),
         ("zero", diffusers.EulerDiscreteScheduler(**pipelines.BETAS, **ZERO)),
+        ("cosxl", diffusers.EulerDiscreteScheduler(**pipelines.BETAS, **COSXL)),
     ):
         pipe.scheduler = scheduler
         pipe.save_pretrained(tmp_path / name)
     assert spec("sdxl", id=str(tmp_path / "edm")).sigma_data == 0.5
+    cosxl = spec("sdxl", id=str(tmp_path / "cosxl"))
+    assert (cosxl.sigma_data, cosxl.noise[-1]) == (1.0, 120.0)
     assert spec("sdxl", id=str(tmp_path / "zero")).noise[-1] > 4000
     assert spec("sdxl", id=str(tmp_path / "zero"), zero_snr=False).noise[-1] < 15
 

@@ -5,6 +5,7 @@ import sys
 
 import pipelines
 import pytest
+from running import Here
 
 import stepsampler.cli
 import stepsearch.cli
@@ -61,6 +62,7 @@ def test_a_pipeline_that_no_schedule_fits_is_one_sentence(cls, command, place, m
     index = place / "model" / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": cls}))
     cli, words = COMMANDS[command]
+    monkeypatch.setattr("stepsearch.report.session.Workers", Here)
     monkeypatch.setattr(sys, "argv", [command.split()[0], *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,8 @@ class StockModel(Model):
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(error, NameError) and error.name and find_spec(error.name) is None:
+                reason = f"it needs the package {error.name}, which is not installed"
             raise UserError(f"a {self.name} refuses the call: {reason}") from error
         images = _pictures(made)
         if images.shape[-2:] != self.shape[1:]:

@@ -90,6 +90,15 @@ def why_not(cls: Any) -> str | None:
     return f"it needs {' and '.join(more)} beside a prompt" if more else None
 
 
+def plain_names(cls: Any) -> list[str]:
+    """The class itself, or the plain ones that a modular one stands for, the nearest first."""
+    name: str = cls.__name__
+    if "Modular" not in name:
+        return [name]
+    bases = [each.__name__ for each in cls.__mro__ if each.__name__.endswith("ModularPipeline")]
+    return [base.replace("Modular", "") for base in bases]
+
+
 def networks(pipeline: Any) -> dict[str, Any]:
     """The networks that a step may call, by the names of the pipeline's components."""
     return {
