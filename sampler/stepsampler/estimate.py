@@ -10,14 +10,18 @@ for each entry of a latent. The states are those of trajectories over all levels
 to third order. Along one, y' = x0 - y, and x0' is a difference of the predictions at neighbouring
 levels: of fourth order inside, so that each state needs one prediction. For l each `EVERY`th level
 has one more, a little way along random signs v, as E[v (J v)] is the diagonal of J (Hutchinson);
-the first error of that difference vanishes in the mean over v. Sums are streamed: memory is that of
-one batch of trajectories.
+the first error of that difference vanishes in the mean over v. Sums are streamed, level by level:
+memory is that of sampling a batch, and of the sums.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from math import sqrt
 from pathlib import Path
 
@@ -147,35 +151,82 @@ def _add(
     noise, signs = draw(), draw().sign()
     guided = plan.steps[0].guidance_scale != 1 and model.guidance != "distilled"
     texts = [prompts[seed % len(prompts)] for seed in seeds]
-    cond = model.encode(texts)
-    uncond = model.encode([negative_prompt] * len(seeds), True) if guided else None
-    denoise = model.denoiser(cond, uncond)
-    found: list[tuple[Tensor, Tensor]] = []
-
-    def recording(x: Tensor, step: Step) -> Tensor:
-        x0 = denoise(x, step)
-        found.append((x, x0))
-        if len(found) - 1 in knots:
-            _diagonal(sums, knots[len(found) - 1], denoise, x, x0, step, signs)
-        return x0
-
     knots = {level: k for k, level in enumerate(_knots(len(lambdas)))}
-    for _ in trajectory(recording, noise, plan):
-        pass
-    predictions = [x0 for _, x0 in found]
-    width = float(lambdas[1] - lambdas[0])
-    for i, (y, x) in enumerate(found):
-        d, coarse = _slopes(predictions, i, width)
+    last, width = len(lambdas) - 1, float(lambdas[1] - lambdas[0])
+    near: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=5)  # level, state and prediction
+
+    def differ(level: int) -> None:
+        """Add up what a level has, once the levels are there that its derivative takes."""
+        by = {i: (y, x0) for i, y, x0 in near}
+        y, x = by[level]
+        d, coarse = _slopes({i: x0 for i, (_, x0) in by.items()}, level, last, width)
         if coarse is not None:
             sums.errors[0] += (d - coarse).square().sum().double().cpu()
             sums.errors[1] += d.square().sum().double().cpu()
         for k, moment in enumerate((y, x, d, y * y, y * x, x * x, y * d, x * d)):
-            sums.moments[k, i] += moment.double().sum(0).cpu()
+            sums.moments[k, level] += moment.double().sum(0).cpu()
+
+    with _in_threads(model, texts, [negative_prompt] * len(texts) if guided else None) as denoise:
+
+        def recording(x: Tensor, step: Step) -> Tensor:
+            x0 = denoise(x, step)
+            level = near[-1][0] + 1 if near else 0
+            near.append((level, x, x0))
+            if level in knots:
+                _diagonal(sums, knots[level], denoise, x, x0, step, signs)
+            if level >= 2:
+                differ(level - 2)
+            if level == last:
+                differ(level - 1)
+                differ(level)
+            return x0
+
+        for _ in trajectory(recording, noise, plan):
+            pass
 
 
-def _slopes(x0: Sequence[Tensor], i: int, h: float) -> tuple[Tensor, Tensor | None]:
-    """dx0 / dlambda at a level, and where there is one the same to a lower order."""
-    last = len(x0) - 1
+@contextmanager
+def _in_threads(
+    model: LatentModel, prompts: Sequence[str], negative_prompts: Sequence[str] | None
+) -> Iterator[Denoiser]:
+    """The denoiser of a batch; on a CPU each of torch's threads has a part of the batch.
+
+    For its whole call: threads that share each operation of a small network wait for one another
+    most of the time.
+    """
+    count = min(torch.get_num_threads(), len(prompts)) if model.device.type == "cpu" else 1
+    cuts = [len(prompts) * k // count for k in range(count + 1)]
+    parts = [slice(*pair) for pair in pairwise(cuts)]
+    every = [
+        model.denoiser(
+            model.encode(prompts[part]),
+            None if negative_prompts is None else model.encode(negative_prompts[part], True),
+        )
+        for part in parts
+    ]
+    if count == 1:
+        yield every[0]
+        return
+
+    @torch.inference_mode()  # which is of a thread
+    def called(denoise: Denoiser, x: Tensor, step: Step) -> Tensor:
+        return denoise(x, step)
+
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+            def denoise(x: Tensor, step: Step) -> Tensor:
+                shares = [x[part] for part in parts]
+                return torch.cat(list(pool.map(called, every, shares, [step] * count)))
+
+            yield denoise
+    finally:
+        torch.set_num_threads(threads)  # a number given in one thread is that of later threads
+
+
+def _slopes(x0: Mapping[int, Tensor], i: int, last: int, h: float) -> tuple[Tensor, Tensor | None]:
+    """dx0 / dlambda at level i of 0 to `last`, and where there is one the same to a lower order."""
     if i in (0, last):
         a, b, c = (x0[abs(i - k)] for k in range(3))
         return (-3 * a + 4 * b - c) / (2 * h) * (-1 if i else 1), None
