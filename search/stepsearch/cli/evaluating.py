@@ -123,6 +123,7 @@ def evaluate(
 
     from stepsampler.models import check_device, open_model
     from stepsampler.presets import open_schedule
+    from stepsampler.support.images.pixels import Exif, Fit
     from stepsearch.compare.command import (
         cuts_of,
         images_of,
@@ -155,7 +156,6 @@ def evaluate(
         model_digest,
     )
     from stepsearch.metrics.images import BrokenFilesError
-    from stepsearch.metrics.pixels import Exif, Fit
     from stepsearch.metrics.pretrained import ClipScore
     from stepsearch.metrics.protocol import Seeds
 
