@@ -1,4 +1,4 @@
-"""Statistics of a model for DPM-Solver-v3, from its own trajectories.
+"""Statistics of a model for DPM-Solver-v3, from its own trajectories or from images.
 
 Their definitions (Zheng et al. 2023, arXiv 2310.13268, section 3 and appendix C.1) are means over
 the model's own states at each level, of y = x / alpha as in `statistics.solver`:
@@ -10,15 +10,23 @@ for each entry of a latent. The states are those of trajectories over all levels
 to third order. Along one, y' = x0 - y, and x0' is a difference of the predictions at neighbouring
 levels: of fourth order inside, so that each state needs one prediction. For l each `EVERY`th level
 has one more, a little way along random signs v, as E[v (J v)] is the diagonal of J (Hutchinson);
-the first error of that difference vanishes in the mean over v. Sums are streamed: memory is that of
-one batch of trajectories.
+the first error of that difference vanishes in the mean over v. Sums are streamed, level by level:
+memory is that of sampling a batch, and of the sums.
+
+The authors' states are others: latents of images with noise on them. There a derivative is a
+difference of the predictions here and a little way on along the differential equation, by a second
+call at each level; its first error is measured.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import sqrt
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import exp, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +42,12 @@ from stepsampler.sample import Denoiser, trajectory
 from stepsampler.schedule import Schedule, Step
 from stepsampler.statistics.file import Statistics, ends_of
 from stepsampler.support.files import replacing
+from stepsampler.support.images.folder import Pictures
 
 EVERY = 4  # levels from one diagonal to the next; between them l is linear
 NUDGE = 0.03  # of the difference for a diagonal, in deviations of the state
 MOMENTS = ("y", "x", "d", "yy", "yx", "xx", "yd", "xd")  # x is x0, d its derivative
+AHEAD = 0.01  # in lambda, of the difference for a derivative at the states of images
 LEAST = 1e-12  # variance of f below which s is 0
 
 
@@ -78,14 +88,16 @@ def estimate(
     *,
     batch_size: int = 16,
     negative_prompt: str = "",
+    pictures: Pictures | None = None,
 ) -> Iterator[int]:
     """Write the statistics to `out`; yield how many samples are done, the first time at the start.
 
-    Sample k has seed k and prompt k modulo their number. Sums are kept beside `out` after each
-    batch: the same call goes on with them.
+    Sample k has seed k, and prompt and picture k modulo their number. Sums are kept beside `out`
+    after each batch: the same call goes on with them.
 
     Raises:
-        UserError: a model of another kind or dtype, or samples that are not finite.
+        UserError: a model of another kind or dtype, a VAE without an encoder for pictures, or
+            samples that are not finite.
     """
     if model.dtype != torch.float32:
         raise UserError(
@@ -107,6 +119,8 @@ def estimate(
     plan = Schedule(tuple(steps), 0.0, "exact", model.spec, guidance=model.guidance)
     model.check(plan)
     asked = [plan.to_json(), *prompts, negative_prompt, str(model.shape), str(batch_size)]
+    if pictures:
+        asked += [picture.digest for picture in pictures.found]
     key = hashlib.sha256("\n".join(asked).encode()).hexdigest()
     kept = out.with_name(f"{out.name}.sums.safetensors")
     sums = _recalled(kept, key) or Sums.none(len(sigmas), model.shape)
@@ -114,7 +128,7 @@ def estimate(
     while sums.done < samples:
         seeds = range(sums.done, min(sums.done + batch_size, samples))
         with fitting(model, len(seeds)), torch.inference_mode():
-            _add(sums, model, plan, lambdas, seeds, prompts, negative_prompt)
+            _add(sums, model, plan, lambdas, seeds, prompts, negative_prompt, pictures)
         if not sums.moments.isfinite().all():
             raise NotFiniteError(f"the samples of the seeds {seeds[0]} to {seeds[-1]} overflow")
         sums.done += len(seeds)
@@ -126,6 +140,7 @@ def estimate(
         out,
         {
             "family": model.family,
+            "states": "images" if pictures else "trajectories",
             "derivative_error": f"{sqrt(errors[0] / max(errors[1], LEAST)):.2g}",
             "diagonal_error": f"{sqrt(errors[2] / max(errors[3], LEAST)):.2g}",
         },
@@ -141,41 +156,126 @@ def _add(
     seeds: range,
     prompts: Sequence[str],
     negative_prompt: str,
+    pictures: Pictures | None,
 ) -> None:
-    """Trajectories of some seeds."""
+    """What the states of some seeds have."""
     draw = noise_source(seeds, model.shape, model.device)
     noise, signs = draw(), draw().sign()
     guided = plan.steps[0].guidance_scale != 1 and model.guidance != "distilled"
     texts = [prompts[seed % len(prompts)] for seed in seeds]
-    cond = model.encode(texts)
-    uncond = model.encode([negative_prompt] * len(seeds), True) if guided else None
-    denoise = model.denoiser(cond, uncond)
-    found: list[tuple[Tensor, Tensor]] = []
+    with _in_threads(model, texts, [negative_prompt] * len(texts) if guided else None) as denoise:
+        if pictures:
+            latents = model.latents_of(pictures.pixels(seeds, model.size), draw())
+            _around(sums, denoise, plan, latents, noise, signs)
+        else:
+            _along(sums, denoise, plan, float(lambdas[1] - lambdas[0]), noise, signs)
+
+
+def _along(
+    sums: Sums, denoise: Denoiser, plan: Schedule, width: float, noise: Tensor, signs: Tensor
+) -> None:
+    """States of trajectories, whose levels are `width` apart in lambda."""
+    knots, last = _by_level(plan.num_steps), plan.num_steps - 1
+    near: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=5)  # level, state and prediction
+
+    def differ(level: int) -> None:
+        """Add up what a level has, once the levels are there that its derivative takes."""
+        by = {i: (y, x0) for i, y, x0 in near}
+        d, coarse = _slopes({i: x0 for i, (_, x0) in by.items()}, level, last, width)
+        _sum(sums, level, *by[level], d, coarse)
 
     def recording(x: Tensor, step: Step) -> Tensor:
         x0 = denoise(x, step)
-        found.append((x, x0))
-        if len(found) - 1 in knots:
-            _diagonal(sums, knots[len(found) - 1], denoise, x, x0, step, signs)
+        level = near[-1][0] + 1 if near else 0
+        near.append((level, x, x0))
+        if level in knots:
+            _diagonal(sums, knots[level], denoise, x, x0, step, signs)
+        if level >= 2:
+            differ(level - 2)
+        if level == last:
+            differ(level - 1)
+            differ(level)
         return x0
 
-    knots = {level: k for k, level in enumerate(_knots(len(lambdas)))}
     for _ in trajectory(recording, noise, plan):
         pass
-    predictions = [x0 for _, x0 in found]
-    width = float(lambdas[1] - lambdas[0])
-    for i, (y, x) in enumerate(found):
-        d, coarse = _slopes(predictions, i, width)
-        if coarse is not None:
-            sums.errors[0] += (d - coarse).square().sum().double().cpu()
-            sums.errors[1] += d.square().sum().double().cpu()
-        for k, moment in enumerate((y, x, d, y * y, y * x, x * x, y * d, x * d)):
-            sums.moments[k, i] += moment.double().sum(0).cpu()
 
 
-def _slopes(x0: Sequence[Tensor], i: int, h: float) -> tuple[Tensor, Tensor | None]:
-    """dx0 / dlambda at a level, and where there is one the same to a lower order."""
-    last = len(x0) - 1
+def _around(
+    sums: Sums, denoise: Denoiser, plan: Schedule, latents: Tensor, noise: Tensor, signs: Tensor
+) -> None:
+    """States of latents with noise on them; in the first batch derivatives by half the way too."""
+    knots, last = _by_level(plan.num_steps), plan.num_steps - 1
+    for level, step in enumerate(plan.steps):
+        y = latents + step.sigma * noise
+        x0 = denoise(y, step)
+
+        def slope(way: float, y: Tensor = y, x0: Tensor = x0, step: Step = step) -> Tensor:
+            there = replace(step, sigma=step.sigma * exp(-way))
+            return (denoise(y + way * (x0 - y), there) - x0) / way
+
+        way = -AHEAD if level == last else AHEAD  # beyond the last level there is no time
+        _sum(sums, level, y, x0, slope(way), None if sums.done else slope(way / 2))
+        if level in knots:
+            _diagonal(sums, knots[level], denoise, y, x0, step, signs)
+
+
+def _sum(sums: Sums, level: int, y: Tensor, x: Tensor, d: Tensor, other: Tensor | None) -> None:
+    """Add up what a level has: states, predictions, derivatives, and these by another length."""
+    if other is not None:
+        sums.errors[0] += (d - other).square().sum().double().cpu()
+        sums.errors[1] += d.square().sum().double().cpu()
+    for k, moment in enumerate((y, x, d, y * y, y * x, x * x, y * d, x * d)):
+        sums.moments[k, level] += moment.double().sum(0).cpu()
+
+
+def _by_level(levels: int) -> dict[int, int]:
+    return {level: k for k, level in enumerate(_knots(levels))}
+
+
+@contextmanager
+def _in_threads(
+    model: LatentModel, prompts: Sequence[str], negative_prompts: Sequence[str] | None
+) -> Iterator[Denoiser]:
+    """The denoiser of a batch; on a CPU each of torch's threads has a part of the batch.
+
+    For its whole call: threads that share each operation of a small network wait for one another
+    most of the time. A compiled network is compiled for all threads.
+    """
+    apart = model.device.type == "cpu" and not model.compiled
+    count = min(torch.get_num_threads(), len(prompts)) if apart else 1
+    cuts = [len(prompts) * k // count for k in range(count + 1)]
+    parts = [slice(*pair) for pair in pairwise(cuts)]
+    every = [
+        model.denoiser(
+            model.encode(prompts[part]),
+            None if negative_prompts is None else model.encode(negative_prompts[part], True),
+        )
+        for part in parts
+    ]
+    if count == 1:
+        yield every[0]
+        return
+
+    @torch.inference_mode()  # which is of a thread
+    def called(denoise: Denoiser, x: Tensor, step: Step) -> Tensor:
+        return denoise(x, step)
+
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+            def denoise(x: Tensor, step: Step) -> Tensor:
+                shares = [x[part] for part in parts]
+                return torch.cat(list(pool.map(called, every, shares, [step] * count)))
+
+            yield denoise
+    finally:
+        torch.set_num_threads(threads)  # a number given in one thread is that of later threads
+
+
+def _slopes(x0: Mapping[int, Tensor], i: int, last: int, h: float) -> tuple[Tensor, Tensor | None]:
+    """dx0 / dlambda at level i of 0 to `last`, and where there is one the same to a lower order."""
     if i in (0, last):
         a, b, c = (x0[abs(i - k)] for k in range(3))
         return (-3 * a + 4 * b - c) / (2 * h) * (-1 if i else 1), None

@@ -1,59 +1,163 @@
-"""What DPM-Solver-v3 adds to sampling: the bundled model under it and under UniPC, in turns.
+"""What statistics for DPM-Solver-v3 cost: to be made, and when sampling goes by them.
 
-    python scripts/bench/bench_statistics.py [--rounds 5] [--images 16]
+    python scripts/bench/bench_statistics.py making [--samples 128] [--threads 2]
+    python scripts/bench/bench_statistics.py sampling [--rounds 600]
 
-Prints the processor's seconds of each, the least of all rounds, the first of which is not counted:
-it computes the numbers of the steps, whose time is printed apart. The statistics are random, as
-their values cost nothing.
+`making` calls `stepsample statistics` for the bundled model, and beside it the sampling of a batch,
+each in a process of its own: wall and CPU seconds, and peaks of memory. Fewer samples than 1,024
+are a part of the same work: batch after batch, all alike. On a busy machine half of the CPU seconds
+says better than the wall what two quiet cores need.
+
+`sampling` has the bundled model under DPM-Solver-v3 and under UniPC in turns, step by step, and who
+begins alternates: CPU seconds of this process on one thread, the median of the ratios of neighbours
+with a bootstrap 95 % interval. What a trajectory takes before its first step is in the sum that is
+printed below, without the network. The statistics are random, as their values cost nothing.
 """
 
 import argparse
-from time import process_time
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
+from bench_sampler import conditions, report, seconds
 
-from stepsampler.generate import generate
 from stepsampler.grids import make_schedule
 from stepsampler.models import LatentModel, load
+from stepsampler.sample import Denoiser, trajectory
 from stepsampler.schedule import Schedule
 from stepsampler.statistics.file import Statistics, ends_of
 
-INTERVALS, STEPS, SCALE = 120, 6, 2.0
+INTERVALS, SCALE = 120, 2.0
+WHOLE = 1024  # samples of a file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=16)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = parser.add_subparsers(dest="what", required=True)
+    one = parts.add_parser("making")
+    one.add_argument("--samples", type=int, default=128)
+    one.add_argument("--batch-size", type=int, default=32)
+    one.add_argument("--threads", type=int, default=2)
+    two = parts.add_parser("sampling")
+    two.add_argument("--rounds", type=int, default=600)
+    two.add_argument("--images", type=int, default=1)
+    two.add_argument("--steps", type=int, nargs="+", default=[6, 8])
     args = parser.parse_args()
+    if args.what == "making":
+        making(args.samples, args.batch_size, args.threads)
+    else:
+        sampling(args.rounds, args.images, args.steps)
+
+
+def making(samples: int, batch_size: int, threads: int) -> None:
+    """The two commands, and what 1,024 samples take at the rate of these."""
+    batch = ["--prompt", "a coat", "--batch-size", str(batch_size)]
+    with tempfile.TemporaryDirectory() as folder:
+        out = ["-o", f"{folder}/made.safetensors"]
+        size = ["--intervals", str(INTERVALS), "--samples", str(samples)]
+        made = measured(
+            ["statistics", "--guidance-scale", f"{SCALE:g}", *size, *batch, *out], threads
+        )
+        plan = f"{folder}/plan.json"
+        measured(["make", "linspace", "--steps", "8", "-o", plan], threads)
+        seeds = ["--seeds", f"0-{batch_size - 1}", "-o", f"{folder}/images"]
+        sampled = measured([plan, *batch, *seeds], threads)
+    part = samples / WHOLE
+    print(
+        f"{samples} samples, {INTERVALS} intervals, batches of {batch_size}, {threads} threads: "
+        f"{made['wall']:.0f} s, {made['cpu']:.0f} CPU s; "
+        f"{WHOLE} at that rate: {made['cpu'] / part:.0f} CPU s, over {threads} cores "
+        f"{made['cpu'] / part / threads / 60:.1f} minutes, wanted <= 10"
+    )
+    print(
+        f"peak of memory: {made['peak']:.0f} MiB, of sampling a batch {sampled['peak']:.0f} MiB: "
+        f"{made['peak'] / sampled['peak']:.2f} times, wanted <= 2"
+    )
+
+
+def measured(arguments: list[str], threads: int) -> dict[str, float]:
+    """Wall and CPU seconds, and the peak in MiB, of one call of `stepsample`."""
+    command = [sys.executable, "-c", "from stepsampler.cli import main; main()", *arguments]
+    started = time.perf_counter()
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.DEVNULL,
+    ) as child:
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"failed: stepsample {' '.join(arguments)}")
+    return {
+        "wall": time.perf_counter() - started,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "peak": usage.ru_maxrss / 1024,
+    }
+
+
+def sampling(rounds: int, images: int, steps: list[int]) -> None:
+    """Steps side by side, and what of a trajectory is outside of the network."""
+    torch.set_num_threads(1)
     model = load("tiny")
     assert isinstance(model, LatentModel)
     numbers = np.random.default_rng(0).uniform(0, 1, (3, INTERVALS + 1, *model.shape))
-    l, s, b = numbers  # noqa: E741
-    known = Statistics(l, s, b, ends_of(model.noise), SCALE, 1, "random")
-    model.statistics = (known,)
-    plans = {}
-    for solver in ("unipc-bh2", "dpm-v3"):
-        named = known.spec if solver == "dpm-v3" else None
-        plans[solver] = make_schedule(
-            "linspace", STEPS, model.noise, solver=solver, guidance_scale=SCALE, statistics=named
+    known = Statistics(*numbers, ends_of(model.noise), SCALE, 1, "random")
+    noise, cond, uncond = conditions(model, images)
+    still = torch.zeros_like(noise)
+
+    def run(plan: Schedule, denoise: Denoiser | None = None) -> Iterator[torch.Tensor]:
+        given = known if plan.solver == "dpm-v3" else None
+        denoise = denoise or model.denoiser(cond, uncond)
+        return trajectory(denoise, noise, plan, statistics=given)
+
+    for count in steps:
+        plans = [
+            make_schedule(
+                "linspace",
+                count,
+                model.noise,
+                solver=solver,
+                guidance_scale=SCALE,
+                statistics=known.spec if solver == "dpm-v3" else None,
+            )
+            for solver in ("dpm-v3", "unipc-bh2")
+        ]
+        started = time.process_time()
+        known.rows(plans[0], torch.device("cpu"))
+        once = time.process_time() - started
+        times = in_turns([partial(run, plan) for plan in plans], rounds)
+        bare = in_turns([partial(run, plan, lambda x, step: still) for plan in plans], rounds)
+        ratios = (times[0] / times[1]).ravel()
+        report(f"{count} steps, batch {images}: dpm-v3 / unipc-bh2", ratios, "<= 1.01")
+        outside, whole = (1e3 * np.median(t.sum(2), 1) for t in (bare, times))
+        print(
+            f"  outside of the network {outside[0]:.2f} and {outside[1]:.2f} ms of {whole[1]:.0f}"
         )
-    start = process_time()
-    known.rows(plans["dpm-v3"], torch.device("cpu"))
-    print(f"numbers of {STEPS} steps, once for a schedule: {process_time() - start:.3f} s")
+        print(f"  the numbers of the steps, once for a schedule: {once:.3f} s", flush=True)
 
-    def seconds(plan: Schedule) -> float:
-        start = process_time()
-        count = args.images
-        list(generate(model, plan, ["a coat"] * count, range(count), batch_size=count))
-        return process_time() - start
 
-    rounds = [{name: seconds(plan) for name, plan in plans.items()} for _ in range(args.rounds + 1)]
-    least = {name: min(found[name] for found in rounds[1:]) for name in plans}
-    for name, value in least.items():
-        print(f"{name:10} {value:.3f} s")
-    print(f"more: {least['dpm-v3'] / least['unipc-bh2'] - 1:+.2%}")
+@torch.inference_mode()
+def in_turns(runs: list[Callable[[], Iterator[torch.Tensor]]], rounds: int) -> np.ndarray:
+    """CPU seconds of each step of each trajectory, of shape (runs, rounds, steps)."""
+    times: list[list[list[float]]] = []
+    for k in range(rounds + 1):
+        pair = [run() for run in runs]
+        found: list[list[float]] = [[] for _ in runs]
+        while True:
+            order = range(len(pair)) if (k + len(found[0])) % 2 else reversed(range(len(pair)))
+            try:
+                for i in order:
+                    found[i].append(seconds(partial(next, pair[i])))
+            except StopIteration:
+                break
+        times.append(found)
+    return np.moveaxis(np.array(times[1:]), 1, 0)  # the first warms up
 
 
 if __name__ == "__main__":

@@ -260,7 +260,7 @@ def test_v3_is_as_published_with_its_statistics_and_says_what_it_lacks_without(
     assert not found.approximate
     assert "lacks" not in plan.provenance
     assert plan.solver == "dpm-v3"
-    assert plan.statistics == StatisticsSpec(7.5, 250, None, p_pseudo=False, c_pseudo=True)
+    assert plan.statistics == StatisticsSpec(7.5, 250, "0" * 16, p_pseudo=False, c_pseudo=True)
     assert "".join(str(s.order) for s in plan.steps) == orders
     assert [s.corrector for s in plan.steps] == [corrector] * (len(orders) - 1) + [False]
     for others in ([], [StatisticsSpec(7.5, 120)], [StatisticsSpec(5.5, 250)]):

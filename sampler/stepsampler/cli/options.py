@@ -92,6 +92,29 @@ def open_plan(name: str, guidance_scale: float | None, model: ModelOptions) -> "
         raise UserError(f"--guidance-scale: {name}: {error}") from error
 
 
+def open_by_statistics(name: str, place: str | None) -> "Schedule":
+    """Read a schedule, or take a preset, with the statistics that are given for it.
+
+    Raises:
+        UserError: it goes by none, or by others.
+    """
+    from stepsampler.presets import open_schedule
+
+    if place is None:
+        plan = open_schedule(name)
+        note_lack(name, plan)
+        return plan
+    from stepsampler.statistics.file import read_spec
+
+    spec = read_spec(place)
+    plan = open_schedule(name, [spec])
+    if plan.statistics is None:
+        lacks = plan.provenance.get("lacks")
+        why = f"is {spec}, but {name} lacks {lacks}" if lacks else f"has no effect on {name}"
+        raise UserError(f"--statistics {place} {why}")
+    return plan
+
+
 def note_lack(name: str, plan: "Schedule") -> None:
     """Say what a preset would need to be what was published."""
     if lacks := plan.provenance.get("lacks"):

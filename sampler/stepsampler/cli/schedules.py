@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stepsampler.cli.golden import learned_noise
-from stepsampler.cli.options import ScheduleName, cost_of, numbers_of
+from stepsampler.cli.options import ScheduleName, cost_of, numbers_of, open_by_statistics
 from stepsampler.errors import UserError, counted, note
 from stepsampler.presets import MODELS, names, nearest, open_schedule, preset
 from stepsampler.schedule import BY_STATISTICS, SOLVERS, FreeU, ModelSpec
@@ -95,7 +95,7 @@ def make(
         bool, typer.Option("--lower-order-final", help="Lower orders over the last steps.")
     ] = False,
     statistics: Annotated[
-        str | None, typer.Option(help="By which dpm-v3 goes: a file or folder.")
+        str | None, typer.Option(help="By which dpm-v3 or a preset goes: a file or folder.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="As for import; default sd.")] = None,
     whole_timesteps: WholeTimesteps = False,
@@ -115,11 +115,11 @@ def make(
     if file or (grid in names() and (grid not in PLACEMENTS or steps is None)):
         given = {"--steps": steps, "--solver": solver, "--order": order, "--model": model}
         given |= {"--analytic": analytic, "--lower-order-final": lower_order_final or None}
-        given["--statistics"] = statistics
+        given["--statistics"] = statistics if file else None
         for name, value in given.items():
             if value is not None:
                 raise UserError(f"{name} is fixed by {'' if file else 'the preset '}{grid}")
-        plan = open_schedule(grid)
+        plan = open_by_statistics(grid, statistics)
         scale = max(step.guidance_scale for step in plan.steps)
         if guidance_scale is not None or interval:
             plan = guide(plan, scale if guidance_scale is None else guidance_scale, interval)

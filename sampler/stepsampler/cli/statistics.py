@@ -1,7 +1,7 @@
 """The command of `stepsample` that makes statistics of a model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,11 @@ from stepsampler.cli.options import (
     check_folder,
     with_model,
 )
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, counted, note
 from stepsampler.support.options import DEFAULTS, ModelOptions
+
+if TYPE_CHECKING:
+    from stepsampler.support.images.folder import Pictures
 
 app = typer.Typer()
 
@@ -29,6 +32,10 @@ def statistics(
     ],
     prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
     prompts: PromptFile = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder: states are these images with noise, not the model's own."),
+    ] = None,
     intervals: Annotated[int, typer.Option(min=4, help="Of the grid, even in log SNR.")] = 250,
     samples: Annotated[int, typer.Option(min=2, help="Trajectories of the model.")] = 1024,
     model: ModelOptions = DEFAULTS,
@@ -38,7 +45,9 @@ def statistics(
 ) -> None:
     """Make the statistics by which the solver dpm-v3 goes; run it again to go on after a kill.
 
-    Each sample takes a guided call at each level, and one more at every fourth. Prompts take turns.
+    Each sample takes a guided call at each level, and one more at every fourth; of images two at
+    each level. Prompts take turns, and so do images. Without prompts each image has the text of
+    NAME.txt beside it, or none.
     """
     from stepsampler.support.captions import given_prompts
 
@@ -52,10 +61,14 @@ def statistics(
     from stepsampler.estimate import estimate
     from stepsampler.models import LatentModel, note_cuts, open_model
     from stepsampler.statistics.file import read_statistics
+    from stepsampler.support.images.folder import Pictures
 
     loaded = open_model(model, device)
     if not isinstance(loaded, LatentModel):
         raise UserError("statistics are of models that our own loop samples, not of this pipeline")
+    pictures = Pictures.read(images, loaded.size, samples) if images else None
+    if pictures and not texts and loaded.conditional:
+        texts = texts_of(pictures)
     if not texts and loaded.conditional:
         raise UserError(NO_PROMPT)
     texts = texts or [""]
@@ -69,6 +82,7 @@ def statistics(
         out,
         batch_size=batch_size,
         negative_prompt=negative_prompt,
+        pictures=pictures,
     )
     done = next(progress)
     with Progress() as bar:
@@ -77,3 +91,14 @@ def statistics(
             bar.update(task, completed=done)
     found = read_statistics(str(out), loaded.noise, loaded.shape)
     typer.echo(f"{out}: statistics {found.spec}; {found.errors}")
+    if pictures and pictures.refused:
+        raise typer.Exit(1)
+
+
+def texts_of(pictures: "Pictures") -> list[str]:
+    """Those beside images; how many have none is told."""
+    texts = [picture.text for picture in pictures.found]
+    if without := texts.count(""):
+        count = counted(len(texts), "image")
+        note(f"without a text beside them, and so without a prompt: {without:,} of {count}")
+    return texts

@@ -303,6 +303,30 @@ class LatentModel(Shaped, Model):
         self.pipeline.maybe_free_model_hooks()  # back to the CPU, where the pipeline is offloaded
         return to_pixels(images)
 
+    @torch.inference_mode()
+    def latents_of(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Images, uint8 (n, 3, height, width) -> float32 (n, *shape), what `decode` is given.
+
+        Of the VAE's distribution of latents, on which networks are trained, that at `noise`
+        (n, *shape) deviations from its mean.
+
+        Raises:
+            UserError: the VAE has no encoder.
+        """
+        pixels = images.to(self.device).float() / 127.5 - 1
+        return self._latents(pixels, noise)
+
+    def _latents(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """The way back of `_decoded`."""
+        vae = self.pipeline.vae
+        if getattr(vae, "encoder", None) is None:
+            raise UserError(f"the VAE ({type(vae).__name__}) has no encoder, which images need")
+        found = vae.encode(pixels.to(vae.dtype), return_dict=False)[0]
+        if not isinstance(found, Tensor):
+            found = found.mean.float() + found.std.float() * noise
+        shift = vae.config.get("shift_factor") or 0.0
+        return (found.float() - shift) * vae.config.scaling_factor  # type: ignore[no-any-return]
+
     def live_images(self, latents: Tensor) -> Tensor:
         """What `decode` gives as floats, for gradients: rounding passes them straight through."""
         return live_pixels(self._decoded(latents))

@@ -131,12 +131,14 @@ def _by_statistics(
     if published is None:
         return entry, None
     wanted = StatisticsSpec(**published["statistics"])
-    if not any(found.is_like(wanted) for found in known):
+    found = next((spec for spec in known if spec.is_like(wanted)), None)
+    if found is None:
         return entry, f"statistics {wanted}: {entry['solver']} stands in for {BY_STATISTICS}"
     del entry["approximate"]
     *steps, last = entry["steps"]
     steps = [step | {"corrector": published["corrector"]} for step in steps]
-    named = published["statistics"]
+    digest = {"digest": found.digest} if found.digest else {}
+    named = published["statistics"] | digest
     return entry | {"solver": BY_STATISTICS, "statistics": named, "steps": [*steps, last]}, None
 
 

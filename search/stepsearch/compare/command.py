@@ -8,13 +8,13 @@ from stepsampler.models import Model
 from stepsampler.presets import names as preset_names
 from stepsampler.presets import nearest, open_schedule
 from stepsampler.schedule import Schedule
+from stepsampler.support.images.pixels import Exif, Fit
 from stepsampler.support.sizes import Size, size_of
 from stepsearch.compare.contenders import Contender, OnArray, OnFiles, OnSchedule, OnStock
 from stepsearch.compare.harness import Harness
 from stepsearch.metrics.evaluator import Metric, frames_note
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.images import ImageFiles
-from stepsearch.metrics.pixels import Exif, Fit
 from stepsearch.metrics.reference import load_reference
 
 

@@ -21,12 +21,12 @@ from stepsampler.models.pixels import quantised, stills
 from stepsampler.models.stock import SCALES, StockModel, counting
 from stepsampler.models.stock.known import networks, read_inputs
 from stepsampler.schedule import Schedule
+from stepsampler.support.images.pixels import Exif, Fit
 from stepsampler.support.sizes import Size, sides
 from stepsearch.compare.schedulers import choose_scheduler, rehearse
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.interchange import read_npz
-from stepsearch.metrics.pixels import Exif, Fit
 
 
 class Contender(Protocol):

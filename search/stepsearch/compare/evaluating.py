@@ -14,6 +14,7 @@ from stepsampler.errors import UserError
 from stepsampler.models import Model, check_device, open_model
 from stepsampler.presets import open_schedule
 from stepsampler.schedule import Schedule
+from stepsampler.support.images.pixels import Exif, Fit
 from stepsampler.support.options import DEFAULTS, ModelOptions
 from stepsampler.support.sizes import Size
 from stepsearch.compare.command import (
@@ -48,7 +49,6 @@ from stepsearch.metrics.evaluator import (
     model_digest,
 )
 from stepsearch.metrics.images import BrokenFilesError
-from stepsearch.metrics.pixels import Exif, Fit
 from stepsearch.metrics.pretrained import ClipScore
 from stepsearch.metrics.protocol import Progress, Seeds
 

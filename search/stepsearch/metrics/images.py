@@ -17,9 +17,9 @@ from torch import Tensor
 from stepsampler.batch import LEFT_OUT as NOT_MADE
 from stepsampler.batch import MANIFEST, read_left_out
 from stepsampler.errors import UserError, counted
-from stepsampler.support.sizes import Size
-from stepsearch.metrics.pixels import (
+from stepsampler.support.images.pixels import (
     CONVERTED_MODES,
+    SUFFIXES,
     Exif,
     Fit,
     Head,
@@ -27,11 +27,8 @@ from stepsearch.metrics.pixels import (
     read_head,
     read_pixels,
 )
+from stepsampler.support.sizes import Size
 
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif"),
-    *(".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
-)
 # Pictures too, but not read: named, so that nobody believes that they count.
 LEFT_OUT = (".gif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".qoi", ".exr", ".npy")
 # Folders that systems put among images, under their names

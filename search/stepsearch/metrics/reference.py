@@ -19,12 +19,12 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from stepsampler.errors import UserError
+from stepsampler.support.images.pixels import Exif, Fit
 from stepsampler.support.sizes import Size, sides
 from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.features import AXES, WHOLE, Extractor, Together, each
 from stepsearch.metrics.images import BrokenFilesError, ImageFiles
 from stepsearch.metrics.interchange import read_npz
-from stepsearch.metrics.pixels import Exif, Fit
 from stepsearch.metrics.sliced import Sliced, moments_of
 from stepsearch.paths import bundled, recall, write_whole
 

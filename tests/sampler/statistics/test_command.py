@@ -6,7 +6,11 @@ from typer.testing import CliRunner
 from stepsampler import UserError, load
 from stepsampler.cli.app import app
 from stepsampler.models import load as load_model
+from stepsampler.noise import NoiseSchedule
+from stepsampler.presets import SD_NOISE, open_schedule
 from stepsampler.statistics.file import Statistics, ends_of
+
+SD = NoiseSchedule.scaled_linear()
 
 
 def run(*arguments):
@@ -61,6 +65,25 @@ def test_they_are_of_one_solver(made, tmp_path):
         run(*linspace, "--solver", "exact", "--statistics", file)
     with pytest.raises(UserError, match="--statistics is missing: which does dpm-v3 go by"):
         run(*linspace, "--solver", "dpm-v3")
+
+
+def test_make_writes_a_published_schedule_with_its_statistics(made, tmp_path):
+    file, out = tmp_path / "s.safetensors", tmp_path / "v3.json"
+    known = Statistics(*np.zeros((3, 251, 4, 2, 2)), ends_of(SD), 7.5, 2, "new", SD_NOISE)
+    known.save(file, {})
+    run("make", "seed-v3-sd-6-coco", "--statistics", file, "-o", out)
+    assert load(out) == open_schedule("seed-v3-sd-6-coco", [known.spec])
+    assert load(out).statistics == known.spec
+    assert "lacks statistics" in run("make", "seed-v3-sd-6-coco", "-o", out)
+    lack = r"in 8 intervals .*, but seed-v3-sd-6-coco lacks statistics of guidance scale 7\.5"
+    for name, given, more, message in (
+        ("seed-v3-sd-6-coco", made[0], (), lack),
+        ("seed-v3-sd-6-coco", file, ("--guidance-scale", 5), r"are of guidance scale 7\.5, got 5"),
+        ("seed-sd-6", file, (), "has no effect on seed-sd-6"),
+        (out, file, (), r"--statistics is fixed by .*v3\.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run("make", name, "--statistics", given, *more, "-o", tmp_path / "x.json")
 
 
 def test_a_published_schedule_runs_by_them_or_says_that_it_lacks_them(tmp_path):

@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -8,10 +9,10 @@ import torch
 from toy import DEVIATION, MEAN, gaussian_denoiser
 
 from stepsampler import Schedule, Step, UserError
-from stepsampler.estimate import estimate
+from stepsampler.estimate import _slopes, estimate
 from stepsampler.noise import NoiseSchedule
 from stepsampler.sample import sample
-from stepsampler.statistics.file import read_statistics
+from stepsampler.statistics.file import ends_of, read_statistics
 
 SD = NoiseSchedule.scaled_linear()
 SHAPE = (1, 2, 2)
@@ -33,6 +34,7 @@ def model_of(denoise):
         dtype=torch.float32,
         device=torch.device("cpu"),
         conditional=False,
+        compiled=False,
         guidance="classifier-free",
         family="toy",
         noise=SD,
@@ -111,6 +113,41 @@ def test_a_killed_call_goes_on(tmp_path):
     assert again.counted.calls == 12 * (13 + 4)
     assert read_statistics(str(out), SD, SHAPE).digest == whole.digest
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_each_thread_has_a_part_of_the_batch(tmp_path, two_threads):
+    calls = []
+
+    def noting(x, step):
+        calls.append((threading.get_ident(), len(x), torch.get_num_threads()))
+        return two_modes(x, step)
+
+    found = made(model_of(noting), tmp_path / "a.safetensors", 12, 10, 5)
+    assert {count for _, count, _ in calls} == {2, 3}
+    assert {inside for *_, inside in calls} == {1}
+    assert threading.get_ident() not in {thread for thread, *_ in calls}
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert found.digest == made(model_of(two_modes), tmp_path / "b.safetensors", 12, 10, 5).digest
+
+
+def test_the_derivatives_are_those_of_the_whole_trajectory(tmp_path):
+    """Of x0 = lambda^2 along any state: differences of second order or more are exact."""
+    n, width = 12, float(np.diff(ends_of(SD))[0]) / 12
+    levels = np.array(ends_of(SD)[0] + width * np.arange(n + 1))
+    by = {i: torch.tensor(levels[i] ** 2) for i in range(n + 1)}
+    for i in range(n + 1):
+        d, coarse = _slopes({k: by[k] for k in by if abs(k - i) <= 2}, i, n, width)
+        assert d.item() == pytest.approx(2 * levels[i], abs=1e-5)
+        assert (coarse is None) == (i in (0, 1, n - 1, n))
 
 
 def test_other_settings_do_not_go_on_with_the_sums(tmp_path):

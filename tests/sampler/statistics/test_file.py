@@ -3,12 +3,16 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from toy import gaussian_denoiser
 
 from stepsampler import Schedule, ScheduleError, Step, UserError
 from stepsampler.cli.display import describe
 from stepsampler.formats import export
 from stepsampler.noise import EDMSchedule, NoiseSchedule
+from stepsampler.presets import open_schedule
+from stepsampler.sample import sample
 from stepsampler.schedule import StatisticsSpec
 from stepsampler.statistics.file import Statistics, choose, ends_of, read_spec, read_statistics
 
@@ -46,6 +50,37 @@ def test_a_folder_of_the_authors_is_the_same_statistics(tmp_path):
     assert (found.guidance_scale, found.intervals, found.samples) == (7.5, 8, 4)
     assert found.digest == made().digest
     assert read_spec(str(place)) == StatisticsSpec(7.5, 8)
+
+
+def test_the_published_size_is_read_checked_and_used(tmp_path):
+    """As the authors publish them for Stable Diffusion 1.5: compressed, single precision."""
+    shape, levels = (4, 64, 64), 251
+    place = tmp_path / "7.5_250_1024"
+    place.mkdir()
+    ramp = np.linspace(0, 1, levels, dtype=np.float32)[:, None, None, None]
+    across = np.linspace(0.9, 1.1, 64, dtype=np.float32)
+    l, s, b = (np.broadcast_to(v * ramp * across, (levels, *shape)) for v in (0.9, 0.5, 0.1))  # noqa: E741
+    np.savez_compressed(place / "l.npz", l=l)
+    np.savez_compressed(place / "sb.npz", s=s, b=b)
+    found = read_statistics(str(place), SD, shape)
+    assert (found.intervals, found.samples, found.shape) == (250, 1024, shape)
+    assert {a.dtype for a in (found.l, found.s, found.b)} == {np.dtype(np.float32)}
+    with pytest.raises(UserError, match="of shape 4 x 64 x 64, but the model's are 4 x 96 x 64"):
+        read_statistics(str(place), SD, (4, 96, 64))
+
+    plan = open_schedule("seed-v3-sd-5", [read_spec(str(place))])
+    assert plan.solver == "dpm-v3"
+    found.check_levels(plan)
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    start = noise * plan.steps[0].sigma
+    made = sample(gaussian_denoiser, noise, plan, statistics=found)
+    assert made.shape == (1, *shape)
+    # where all columns are alike, numbers of one column do: those of the entry itself
+    few = [np.ascontiguousarray(a[:, :1, :1, 9:10]) for a in (found.l, found.s, found.b)]
+    column = Statistics(*few, found.ends, 7.5, 1024, "one column")
+    alone = sample(gaussian_denoiser, noise[..., 9:10], plan, statistics=column)
+    assert torch.allclose(made[..., 9:10], alone, atol=1e-5)
+    assert (made - start).abs().mean() > 1
 
 
 def test_pickles_are_not_read(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from stepsampler.support.images.pixels import read_pixels
 from stepsampler.support.pictures import keep_png
-from stepsearch.metrics.pixels import read_pixels
 
 
 def picture(value):

@@ -50,13 +50,23 @@ class StableDiffusionXL(LatentModel):
             "time_ids": times.to(self.device),
         }
 
-    def _decoded(self, latents: Tensor) -> Tensor:
+    def _spread(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Playground v2.5's VAE says mean and deviation of its latents, a channel each."""
         config = self.pipeline.vae.config
         mean, deviation = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and deviation is not None:
-            mean, deviation = (latents.new_tensor(v)[:, None, None] for v in (mean, deviation))
-            latents = latents * deviation + mean * config.scaling_factor
+        if mean is None or deviation is None:
+            return 1.0, 0.0
+        mean, deviation = (latents.new_tensor(v)[:, None, None] for v in (mean, deviation))
+        return deviation, mean * config.scaling_factor
+
+    def _latents(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        found = super()._latents(pixels, noise)
+        scale, offset = self._spread(found)
+        return (found - offset) / scale
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        scale, offset = self._spread(latents)
+        latents = latents * scale + offset
         return super()._decoded(latents)
 
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:

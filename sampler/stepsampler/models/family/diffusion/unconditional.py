@@ -26,6 +26,11 @@ class Unconditional(LatentModel):
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         return self.net(x, at, return_dict=False)[0]  # type: ignore[no-any-return]
 
+    def _latents(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        if self.shape[0] == 1:
+            return pixels.mean(1, keepdim=True)
+        return pixels
+
     def decode(self, latents: Tensor) -> Tensor:
         self.pipeline.maybe_free_model_hooks()
         return to_pixels(latents)

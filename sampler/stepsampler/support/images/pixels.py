@@ -19,6 +19,10 @@ from stepsampler.support.sizes import Size, sides
 Fit = Literal["crop", "squash512", "none"]
 Exif = Literal["apply", "ignore"]  # whether images are turned as their EXIF orientation says
 
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif"),
+    *(".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
+)
 CONVERTED_MODES = ("1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr")  # to RGB, and named
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks that change no pixel as we read them
