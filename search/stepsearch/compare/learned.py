@@ -65,7 +65,9 @@ class OnPredictor:
     def batches(self, seeds: range, prompts: list[Prompt], batch_size: int) -> Iterator[Tensor]:
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
-            with fitting(self.model, len(seeds[part])), self.middle.watched():
+            model, watched = self.model, self.middle.watched()
+            # a compiled network does not tell what is inside it
+            with fitting(model, len(seeds[part])), watched, model.uncompiled():
                 yield self._made(seeds[part], self.texts(seeds[part], prompts[part]))
 
     def _made(self, seeds: range, texts: list[str]) -> Tensor:

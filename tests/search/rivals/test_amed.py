@@ -204,6 +204,19 @@ def test_the_commands_make_both_forms_and_score_them(tiny, tmp_path, monkeypatch
     assert (together.int() - alone.int()).abs().max() <= 1, "an image depends on its seed alone"
 
 
+def test_a_compiled_network_is_not_asked_for_its_middle(tmp_path):
+    def backend(*_):
+        raise AssertionError("what is compiled calls no hook of its parts")
+
+    model, path = load_model("tiny"), tmp_path / "p.safetensors"
+    save(Predictor(TINY), path, {"model": vars(model.spec)})
+    model.net.compile(backend=backend)
+    model.compiled = True
+    contender = OnPredictor(path, model, "d")
+    (images,) = contender.batches(range(1), [type("P", (), {"text": "a bag"})()], 1)
+    assert images.shape == (1, 3, 32, 32)
+
+
 def test_as_a_rival_it_counts_its_passes(tiny, monkeypatch):
     monkeypatch.setattr(placement, "TRAJECTORIES", 8)
     monkeypatch.setattr(placement, "AVERAGED", 4)
