@@ -323,7 +323,7 @@ class Words:
 
 
 def test_the_clip_score_of_a_folder_is_that_of_its_own_captions(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("stepsearch.metrics.pretrained.ClipScore", Words)
+    monkeypatch.setattr("stepsearch.compare.evaluating.ClipScore", Words)
     model = load_model("tiny")
     plan = make_schedule("power", 1, model.noise)
     texts = ["a bag", "a coat", "a t-shirt", "a pair of trousers"] * 2
