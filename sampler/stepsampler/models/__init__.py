@@ -15,7 +15,7 @@ from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import BUNDLED, read_outline, read_pipeline, resolve
-from stepsampler.models.model import Model, weights_of
+from stepsampler.models.model import Model, check_readable, weights_of
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
 from stepsampler.schedule import StatisticsSpec
 from stepsampler.statistics.file import Statistics, read_spec, read_statistics
@@ -190,6 +190,7 @@ def from_pipeline(
         options = {"frames": frames} if known.videos else {}
         model = known(pipeline, size, **options)
     check_vocabularies(pipeline)
+    check_readable(pipeline)
     model.read_texts(reading)
     return model
 

@@ -217,6 +217,25 @@ class Model(ABC):
             raise UserError("the schedule uses Free-U, which only U-Nets with skips have")
 
 
+def check_readable(pipeline: Any) -> None:
+    """Refuse weights that change when they are read.
+
+    A 4-bit layer of bitsandbytes that has computed on a CPU with AVX512-BF16 gets the scales of its
+    blocks in another order by its own `state_dict` (0.50; `findings/bitsandbytes_state_dict.sh`).
+
+    Raises:
+        UserError: names the component.
+    """
+    for name, part in pipeline.components.items():
+        for module in part.modules() if isinstance(part, torch.nn.Module) else ():
+            repacks = getattr(module, "support_avx512bf16_for_cpu", False)
+            if repacks and module.weight.device.type == "cpu":
+                raise UserError(
+                    f"the {name} has 4-bit weights of bitsandbytes on a CPU, which change when they"
+                    " are read there: put it on a GPU, or load it in 8 bits"
+                )
+
+
 def weights_of(network: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and numbers of all that a network holds, as plain tensors.
 

@@ -123,6 +123,88 @@ def test_a_pipeline_that_quanto_quantised_samples_and_has_digests():
         assert digest(model) == digest(model)
 
 
+def with_unet(unet):
+    """A model with that network, the same with the plain one, and their images of a prompt."""
+    pipeline = pipelines.stable_diffusion()
+    exact = from_pipeline(pipelines.stable_diffusion(), 32)
+    pipeline.register_modules(unet=unet)
+    model = from_pipeline(pipeline, 32)
+    first = [digest(model) for digest in (model_digest, search_digest)]
+    made, right = (next(iter(generate(m, PLAN, ["a fox"], [0]))).images for m in (model, exact))
+    assert [digest(model) for digest in (model_digest, search_digest)] == first
+    assert first[0] != model_digest(exact)
+    assert first[1] != search_digest(exact)
+    return model, (made.float() - right.float()).abs().mean()
+
+
+def loaded_with_bitsandbytes(folder, monkeypatch, **bits):
+    """A U-Net that diffusers quantises, of which it asks a GPU; the package itself does not."""
+    pytest.importorskip("bitsandbytes")
+    from diffusers import BitsAndBytesConfig, UNet2DConditionModel
+    from diffusers.quantizers.bitsandbytes import bnb_quantizer
+
+    for cls in (bnb_quantizer.BnB4BitDiffusersQuantizer, bnb_quantizer.BnB8BitDiffusersQuantizer):
+        monkeypatch.setattr(cls, "validate_environment", lambda *_, **__: None)
+    config = BitsAndBytesConfig(**bits)
+    options = {"quantization_config": config, "device_map": {"": "cpu"}}
+    return UNet2DConditionModel.from_pretrained(folder / "unet", **options)
+
+
+def test_a_pipeline_that_bitsandbytes_quantised_samples_and_its_folder_is_refused(
+    folder, monkeypatch
+):
+    unet = loaded_with_bitsandbytes(folder, monkeypatch, load_in_8bit=True)
+    assert unet.time_embedding.linear_1.weight.dtype == torch.int8
+    model, apart = with_unet(unet)
+    assert 0 < apart < 8  # of 255
+    model.pipeline.save_pretrained(folder)
+    with pytest.raises(UserError, match="unet: its weights are quantised .bitsandbytes., which is"):
+        load(str(folder))
+
+
+def test_four_bits_of_bitsandbytes_on_a_cpu_that_repacks_them_are_refused(folder, monkeypatch):
+    unet = loaded_with_bitsandbytes(folder, monkeypatch, load_in_4bit=True)
+    pipeline = pipelines.stable_diffusion()
+    pipeline.register_modules(unet=unet)
+    repacks = unet.time_embedding.linear_1.support_avx512bf16_for_cpu
+    if repacks:
+        with pytest.raises(UserError, match="the unet has 4-bit weights of bitsandbytes on a CPU,"):
+            from_pipeline(pipeline, 32)
+    else:
+        assert with_unet(unet)[1] < 32
+
+
+def test_a_layer_that_says_that_it_repacks_on_a_cpu_is_refused():
+    pipeline = pipelines.stable_diffusion()
+    pipeline.vae.decoder.conv_in.support_avx512bf16_for_cpu = True
+    with pytest.raises(UserError, match="the vae has 4-bit weights of bitsandbytes on a"):
+        from_pipeline(pipeline, 32)
+
+
+def test_a_network_of_a_gguf_file_samples_and_has_digests(folder, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    from diffusers import GGUFQuantizationConfig, UNet2DConditionModel
+
+    file, eight = tmp_path / "unet.gguf", gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(file, "sd")
+    for name, tensor in pipelines.stable_diffusion().unet.state_dict().items():
+        values, kind = tensor.numpy(), None
+        if tensor.ndim == 2 and tensor.shape[1] % 32 == 0:  # numbers of a block with one scale
+            values, kind = gguf.quants.quantize(values, eight), eight
+        writer.add_tensor(name, values, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    config = GGUFQuantizationConfig(compute_dtype=torch.float32)
+    options = {"config": str(folder), "subfolder": "unet", "quantization_config": config}
+    unet = UNet2DConditionModel.from_single_file(str(file), **options)
+    assert type(unet.time_embedding.linear_2.weight).__name__ == "GGUFParameter"
+    model, apart = with_unet(unet)
+    assert 0 < apart < 8
+    assert {type(tensor) for _, tensor in weights_of(model.pipeline.unet)} == {torch.Tensor}
+
+
 @pytest.fixture
 def folder(tmp_path):
     pipelines.stable_diffusion().save_pretrained(tmp_path / "model")
