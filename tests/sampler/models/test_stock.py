@@ -158,6 +158,29 @@ def test_a_package_that_a_pipeline_lacks_is_named(monkeypatch):
         list(generate(model, schedule, ["a fox"], [0]))
 
 
+def test_sana_sprint_is_a_flow_whose_steps_begin_with_fresh_noise():
+    """The words of its pipeline for what the network gets and gives, under its own scheduler."""
+    y, output = torch.randn(2, 1, 4, 8, 8, generator=torch.manual_seed(0), dtype=torch.float64)
+    scheduler = diffusers.SCMScheduler()
+    data = scheduler.config.sigma_data
+    drawn = []
+    for seed in (0, 1):
+        scheduler.set_timesteps(2)
+        for time in scheduler.timesteps[:-1]:
+            sigma = float(time.sin() / (time.cos() + time.sin()))
+            length = (sigma**2 + (1 - sigma) ** 2) ** 0.5
+            told = (1 - 2 * sigma) * y + (1 - 2 * sigma + 2 * sigma**2) * output
+            noise = {"generator": torch.manual_seed(seed)}
+            sample = data * y / length  # which the pipeline multiplies by `length` for the network
+            after, x0 = scheduler.step(
+                data * told / length, time, sample, **noise, return_dict=False
+            )
+            torch.testing.assert_close(x0 / data, y - sigma * output, rtol=1e-6, atol=1e-6)
+            drawn.append(after)
+    assert not torch.allclose(drawn[0], drawn[2])  # of two seeds, after the first step
+    torch.testing.assert_close(drawn[1], drawn[3])  # the last step ends at x0
+
+
 def test_a_modular_pipeline_that_edits_is_refused_by_name():
     for name in ("QwenImageEditModularPipeline", "MiniMaxMusic3ModularPipeline"):
         with pytest.raises(UserError, match=f"a {name} cannot run a schedule: it"):
@@ -270,10 +293,17 @@ def test_pipelines_of_other_kinds_are_refused_by_name():
         ("StableDiffusionImg2ImgPipeline", "no pipeline from texts to pictures or videos"),
         ("StableDiffusionXLInpaintPipeline", "no pipeline from texts to pictures or videos"),
         ("StableCascadeCombinedPipeline", "no pipeline from texts"),
-        ("KandinskyPipeline", "needs image_embeds and negative_image_embeds beside a prompt"),
-        ("SanaSprintPipeline", "TrigFlow has levels of its own"),
+        ("KandinskyPipeline", "its network is told an image embedding, which another diffusion"),
+        ("SanaSprintPipeline", "each of its steps begins with fresh noise, which a schedule of"),
     ):
         assert said in why_not(every[name])
+
+    class PosedPipeline:
+        def __init__(self, scheduler): ...
+
+        def __call__(self, prompt, pose, generator=None, num_inference_steps=1): ...
+
+    assert why_not(PosedPipeline) == "it needs pose beside a prompt"
 
 
 def takes(name, cls):

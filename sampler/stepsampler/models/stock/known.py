@@ -40,6 +40,7 @@ OWN_RULES = {
     "Cosmos2_5_PredictBasePipeline": "changes its predictions before it combines them",
     "DreamLitePipeline": "combines three predictions a step",
 }
+PRIOR = "its network is told an image embedding, which another diffusion model makes of a text"
 # Classes that cannot run a schedule, and why not.
 NOT = {
     "AnyFlowPipeline": "it is a flow map, whose network is told where a step ends",
@@ -51,7 +52,10 @@ NOT = {
     "HeliosPyramidPipeline": "it samples at several resolutions, with levels of their own",
     "LatentConsistencyModelPipeline": "it wants x0 of its scheduler too"
     ", which a StableDiffusionPipeline does not",
-    "SanaSprintPipeline": "TrigFlow has levels of its own",
+    "KandinskyPipeline": PRIOR,
+    "KandinskyV22Pipeline": PRIOR,
+    "SanaSprintPipeline": "each of its steps begins with fresh noise"
+    ", which a schedule of a flow does not have",
     "SkyReelsV2DiffusionForcingPipeline": "it copies its scheduler for every frame",
 }
 # Those of them whose call of a scheduler's step StepScheduler has no answer to.
