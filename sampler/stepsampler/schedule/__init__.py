@@ -359,6 +359,11 @@ class Schedule:
         """Write atomically: a temporary name beside `path`, then rename."""
         write_text(path, self.to_json())
 
+    def _repr_html_(self) -> str:
+        from stepsampler.schedule.drawing import html
+
+        return html(self)
+
 
 def load(path: str | Path) -> Schedule:
     """Read a schedule file.

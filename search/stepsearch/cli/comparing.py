@@ -8,7 +8,7 @@ import typer
 from stepsampler.cli.options import Device, Negative, with_model
 from stepsampler.errors import UserError
 from stepsampler.support.options import DEFAULTS, ModelOptions
-from stepsearch.cli.options import AsJson
+from stepsearch.cli.options import AllowCode, AsJson
 
 if TYPE_CHECKING:
     from stepsearch.config import StudyConfig
@@ -258,10 +258,14 @@ def front(
         typer.Option(min=8, help="Score all again, on so many fresh seeds, like the first run."),
     ] = None,
     device: Annotated[str, typer.Option(help="Of --images: cpu, cuda:0, …")] = "cpu",
+    allow_code: AllowCode = False,
     json: AsJson = False,
 ) -> None:
     """The best schedule for each number of passes: a chart, a table and a file each; or a page."""
+    from stepsearch.config.code import code
     from stepsearch.report.command import run_front
 
-    if not run_front(runs, out, images, device, json):
+    with code(allow_code):
+        whole = run_front(runs, out, images, device, json)
+    if not whole:
         raise typer.Exit(1)  # some are left out, and named above

@@ -56,6 +56,10 @@ Settings = Annotated[
         help="Instead of the study's, as search.trials=100; may be given several times.",
     ),
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Let the study's own functions run: its model, its metric."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead.")]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from stepsampler.errors import UserError, counted
-from stepsearch.cli.options import AsJson, RunFolder, RunOf, Storage, which_run
+from stepsearch.cli.options import AllowCode, AsJson, RunFolder, RunOf, Storage, which_run
 from stepsearch.paths import find_runs
 
 app = typer.Typer()
@@ -51,12 +51,15 @@ def report(
         bool, typer.Option("--jitter", help="Measure how sharp the optimum is, first.")
     ] = False,
     device: Annotated[str, typer.Option(help="Of these two: cpu, cuda:0, …")] = "cpu",
+    allow_code: AllowCode = False,
 ) -> None:
     """Make one HTML page of a run, finished or not: verdict, charts, pictures, checks, exports."""
     given = what or which_run(None, "study.json")
+    from stepsearch.config.code import code
     from stepsearch.report.command import run_report
 
-    run_report(given, out, json, ablation, jitter, device)
+    with code(allow_code):
+        run_report(given, out, json, ablation, jitter, device)
 
 
 @app.command()

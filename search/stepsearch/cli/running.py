@@ -7,6 +7,7 @@ import typer
 
 from stepsampler.errors import UserError, counted
 from stepsearch.cli.options import (
+    AllowCode,
     AsJson,
     RunFolder,
     Settings,
@@ -61,11 +62,13 @@ def run(
     quick: Annotated[bool, typer.Option(help="A minute or two; claims nothing.")] = False,
     storage: Storage = None,
     settings: Settings = None,
+    allow_code: AllowCode = False,
     quiet: Annotated[bool, typer.Option(help="Nothing but the file of the schedule.")] = False,
     json: AsJson = False,
 ) -> None:
     """Search, select, test and export. Resumes if the run was cut off."""
     from stepsearch.config import load_config
+    from stepsearch.config.code import check_code, code
     from stepsearch.config.places import given_values, joined
 
     overrides = QUICK if quick else {}
@@ -77,7 +80,8 @@ def run(
     folder = run_folder or RUNS / (config.name + variant)
     devices, store = _devices(workers, gpus), _store(tracking)
 
-    with interruptible(ctx, folder):
+    with interruptible(ctx, folder), code(allow_code):
+        check_code(config)
         # torch and optuna load here, not for --help
         from stepsearch.engine.claim import remember_storage
         from stepsearch.engine.store.locks import only_run
@@ -102,17 +106,21 @@ def check(
         bool, typer.Option(help="Go through all stages with a tiny random model.")
     ] = True,
     settings: Settings = None,
+    allow_code: AllowCode = False,
     json: AsJson = False,
 ) -> None:
     """Say what a study lacks and costs, and dry-run it; exit with 2 if anything is missing."""
     from stepsearch.config import load_config
+    from stepsearch.config.code import check_code, code
     from stepsearch.config.places import given_values
 
     config = load_config(study, given_values(settings or ()))
 
     from stepsearch.rehearsal.check import run_check
 
-    found = run_check(config, study, seconds_per_pass, measure, dry_run, silent=json)
+    with code(allow_code):
+        check_code(config)
+        found = run_check(config, study, seconds_per_pass, measure, dry_run, silent=json)
     if json:
         from stepsearch.report.plain import print_json
 
@@ -128,9 +136,11 @@ def worker(
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
     storage: Storage = None,
     run_folder: RunFolder = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Join a search that is under way with one more process, also from another machine."""
     from stepsearch.config import load_config
+    from stepsearch.config.code import check_code, code
     from stepsearch.engine.claim import claimed
     from stepsearch.engine.store.locks import this_process
     from stepsearch.engine.study import work
@@ -143,7 +153,8 @@ def worker(
         folder = run_folder or RUNS / config.name
     else:
         folder, config = run_, claimed(run_)
-    with interruptible(ctx, folder):
+    with interruptible(ctx, folder), code(allow_code):
+        check_code(config)
         if storage is not None:
             from stepsearch.engine.join import join
 

@@ -7,7 +7,7 @@ from dataclasses import Field as DataclassField
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
@@ -15,6 +15,7 @@ from stepsampler.errors import UserError
 from stepsampler.schedule import BY_STATISTICS
 from stepsampler.support.options import ModelOptions
 from stepsearch.config.baselines import BaselinesConfig, TeacherConfig
+from stepsearch.config.code import named
 from stepsearch.config.measuring import EvaluationConfig, SearchConfig
 from stepsearch.config.parts import SEEDS, Section
 from stepsearch.config.places import line_of
@@ -32,8 +33,11 @@ class ModelConfig(ModelOptions):
 
     # Of `miniatures.EVERY`: what `stepsearch check` can dry-run without the weights
     kind: str | None = None
+    code: str | None = None  # "module:function" that returns the pipeline, with --allow-code
 
     def __post_init__(self) -> None:
+        if self.code is not None:  # also its name: nothing is looked for under it
+            object.__setattr__(self, "id", named(self.code))
         try:
             super().__post_init__()
         except UserError as error:  # which pydantic puts into its own, with the section's name
@@ -58,6 +62,11 @@ class StudyConfig(Section):
     baselines: BaselinesConfig = BaselinesConfig()
     teacher: TeacherConfig = TeacherConfig()
     search: SearchConfig = SearchConfig()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _by_code(cls, value: Any) -> Any:
+        return {"code": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _rungs_are_of_one_objective(self) -> "StudyConfig":
@@ -94,12 +103,15 @@ class StudyConfig(Section):
         return 1.0 if self.space.guidance == "off" else self.teacher.guidance_scale
 
 
-def load_config(path: Path, overrides: dict[str, dict[str, Any]] | None = None) -> StudyConfig:
+def load_config(
+    path: str | Path, overrides: dict[str, dict[str, Any]] | None = None
+) -> StudyConfig:
     """Read a study file; `overrides` replace values, section by section.
 
     Raises:
         UserError: names the file with the line, or `--set`, the key, the rule and the value.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
         data = tomllib.loads(text)

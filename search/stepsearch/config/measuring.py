@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from stepsampler.support.options import LongPrompts
+from stepsearch.config.code import named
 from stepsearch.config.parts import SEEDS, Section
 
 CLASSES, CLIP = "classes", "clip:"  # what may judge alignment; CLIP is followed by its model
@@ -16,6 +17,9 @@ class EvaluationConfig(Section):
     """What is measured. Image k of a seed range has seed first + k and prompt k of the list."""
 
     extractor: str = "texture"
+    # "module:function", with --allow-code: of images, uint8 (n, 3, height, width), and their texts
+    # n numbers. Their mean, the lower the better, takes the place of FD, which becomes a ruler.
+    metric: str | None = None
     reference: str = "fashion-mnist"  # bundled statistics, or a folder of images
     exif: Literal["apply", "ignore"] = "apply"  # whether these are turned as their EXIF says
     prompts: str = "fashion-mnist"  # bundled prompts, a text or caption file, or "none"
@@ -37,6 +41,11 @@ class EvaluationConfig(Section):
     # Of a video so many frames are measured, the middles of equal parts; 1: the middle one. The
     # distance is the mean of those of the frames at each place.
     video_frames: int = Field(1, ge=1)
+
+    @field_validator("metric")
+    @classmethod
+    def _of_code(cls, spec: str | None) -> str | None:
+        return None if spec is None else named(spec)
 
     @field_validator("alignment")
     @classmethod

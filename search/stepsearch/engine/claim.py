@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from stepsampler.errors import UserError, note
 from stepsampler.models import Model
 from stepsearch.config import StudyConfig
+from stepsearch.config.measuring import SearchConfig
 from stepsearch.engine.store.addresses import passwords_of, without_passwords
 from stepsearch.engine.store.journal import JOURNAL
 from stepsearch.paths import write_whole
@@ -165,7 +166,9 @@ def has_ended(folder: Path, config: StudyConfig) -> bool:
     if not (folder / BEST).exists():
         return False
     try:
-        before, now = _read(folder / RESULT)["study"]["search"], config.model_dump()["search"]
+        known = _read(folder / RESULT)["study"]["search"]
+        before = {**SearchConfig().model_dump(), **known}  # keys that are newer than the run
+        now = config.model_dump()["search"]
         return all(before[key] == now[key] for section, key in FREE if section == "search")
     except (OSError, UserError, LookupError, TypeError):
         return False

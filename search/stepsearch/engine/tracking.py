@@ -83,6 +83,15 @@ class MlflowTracking:
     def start(self, config: StudyConfig, folder: Path) -> None:
         self._try(lambda: self._start(config, folder))
 
+    def reach(self, folder: Path) -> None:
+        """Only look whether the store answers."""
+
+        def ask() -> None:
+            self._connect(folder)
+            self._client.search_experiments(max_results=1)
+
+        self._try(ask)
+
     def sync(self, study: optuna.Study) -> None:
         self._try(lambda: self._sync(study))
 

@@ -32,6 +32,7 @@ from stepsampler.errors import NotFiniteError, UserError, counted, note
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule, StatisticsSpec
 from stepsearch.config import StudyConfig
+from stepsearch.config.code import allow_code, allowed
 from stepsearch.engine.study import work
 from stepsearch.metrics.evaluator import Evaluator, Measurement
 from stepsearch.metrics.reference import Reference
@@ -136,7 +137,7 @@ class Workers:
             len(devices),
             mp_context=context,
             initializer=_start,
-            initargs=(config, folder, queue, threads, listener, storage),
+            initargs=(config, folder, queue, threads, listener, storage, allowed()),
         )
 
     def __enter__(self) -> "Workers":
@@ -276,8 +277,10 @@ def _start(
     threads: int,
     line: Connection,
     storage: str | None,
+    may_run_code: bool,
 ) -> None:
     global _self
+    allow_code(may_run_code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _follow_parent(line)
     number, device = queue.get()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stepsampler.errors import UserError
 from stepsampler.models.pixels import stills, strips
 from stepsearch.config.measuring import CLIP
-from stepsearch.metrics.features import Judge
+from stepsearch.metrics.features import Judge, Own
 from stepsearch.metrics.pretrained import ClipScore
 
 SHEET = 10  # images on a sheet: one of each class of the bundled prompts
@@ -107,6 +107,9 @@ def observe(
         first = strips(made[:SHEET]) if first is None else first
         n, images = len(made), stills(made, frames).flatten(0, 1) if made.ndim == 5 else made
         for rows, extractor in zip(features, extractors, strict=True):
+            if isinstance(extractor, Own):
+                texts = [prompt.text for prompt in prompts[done : done + n]]
+                extractor.prompts = [text for text in texts for _ in range(frames)]
             found = extractor(images).numpy()
             rows.append(found.reshape(n, frames, -1) if frames > 1 else found)
         if judge:

@@ -15,7 +15,7 @@ a tenth less of one is worth a tenth less of another (of the values as they are,
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +45,7 @@ class Moments:
     n: int
     over: Literal["mean", "worst"] = "mean"
     parts: tuple["Moments", ...] = ()
+    prefix: ClassVar[str] = "fd"  # of the distance's name
 
     @classmethod
     def beside(cls, parts: Sequence["Moments"]) -> "Moments":
@@ -311,6 +312,16 @@ def score_mean(values: NDArray[np.floating], blocks: int = BLOCKS) -> Score:
     parts = parts_of(len(x), min(blocks, len(x)) if len(x) > 1 else 0)
     left_out = [np.delete(x, part).mean() for part in parts]
     return Score(float(x.mean()), np.array(left_out), n=len(x))
+
+
+@dataclass(frozen=True)
+class Average(Moments):
+    """No moments: the distance is the mean of the only feature, a number for each image."""
+
+    prefix = "mean"
+
+    def own(self, features: NDArray[np.floating], blocks: int = BLOCKS) -> Score:
+        return score_mean(checked(features)[:, 0], blocks)
 
 
 def count_blocks(n: int, blocks: int) -> int:

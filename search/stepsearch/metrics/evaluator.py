@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import Batch, fitting, generate
 from stepsampler.grids import is_guided, scale_guidance
-from stepsampler.models import Model, check_device, open_model, weights_of
+from stepsampler.models import Model, check_device, weights_of
 from stepsampler.models.additions import weighted
 from stepsampler.models.pixels import strips
 from stepsampler.schedule import Schedule
@@ -27,10 +27,11 @@ from stepsampler.support.captions import read_captions
 from stepsampler.support.pictures import save_sheet
 from stepsampler.support.sizes import Size
 from stepsearch.config import StudyConfig
+from stepsearch.config.code import open_model_of
 from stepsearch.config.measuring import NONE, EvaluationConfig
 from stepsearch.config.parts import SEEDS
 from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment, observe
-from stepsearch.metrics.features import Extractor, each, load_extractor
+from stepsearch.metrics.features import Extractor, load_extractor, load_measure, unseen
 from stepsearch.metrics.pretrained import settings_of
 from stepsearch.metrics.reference import Reference, load_reference
 from stepsearch.paths import bundled, recall, write_whole
@@ -98,13 +99,13 @@ class Evaluator:
     def __init__(self, config: StudyConfig, cache: Path, device: str = "cpu") -> None:
         evaluation = config.evaluation
         check_device(device)
-        self.extractor = load_extractor(evaluation.extractor, device)
+        self.extractor = load_measure(evaluation, device)
         self.batch_size, self.cache = evaluation.batch_size, cache
         self.prompts = load_prompts(evaluation.prompts)
         self.negative_prompt = evaluation.negative_prompt
         model = self._settings = config.model
         self._device = device
-        self.model = open_model(model, device)
+        self.model = open_model_of(model, device)
         if not self.model.conditional and evaluation.prompts != NONE:
             raise UserError(
                 f'evaluation.prompts must be "{NONE}", the model is unconditional, got '
@@ -204,7 +205,7 @@ class Evaluator:
         if self.model.dtype == torch.float32:
             return self.model
         options = replace(self._settings, dtype="float32", compile=False)
-        return open_model(options, self._device)
+        return open_model_of(options, self._device)
 
     def images(self, schedule: Schedule, seeds: range) -> torch.Tensor:
         """The images, uint8 (n, 3, height, width), or three frames of the videos, for sheets."""
@@ -261,7 +262,7 @@ def load_rulers(
     """What the test of a study looks through and its search does not; a sentence for what is not
     to be had. No run fails for want of a ruler."""
     rulers, why = [], []
-    for name in (name for name in options.rulers if name not in each(options.extractor)):
+    for name in unseen(options):
         try:
             extractor = load_extractor(name, device)
             known = load_reference(options.reference, extractor, size, cache, exif=options.exif)

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stepsampler.errors import UserError
+from stepsearch.config.code import digest_of, load_function
+from stepsearch.config.measuring import EvaluationConfig
 from stepsearch.metrics.networks import SmallClassifier, SqueezeNet
 from stepsearch.metrics.sliced import Patches
 from stepsearch.paths import bundled
@@ -165,6 +167,34 @@ class Together(Extractor):
         return torch.cat([part.features(images) for part, images in parts], 1)
 
 
+class Own(Extractor):
+    """A number for each image by a function of the user's, which is allowed to run.
+
+    It is called with images, uint8 (n, 3, height, width), and their prompts, a text each.
+    """
+
+    resizing = "none"
+    axes: int | None = None
+
+    def __init__(self, spec: str) -> None:
+        self.spec, self.function = spec, load_function("evaluation.metric", spec)
+        self.name = spec.partition(":")[2]
+        self.digest = f"{spec}-{digest_of(self.function)}"
+        self.prompts: Sequence[str] = ()  # of the next images, by `observe`
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images
+
+    def features(self, prepared: Tensor) -> Tensor:
+        found = torch.as_tensor(self.function(prepared, list(self.prompts)), dtype=torch.float32)
+        if found.shape != (len(prepared),):
+            raise UserError(
+                f"evaluation.metric: {self.spec}: must return {len(prepared)} numbers for as many "
+                f"images, got an array of shape {tuple(found.shape)}"
+            )
+        return found[:, None].cpu()
+
+
 EXTRACTORS: dict[str, Callable[[torch.device], Extractor]] = {
     "lite0": Lite0,
     "texture": Texture,
@@ -214,10 +244,46 @@ def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
     return extractor
 
 
+def load_measure(options: EvaluationConfig, device: str | torch.device) -> Extractor:
+    """What a study's search goes by: its own metric, or else its extractor."""
+    return (
+        load_extractor(options.extractor, device) if options.metric is None else Own(options.metric)
+    )
+
+
+def unseen(options: EvaluationConfig) -> list[str]:
+    """The rulers of a study that its search does not go by, the extractor beside a metric too."""
+    names = options.rulers if options.metric is None else (options.extractor, *options.rulers)
+    seen = each(options.extractor) if options.metric is None else []
+    return list(dict.fromkeys(name for name in names if name not in seen))
+
+
 def each(spec: str) -> list[str]:
     """texture+lite0 -> texture, lite0; clip:models/a+b is one."""
     bare = rf"(?:{'|'.join(EXTRACTORS)})(?:{WHOLE})?(?:\+|$)"
     return re.split(rf"\+(?={bare}|(?:{'|'.join(PRETRAINED)}):|inception(?:\+|$))", spec)
+
+
+def refuse_for_several(source: str, spec: str) -> None:
+    """Several extractors need one set of real images.
+
+    Raises:
+        UserError: statistics that are of one extractor, or bundled for some of them only.
+    """
+    if Path(source).suffix == ".safetensors":
+        raise UserError(
+            f"reference {source}: such a file is of one extractor, for {spec} give a folder or zip "
+            "of images"
+        )
+    missing = [name for name in each(spec) if not is_bundled(source, name)]
+    if 0 < len(missing) < len(each(spec)):
+        raise UserError(f"reference {source!r}: not bundled for {', '.join(missing)}")
+
+
+def is_bundled(source: str, spec: str) -> bool:
+    """Whether there are statistics of this name for every extractor of a spec."""
+    names = [name.removesuffix(WHOLE) for name in each(spec)]
+    return all(bundled(f"{source}-{name}.safetensors").exists() for name in names)
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -21,8 +21,14 @@ from torch import Tensor
 from stepsampler.errors import UserError
 from stepsampler.support.images.pixels import Exif, Fit
 from stepsampler.support.sizes import Size, sides
-from stepsearch.metrics.distance import Moments
-from stepsearch.metrics.features import AXES, WHOLE, Extractor, Together, each
+from stepsearch.metrics.distance import Average, Moments
+from stepsearch.metrics.features import (
+    AXES,
+    Extractor,
+    Own,
+    Together,
+    refuse_for_several,
+)
 from stepsearch.metrics.images import BrokenFilesError, ImageFiles
 from stepsearch.metrics.interchange import read_npz
 from stepsearch.metrics.sliced import Sliced, moments_of
@@ -92,9 +98,8 @@ class Reference:
         """
         if self.parts:
             return f"fdgm_{self.name}"
-        if isinstance(self.search, Sliced):
-            return f"swd_{self.name}"
-        return f"{'fid' if self.extractor == 'inception' else 'fd'}_{self.name}"
+        prefix = "fid" if self.extractor == "inception" else self.search.prefix
+        return f"{prefix}_{self.name}"
 
     @property
     def fingerprint(self) -> str:
@@ -269,6 +274,9 @@ def load_reference(
     Raises:
         UserError: none of these, files that are no images, or statistics of another extractor.
     """
+    if isinstance(extractor, Own):
+        none = Average(np.zeros(1), np.zeros((0, 0)), 0)
+        return Reference(extractor.name, extractor.digest, None, None, none, none)
     if isinstance(extractor, Together):
         refuse_for_several(source, extractor.name)
         own = [load_reference(source, part, size, cache, fit_to, exif) for part in extractor.parts]
@@ -300,28 +308,6 @@ def load_reference(
             f"with {exif}"
         )
     return reference
-
-
-def refuse_for_several(source: str, spec: str) -> None:
-    """Several extractors need one set of real images.
-
-    Raises:
-        UserError: statistics that are of one extractor, or bundled for some of them only.
-    """
-    if Path(source).suffix == ".safetensors":
-        raise UserError(
-            f"reference {source}: such a file is of one extractor, for {spec} give a folder or zip "
-            "of images"
-        )
-    missing = [name for name in each(spec) if not is_bundled(source, name)]
-    if 0 < len(missing) < len(each(spec)):
-        raise UserError(f"reference {source!r}: not bundled for {', '.join(missing)}")
-
-
-def is_bundled(source: str, spec: str) -> bool:
-    """Whether there are statistics of this name for every extractor of a spec."""
-    names = [name.removesuffix(WHOLE) for name in each(spec)]
-    return all(bundled(f"{source}-{name}.safetensors").exists() for name in names)
 
 
 def _cached(

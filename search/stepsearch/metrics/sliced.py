@@ -105,6 +105,8 @@ def _blur(x: Tensor) -> Tensor:
 class Sliced(Moments):
     """The mean of the features of `Patches` (d,); without a covariance."""
 
+    prefix = "swd"
+
     @classmethod
     def of(cls, features: NDArray[np.floating]) -> "Sliced":
         x = checked(features)

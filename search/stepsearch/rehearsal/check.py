@@ -20,6 +20,7 @@ from stepsampler.models.parts import PLAIN_INDEX, choose, index_of
 from stepsampler.npnet.files import find_npnet, read_layout
 from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import ModelConfig, StudyConfig
+from stepsearch.config.code import load_function, named_code
 from stepsearch.config.measuring import CLIP
 from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.transfer import earlier_best
@@ -30,10 +31,17 @@ from stepsearch.metrics.evaluator import (
     load_prompts,
     seeds_of,
 )
-from stepsearch.metrics.features import PRETRAINED, Texture, each, load_extractor
+from stepsearch.metrics.features import (
+    PRETRAINED,
+    Texture,
+    each,
+    is_bundled,
+    load_extractor,
+    refuse_for_several,
+)
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pretrained import INCEPTION_FILE
-from stepsearch.metrics.reference import BUNDLED_SIZE, is_bundled, refuse_for_several
+from stepsearch.metrics.reference import BUNDLED_SIZE
 from stepsearch.paths import local_folder
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.report.live.progress import stages
@@ -101,11 +109,13 @@ def run_check(
 
 def missing(config: StudyConfig) -> list[str]:
     """A sentence for each thing that the study needs and that is not on this machine."""
-    found = [_missing_model(config.model), *_missing_additions(config.model)]
+    found: list[str | None] = [_missing_code(config)]
+    if config.model.code is None:
+        found += [_missing_model(config.model), *_missing_additions(config.model)]
     extractors = each(config.evaluation.extractor)
     found += map(_missing_extractor, extractors)
     found += _unknown_npnets(config)
-    if not any(found):
+    if not any(found) and config.model.code is None:
         found.append(_unfit(config))
     if len(set(extractors)) < len(extractors):
         found.append(f"extractor {config.evaluation.extractor!r}: must be of different ones")
@@ -121,6 +131,15 @@ def missing(config: StudyConfig) -> list[str]:
             found.append(str(error))
     found.append(_missing_reference(config))
     return [sentence for sentence in found if sentence]
+
+
+def _missing_code(config: StudyConfig) -> str | None:
+    try:
+        for key, spec in named_code(config).items():
+            load_function(key, spec)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _missing_model(model: ModelConfig) -> str | None:

@@ -31,8 +31,7 @@ from stepsearch.engine.run import run_study
 from stepsearch.engine.stages.tools import Report
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess
-from stepsearch.metrics.features import EXTRACTORS, WHOLE, each
-from stepsearch.metrics.reference import is_bundled
+from stepsearch.metrics.features import EXTRACTORS, WHOLE, each, is_bundled
 from stepsearch.paths import bundled, local_folder
 from stepsearch.rehearsal.miniatures import EVERY, MOVING
 from stepsearch.rehearsal.miniatures.texts import save_clip
@@ -189,7 +188,7 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
         data["baselines"][name] = data["baselines"][name][:1]
     data["baselines"]["rivals"] = ["dmn"] if set(config.baselines.rivals) - set(ANY_MODEL) else []
     size = None if kind in PIXELS else _like(config.model.size)
-    data["model"] |= {"id": str(folder / "model"), "dtype": "float32", "size": size}
+    data["model"] |= {"code": None, "id": str(folder / "model"), "dtype": "float32", "size": size}
     data["model"]["frames"] = FRAMES if kind in MOVING else None
     data["model"]["compile"] = False  # takes longer than all of a dry run
     data["model"] |= of_weights()  # which are not loaded

@@ -14,7 +14,7 @@ from stepsearch.engine.claim import has_ended
 from stepsearch.engine.join import leading
 from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import MlflowTracking, NoTracking, Tracker
-from stepsearch.engine.workers import Workers
+from stepsearch.engine.workers import InThisProcess, Workers
 from stepsearch.report.live.progress import followed
 from stepsearch.report.page import PAGE, write_page
 from stepsearch.report.pictures import write_pictures
@@ -30,18 +30,20 @@ def run_session(
     tracking: str,
     quick: bool,
     storage: str | None = None,
-    show: Literal["all", "result", "json"] = "all",
+    show: Literal["all", "result", "json", "nothing"] = "all",
+    at_home: bool = False,
 ) -> None:
     """Run a study with live progress and print its result.
 
-    `show` may leave out all but the last line, or print the data of the run's page in place of it
-    all, while progress goes to stderr.
+    `show` may leave out all but the last line, or that too, or print the data of the run's page in
+    place of it all, while progress goes to stderr. `at_home` lets a single device work in this
+    process, where the trials are in the run's folder.
     """
-    as_data = show == "json"
+    as_data, quiet = show == "json", show in ("result", "nothing")
     width = None if sys.stdout.isatty() or as_data else 110  # of a log file
     # names of files and studies are as they are: no markup
     plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-    console = Console(soft_wrap=True, width=width, stderr=as_data, quiet=show == "result", **plain)
+    console = Console(soft_wrap=True, width=width, stderr=as_data, quiet=quiet, **plain)
     started = time.monotonic()
     console.print(
         f"study {config.name}: {counted(config.space.passes, 'pass')} per image, "
@@ -59,7 +61,11 @@ def run_session(
             uri = None if tracking == "local" else tracking
             tracker = MlflowTracking(uri, console.print)
         led = nullcontext() if storage is None else leading(folder, config, storage)
-        with led, Workers(config, folder, devices, console.print, storage) as workers:
+        if at_home and len(devices) == 1 and storage is None:
+            pool: Workers = InThisProcess(config, folder, devices[0])
+        else:
+            pool = Workers(config, folder, devices, console.print, storage)
+        with led, pool as workers:
             result = run_study(config, folder, workers, tracker, report, storage=storage)
             files = write(result, config, folder)
             report("pictures", 0, 1, "")

@@ -1,5 +1,6 @@
 """What is said of a run that has ended, has ended before, or is not of its study any more."""
 
+import json
 import os
 import sys
 
@@ -55,6 +56,10 @@ def test_a_run_has_ended_with_the_budget_that_it_had(tmp_path):
     ended(tmp_path)
     assert has_ended(tmp_path, small())
     assert not has_ended(tmp_path, small(5))
+    known = json.loads((tmp_path / "result.json").read_text())
+    del known["study"]["search"]["patience"]  # as of a version before there was such a key
+    (tmp_path / "result.json").write_text(json.dumps(known))
+    assert has_ended(tmp_path, small())
     (tmp_path / "result.json").write_text("{")
     assert not has_ended(tmp_path, small())
 

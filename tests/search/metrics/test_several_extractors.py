@@ -16,8 +16,8 @@ from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess
 from stepsearch.metrics.distance import frechet_distance, score
 from stepsearch.metrics.evaluator import Evaluator, objective_name
-from stepsearch.metrics.features import each, load_extractor
-from stepsearch.metrics.reference import is_bundled, load_reference
+from stepsearch.metrics.features import each, is_bundled, load_extractor
+from stepsearch.metrics.reference import load_reference
 from stepsearch.rehearsal.check import missing
 from stepsearch.report.summary import as_data, table
 

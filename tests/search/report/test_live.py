@@ -170,8 +170,13 @@ def test_a_run_shows_what_was_asked_for(tmp_path, monkeypatch, capsys, show):
 
 def test_a_line_has_what_is_known(half):
     folder, study = half
+    noted(study, "search (2 pruned)", 0, 12)  # what the trials tell is taken from them
+    stage = snapshot(folder, small(), study, costs(small()))["stage"]
+    assert (stage["done"], stage["total"]) == (12, 12)
     data = snapshot(folder, small(), study, costs(small()))
-    assert line(data).startswith("not running: 12 of 12 trials finished; best ")
+    assert line(data).startswith(
+        "not running: search (2 pruned), 12 of 12; 12 of 12 trials finished; best "
+    )
 
 
 def test_in_a_terminal_a_run_is_shown_and_ctrl_c_says_what_goes_on(tmp_path):

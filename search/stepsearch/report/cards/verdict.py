@@ -92,13 +92,13 @@ def _of_front(source: Source) -> Data:
     each = [
         f"{counted(c.passes or 0, 'pass')}: {c.scores[metric].value:.3g} ({c.name})" for c in kept
     ]
-    count = counted(len(source.contenders), "schedule")
+    count, are = counted(len(source.contenders), "schedule"), "is" if len(kept) == 1 else "are"
     return {
         "state": source.state,
         "metric": metric,
         "n": source.contenders[0].n,
         "compared": [c.name for c in source.contenders],
-        "sentence": f"Of {count}, {len(kept)} on the front. {'; '.join(each)}.",
+        "sentence": f"Of {count}, {len(kept)} {are} on the front. {'; '.join(each)}.",
     }
 
 

@@ -79,8 +79,9 @@ def followed(
     console: Console, config: StudyConfig, folder: Path, storage: str | None, workers: int
 ) -> Iterator[Report]:
     """Lines, and in a terminal the live view; each stage is noted with the trials of the run."""
-    live = Live(console=console, auto_refresh=False, transient=True)
-    follower = _Follower(config, folder, storage, workers, live if console.is_terminal else None)
+    moving = console.is_terminal and not console.quiet
+    live = Live(console=console, auto_refresh=False, transient=True) if moving else None
+    follower = _Follower(config, folder, storage, workers, live)
     say = lines(console.print)
 
     def show(stage: str, done: int, total: int, news: str) -> None:
@@ -88,7 +89,7 @@ def followed(
         say(stage, done, total, news)
 
     thread = threading.Thread(target=follower.follow, daemon=True)
-    with live if console.is_terminal else nullcontext():
+    with live or nullcontext():
         thread.start()
         try:
             yield show

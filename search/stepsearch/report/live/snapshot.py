@@ -64,6 +64,8 @@ def snapshot(folder: Path, config: StudyConfig, study: Study, most: Costs) -> Da
     }
     data |= _time(config, stage, ended, every, most, data)
     data |= _standing(done)
+    if data["stage"] and data["stage"]["name"].startswith(SEARCH):  # which the trials tell best
+        data["stage"] |= {"done": len(done) + len(cut), "total": config.search.trials}
     data["history"] = [[e["passes"], e["best"]] for e in trail(study, done, config)]
     data["file"] = str(folder / BEST) if (folder / BEST).exists() else None
     data["verdict"] = _verdict(folder) if ended else None

@@ -1,0 +1,135 @@
+"""Functions of one's own that a study names, "module:function": called only by whoever allows it.
+
+A study file or a run's folder can come from anywhere, so a name in it is no reason to run code: the
+person at the command line says so, each time, with `--allow-code`.
+"""
+
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepsampler.errors import UserError
+
+if TYPE_CHECKING:
+    from stepsampler.models import Model
+    from stepsearch.config import ModelConfig, StudyConfig
+
+NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_allowed = False
+
+
+def named(spec: str) -> str:
+    """The spec itself.
+
+    Raises:
+        ValueError: it is no "module:function".
+    """
+    if not NAME.fullmatch(spec):
+        raise ValueError(f'must be "module:function", got {spec!r}')
+    return spec
+
+
+def allowed() -> bool:
+    return _allowed
+
+
+@contextmanager
+def code(allow: bool) -> Iterator[None]:
+    """Allow it or not, as long as this lasts; modules of the working directory are found then."""
+    before, path = _allowed, list(sys.path)
+    allow_code(allow)
+    try:
+        yield
+    finally:
+        allow_code(before)
+        sys.path[:] = path
+
+
+def allow_code(allow: bool) -> None:
+    """The same from now on, in this process: a worker's."""
+    global _allowed
+    _allowed = allow
+    if allow and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def check_code(config: "StudyConfig") -> None:
+    """Refuse a study that names code, unless that is allowed.
+
+    Raises:
+        UserError: names the key and what it would run.
+    """
+    for key, spec in named_code(config).items():
+        _check(key, spec)
+
+
+def named_code(config: "StudyConfig") -> dict[str, str]:
+    """The functions that a study names, by their keys."""
+    known = {"model": config.model.code, "evaluation.metric": config.evaluation.metric}
+    return {key: spec for key, spec in known.items() if spec is not None}
+
+
+def _check(key: str, spec: str) -> None:
+    if not _allowed:
+        raise UserError(
+            f"{key}: the study runs the function {spec}: read it, then allow it with --allow-code"
+        )
+
+
+def load_function(key: str, spec: str) -> Callable[..., Any]:
+    """The function that a key of a study names.
+
+    Raises:
+        UserError: it is not allowed, or there is none.
+    """
+    _check(key, spec)
+    module, _, name = spec.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise UserError(f"{key}: {spec}: {error}") from error
+    if not callable(found):
+        raise UserError(f"{key}: {spec}: the module has no function {name!r}")
+    return found  # type: ignore[no-any-return]
+
+
+def digest_of(function: Callable[..., Any]) -> str:
+    """Of the file that a function is in: who changes it measures something else."""
+    try:
+        file = inspect.getsourcefile(function)
+    except TypeError:
+        file = None
+    text = Path(file).read_bytes() if file else repr(function).encode()
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def open_model_of(options: "ModelConfig", device: str) -> "Model":
+    """The study's model: by its own function, which returns a pipeline of diffusers, or as usual.
+
+    Raises:
+        UserError: as `stepsampler.models.open_model`, or the function is not allowed or not there.
+    """
+    from stepsampler.models import from_pipeline, open_model, quiet
+
+    if options.code is None:
+        return open_model(options, device)
+    quiet()
+    pipeline = load_function("model", options.code)()
+    if not hasattr(pipeline, "components"):
+        kind = type(pipeline).__name__
+        raise UserError(f"model: {options.code}: must return a pipeline of diffusers, got {kind}")
+    return from_pipeline(
+        pipeline.to(device),
+        options.size,
+        clip_skip=options.clip_skip,
+        long_prompts=options.long_prompts,
+        stock=options.stock,
+        frames=options.frames,
+    )

@@ -1,0 +1,143 @@
+"""A study's own model and metric: they run where that is allowed, and nowhere else."""
+
+import sys
+
+import pytest
+from reporting import command
+
+from stepsampler import UserError, models
+from stepsampler.generate import generate
+from stepsampler.presets import preset
+from stepsearch.config import load_config
+from stepsearch.config.code import code, digest_of, load_function
+from stepsearch.engine.workers import Workers
+from stepsearch.metrics.distance import score
+from stepsearch.metrics.evaluator import (
+    TEST,
+    Evaluator,
+    load_prompts,
+    objective_name,
+    seeds_of,
+)
+
+HOUSE = """
+def pipeline():
+    from diffusers import DiffusionPipeline
+    from stepsampler.models import resolve
+    return DiffusionPipeline.from_pretrained(resolve("tiny"))
+
+def dark(images, prompts):
+    assert all(isinstance(prompt, str) for prompt in prompts) and len(prompts) == len(images)
+    return images.float().mean((1, 2, 3)) + len(prompts[0])
+
+def one(images, prompts):
+    return 1.0
+
+def nothing():
+    return None
+"""
+STUDY = """
+model = "house:pipeline"
+[space]
+num_steps = 2
+passes = 4
+[evaluation]
+metric = "house:dark"
+images = 8
+selection_images = 8
+test_images = 8
+batch_size = 8
+rulers = ["patches"]
+[baselines]
+rungs = [2]
+guidance_scales = [2.0]
+orders = [1]
+[teacher]
+steps = 4
+images = 8
+[search]
+trials = 2
+algorithm = "random"
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "house.py").write_text(HOUSE)
+    (tmp_path / "mine.toml").write_text(STUDY)
+    yield tmp_path
+    sys.modules.pop("house", None)
+
+
+def test_what_is_allowed_is_the_model_and_the_objective_of_the_workers(here):
+    config, seeds = load_config("mine.toml"), seeds_of(TEST, 8)
+    plan = preset("seed-sd-4").schedule
+    with code(True), Workers(config, here, ["cpu"]) as workers:
+        subject = workers.describe()
+        ((_, found),) = workers.measure([(plan, seeds)])
+    assert objective_name(config.evaluation, subject.reference, 8) == "mean_dark_8"
+    assert set(subject.rulers) == {"fd_texture128", "swd_patches"}  # FD becomes one
+    prompts = load_prompts("fashion-mnist")
+    texts = [prompts[seed % len(prompts)].text for seed in seeds]
+    (batch,) = generate(models.load("tiny"), plan, texts, seeds, batch_size=8)
+    each = batch.images.float().mean((1, 2, 3)) + len(texts[0])
+    assert score(found.features, subject.reference.test).value == pytest.approx(each.mean().item())
+    with pytest.raises(UserError, match="runs the function house:dark"):  # of whatever command
+        Evaluator(config, here)
+
+
+@pytest.mark.parametrize("words", [["run"], ["check", "--no-dry-run"]])
+def test_without_the_flag_it_is_refused_in_a_sentence(here, words):
+    (here / "house.py").write_text("raise SystemExit('it ran')")
+    error = command(words[0], "mine.toml", *words[1:]).exception
+    assert isinstance(error, UserError)
+    assert str(error) == (
+        "model: the study runs the function house:pipeline: read it, then allow it with "
+        "--allow-code"
+    )
+
+
+def test_a_worker_asks_too(here):
+    from stepsearch.engine.claim import claim_folder
+
+    claim_folder(here / "runs" / "mine", load_config("mine.toml"))
+    error = command("worker", "runs/mine").exception
+    assert "runs the function house:pipeline" in str(error)
+
+
+def test_what_is_no_function_is_named(here):
+    with code(True):
+        for spec, sentence in {
+            "house:absent": "the module has no function 'absent'",
+            "absent_house:x": "No module named 'absent_house'",
+        }.items():
+            with pytest.raises(UserError, match=f"model: {spec}: {sentence}"):
+                load_function("model", spec)
+        function = load_function("model", "house:one")
+        before = digest_of(function)
+        (here / "house.py").write_text(HOUSE + "# changed\n")
+        assert digest_of(function) != before
+    for value, sentence in {
+        "model = 'tiny'": "model",
+        "model = 'os.system'": "module:function",
+    }.items():
+        (here / "x.toml").write_text(f"{value}\n[space]\nnum_steps = 2\npasses = 4\n")
+        with pytest.raises(UserError, match=sentence):
+            load_config("x.toml")
+
+
+def test_a_metric_returns_a_number_for_each_image(here):
+    import torch
+
+    from stepsearch.metrics.features import Own
+
+    with code(True):
+        own = Own("house:one")
+        with pytest.raises(UserError, match=r"must return 3 numbers .* got an array of shape \(\)"):
+            own(torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
+        from stepsearch.config import ModelConfig
+        from stepsearch.config.code import open_model_of
+
+        with pytest.raises(UserError, match="must return a pipeline of diffusers, got NoneType"):
+            open_model_of(ModelConfig(code="house:nothing"), "cpu")
