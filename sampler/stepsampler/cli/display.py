@@ -1,14 +1,16 @@
 """A schedule as a table, as a picture, and as what differs between two."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
 from math import inf, isinf
 from pathlib import Path
 from typing import Any
 
 from stepsampler.cli.options import cost_of
-from stepsampler.schedule import PURE_NOISE, Schedule, Step
-from stepsampler.solvers import levels
+from stepsampler.schedule import PURE_NOISE, Schedule
+from stepsampler.solvers import levels, shares
+from stepsampler.support.checks import ScheduleError
 from stepsampler.support.files import replacing
 from stepsampler.support.scales import ALONE, sentence
 
@@ -34,7 +36,7 @@ def describe(plan: Schedule) -> str:
         lines.append(
             f"{i:>4} {t:>7} {step.sigma:>10.4f} {plan.sigmas[i + 1]:>10.4f} "
             f"{_finite(lambdas[i]):>8} {_finite(h):>7} {guidance:>9} {step.order:>5} "
-            f"{_extras(step, step.sigma < (plan.boundary or 0.0))}".rstrip()
+            f"{_extras(plan, i)}".rstrip()
         )
     family, scales = plan.model.family if plan.model else None, _scales(plan)
     said = scales or family in ALONE  # which guides where w is 1, too
@@ -90,14 +92,18 @@ def _finite(number: float) -> str:
     return "inf" if number == inf else "-inf" if isinf(number) else f"{number:.3f}"
 
 
-def _extras(step: Step, second: bool) -> str:
-    free_u = step.free_u
+def _extras(plan: Schedule, i: int) -> str:
+    step = plan.steps[i]
+    second, free_u = step.sigma < (plan.boundary or 0.0), step.free_u
+    weights = f"weights {_numbers(step.weights)}" if step.weights else ""
+    if step.weights and _numbers(rule := of_rule(plan, i)) != _numbers(step.weights):
+        weights += f" ({plan.solver}: {_numbers(rule)})"
     parts = [
         step.analytic is not None and f"analytic {step.analytic:g}",
         step.corrector and "corrector",
         step.prediction,
         step.gain != 1 and f"gain {step.gain:g}",
-        step.weights and f"weights {' '.join(f'{w:.4g}' for w in step.weights)}",
+        weights,
         step.time_scale != 1 and f"time of sigma * {step.time_scale:g}",
         step.churn and f"churn {step.churn:g}",
         step.guidance_reuse and "reuses guidance",
@@ -107,6 +113,25 @@ def _extras(step: Step, second: bool) -> str:
         free_u and f"Free-U {free_u.b1:g} {free_u.b2:g} {free_u.s1:g} {free_u.s2:g}",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def of_rule(plan: Schedule, i: int) -> list[float]:
+    """What the solver of a schedule would take of the predictions in a step that has weights.
+
+    Of the step's order, or of the highest below it that the solver has there.
+    """
+    step = plan.steps[i]
+    form = None if step.prediction == "derivative" else step.prediction
+    for order in range(step.order, 0, -1):
+        steps = list(plan.steps)
+        steps[i] = replace(step, weights=None, prediction=form, order=order)
+        with suppress(ScheduleError):
+            return shares(replace(plan, steps=tuple(steps)), i)
+    return []
 
 
 def differences(a: Schedule, b: Schedule) -> list[str]:
@@ -140,13 +165,17 @@ def _value(value: Any) -> str:
 def draw(plan: Schedule, path: Path) -> None:
     """Write a picture of sigma and guidance over the steps; its format by the suffix.
 
+    Where steps have weights, these too, and those of the solver's rule as rings.
+
     Raises:
         ValueError: a suffix that matplotlib does not know.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    own = [i for i in range(plan.num_steps) if plan.steps[i].weights]
+    heights = (2, 1, 1.5) if own else (2, 1)
+    figure = Figure(figsize=(6, 5.5 if own else 4), layout="constrained")
+    above, below, *more = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     steps = range(plan.num_steps)
     above.plot(range(plan.num_steps + 1), plan.sigmas, marker="o", markersize=4)
     smallest = min(s for s in plan.sigmas if s > 0)
@@ -157,7 +186,27 @@ def draw(plan: Schedule, path: Path) -> None:
     scales = [step.guidance_scale if step.calls else 0.0 for step in plan.steps]
     below.bar(steps, scales, color=["tab:gray" if w == 1 else "tab:orange" for w in scales])
     below.set_ylabel("guidance")
-    below.set_xlabel("step")
+    for axes in more:
+        _draw_weights(plan, own, axes)
+    (more or [below])[-1].set_xlabel("step")
     below.xaxis.get_major_locator().set_params(integer=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lower().lstrip(".") or "png", dpi=120)
+
+
+def _draw_weights(plan: Schedule, steps: Sequence[int], axes: Any) -> None:
+    """Of each of the steps its weights, newest prediction first, beside those of the rule."""
+    own = {i: plan.steps[i].weights or () for i in steps}
+    rules = {i: of_rule(plan, i) for i in steps}
+    most = max(len(weights) for weights in own.values())
+    for age in range(most):
+        name = "newest prediction" if age == 0 else f"{age} before"
+        taken = [(i, w[age]) for i, w in own.items() if len(w) > age]
+        (points,) = axes.plot(*zip(*taken, strict=True), "o", markersize=5, label=name)
+        ruled = [(i, w[age]) for i, w in rules.items() if len(w) > age]
+        if ruled:
+            colour = points.get_color()
+            axes.plot(*zip(*ruled, strict=True), "o", markersize=9, color=colour, fillstyle="none")
+    axes.axhline(0, color="tab:gray", linewidth=0.5)
+    axes.set_ylabel("weights (rings: rule)")
+    axes.legend(fontsize=7)
