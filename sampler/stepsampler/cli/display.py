@@ -209,4 +209,4 @@ def _draw_weights(plan: Schedule, steps: Sequence[int], axes: Any) -> None:
             axes.plot(*zip(*ruled, strict=True), "o", markersize=9, color=colour, fillstyle="none")
     axes.axhline(0, color="tab:gray", linewidth=0.5)
     axes.set_ylabel("weights (rings: rule)")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
