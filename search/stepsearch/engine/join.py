@@ -18,6 +18,7 @@ from stepsearch.engine.store.locks import silent, this_process
 from stepsearch.engine.study import open_study
 
 LEADER = "leader"  # attribute of a study: who runs it, and a number that grows while they do
+LEAVE = 2.0  # seconds that a server is waited for at the end
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def leading(folder: Path, config: StudyConfig, storage: str) -> Iterator[None]:
         keep_copy(study, folder)
     finally:
         ended.set()
-        thread.join()
+        thread.join(LEAVE)  # not for as long as a server may stay away
 
 
 def _lead(study: optuna.Study, ended: threading.Event) -> None:
