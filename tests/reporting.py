@@ -26,6 +26,23 @@ def toy_run(folder, name="toy", prompts=("a shoe", "a bag"), side=32, **evaluati
     return result
 
 
+def toy_runs(folder, prompts=("a shoe", "a bag")):
+    """Finished runs of 6 and of 8 passes, whose names look like markup."""
+    folders = []
+    for steps in (3, 4):
+        config, passes = small(trials=6), 2 * steps
+        fixed = {"num_steps": steps, "passes": passes, "max_steps": None}
+        space = config.space.model_copy(update=fixed)
+        known = config.baselines.model_copy(update={"rivals": ()})
+        place = folder / f"<b>{passes}"
+        changed = {"space": space, "baselines": known}
+        result, config, _ = run(place, config.model_copy(update=changed))
+        write(result, config, place)
+        pictures(place, prompts)
+        folders.append(place)
+    return folders
+
+
 def pictures(folder, prompts, side=32, rows=ROWS, seed=0):
     draw = torch.Generator().manual_seed(seed)
     seeds = range(20_000_000, 20_000_000 + len(prompts))

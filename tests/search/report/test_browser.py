@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from reporting import toy_run
+from reporting import command, toy_run, toy_runs
 
 from stepsearch.report.page import write_page
 from stepsearch.report.sources import of_run
@@ -33,12 +33,19 @@ def page_file(tmp_path_factory):
     return folder / "report.html"
 
 
+@pytest.fixture(scope="module")
+def front_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("front")
+    assert command("front", *toy_runs(folder, PROMPTS), "-o", folder / "x.html").exit_code == 0
+    return folder / "x.html"
+
+
 @pytest.fixture
 def opened(browser, page_file):
     """Opens the page; whatever goes wrong, or leaves it, is in `.said`."""
     contexts = []
 
-    def open_page(width=1400, scheme="light"):
+    def open_page(width=1400, scheme="light", file=page_file):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
@@ -46,7 +53,7 @@ def opened(browser, page_file):
         page.on("console", lambda m: page.said.append(f"{m.type}: {m.text}"))
         page.on("pageerror", lambda error: page.said.append(str(error)))
         page.on("request", lambda r: page.said.append(r.url) if of_network(r.url) else None)
-        page.goto(page_file.as_uri())
+        page.goto(file.as_uri())
         return page
 
     yield open_page
@@ -147,17 +154,32 @@ def test_pictures_show_their_difference_from_the_teacher_and_enlarge(opened):
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (1400, "dark"), (400, "light")])
 def test_axe_finds_no_serious_fault(opened, width, scheme):
+    assert serious_faults(opened(width, scheme)) == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "dark"), (400, "light")])
+def test_the_page_of_a_front_fits_and_has_no_serious_fault(opened, front_file, width, scheme):
+    page = opened(width, scheme, front_file)
+    assert serious_faults(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#front svg").count() == 1
+    assert page.locator("table.pictures img").count() == 9  # two runs and a teacher
+    page.locator("table.sortable thead button").nth(3).click()
+    values = [float(v) for v in column(page, 4)]
+    assert values == sorted(values)
+
+
+def serious_faults(page):
+    """What axe-core finds of them, everything unfolded."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not there")
-    page = opened(width, scheme)
     unfold(page)
     # the page's own policy lets no other script in: through the debugger, which stands above it
     found = axe.Axe().run(page).response["violations"]
-    serious = [
+    return [
         f"{v['id']}: {v['nodes'][0]['html'][:200]}"
         for v in found
         if v["impact"] in ("serious", "critical")
     ]
-    assert serious == []
 
 
 def test_on_paper_nothing_is_cut_off(opened):

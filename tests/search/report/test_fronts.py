@@ -4,31 +4,17 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from reporting import command, pictures, small
-from running import run
+from reporting import command, toy_runs
 
 from stepsampler import load
 from stepsampler.presets import preset
 from stepsearch.report.cards import use_it
 from stepsearch.report.sources import Source
-from stepsearch.report.summary import write
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    folders = []
-    for steps in (3, 4):
-        config, passes = small(trials=6), 2 * steps
-        fixed = {"num_steps": steps, "passes": passes, "max_steps": None}
-        space = config.space.model_copy(update=fixed)
-        known = config.baselines.model_copy(update={"rivals": ()})
-        folder = tmp_path_factory.mktemp("runs") / f"<b>{passes}"
-        changed = {"space": space, "baselines": known}
-        result, config, _ = run(folder, config.model_copy(update=changed))
-        write(result, config, folder)
-        pictures(folder, ("a shoe", "a bag"))
-        folders.append(folder)
-    return folders
+    return toy_runs(tmp_path_factory.mktemp("runs"))
 
 
 def exported(folder):
