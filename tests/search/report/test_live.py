@@ -12,7 +12,8 @@ import optuna
 import pytest
 from reporting import begun, command, session_of, small, toy_run
 
-from stepsearch.engine.claim import STUDY
+from stepsampler import UserError
+from stepsearch.engine.claim import SETTINGS, STUDY
 from stepsearch.engine.ladder import passes_spent
 from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.stages.stage import Stage, note_stage, noted_stage
@@ -168,6 +169,23 @@ def test_a_run_shows_what_was_asked_for(tmp_path, monkeypatch, capsys, show):
         assert err == ""
 
 
+def test_a_run_in_a_database_is_seen_where_its_folder_is_not(tmp_path, monkeypatch, capsys):
+    trials = optuna.storages.InMemoryStorage()
+    monkeypatch.setattr(watch, "open_database", lambda address: trials)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--storage: no run 'toy' has begun there"):
+        watch.show_status(Path("toy.toml"), "mysql://host/db", False, True)
+    study = optuna.create_study(storage=trials, study_name="toy")
+    study.set_user_attr(SETTINGS, small().model_dump(mode="json"))
+    noted(study, "teacher", 1, 4, process=["elsewhere", "7", "another machine", "x"])
+    watch.show_status(Path("toy.toml"), "mysql://host/db", False, True)
+    data = json.loads(capsys.readouterr().out)
+    assert (data["state"], data["stage"]["name"], data["stage"]["done"]) == (
+        "not known", "teacher", 1,
+    )  # fmt: skip
+    assert data["trials"]["budget"] == 12
+
+
 def test_a_line_has_what_is_known(half):
     folder, study = half
     noted(study, "search (2 pruned)", 0, 12)  # what the trials tell is taken from them
@@ -209,8 +227,10 @@ def test_in_a_terminal_a_run_is_shown_and_ctrl_c_says_what_goes_on(tmp_path):
     assert "Traceback" not in text
     goes_on = text.replace("\r\n", "\n").splitlines()[-1]
     assert goes_on == f"  stepsearch {' '.join(words)}"
-    stage = noted_stage(read_study(folder, small()))
+    study = read_study(folder, small())
+    stage = noted_stage(study)
     assert stage is not None
+    assert study.user_attrs[SETTINGS]["name"] == "tiny-3-steps"
     assert stage.workers == min(2, os.cpu_count())
     data = json.loads(command("status", folder, "--json").stdout)
     assert (data["state"], data["best"]) == ("not running", None)

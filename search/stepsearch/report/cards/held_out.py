@@ -23,15 +23,16 @@ def data(source: Source) -> Data:
     metrics = list(source.metrics)
     seconds = any(row["seconds"] is not None for row in rows)
     aligned = any(row["alignment"] is not None for row in rows)
-    cells = [_cells(row, metrics, aligned) for row in rows]
+    paired = any("minus" in score for row in rows for score in row["scores"].values())
+    cells = [_cells(row, metrics, aligned, paired) for row in rows]
     minus = {"run": "found", "evaluation": "first", "front": "front above"}[source.kind]
     head = ["schedule", "steps", "passes"]
     for name in metrics:
-        head += [f"{name} ± se", f"minus {minus}, 95 %"]
+        head += [f"{name} ± se", *([f"minus {minus}, 95 %"] if paired else [])]
     head += ["alignment"] * aligned
     return {
         "base": base and base.name,
-        "minus": minus,
+        "minus": minus if paired else None,
         "metrics": metrics,
         "unseen": list(source.unseen),
         "rows": rows,
@@ -67,15 +68,14 @@ def _row(c: Contender, source: Source) -> Data:
     }
 
 
-def _cells(row: Data, metrics: list[str], aligned: bool) -> list[str]:
+def _cells(row: Data, metrics: list[str], aligned: bool, paired: bool) -> list[str]:
     found = [row["name"], str(row["steps"] or ""), f"{row['passes']:g}" if row["passes"] else ""]
     for name in metrics:
         score = row["scores"].get(name)
         if score is None:
-            found += ["", ""]
+            found += ["", ""] if paired else [""]
             continue
-        found.append(_number(score))
-        found.append(interval(score))
+        found += [_number(score), interval(score)] if paired else [_number(score)]
     if aligned:
         share = row["alignment"]
         found.append("" if share is None else f"{share:.1%}".replace("%", " %"))

@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from stepsearch.config import StudyConfig
+from stepsearch.engine.claim import SETTINGS
 from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.stages.stage import Stage, note_stage
 from stepsearch.engine.stages.tools import Report
@@ -130,11 +131,18 @@ class _Follower:
         study, most = None, costs(self.config)
         while not self.ended.wait(EVERY):
             with suppress(Exception):  # whoever asks for trials says what is wrong with the storage
-                study = study or open_study(self.folder, self.config, storage=self.storage)
+                study = study or self._opened()
                 self._note(study)
                 if self.live:
                     data = snapshot(self.folder, self.config, study, most)
                     self.live.update(view(data), refresh=True)
+
+    def _opened(self) -> Study:
+        """The run's study, which says of what it is: who looks from elsewhere has no other word."""
+        study = open_study(self.folder, self.config, storage=self.storage)
+        if SETTINGS not in study.user_attrs:
+            study.set_user_attr(SETTINGS, self.config.model_dump(mode="json"))
+        return study
 
     def _note(self, study: Study) -> None:
         assert self._stage is not None
