@@ -1,13 +1,17 @@
 """A study's own model and metric: they run where that is allowed, and nowhere else."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
+import typer
 from reporting import command
 
 from stepsampler import UserError, models
 from stepsampler.generate import generate
 from stepsampler.presets import preset
+from stepsearch.cli.app import app
 from stepsearch.config import load_config
 from stepsearch.config.code import code, digest_of, load_function
 from stepsearch.engine.workers import Workers
@@ -104,6 +108,17 @@ def test_a_worker_asks_too(here):
     claim_folder(here / "runs" / "mine", load_config("mine.toml"))
     error = command("worker", "runs/mine").exception
     assert "runs the function house:pipeline" in str(error)
+
+
+def test_the_page_about_studies_names_the_commands_that_ask():
+    group = typer.main.get_command(app)
+    asking = {
+        n for n, c in group.commands.items() if any("--allow-code" in p.opts for p in c.params)
+    }
+    text = (Path(__file__).parents[2] / "docs" / "searching.md").read_text()
+    part = text[text.index("They run only with `--allow-code`, which") :]
+    told = re.findall(r"`([\w-]+)`", part[: part.index("take each time anew")])
+    assert asking == set(told) - {"--allow-code"}
 
 
 def test_what_is_no_function_is_named(here):

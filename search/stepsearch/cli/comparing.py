@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 # Options of a polish that are for runs, too
 POLISH = {"schedule", "out", "free", "levels", "iterations", "images", "check_every"}
-POLISH |= {"check_images", "cache", "device"}
+POLISH |= {"check_images", "cache", "device", "allow_code"}
 
 
 @app.command()
@@ -142,9 +142,11 @@ def polish(
             help="Keeps its state: a killed one goes on. Of a run its own, or runs/polish."
         ),
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Make a schedule better by gradients of the metric itself; steps and guided ones stay."""
     from stepsearch.config import ModelConfig, StudyConfig
+    from stepsearch.config.code import code
     from stepsearch.config.measuring import EvaluationConfig
     from stepsearch.config.space import SpaceConfig
     from stepsearch.polish.command import write_polished
@@ -172,7 +174,8 @@ def polish(
         "check_every": check_every,
         "check_images": check_images,
     }
-    write_polished(schedule, out, free, levels, config, how, cache or own, device)
+    with code(allow_code):
+        write_polished(schedule, out, free, levels, config, how, cache or own, device)
 
 
 def _of_run(run: Path) -> "tuple[StudyConfig, Path, Path]":
