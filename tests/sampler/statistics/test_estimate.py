@@ -34,7 +34,6 @@ def model_of(denoise):
         dtype=torch.float32,
         device=torch.device("cpu"),
         conditional=False,
-        compiled=False,
         guidance="classifier-free",
         family="toy",
         noise=SD,
