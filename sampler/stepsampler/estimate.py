@@ -240,10 +240,9 @@ def _in_threads(
     """The denoiser of a batch; on a CPU each of torch's threads has a part of the batch.
 
     For its whole call: threads that share each operation of a small network wait for one another
-    most of the time. A compiled network is compiled for all threads.
+    most of the time.
     """
-    apart = model.device.type == "cpu" and not model.compiled
-    count = min(torch.get_num_threads(), len(prompts)) if apart else 1
+    count = min(torch.get_num_threads(), len(prompts)) if model.device.type == "cpu" else 1
     cuts = [len(prompts) * k // count for k in range(count + 1)]
     parts = [slice(*pair) for pair in pairwise(cuts)]
     every = [

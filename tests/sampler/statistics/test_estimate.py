@@ -10,6 +10,7 @@ from toy import DEVIATION, MEAN, gaussian_denoiser
 
 from stepsampler import Schedule, Step, UserError
 from stepsampler.estimate import _slopes, estimate
+from stepsampler.models import load
 from stepsampler.noise import NoiseSchedule
 from stepsampler.sample import sample
 from stepsampler.statistics.file import ends_of, read_statistics
@@ -34,7 +35,6 @@ def model_of(denoise):
         dtype=torch.float32,
         device=torch.device("cpu"),
         conditional=False,
-        compiled=False,
         guidance="classifier-free",
         family="toy",
         noise=SD,
@@ -137,6 +137,19 @@ def test_each_thread_has_a_part_of_the_batch(tmp_path, two_threads):
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
     assert found.digest == made(model_of(two_modes), tmp_path / "b.safetensors", 12, 10, 5).digest
+
+
+def test_on_the_bundled_model_the_numbers_are_those_of_one_thread(tmp_path, two_threads):
+    """Parts of a batch go through the network apart, which rounds otherwise."""
+    model, found = load("tiny"), []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        out = tmp_path / f"{threads}.safetensors"
+        list(estimate(model, ["a coat", "a bag"], 2.0, 8, 6, out, batch_size=6))
+        found.append(read_statistics(str(out), model.noise, model.shape))
+    for one, other in zip(*([f.l, f.s, f.b] for f in found), strict=True):
+        difference = np.abs(one.astype(float) - other.astype(float))
+        assert difference.mean() < 1e-3 * np.abs(one.astype(float)).mean()
 
 
 def test_the_derivatives_are_those_of_the_whole_trajectory(tmp_path):
