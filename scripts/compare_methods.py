@@ -3,6 +3,7 @@
 
     python scripts/compare_methods.py                       # resumes; writes docs/methods.*
     python scripts/compare_methods.py --methods UniPC "DPM++(2M)" --steps 5
+    python scripts/compare_methods.py --page                # only the page, of the same numbers
 
 For 5, 6 and 8 network calls an image (twice as many passes under guidance): each method at scales
 of `--scales` on selection seeds, from 2 on towards what is better; at the best of them, by the
@@ -34,6 +35,7 @@ FINALISTS = 2  # scales that have the second look
 UNDER = [name for name in METHODS if name != PREDICTED]  # golden noise is a schedule's
 WITH_GOLDEN = [f"{name}, {how}" for name in UNDER for how in GOLDEN]
 EVERY = [*METHODS, *WITH_GOLDEN, OURS]
+EXPECTED = [*METHODS, *(f"{name}, {how}" for name in (BASE, DPM) for how in GOLDEN), OURS]
 # What numbers depend on; a table of others is measured anew.
 SETTINGS = ("images", "selection", "scales", "trajectories", "taught", "iterations", "part")
 SETTINGS += ("samples", "trials", "trial_images", "batch", "dtype", "compile")
@@ -165,30 +167,37 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--no-compile", dest="compile", action="store_false", help="the network as it is")
     add("--run", type=Path, default=Path("runs/methods"))
     add("--docs", type=Path, default=Path("docs"))
+    add("--page", action="store_true", help="write the page of the numbers that are there, and end")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
-    bench = Bench(args)
-    settings = {name: getattr(args, name) for name in SETTINGS}
     path = args.docs / "methods.json"
     done = {}
     if path.exists():
         done = {rows["calls"]: rows for rows in json.loads(path.read_text())["calls"]}
+    if args.page:
+        write(path, done)
+        return
+    bench = Bench(args)
+    settings = {name: getattr(args, name) for name in SETTINGS}
     for calls in args.steps:  # other numbers of calls of an earlier table stay
         earlier = done.get(calls, {})
         kept = earlier.get("contenders", []) if earlier.get("settings") == settings else []
         for rows in columns(bench, calls, [row["name"] for row in kept]):
             done[calls] = rows | {"settings": settings, "command": command(args)}
-            data = {"calls": [done[n] for n in sorted(done)]}
-            for file, text in (
-                (path, json.dumps(data)),
-                (path.with_suffix(".md"), page(data, CALLS)),
-            ):
-                write_whole(file, partial(Path.write_text, data=text, encoding="utf-8"))
+            write(path, done)
     print(path.with_suffix(".md").read_text())
+
+
+def write(path: Path, done: dict[int, dict]) -> None:
+    """Numbers and page."""
+    data = {"calls": [done[n] for n in sorted(done)]}
+    text = page(data, CALLS, EXPECTED)
+    for file, content in ((path, json.dumps(data)), (path.with_suffix(".md"), text)):
+        write_whole(file, partial(Path.write_text, data=content, encoding="utf-8"))
 
 
 def command(args: argparse.Namespace) -> str:

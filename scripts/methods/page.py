@@ -18,18 +18,18 @@ DPM-Solver-v3 has statistics of each scale, and is tried at UniPC's best two alo
 under both extractors at once, with a guidance scale of each step and, where that is better, fewer passes."""  # noqa: E501
 
 
-def page(found: dict, every: list[int]) -> str:
-    """Of the numbers of calls that are measured, and which of `every` are not."""
+def page(found: dict, every: list[int], names: list[str]) -> str:
+    """Of the numbers of calls that are measured, and which of `every` and of `names` are not."""
     lines = [ABOUT]
     for rows in found["calls"]:
-        lines += ["", f"## {rows['calls']} calls", "", *column(rows)]
+        lines += ["", f"## {rows['calls']} calls", "", *column(rows, names)]
     measured = {rows["calls"] for rows in found["calls"]}
     for calls in (n for n in every if n not in measured):
         lines += ["", f"## {calls} calls", "", "Not measured."]
     return "\n".join([*lines, ""])
 
 
-def column(rows: dict) -> list[str]:
+def column(rows: dict, names: list[str]) -> list[str]:
     """What is said of one number of calls."""
     keys = [key for key in rows["contenders"][0]["scores"] if key != "alignment"]
     heads = [f"`{key}` | minus UniPC" for key in keys]
@@ -51,7 +51,10 @@ def column(rows: dict) -> list[str]:
         taken = [row[key]["passes"] for key in ("learning", "choosing") if key in row]
         cells.append(" + ".join(f"{passes:,}" for passes in taken))
         lines.append(f"| {' | '.join(cells)} |")
-    said = [*verdicts(rows, keys), *edges(rows), provenance(rows)]
+    missing = [name for name in names if all(row["name"] != name for row in rows["contenders"])]
+    said = [*verdicts(rows, keys), *edges(rows)]
+    said += [f"Not measured here: {'; '.join(missing)}."] if missing else []
+    said.append(provenance(rows))
     return lines + [line for sentence in said for line in ("", sentence)]
 
 

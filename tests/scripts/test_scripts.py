@@ -115,6 +115,9 @@ def test_methods_are_compared_at_their_best_guidance_and_resumed(tmp_path, capsy
     asked = page.split("`python scripts/compare_methods.py ")[1].split("`")[0]
     assert "--selection 8 12" in asked
     assert str(tmp_path) not in page
+    (tmp_path / "methods.md").unlink()
+    methods.main([*options, "--page"])
+    assert (tmp_path / "methods.md").read_text() == page
     methods.main([*options, "--methods", "AMED, static"])
     assert ": training" not in capsys.readouterr().out
     again = (tmp_path / "methods.md").read_text()
