@@ -27,11 +27,13 @@ images = 8
 selection_images = 8
 test_images = 8
 batch_size = 8
-rulers = ["patches"]
+rulers = []
 [baselines]
 rungs = [2]
 guidance_scales = [2.0]
 orders = [2]
+presets = []
+test = 1
 [teacher]
 steps = 4
 images = 8
