@@ -161,7 +161,7 @@ class Bench:
         """What our search finds for these passes, at its own guidance."""
         args = self.args
         images = args.trial_images
-        options = study(calls, args.trials, images, args.batch, args.dtype, args.compile)
+        options = study(calls, args.trials, images, args.batch)
         work = f"{OURS} {calls}"
         with self.spent.on(work):
             config = StudyConfig.model_validate(options)

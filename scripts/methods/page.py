@@ -118,7 +118,8 @@ def provenance(rows: dict) -> str:
         f"trajectories, NeuralSolver-like weights in {known['iterations']} iterations of "
         f"{known['part']} of {known['taught']}, statistics of DPM-Solver-v3 come from "
         f"{known['samples']} (those of w 2 are the bundled ones); our search has "
-        f"{known['trials']} trials of at most {known['trial_images']} images. With the test "
-        f"{rows['spent']['passes']:,} passes, {rows['spent']['seconds'] / 60:.0f} CPU minutes. "
+        f"{known['trials']} trials of at most {known['trial_images']} images. Learning and "
+        f"searching are in float32. With the test {rows['spent']['passes']:,} passes, "
+        f"{rows['spent']['seconds'] / 60:.0f} CPU minutes. "
         f"{with_versions}."
     )

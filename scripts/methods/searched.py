@@ -14,11 +14,11 @@ from stepsearch.paths import write_whole
 SMALL = 100  # images of a trial, below which no rung lies before
 
 
-def study(calls: int, trials: int, images: int, batch: int, dtype: str, compiled: bool) -> dict:
+def study(calls: int, trials: int, images: int, batch: int) -> dict:
     """A study of so many guided steps; what is named here is what keeps it small."""
     return {
         "name": f"ours-{calls}",
-        "model": {"id": "tiny", "dtype": dtype, "compile": compiled},
+        "model": {"id": "tiny"},  # float32: compiling its sizes of batches would not pay
         "space": {
             "num_steps": calls,
             "passes": 2 * calls,
