@@ -12,6 +12,10 @@ class NotFiniteError(UserError):
     """Images with NaN or infinity in them: the sampling overflowed."""
 
 
+class DoesNotFitError(UserError):
+    """A batch that is too large for the memory of its device."""
+
+
 def note(text: str) -> None:
     """Say on stderr what was left out or done otherwise than asked; the work goes on."""
     print(f"note: {text}", file=sys.stderr)  # noqa: T201

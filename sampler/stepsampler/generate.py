@@ -4,15 +4,22 @@ On a CPU the same image at the same place of a batch of the same size is the sam
 whatever else is in the batch; at another place or batch size latents agree to about 1e-5.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from stepsampler.errors import NotFiniteError, UserError, is_out_of_memory
+from stepsampler.errors import (
+    DoesNotFitError,
+    NotFiniteError,
+    UserError,
+    is_out_of_memory,
+    note,
+)
 from stepsampler.models import LatentModel, Model, note_cuts
 from stepsampler.models.pixels import quantised, stills
 from stepsampler.sample import sample
@@ -21,6 +28,9 @@ from stepsampler.schedule import Schedule
 if TYPE_CHECKING:
     from stepsampler.models.stock import StockModel
 
+T = TypeVar("T")
+LARGEST = 128  # batch that is tried
+GAIN = 1.03  # times as fast is worth the memory of a larger batch
 NO_IMAGES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 
@@ -129,10 +139,75 @@ def fitting(model: Model, count: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         less = "batch size (--batch-size)" if count > 1 else "size of the images, or float16"
-        raise UserError(
+        raise DoesNotFitError(
             f"a batch of {count} does not fit into the memory of {model.device}; "
             f"try a smaller {less}"
         ) from error
+
+
+class BatchSize:
+    """How many images go through the network at once, for as long as a process lives.
+
+    As many as given, or "auto": as many as are fastest (`fastest`). Where memory runs out it is
+    halved for good, which is said.
+    """
+
+    def __init__(self, size: int | Literal["auto"], probe: Callable[[int], object]) -> None:
+        self._size = None if size == "auto" else size
+        self._probe = probe
+
+    @property
+    def size(self) -> int:
+        if self._size is None:
+            self._size, speed = fastest(self._probe)
+            note(f"batches of {self._size}: {speed:.3g} images a second, the fastest here")
+        return self._size
+
+    def fit(self, do: Callable[[int], T]) -> T:
+        """What `do` returns for a batch size that fits.
+
+        Raises:
+            DoesNotFitError: a single image does not.
+        """
+        while True:
+            size = self.size
+            try:
+                return do(size)
+            except DoesNotFitError:
+                if size == 1:
+                    raise
+            # outside of `except`, whose traceback keeps the tensors of the failed batch
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._size = size // 2
+            note(f"a batch of {size} does not fit into memory: {self._size} at once from now on")
+
+
+def fastest(probe: Callable[[int], object]) -> tuple[int, float]:
+    """The batch size of most images a second among 1, 2, 4, … and how many those are.
+
+    Doubled until memory runs out, or until two doublings brought nothing (`GAIN`). `probe` makes a
+    batch; of each size the second one counts, since the first compiles and looks for kernels.
+
+    Raises:
+        DoesNotFitError: a single image does not fit.
+    """
+    best, speed, size, idle = 1, 0.0, 1, 0
+    while size <= LARGEST and idle < 2:
+        try:
+            probe(size)
+            began = time.perf_counter()
+            probe(size)
+            found = size / (time.perf_counter() - began)
+        except DoesNotFitError:
+            if size == 1:
+                raise
+            break
+        idle = 0 if found > GAIN * speed else idle + 1
+        if found > speed:
+            best, speed = size, found
+        size *= 2
+    return best, speed
 
 
 def _images(

@@ -12,7 +12,8 @@ from stepsampler.support.images.pixels import Exif, Fit
 from stepsampler.support.sizes import Size, size_of
 from stepsearch.compare.contenders import Contender, OnArray, OnFiles, OnSchedule, OnStock
 from stepsearch.compare.harness import Harness
-from stepsearch.metrics.evaluator import Metric, frames_note
+from stepsearch.metrics.alignment import frames_note
+from stepsearch.metrics.evaluator import Metric
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.reference import load_reference

@@ -250,7 +250,7 @@ def score_again(
     rows = held_out(
         entries,
         images,
-        config.evaluation.batch_size,
+        config.evaluation.batch,
         evaluator.reference,
         measure,
         lambda done, total: progress.update(task, completed=done, total=total),

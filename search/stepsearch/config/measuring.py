@@ -29,7 +29,7 @@ class EvaluationConfig(Section):
     # Extractors that the test shows beside the study's own, and that nothing is chosen by.
     rulers: tuple[str, ...] = ("squeezenet", "patches")
     negative_prompt: str = ""
-    batch_size: int = Field(50, ge=1)
+    batch_size: int | Literal["auto"] = 50  # "auto": as many as are fastest on each worker
     images: int = Field(300, ge=8, le=SEEDS)  # per trial
     rungs: tuple[int, ...] = ()  # images after which a trial may end, such as 60, 125 and `images`
     selection_images: int = Field(600, ge=8, le=SEEDS)
@@ -46,6 +46,18 @@ class EvaluationConfig(Section):
     @classmethod
     def _of_code(cls, spec: str | None) -> str | None:
         return None if spec is None else named(spec)
+
+    @property
+    def batch(self) -> int:
+        """A job has whole batches of so many images, but the last."""
+        return self.batch_size if isinstance(self.batch_size, int) else 50
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _at_least_one(cls, size: object) -> object:
+        if size != "auto" and (type(size) is not int or size < 1):
+            raise ValueError(f'must be at least 1, or "auto", got {json.dumps(size)}')
+        return size
 
     @field_validator("alignment")
     @classmethod

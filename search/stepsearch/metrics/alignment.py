@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from stepsampler.errors import UserError
+from stepsampler.models import Model
 from stepsampler.models.pixels import stills, strips
 from stepsearch.config.measuring import CLIP
 from stepsearch.metrics.features import Judge, Own
@@ -120,3 +121,28 @@ def observe(
     unknown = np.full(len(prompts), np.nan, np.float32)
     values = np.concatenate(aligned) if judge else unknown
     return [np.concatenate(rows) for rows in features], values, first
+
+
+def check_frames(model: Model, frames: int) -> None:
+    """Refuse to measure more frames of a video than it has.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    if frames == 1 or (model.videos and model.frames is not None and frames <= model.frames):
+        return
+    has = f"a video has {model.frames or 'an unknown number of'} frames: give [model] frames"
+    raise UserError(
+        f"evaluation.video_frames is {frames}, but "
+        + (has if model.videos else "the model makes pictures")
+    )
+
+
+def frames_note(frames: int) -> str:
+    """What is measured of a video."""
+    if frames == 1:
+        return "an image is the middle frame of its video"
+    return (
+        f"of each video {frames} frames are measured, the middles of as many equal parts; the "
+        "distance is the mean of theirs"
+    )

@@ -7,7 +7,9 @@ noise follows from the seed. The cache makes a killed run resume where it was.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +19,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.generate import Batch, fitting, generate
-from stepsampler.grids import is_guided, scale_guidance
+from stepsampler.generate import Batch, BatchSize, fitting, generate
+from stepsampler.grids import is_guided, make_schedule, scale_guidance
 from stepsampler.models import Model, check_device, weights_of
 from stepsampler.models.additions import weighted
 from stepsampler.models.pixels import strips
@@ -30,7 +32,14 @@ from stepsearch.config import StudyConfig
 from stepsearch.config.code import open_model_of
 from stepsearch.config.measuring import NONE, EvaluationConfig
 from stepsearch.config.parts import SEEDS
-from stepsearch.metrics.alignment import ClipAlignment, Prompt, load_alignment, observe
+from stepsearch.metrics.alignment import (
+    ClipAlignment,
+    Prompt,
+    check_frames,
+    frames_note,
+    load_alignment,
+    observe,
+)
 from stepsearch.metrics.features import Extractor, load_extractor, load_measure, unseen
 from stepsearch.metrics.pretrained import settings_of
 from stepsearch.metrics.reference import Reference, load_reference
@@ -39,6 +48,7 @@ from stepsearch.paths import bundled, recall, write_whole
 # Disjoint ranges of seeds: what the search sees, what chooses among its best, what reports; and
 # what compares the reported ones of several runs.
 SEARCH, SELECTION, TEST, FRONT = 0, SEEDS, 2 * SEEDS, 3 * SEEDS
+PROBE = 2  # steps of the schedule with which the fastest batch is looked for
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ class Evaluator:
         evaluation = config.evaluation
         check_device(device)
         self.extractor = load_measure(evaluation, device)
-        self.batch_size, self.cache = evaluation.batch_size, cache
+        self.cache, self.fits = cache, BatchSize(evaluation.batch_size, self._probe)
         self.prompts = load_prompts(evaluation.prompts)
         self.negative_prompt = evaluation.negative_prompt
         model = self._settings = config.model
@@ -133,7 +143,7 @@ class Evaluator:
             self.reference.fingerprint,
             self.judge.digest if self.judge else "",
             str(self.model.shape),
-            str(self.batch_size),
+            str(evaluation.batch_size),
             *(prompt.text for prompt in self.prompts),
             *additions_digest(
                 self.model, model.loras, model.textual_inversions, self.negative_prompt
@@ -187,7 +197,7 @@ class Evaluator:
         if known is not None:
             return known
         try:
-            tensors, first = self._measure(schedule, seeds, rulers)
+            tensors, first = self.fits.fit(partial(self._measure, schedule, seeds, rulers))
             save_sheet(first, sheet, len(first))
         except NotFiniteError:  # such a measurement has no sheet
             versions = (self.frames,) if self.frames > 1 else ()
@@ -209,9 +219,25 @@ class Evaluator:
 
     def images(self, schedule: Schedule, seeds: range) -> torch.Tensor:
         """The images, uint8 (n, 3, height, width), or three frames of the videos, for sheets."""
-        return torch.cat([strips(batch.made) for batch in self._batches(schedule, seeds)])
 
-    def _batches(self, schedule: Schedule, seeds: range) -> Iterator[Batch]:
+        def made(size: int) -> torch.Tensor:
+            return torch.cat([strips(batch.made) for batch in self._batches(schedule, seeds, size)])
+
+        return self.fits.fit(made)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a network call: the study's or the fastest, less where memory ran out."""
+        return self.fits.size
+
+    def _probe(self, size: int) -> None:
+        """Measure one batch, for its speed alone."""
+        plan = make_schedule("linspace", PROBE, self.model.noise, model=self.model.spec)
+        plan = replace(plan, guidance=self.model.guidance)
+        with suppress(NotFiniteError):
+            self._measure(plan, seeds_of(SEARCH, size), (), size)
+
+    def _batches(self, schedule: Schedule, seeds: range, size: int) -> Iterator[Batch]:
         texts = [self.prompt(seed).text for seed in seeds]
         return generate(
             self.model,
@@ -219,18 +245,18 @@ class Evaluator:
             texts,
             seeds,
             negative_prompts=self.negative_prompt,
-            batch_size=self.batch_size,
+            batch_size=size,
         )
 
     def prompt(self, seed: int) -> Prompt:
         return self.prompts[seed % len(self.prompts)]
 
     def _measure(
-        self, schedule: Schedule, seeds: range, rulers: Sequence[Metric]
+        self, schedule: Schedule, seeds: range, rulers: Sequence[Metric], size: int
     ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
-        batches = (batch.made for batch in self._batches(schedule, seeds))
+        batches = (batch.made for batch in self._batches(schedule, seeds, size))
         prompts = [self.prompt(seed) for seed in seeds]
-        with fitting(self.model, self.batch_size):  # extractor and judge beside it, too
+        with fitting(self.model, size):  # extractor and judge beside it, too
             extractors = [self.extractor, *(ruler.extractor for ruler in rulers)]
             (features, *others), aligned, first = observe(
                 batches, extractors, self.judge, prompts, self.frames
@@ -317,31 +343,6 @@ def additions_digest(
     found = [key.hexdigest()[:16]] if loras or words else []
     found += [f"{name} {value}" for name, value in model.reading.chosen.items()]
     return found + ([f"negative {negative_prompt}"] if negative_prompt else [])
-
-
-def check_frames(model: Model, frames: int) -> None:
-    """Refuse to measure more frames of a video than it has.
-
-    Raises:
-        UserError: names both numbers.
-    """
-    if frames == 1 or (model.videos and model.frames is not None and frames <= model.frames):
-        return
-    has = f"a video has {model.frames or 'an unknown number of'} frames: give [model] frames"
-    raise UserError(
-        f"evaluation.video_frames is {frames}, but "
-        + (has if model.videos else "the model makes pictures")
-    )
-
-
-def frames_note(frames: int) -> str:
-    """What is measured of a video."""
-    if frames == 1:
-        return "an image is the middle frame of its video"
-    return (
-        f"of each video {frames} frames are measured, the middles of as many equal parts; the "
-        "distance is the mean of theirs"
-    )
 
 
 def check_negative_prompt(model: Model, negative_prompt: str) -> None:

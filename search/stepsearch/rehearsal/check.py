@@ -24,10 +24,10 @@ from stepsearch.config.code import load_function, named_code
 from stepsearch.config.measuring import CLIP
 from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.transfer import earlier_best
+from stepsearch.metrics.alignment import check_frames
 from stepsearch.metrics.evaluator import (
     SEARCH,
     Evaluator,
-    check_frames,
     load_prompts,
     seeds_of,
 )
@@ -305,7 +305,7 @@ def seconds_of_a_pass(config: StudyConfig, device: str) -> float:
         model = evaluator.model
         plan = make_schedule("linspace", 10, model.noise, model=model.spec)
         plan = replace(plan, guidance=model.guidance)
-        seeds = seeds_of(SEARCH, config.evaluation.batch_size)
+        seeds = seeds_of(SEARCH, evaluator.batch_size)
         evaluator.images(plan, seeds)  # the first time is slower
         started = time.perf_counter()
         evaluator.images(plan, seeds)

@@ -128,7 +128,7 @@ def measure(
             yield place, evaluator.measure(entrant.schedule, seeds)
 
     every = [entrant for group in groups for entrant in group]
-    batch, lost = config.evaluation.batch_size, []
+    batch, lost = config.evaluation.batch, []
     rows = held_out(
         every, n, batch, evaluator.reference, measured, progress, lambda e: lost.append(e)
     )

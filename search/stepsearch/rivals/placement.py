@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stepsampler.errors import UserError
-from stepsampler.generate import seeded_noise
+from stepsampler.generate import fitting, seeded_noise
 from stepsampler.models import LatentModel, Model
 from stepsampler.noise import NoiseSchedule
 from stepsampler.schedule import Step
@@ -165,14 +165,17 @@ def recall_or_place(
     found = recall(path, lambda p: Placement(**json.loads(p.read_text())))
     if found is None:
         prompts = [prompt.text for prompt in evaluator.prompts]
-        size = evaluator.batch_size
         model = evaluator.in_float32() if name in LEARNING else evaluator.model
         # Finite differences and gradients: of one and the same network, and sizes that only
         # come here are not worth compiling.
+        negative = evaluator.negative_prompt
+
+        def do(size: int) -> Placement:
+            with fitting(model, size):
+                return place(model, prompts, name, num_steps, guidance_scale, size, negative)
+
         with model.uncompiled():
-            found = place(
-                model, prompts, name, num_steps, guidance_scale, size, evaluator.negative_prompt
-            )
+            found = evaluator.fits.fit(do)
         text = json.dumps(asdict(found))
         write_whole(path, lambda p: p.write_text(text))
     return found

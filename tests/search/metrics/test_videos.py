@@ -15,9 +15,9 @@ from stepsampler.models.pixels import stills, strips
 from stepsampler.noise import FlowSchedule
 from stepsearch.config import StudyConfig
 from stepsearch.engine.study import finished, open_study, schedule_of
-from stepsearch.metrics.alignment import observe
+from stepsearch.metrics.alignment import check_frames, observe
 from stepsearch.metrics.distance import score
-from stepsearch.metrics.evaluator import Evaluator, check_frames
+from stepsearch.metrics.evaluator import Evaluator
 from stepsearch.polish.objective import Objective
 from stepsearch.rehearsal.check import missing
 from stepsearch.rehearsal.dryrun import dry_run, kind_of, shrunk

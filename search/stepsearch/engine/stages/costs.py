@@ -86,7 +86,7 @@ def costs(config: StudyConfig) -> Costs:
     trials = config.search.trials
     passes = {
         "rivals": sum(
-            most_passes(name, n, images.batch_size) * (1 if scale == 1 else 2)
+            most_passes(name, n, images.batch) * (1 if scale == 1 else 2)
             for (name, n), scale in wanted(config).items()
         ),
         "baselines": screened * space.passes,

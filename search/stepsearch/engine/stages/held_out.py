@@ -28,7 +28,7 @@ def test_chosen(
     rows = held_out(
         entrants,
         config.evaluation.test_images,
-        config.evaluation.batch_size,
+        config.evaluation.batch,
         tools.subject.reference,
         tools.measure,
         lambda done, total: tools.report("test", done, total, ""),

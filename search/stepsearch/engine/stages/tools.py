@@ -46,7 +46,7 @@ class Tools:
         rows = score_all(
             entrants,
             seeds,
-            self.config.evaluation.batch_size,
+            self.config.evaluation.batch,
             self.subject.reference.search,
             self.measure,
             lambda done, total: self.report(stage, done, total, ""),
