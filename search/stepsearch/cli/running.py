@@ -1,7 +1,9 @@
 """The commands of `stepsearch` that start something: run, check, worker."""
 
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,11 +20,30 @@ from stepsearch.cli.options import (
 )
 from stepsearch.paths import RUNS
 
+if TYPE_CHECKING:
+    from stepsearch.engine.launchers.placing import Launch
+
 app = typer.Typer()
 RunOf = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="Folder of the run, such as runs/x, or its study file."),
 ]
+
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        help="With --storage: what workers hand on, in a folder of all machines, s3://… or gs://…"
+        " instead of the database."
+    ),
+]
+
+
+class Launcher(StrEnum):
+    """Where workers can be placed."""
+
+    ray = "ray"
+    slurm = "slurm"
+
 
 # What `--quick` changes: enough to pass through every stage, far too little to conclude anything.
 QUICK: dict[str, dict[str, Any]] = {
@@ -61,6 +82,16 @@ def run(
     ] = "local",
     quick: Annotated[bool, typer.Option(help="A minute or two; claims nothing.")] = False,
     storage: Storage = None,
+    artifacts: Artifacts = None,
+    launcher: Annotated[
+        Launcher | None,
+        typer.Option(help="With --storage: what places --workers N on a cluster."),
+    ] = None,
+    launch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="To Ray or submitit, such as num_gpus=1."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of each worker of a launcher.")] = "cuda:0",
     settings: Settings = None,
     allow_code: AllowCode = False,
     quiet: Annotated[bool, typer.Option(help="Nothing but the file of the schedule.")] = False,
@@ -78,19 +109,52 @@ def run(
     config = load_config(study, joined(overrides, given_values(settings or ()), {"search": chosen}))
     variant = ("-quick" if quick else "") + ("" if seed is None else f"-seed{seed}")
     folder = run_folder or RUNS / (config.name + variant)
-    devices, store = _devices(workers, gpus), _store(tracking)
+    store = _store(tracking)
+    devices = ["cpu"] if launcher else _devices(workers, gpus)
 
+    if artifacts is not None and storage is None:
+        raise UserError("--artifacts goes with --storage: a folder's run hands nothing on")
     with interruptible(ctx, folder), code(allow_code):
         check_code(config)
         # torch and optuna load here, not for --help
         from stepsearch.engine.claim import remember_storage
         from stepsearch.engine.store.locks import only_run
+        from stepsearch.engine.store.parcels import check_artifacts
         from stepsearch.report.session import run_session
 
+        shared: dict[str, Any] = {
+            "storage": storage,
+            "artifacts": artifacts and check_artifacts(artifacts),
+            "launch": _launch(launcher, workers, gpus, device, launch or [], storage),
+        }
         with only_run(folder):
             remember_storage(folder, storage)
             show: Any = "json" if json else "result" if quiet else "all"
-            run_session(config, folder, devices, store, quick, storage, show)
+            run_session(config, folder, devices, store, quick, show=show, **shared)
+
+
+def _launch(
+    launcher: Launcher | None,
+    workers: int | None,
+    gpus: str | None,
+    device: str,
+    options: list[str],
+    storage: str | None,
+) -> "Launch | None":
+    from stepsearch.engine.launchers.placing import Launch, check_launch
+
+    asked = check_launch(options)
+    if launcher is None:
+        if asked:
+            raise UserError("--launch goes with --launcher")
+        return None
+    if storage is None:
+        raise UserError("--launcher goes with --storage, through which its workers are led")
+    if gpus is not None or workers is None:
+        raise UserError(
+            "--launcher places --workers N, each on --device; --gpus are of this machine"
+        )
+    return Launch(launcher.value, workers, device, asked)
 
 
 @app.command()
@@ -138,7 +202,7 @@ def worker(
     run_folder: RunFolder = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Join a search that is under way with one more process, also from another machine."""
+    """Join a run that is under way with one more process, also from another machine."""
     from stepsearch.config import load_config
     from stepsearch.config.code import check_code, code
     from stepsearch.engine.claim import claimed
@@ -156,9 +220,12 @@ def worker(
     with interruptible(ctx, folder), code(allow_code):
         check_code(config)
         if storage is not None:
-            from stepsearch.engine.join import join
+            from stepsearch.engine.join import serve
 
-            join(folder, config, storage, lambda news: typer.echo(news, err=True))
+            say = partial(typer.echo, err=True)
+            jobs, trials = serve(folder, config, storage, device, say)
+            typer.echo(f"{counted(jobs, 'job')}, {counted(trials, 'trial')}")
+            return
         from stepsearch.metrics.evaluator import Evaluator
 
         evaluator = Evaluator(config, folder / "cache", device)
@@ -166,7 +233,7 @@ def worker(
             typer.echo(note, err=True)
         # a word that no worker of another machine or container has: process numbers are not
         number = int(this_process()[3], 16)
-        typer.echo(counted(work(folder, config, evaluator, number, storage), "trial"))
+        typer.echo(counted(work(folder, config, evaluator, number), "trial"))
 
 
 def _store(tracking: str) -> str:

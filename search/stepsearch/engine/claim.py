@@ -105,19 +105,28 @@ def publish(study: optuna.Study, folder: Path) -> None:
     study.set_user_attr(PLANNED, _read(folder / PLAN))
 
 
-def adopt(study: optuna.Study, folder: Path, config: StudyConfig) -> None:
-    """Write the settings and the plan of a database's study into this machine's folder of the run.
+def adopt_settings(study: optuna.Study, folder: Path, config: StudyConfig) -> StudyConfig:
+    """The settings of a run that others lead, written into this machine's folder of it.
+
+    They are those of `study`, also in what is `FREE`: the budget is one for all.
 
     Raises:
         UserError: `config` or the folder is of another run.
     """
-    for key, before, value in differences(
-        study.user_attrs[SETTINGS], config.model_dump(mode="json")
-    ):
+    known = study.user_attrs[SETTINGS]
+    for key, before, value in differences(known, config.model_dump(mode="json")):
         raise UserError(
-            f"the run {study.study_name} was started with {key} = {before!r}, here it is {value!r}"
+            f"the run {folder.resolve().name} was started with {key} = {before!r}, here it is "
+            f"{value!r}"
         )
-    claim_folder(folder, config)
+    now = StudyConfig.model_validate_json(json.dumps(known))
+    claim_folder(folder, now)
+    check_identity(folder, study.user_attrs[IDENTITY])
+    return now
+
+
+def adopt_plan(study: optuna.Study, folder: Path) -> None:
+    """Write the plan of a database's study into this machine's folder of the run."""
     plan = study.user_attrs[PLANNED]
     check_identity(folder, plan["identity"])
     write_whole(folder / PLAN, lambda p: p.write_text(json.dumps(plan)))

@@ -22,6 +22,7 @@ from stepsampler.errors import UserError
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
+from stepsearch.config.measuring import SearchConfig
 from stepsearch.engine.algorithms import ERROR, make_algorithm
 from stepsearch.engine.claim import alignment_floor, identity_of, planned_space
 from stepsearch.engine.ladder import ALIVE, RungPruner, climb
@@ -206,11 +207,7 @@ def run_trials(
     with present.working():
         while time.monotonic() < deadline and failures < max(config.search.trials, MAX_FAILURES):
             with present.asking():
-                if len(study.get_trials(deepcopy=False, states=ALIVE)) >= config.search.trials:
-                    break
-                if searched(study) >= 60 * (config.search.minutes or inf):
-                    break
-                if stopped(study, config.search.patience):
+                if spent(study, config.search):
                     break
                 trial = study.ask()
                 present.sign(trial)
@@ -235,6 +232,15 @@ def run_trials(
                 continue
             done += 1
     return done
+
+
+def spent(study: optuna.Study, options: SearchConfig) -> bool:
+    """Whether no trial is to be begun any more: of trials, of minutes, or of what more can pay."""
+    return bool(
+        len(study.get_trials(deepcopy=False, states=ALIVE)) >= options.trials
+        or searched(study) >= 60 * (options.minutes or inf)
+        or stopped(study, options.patience)
+    )
 
 
 def surplus(study: optuna.Study, number: int, budget: int) -> bool:

@@ -14,7 +14,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
@@ -23,24 +30,25 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from stepsampler.errors import NotFiniteError, UserError, counted, note
+from stepsampler.errors import UserError, note
 from stepsampler.noise import Noise
 from stepsampler.schedule import ModelSpec, Schedule, StatisticsSpec
 from stepsearch.config import StudyConfig
 from stepsearch.config.code import allow_code, allowed
-from stepsearch.engine.study import work
+from stepsearch.engine.jobs.board import Board, join_board, open_board, spread
+from stepsearch.engine.jobs.kinds import Job, Measuring, Picturing, Placing, Polishing
+from stepsearch.engine.launchers.placing import Placed
+from stepsearch.engine.store.database import open_database
+from stepsearch.engine.study import read_study, spent, work
 from stepsearch.metrics.evaluator import Evaluator, Measurement
 from stepsearch.metrics.reference import Reference
-from stepsearch.polish.descent import Polished, Settings, polish
-from stepsearch.polish.knobs import Knobs
+from stepsearch.polish.descent import Polished, Settings
 from stepsearch.polish.objective import check_gradients
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, wanted
-from stepsearch.rivals.placement import Placement, recall_or_place
+from stepsearch.rivals.placement import Placement
 from stepsearch.space.check import check_box
 
 T = TypeVar("T")
@@ -48,6 +56,7 @@ K = TypeVar("K", bound=Hashable)
 QUIET = 60.0  # seconds without anything new, after which a wait is said
 LEAVE = 5.0  # seconds in which a worker can end by itself when the run is given up
 SHOWN = 3  # of what is waited for
+LOOK = 1.0  # seconds between two looks at what workers elsewhere have done
 DIED = "a worker process died (out of memory?); run again to resume"
 
 
@@ -100,6 +109,7 @@ class _Self:
     device: str
     storage: str | None = None
     evaluator: Evaluator | None = None
+    board: Board | None = None
 
     def load(self) -> Evaluator:
         if self.evaluator is None:
@@ -113,7 +123,10 @@ _self: _Self
 class Workers:
     """A pool of worker processes; `devices` has one entry a worker, such as ["cpu", "cpu"].
 
-    `say` hears what is waited for. `storage` is the database of the trials, if there is one.
+    `say` hears what is waited for. `storage` is the database of the trials, if there is one: its
+    jobs are done by all workers of the run, and their results are handed on through `artifacts`.
+    Where a launcher has `placed` workers elsewhere, the pool loads the model to describe it, and
+    does nothing else.
     """
 
     def __init__(
@@ -123,9 +136,13 @@ class Workers:
         devices: Sequence[str],
         say: Callable[[str], None] = note,
         storage: str | None = None,
+        artifacts: str | None = None,
+        placed: Placed | None = None,
     ) -> None:
         self.config, self.folder, self.count = config, folder, len(devices)
-        self.say = say
+        self.say, self.storage, self.artifacts = say, storage, artifacts
+        self._board: Board | None = None
+        self._placed = placed
         context = multiprocessing.get_context("spawn")
         queue: Queue[tuple[int, str]] = context.Queue()
         for number, device in enumerate(devices):
@@ -163,47 +180,72 @@ class Workers:
         """
         loaded = {"model": self._submit(_describe)}
         ((_, subject),) = self._ended(loaded, "the {} to be loaded".format)
+        if self.storage is not None:
+            known = (self.storage, subject.identity, self.artifacts)
+            self._board = open_board(self.folder, self.config, *known)
         return subject
 
     def placements(
         self, guidance: str = CLASSIFIER_FREE
     ) -> Iterator[tuple[tuple[str, int], Placement]]:
         """((name, steps), what that rival proposes for a model of this guidance), in any order."""
-        futures = {
-            (name, n): self._submit(_placement, name, n, w)
-            for (name, n), w in wanted(self.config, guidance).items()
-        }
-        return self._ended(futures, lambda key: f"{key[0]} at {counted(key[1], 'step')}")
+        places = wanted(self.config, guidance).items()
+        return self._made({(name, n): Placing(name, n, w) for (name, n), w in places})
 
     def images(self, schedules: Sequence[Schedule], seeds: range) -> Tensor:
         """Images of each schedule in turn, uint8 (len(schedules) * len(seeds), 3, h, w)."""
-        futures = {k: self._submit(_images, s.to_json(), seeds) for k, s in enumerate(schedules)}
-        made = dict(self._ended(futures, "row {} of the pictures".format))
+        made = dict(self._made({k: Picturing.of(s, seeds) for k, s in enumerate(schedules)}))
         return torch.cat([torch.from_numpy(made[k]) for k in range(len(schedules))])
 
     def measure(self, jobs: Sequence[tuple[Schedule, range]]) -> Iterator[tuple[int, Measurement]]:
         """Yield (place in `jobs`, measurement) as they are done, in any order."""
-        futures = {
-            place: self._submit(_measure, schedule.to_json(), seeds)
-            for place, (schedule, seeds) in enumerate(jobs)
-        }
+        return self._made({k: Measuring.of(*job) for k, job in enumerate(jobs)})
 
-        def named(place: int) -> str:
-            schedule, seeds = jobs[place]
-            return f"{counted(len(seeds), 'image')} of {counted(schedule.passes, 'pass')}"
+    def _made(self, jobs: Mapping[K, Job[T]]) -> Iterator[tuple[K, T]]:
+        """What comes of jobs: of this pool's processes, or of all workers of the run."""
+        if self._board is None:
+            futures = {key: self._submit(_do, job) for key, job in jobs.items()}
+            return self._ended(futures, lambda key: jobs[key].said)
+        return self._spread(self._board, jobs)
 
-        return self._ended(futures, named)
+    def _spread(self, board: Board, jobs: Mapping[K, Job[T]]) -> Iterator[tuple[K, T]]:
+        watch = Watch()
+        most = 0 if self._placed else self.count
+
+        def heard(what: Callable[[], str] | None) -> None:
+            if self._placed:
+                self._placed.check()
+            if what is None:
+                watch.stir()
+            elif news := watch.due(what):
+                self.say(news)
+
+        try:
+            yield from spread(board, jobs, lambda: self._submit(_serve), most, heard)
+        except BrokenProcessPool as error:
+            raise UserError(DIED) from error
 
     def polish(
         self, schedules: Sequence[Schedule], settings: Settings
     ) -> Iterator[tuple[int, Polished | str]]:
         """(place, what gradients made of that schedule, or why there are none), in any order."""
-        futures = {k: self._submit(_polish, s.to_json(), settings) for k, s in enumerate(schedules)}
-        return self._ended(futures, "the polish of schedule {}".format)
+        return self._made(
+            {k: Polishing.of(schedule, settings) for k, schedule in enumerate(schedules)}
+        )
 
     def search(self) -> list["Future[int]"]:
         """Start every worker on the folder's search; the futures hold their numbers of trials."""
+        if self._placed:
+            return [ThreadPoolExecutor(1).submit(self._searched_elsewhere, self._placed)]
         return [self._submit(_search) for _ in range(self.count)]
+
+    def _searched_elsewhere(self, placed: Placed) -> int:
+        """Wait until others have spent the budget."""
+        study = read_study(self.folder, self.config, self.storage)
+        while not spent(study, self.config.search):
+            placed.check()
+            time.sleep(LOOK)
+        return 0
 
     def _submit(self, call: Callable[..., T], /, *inputs: object) -> "Future[T]":
         try:
@@ -256,6 +298,7 @@ class InThisProcess(Workers):
     def __init__(self, config: StudyConfig, folder: Path, device: str = "cpu") -> None:
         global _self
         self.config, self.folder, self.count, self.say = config, folder, 1, note
+        self.storage, self._board, self._placed = None, None, None
         _, self._line = Pipe(duplex=False)
         self._pool = _AtOnce()
         _self = _Self(config, folder, 0, device)
@@ -323,23 +366,16 @@ def _describe() -> Subject:
     )
 
 
-def _placement(name: str, num_steps: int, guidance_scale: float) -> Placement:
-    return recall_or_place(_self.load(), name, num_steps, guidance_scale)
+def _do(job: Job[T]) -> T:
+    return job.do(_self.load())
 
 
-def _measure(schedule: str, seeds: range) -> Measurement:
-    return _self.load().measure(Schedule.from_json(schedule), seeds)
-
-
-def _polish(schedule: str, settings: Settings) -> Polished | str:
-    try:
-        return polish(_self.load(), Knobs(Schedule.from_json(schedule), "gain"), settings)
-    except (UserError, NotFiniteError) as error:
-        return str(error)
-
-
-def _images(schedule: str, seeds: range) -> NDArray[np.uint8]:
-    return _self.load().images(Schedule.from_json(schedule), seeds).numpy()
+def _serve() -> int:
+    if _self.board is None:
+        assert _self.storage is not None
+        _self.board = join_board(_self.folder, open_database(_self.storage))
+    with _self.board.present.working():
+        return _self.board.serve(_self.load())
 
 
 def _search() -> int:

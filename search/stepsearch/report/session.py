@@ -2,7 +2,7 @@
 
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from stepsampler.errors import counted
 from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import has_ended
 from stepsearch.engine.join import leading
+from stepsearch.engine.launchers.placing import Launch, Placed, launched
 from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import MlflowTracking, NoTracking, Tracker
 from stepsearch.engine.workers import InThisProcess, Workers
@@ -32,6 +33,8 @@ def run_session(
     storage: str | None = None,
     show: Literal["all", "result", "json", "nothing"] = "all",
     at_home: bool = False,
+    artifacts: str | None = None,
+    launch: Launch | None = None,
 ) -> None:
     """Run a study with live progress and print its result.
 
@@ -45,10 +48,11 @@ def run_session(
     plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
     console = Console(soft_wrap=True, width=width, stderr=as_data, quiet=quiet, **plain)
     started = time.monotonic()
+    places = f"{counted(len(devices), 'worker')} on {', '.join(sorted(set(devices)))}"
     console.print(
         f"study {config.name}: {counted(config.space.passes, 'pass')} per image, "
         f"{counted(config.search.trials, 'trial')} by {config.search.algorithm}, "
-        f"{counted(len(devices), 'worker')} on {', '.join(sorted(set(devices)))}"
+        f"{places if launch is None else launch.said}"
     )
     if has_ended(folder, config):
         console.print(
@@ -61,11 +65,19 @@ def run_session(
             uri = None if tracking == "local" else tracking
             tracker = MlflowTracking(uri, console.print)
         led = nullcontext() if storage is None else leading(folder, config, storage)
-        if at_home and len(devices) == 1 and storage is None:
-            pool: Workers = InThisProcess(config, folder, devices[0])
-        else:
-            pool = Workers(config, folder, devices, console.print, storage)
-        with led, pool as workers:
+        placing: AbstractContextManager[Placed | None] = nullcontext()
+        if launch is not None and storage is not None:
+            placing = launched(launch, folder, config, storage)
+        home = at_home and len(devices) == 1 and storage is None
+        with (
+            placing as placed,
+            led,
+            InThisProcess(config, folder, devices[0])
+            if home
+            else Workers(
+                config, folder, devices, console.print, storage, artifacts, placed
+            ) as workers,
+        ):
             result = run_study(config, folder, workers, tracker, report, storage=storage)
             files = write(result, config, folder)
             report("pictures", 0, 1, "")

@@ -20,6 +20,7 @@ from stepsearch.engine.store.addresses import passwords_of, without_passwords
 SCHEMES = ("postgresql", "mysql", "grpc")
 PATIENCE = 600.0  # seconds for a server that answered before
 PAUSE = 10.0  # seconds at most between two attempts
+PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds, while others create the tables of a new database
 CONNECT = 10  # seconds for the first answer of a server
 DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql", "grpc": "grpc"}
 
@@ -60,7 +61,24 @@ def _rdb(address: str, scheme: str) -> BaseStorage:
     limited = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT}}
     # Optuna keeps what has ended in memory only behind this call. Its heartbeats are not used:
     # they belong to its own loop, and do not pass through a proxy.
+    for pause in PAUSES:
+        try:
+            return get_storage(RDBStorage(address, engine_kwargs=limited))
+        except Exception as error:
+            if not _created_twice(error):
+                raise
+        time.sleep(pause)
     return get_storage(RDBStorage(address, engine_kwargs=limited))
+
+
+def _created_twice(error: BaseException) -> bool:
+    """Whether another process was just creating the tables of an empty database.
+
+    Optuna looks whether they are there and then creates them, so that of many workers that open a
+    new database at the same time all but one can be told that they exist already.
+    """
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"IntegrityError", "ProgrammingError"})
 
 
 def _grpc(address: str) -> BaseStorage:

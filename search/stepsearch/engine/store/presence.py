@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -14,6 +14,12 @@ from stepsearch.engine.store.database import Shared
 from stepsearch.engine.store.locks import is_dead, locked, pulse, silent, this_process
 
 WORKER, BEATS = "worker", "beats"  # attributes of a trial
+
+
+class Marked(Protocol):
+    """A trial that can be written on."""
+
+    def set_user_attr(self, key: str, value: Any) -> None: ...
 
 
 class Presence(Protocol):
@@ -27,7 +33,7 @@ class Presence(Protocol):
         """Count trials and ask for one."""
         ...
 
-    def sign(self, trial: optuna.Trial) -> None:
+    def sign(self, trial: Marked) -> None:
         """Say that it is this process's, until it signs the next one."""
         ...
 
@@ -58,7 +64,7 @@ class _InFolder:
     def asking(self) -> AbstractContextManager[None]:
         return locked(self.folder)
 
-    def sign(self, trial: optuna.Trial) -> None:
+    def sign(self, trial: Marked) -> None:
         trial.set_user_attr(WORKER, this_process())
 
     def lost(self, trial: FrozenTrial, asking: bool) -> bool:
@@ -76,7 +82,7 @@ class _InDatabase:
 
     def __init__(self, study: optuna.Study, folder: Path) -> None:
         self.study, self.folder = study, folder
-        self._trial: optuna.Trial | None = None
+        self._trial: Marked | None = None
         self._guard = threading.Lock()
 
     @contextmanager
@@ -107,7 +113,7 @@ class _InDatabase:
     def asking(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def sign(self, trial: optuna.Trial) -> None:
+    def sign(self, trial: Marked) -> None:
         trial.set_user_attr(WORKER, this_process())
         with self._guard:
             self._trial = trial

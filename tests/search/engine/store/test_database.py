@@ -2,63 +2,29 @@
 servers, workers and parents."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
 import running
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from postgres import Postgres
-from running import ToyWorkers, settings
+from running import settings
+from sharing import lead, small, worker
 from typer.testing import CliRunner
 
 from stepsampler import UserError
 from stepsearch.cli.app import app
 from stepsearch.engine.claim import remember_storage
-from stepsearch.engine.join import LEADER, join, leading
-from stepsearch.engine.run import run_study
+from stepsearch.engine.join import LEADER, join
 from stepsearch.engine.store import database, locks
 from stepsearch.engine.store.database import open_database
 from stepsearch.engine.study import finished, open_study, read_study, reap, surplus
-from stepsearch.engine.tracking import NoTracking
-
-PLACES = (str(Path(running.__file__).parent), os.environ.get("PYTHONPATH", ""))
-TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, PLACES))}
-WORKER = """
-import sys, time
-from pathlib import Path
-from running import ToyWorkers, settings
-from stepsearch.engine.join import join
-from stepsearch.engine.store import locks
-from stepsearch.engine.study import work
-locks.BEAT, locks.SILENCE = 0.1, 1.0
-folder, storage = Path(sys.argv[1]), sys.argv[2]
-trials, pause = int(sys.argv[3]), float(sys.argv[4])
-config = settings(trials=trials, algorithm="random")
-locks.SILENCE = 20.0
-join(folder, config, storage, print)
-locks.SILENCE = 1.0
-toy = ToyWorkers(config, folder, broken=lambda schedule: time.sleep(pause))
-print("done", work(folder, config, toy, int(locks.this_process()[3], 16), storage), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def server():
-    postgres = Postgres()
-    yield postgres
-    postgres.remove()
-
-
-@pytest.fixture
-def name(request):
-    return request.node.name[:60].replace("[", "-").strip("]")
 
 
 @pytest.fixture(autouse=True)
@@ -67,40 +33,9 @@ def quickly(monkeypatch):
     monkeypatch.setattr(locks, "SILENCE", 1.0)
 
 
-def small(trials=6):
-    return settings(trials=trials, algorithm="random")
-
-
-def lead(folder, config, storage):
-    """What `stepsearch run` does, with a toy in the place of a model."""
-    with leading(folder, config, storage):
-        toy = _Toy(config, folder, storage)
-        return run_study(config, folder, toy, NoTracking(), lambda *_: None, storage=storage)
-
-
-class _Toy(ToyWorkers):
-    def __init__(self, config, folder, storage, **toy):
-        super().__init__(config, folder, **toy)
-        self.storage = storage
-
-    def search(self):
-        from concurrent.futures import Future
-
-        from stepsearch.engine.study import work
-
-        future = Future()
-        future.set_result(work(self.folder, self.config, self, 0, self.storage))
-        return [future]
-
-
-def worker(folder, storage, trials, pause=0.0):
-    command = [sys.executable, "-c", WORKER, str(folder), storage, str(trials), str(pause)]
-    return subprocess.Popen(command, env=TESTS, stdout=subprocess.PIPE, text=True)
-
-
 def test_a_run_in_a_database_ends_as_one_in_a_folder_does(tmp_path, server, name):
     config = small()
-    here = lead(tmp_path / name, config, server.address)
+    here, _ = lead(tmp_path / name, config, server.address)
     there, _, _ = running.run(tmp_path / "journal", config)
     ours = [t.params for t in read_study(tmp_path / name, config, server.address).trials]
     assert ours == [t.params for t in read_study(tmp_path / "journal", config).trials]
@@ -124,10 +59,7 @@ def test_the_budget_is_counted_once_over_workers_that_die(tmp_path, server, name
 
     thread = threading.Thread(target=kill)
     thread.start()
-    with leading(folder, config, server.address):
-        toy = _Toy(config, folder, server.address, broken=lambda _: time.sleep(0.05))
-        report = lambda *_: None  # noqa: E731
-        run_study(config, folder, toy, NoTracking(), report, storage=server.address)
+    lead(folder, config, server.address, broken=lambda _: time.sleep(0.05))
     thread.join()
     assert "done" in steady.communicate(timeout=60)[0]
     study = read_study(folder, config, server.address)
@@ -255,7 +187,8 @@ def _join_quietly(folder, address):
 
 def test_a_worker_of_another_study_is_refused(tmp_path, server, name):
     lead(tmp_path / name, small(), server.address)
-    other = settings(trials=6, algorithm="tpe")
+    other = small()
+    other = other.model_copy(update={"search": settings(algorithm="tpe").search})
     with pytest.raises(UserError, match=r"search.algorithm = 'random', here it is 'tpe'"):
         join(tmp_path / "elsewhere" / name, other, server.address, print)
 
@@ -327,6 +260,21 @@ def test_a_run_is_not_begun_anew_elsewhere(tmp_path):
     with pytest.raises(UserError, match="its trials are in its journal.log"):
         remember_storage(tmp_path, "postgresql://host/db")
     remember_storage(tmp_path, None)
+
+
+def test_many_can_open_a_new_database_at_once(server):
+    """Optuna's own storage fails in most of them, since each creates the tables."""
+    import psycopg
+
+    for attempt in range(3):
+        with psycopg.connect(server.address, autocommit=True) as connection:
+            connection.execute(f"create database new{attempt}")
+        address = server.address.removesuffix("postgres") + f"new{attempt}"
+        with ThreadPoolExecutor(8) as pool:
+            opened = list(pool.map(open_database, [address] * 8))
+        assert len(opened) == 8
+        opened[0].create_new_study([StudyDirection.MINIMIZE], "x")
+        assert [s.study_name for s in opened[-1].get_all_studies()] == ["x"]
 
 
 def test_status_reads_the_database(tmp_path, server, name):

@@ -1,0 +1,172 @@
+"""The kinds of jobs: what each does with an evaluator, and how its result travels."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from stepsampler.errors import NotFiniteError, UserError, counted
+from stepsampler.schedule import Schedule
+from stepsearch.metrics.evaluator import Evaluator, Measurement
+from stepsearch.polish.descent import Check, Polished, Settings, polish
+from stepsearch.polish.knobs import Knobs
+from stepsearch.rivals.placement import Placement, recall_or_place
+
+T = TypeVar("T")
+RULER = "ruler "  # before the names of the tensors of rulers
+
+
+@dataclass(frozen=True)
+class Job(ABC, Generic[T]):
+    """Something that any worker of a study can do, and how its result travels."""
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def said(self) -> str:
+        """What it is, for a sentence."""
+
+    @property
+    def passes(self) -> int:
+        """Network passes, as a measure of how long it takes; 0 where nobody knows."""
+        return 0
+
+    @abstractmethod
+    def do(self, evaluator: Evaluator) -> T: ...
+
+    @abstractmethod
+    def pack(self, made: T) -> bytes: ...
+
+    @abstractmethod
+    def unpack(self, content: bytes) -> T: ...
+
+
+@dataclass(frozen=True)
+class _Making(Job[T]):
+    schedule: str  # its JSON
+    start: int  # seeds
+    stop: int
+
+    @classmethod
+    def of(cls, schedule: Schedule, seeds: range) -> Self:
+        return cls(schedule.to_json(), seeds.start, seeds.stop)
+
+    @property
+    def said(self) -> str:
+        passes = Schedule.from_json(self.schedule).passes
+        return f"{counted(self.stop - self.start, 'image')} of {counted(passes, 'pass')}"
+
+    @property
+    def passes(self) -> int:
+        return Schedule.from_json(self.schedule).passes * (self.stop - self.start)
+
+
+@dataclass(frozen=True)
+class Measuring(_Making[Measurement]):
+    """Measure a schedule on seeds."""
+
+    kind = "measure"
+
+    def do(self, evaluator: Evaluator) -> Measurement:
+        return evaluator.measure(Schedule.from_json(self.schedule), range(self.start, self.stop))
+
+    def pack(self, made: Measurement) -> bytes:
+        seen = {RULER + name: rows for name, rows in made.rulers.items()}
+        tensors = {"features": made.features, "aligned": made.aligned, **seen}
+        return bytes(save({name: np.ascontiguousarray(rows) for name, rows in tensors.items()}))
+
+    def unpack(self, content: bytes) -> Measurement:
+        """Without its sheet, which stays where it was made."""
+        found = load(content)
+        rulers = {k.removeprefix(RULER): rows for k, rows in found.items() if k.startswith(RULER)}
+        return Measurement(found["features"], found["aligned"], None, rulers)
+
+
+@dataclass(frozen=True)
+class Picturing(_Making[NDArray[np.uint8]]):
+    """Make the images of a schedule on seeds, (n, 3, height, width)."""
+
+    kind = "images"
+
+    def do(self, evaluator: Evaluator) -> NDArray[np.uint8]:
+        made = evaluator.images(Schedule.from_json(self.schedule), range(self.start, self.stop))
+        return made.numpy()
+
+    def pack(self, made: NDArray[np.uint8]) -> bytes:
+        return bytes(save({"images": made}))
+
+    def unpack(self, content: bytes) -> NDArray[np.uint8]:
+        return np.asarray(load(content)["images"], np.uint8)
+
+
+@dataclass(frozen=True)
+class Placing(Job[Placement]):
+    """Compute where a rival puts the steps."""
+
+    kind = "place"
+    name: str
+    num_steps: int
+    guidance_scale: float
+
+    @property
+    def said(self) -> str:
+        return f"{self.name} at {counted(self.num_steps, 'step')}"
+
+    def do(self, evaluator: Evaluator) -> Placement:
+        return recall_or_place(evaluator, self.name, self.num_steps, self.guidance_scale)
+
+    def pack(self, made: Placement) -> bytes:
+        return json.dumps(asdict(made)).encode()
+
+    def unpack(self, content: bytes) -> Placement:
+        return Placement(**json.loads(content))
+
+
+@dataclass(frozen=True)
+class Polishing(Job[Polished | str]):
+    """Move a schedule along the gradients of its metric, or say why that cannot be."""
+
+    kind = "polish"
+    schedule: str
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, schedule: Schedule, settings: Settings) -> Self:
+        return cls(schedule.to_json(), asdict(settings))
+
+    @property
+    def said(self) -> str:
+        return f"the polish of {counted(Schedule.from_json(self.schedule).num_steps, 'step')}"
+
+    def do(self, evaluator: Evaluator) -> Polished | str:
+        knobs = Knobs(Schedule.from_json(self.schedule), "gain")
+        try:
+            return polish(evaluator, knobs, Settings(**self.settings))
+        except (UserError, NotFiniteError) as error:
+            return str(error)
+
+    def pack(self, made: Polished | str) -> bytes:
+        if isinstance(made, str):
+            return json.dumps(made).encode()
+        checks = [asdict(check) for check in made.checks]
+        best = asdict(made.best)
+        return json.dumps([made.schedule.to_json(), best, checks, made.passes]).encode()
+
+    def unpack(self, content: bytes) -> Polished | str:
+        found = json.loads(content)
+        if isinstance(found, str):
+            return found
+        schedule, best, checks, passes = found
+        known = [Check(**check) for check in checks]
+        return Polished(Schedule.from_json(schedule), Check(**best), known, passes)
+
+
+KINDS: dict[str, Callable[..., Job[Any]]] = {
+    kind.kind: kind for kind in (Measuring, Picturing, Placing, Polishing)
+}
