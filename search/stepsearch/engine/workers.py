@@ -19,7 +19,6 @@ from concurrent.futures import (
     Executor,
     Future,
     ProcessPoolExecutor,
-    ThreadPoolExecutor,
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
@@ -236,16 +235,25 @@ class Workers:
     def search(self) -> list["Future[int]"]:
         """Start every worker on the folder's search; the futures hold their numbers of trials."""
         if self._placed:
-            return [ThreadPoolExecutor(1).submit(self._searched_elsewhere, self._placed)]
+            return [self._searched_elsewhere(self._placed)]
         return [self._submit(_search) for _ in range(self.count)]
 
-    def _searched_elsewhere(self, placed: Placed) -> int:
-        """Wait until others have spent the budget."""
-        study = read_study(self.folder, self.config, self.storage)
-        while not spent(study, self.config.search):
-            placed.check()
-            time.sleep(LOOK)
-        return 0
+    def _searched_elsewhere(self, placed: Placed) -> "Future[int]":
+        """Done when others have spent the budget."""
+        future: Future[int] = Future()
+
+        def watch() -> None:
+            try:
+                study = read_study(self.folder, self.config, self.storage)
+                while not spent(study, self.config.search):
+                    placed.check()
+                    time.sleep(LOOK)
+                future.set_result(0)
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=watch, daemon=True).start()  # an interrupted run leaves it behind
+        return future
 
     def _submit(self, call: Callable[..., T], /, *inputs: object) -> "Future[T]":
         try:

@@ -35,8 +35,7 @@ def whole(tmp_path_factory):
     return evaluator, plan, evaluator.measure(plan, range(8)), evaluator.images(plan, range(8))
 
 
-@pytest.mark.parametrize("fail", [of_a_gpu, of_a_cpu])
-@pytest.mark.parametrize("part", ["network", "extractor"])
+@pytest.mark.parametrize(("fail", "part"), [(of_a_gpu, "network"), (of_a_cpu, "extractor")])
 def test_a_batch_that_does_not_fit_is_halved_for_good(whole, tmp_path, capsys, fail, part):
     before, plan, expected, pictures = whole
     evaluator = Evaluator(settings(batch_size=8), tmp_path)

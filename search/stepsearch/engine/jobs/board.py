@@ -124,6 +124,12 @@ class Board:
                     return taken
         return None
 
+    def reap(self) -> None:
+        """Take their jobs from workers that are dead."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if self.present.lost(trial, asking=False):
+                self.give_up(trial)
+
     def give_up(self, trial: FrozenTrial) -> None:
         """Take a job from a worker that is dead or hangs."""
         with suppress(UpdateFinishedTrialError):  # it has come to its end just now
@@ -186,6 +192,7 @@ def spread(
         for future in [future for future in serving if future.done()]:
             serving.discard(future)
             future.result()  # an error of our own process is ours
+        board.reap()
         known, now, free = board.look(lost), time.monotonic(), 0
         for key, job in list(wanted.items()):
             trial = known.get(key)
@@ -199,8 +206,7 @@ def spread(
                 free += 1
             elif trial.state == TrialState.RUNNING:
                 limit = max(LEAST, OVERDUE * pace * job.passes) if pace and job.passes else None
-                late = limit and now - began.setdefault(trial.number, now) > limit
-                if late or board.present.lost(trial, asking=False):
+                if limit and now - began.setdefault(trial.number, now) > limit:
                     board.give_up(trial)
             elif (content := board.result(trial)) is None:
                 lost.add(trial.number)
