@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import running
-from running import ToyWorkers, settings
+from running import SD, SPEC, ToyWorkers, settings
 
+from stepsampler.grids import GRIDS, from_sigmas
 from stepsearch.config import StudyConfig
 from stepsearch.engine import join
 from stepsearch.engine.jobs.board import open_board, spread
@@ -95,6 +96,11 @@ def small(trials=6):
     config = settings(trials=trials, algorithm="random", finalists=2)
     few = {"rungs": (20,), "orders": (2,), "presets": (), "long_steps": (), "test": 1}
     return config.model_copy(update={"baselines": config.baselines.model_copy(update=few)})
+
+
+def schedule(n=3, grid="karras"):
+    *sigmas, final = GRIDS[grid](n, SD)
+    return from_sigmas(sigmas, final, [2.0] * n, 2, "dpmpp-midpoint", SPEC)
 
 
 def lead(folder, config, storage, **toy):

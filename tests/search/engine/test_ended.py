@@ -108,7 +108,7 @@ def test_a_finished_run_says_so_and_where_its_results_lie(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
 
     class Pooled(ToyWorkers):
-        def __init__(self, config, folder, devices, say, storage):
+        def __init__(self, config, folder, *_):
             super().__init__(config, folder)
 
         def __enter__(self):

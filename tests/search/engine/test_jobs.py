@@ -12,11 +12,9 @@ import pytest
 import running
 import torch
 from optuna.trial import TrialState
-from running import SD, SPEC
-from sharing import SharedToy, lead, small, worker
+from sharing import SharedToy, lead, schedule, small, worker
 
 from stepsampler import UserError
-from stepsampler.grids import GRIDS, from_sigmas
 from stepsearch.config import StudyConfig
 from stepsearch.engine import join
 from stepsearch.engine.claim import adopt_settings
@@ -44,11 +42,6 @@ def quickly(monkeypatch):
     monkeypatch.setattr(locks, "SILENCE", 2.0)
     monkeypatch.setattr(jobs, "POLL", 0.05)
     monkeypatch.setattr(join, "LOOK", 0.05)
-
-
-def schedule(n=3, grid="karras"):
-    *sigmas, final = GRIDS[grid](n, SD)
-    return from_sigmas(sigmas, final, [2.0] * n, 2, "dpmpp-midpoint", SPEC)
 
 
 def numbers(result):

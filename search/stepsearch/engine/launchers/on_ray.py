@@ -1,5 +1,6 @@
 """Workers as tasks of Ray, on the cluster at an address or on this machine."""
 
+import socket
 import tempfile
 import time
 from collections.abc import Mapping
@@ -11,10 +12,26 @@ import ray
 from stepsampler.errors import UserError
 from stepsearch.engine.launchers.placing import RESTARTS, Place, number
 from stepsearch.engine.store.addresses import passwords_of, without_passwords
+from stepsearch.engine.store.database import CONNECT
 
 
 def _work(place: Place, storage: str) -> None:
     place.work(Path(tempfile.gettempdir()) / "stepsearch", storage)
+
+
+def _check_answer(address: str | None) -> None:
+    """Ray itself waits for minutes for a cluster that is not there.
+
+    Raises:
+        UserError: nobody answers at host:port, or ray://host:port.
+    """
+    host, sign, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (sign and port.isdigit()):  # auto, or this machine's own
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--launcher ray: nobody answers at address={address}: {error}") from error
 
 
 class OnRay:
@@ -31,6 +48,7 @@ class OnRay:
         asked: dict[str, Any] = {"num_gpus": int(place.device.startswith("cuda"))}
         asked |= {key: number(value) for key, value in options.items() if key != "address"}
         self._storage = storage
+        _check_answer(address)
         try:
             # a task that waits for a free GPU says nothing: the run says what it waits for
             ray.init(address=address, log_to_driver=False, include_dashboard=False)

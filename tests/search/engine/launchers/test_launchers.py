@@ -10,7 +10,7 @@ import time
 import pytest
 import running
 from optuna.trial import TrialState
-from sharing import TESTS, SharedToy, ToyPlace, small
+from sharing import TESTS, SharedToy, ToyPlace, schedule, small
 from typer.testing import CliRunner
 
 from stepsampler import UserError
@@ -153,6 +153,43 @@ def test_a_launcher_that_is_not_installed_or_refuses_is_one_sentence(tmp_path, l
     message = f"--launcher {launcher}: .*no_such_option" if there else "needs .*: pip install"
     with (
         pytest.raises(UserError, match=message),
+        launched(launch, tmp_path / "x", small(), "postgresql://host/x"),
+    ):
+        pass
+
+
+def test_ray_works_on_a_cluster_that_is_there_and_leaves_it(tmp_path, server, name, monkeypatch):
+    ray = pytest.importorskip("ray", reason="pip install ray")
+    from ray.cluster_utils import Cluster
+
+    own = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        options = {"address": own.address, "num_cpus": "1"}
+        launch = Launch("ray", 1, "cpu", options)
+        with leading(tmp_path / name, small(), server.address):
+            jobs.open_board(tmp_path / name, small(), server.address, "toy").offer(
+                jobs.Measuring.of(schedule(), range(20))
+            )
+            with launched(launch, tmp_path / name, small(), server.address):
+                board = join_board(tmp_path / name, open_database(server.address))
+                until = time.monotonic() + 100
+                while not board.study.get_trials(states=(TrialState.COMPLETE,)):
+                    assert time.monotonic() < until
+                    time.sleep(0.1)
+                monkeypatch.setattr(placing, "LEAVE", 0)  # it would wait for the run to end
+        ray.init(address=own.address, log_to_driver=False)
+        assert ray.cluster_resources()["CPU"] == 1
+    finally:
+        ray.shutdown()
+        own.shutdown()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_ray_cluster_that_is_not_there_is_said_at_once(tmp_path, address):
+    pytest.importorskip("ray", reason="pip install ray")
+    launch = Launch("ray", 1, "cpu", {"address": address})
+    with (
+        pytest.raises(UserError, match=f"nobody answers at address={address}"),
         launched(launch, tmp_path / "x", small(), "postgresql://host/x"),
     ):
         pass
