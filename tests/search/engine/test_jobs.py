@@ -251,6 +251,19 @@ def test_a_worker_of_another_model_is_refused(tmp_path, server, name):
         take_part(folder, config, server.address, other, print)
 
 
+def test_what_was_offered_of_another_model_is_not_done_with_this_one(tmp_path, server, name):
+    config, folder = small(), tmp_path / name
+    before = open_board(folder, config, server.address, "another")
+    before.offer(Measuring.of(schedule(), range(20)))
+    toy = SharedToy(config, folder, server.address)
+    toy.describe()
+    assert dict(toy.measure([(schedule(), range(20))]))[0].finite
+    done = by_worker(toy.board, TrialState.COMPLETE)
+    assert done.total() == 1
+    (left,) = toy.board.study.get_trials(states=(TrialState.WAITING,))
+    assert left.number == 0
+
+
 def test_a_budget_that_grew_is_that_of_the_run_and_workers_join_again(tmp_path, server, name):
     config, folder = small(6), tmp_path / name
     board = open_board(folder, config, server.address, "toy")

@@ -70,7 +70,8 @@ class Board:
 
     def key(self, job: Job[Any]) -> str:
         """The same for the same job on the same model, reference and prompts alone."""
-        text = json.dumps([job.kind, asdict(job), self.identity, self._rulers])
+        asked = [job.kind, asdict(job), self.identity, self._rulers]
+        text = json.dumps(asked, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def offer(self, job: Job[Any]) -> None:
@@ -116,10 +117,13 @@ class Board:
     def _take(self) -> "_Taken | None":
         storage = self.study._storage
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            data = dict(trial.user_attrs[WHAT])
+            job = KINDS[data.pop("kind")](**data)
+            if self.key(job) != trial.user_attrs[KEY]:
+                continue  # of another model, which somebody else may have, or of a run before this
             with suppress(UpdateFinishedTrialError):
                 if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                    data = dict(trial.user_attrs[WHAT])
-                    taken = _Taken(storage, trial._trial_id, KINDS[data.pop("kind")](**data))
+                    taken = _Taken(storage, trial._trial_id, job)
                     self.present.sign(taken)
                     return taken
         return None
