@@ -66,7 +66,7 @@ def session_of(folder, monkeypatch, show="all"):
     from stepsearch.report import session
 
     class Pooled(ToyWorkers):
-        def __init__(self, config, folder, devices, say, storage):
+        def __init__(self, config, folder, *_):
             super().__init__(config, folder)
 
         def __enter__(self):
