@@ -39,6 +39,19 @@ def one(images, prompts):
 
 def nothing():
     return None
+
+def broken(images, prompts):
+    raise ValueError("no\\nsuch thing")
+
+def leaves(images, prompts):
+    raise SystemExit
+
+def words(images, prompts):
+    return ["a"] * len(images)
+
+def brightened(images, prompts):
+    images.fill_(255)
+    return images.float().mean((1, 2, 3)).requires_grad_()
 """
 STUDY = """
 model = "house:pipeline"
@@ -140,6 +153,46 @@ def test_what_is_no_function_is_named(here):
         (here / "x.toml").write_text(f"{value}\n[space]\nnum_steps = 2\npasses = 4\n")
         with pytest.raises(UserError, match=sentence):
             load_config("x.toml")
+
+
+def test_what_own_code_raises_is_a_sentence_with_its_line(here):
+    """Also at import, where a syntax error or an exit had been a traceback, or silence."""
+    import torch
+
+    from stepsearch.metrics.features import Own
+
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    lines = (here / "house.py").read_text().splitlines()
+    raised = lines.index('    raise ValueError("no\\nsuch thing")') + 1
+    with code(True):
+        for spec, sentence in {
+            "house:broken": f"ValueError in house.py, line {raised}: no such thing",
+            "house:leaves": f"SystemExit in house.py, line {raised + 3}",
+            "house:words": "must return 2 numbers for as many images, got list of something else",
+            "house:nothing": r"TypeError .* takes 0 positional arguments but 2 were given",
+        }.items():
+            with pytest.raises(UserError, match=rf"^evaluation.metric: {spec}: ({sentence})"):
+                Own(spec)(images)
+        for text, sentence in {
+            "def f(:": r"invalid syntax \(bad.py, line 1\)",
+            "1 / 0": "ZeroDivisionError in bad.py, line 1: division by zero",
+            "raise SystemExit(3)": "SystemExit in bad.py, line 1: 3",
+        }.items():
+            (here / "bad.py").write_text(text)
+            with pytest.raises(UserError, match=f"^model: bad:f: {sentence}$"):
+                load_function("model", "bad:f")
+
+
+def test_a_metric_cannot_change_the_images_that_others_see(here):
+    import torch
+
+    from stepsearch.metrics.features import Own
+
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with code(True):
+        found = Own("house:brightened")(images)
+    assert found.numpy().tolist() == [[255.0], [255.0]]  # of a result with a gradient, too
+    assert not images.any()
 
 
 def test_a_metric_returns_a_number_for_each_image(here):

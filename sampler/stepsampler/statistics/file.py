@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import exp, log
+from math import exp, inf, log
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from stepsampler.support.weights import read_header
 
 FORMAT = "stepsampler.statistics/1"
 NAMES = ("l", "s", "b")
+DTYPES = ("F16", "F32", "F64")  # as safetensors calls them, of those that numpy has
+LEVELS = 5  # of a model, that `noise` tells
 AUTHORS = ("l.npz", "sb.npz")
 AUTHORS_NAME = re.compile(r"(\d+(?:\.\d+)?)_(\d+)_(\d+)")  # of a folder: scale, intervals, samples
 MOST_BYTES = 2**32  # of an array in the authors' files
@@ -172,17 +174,26 @@ def read_statistics(place: str, noise: Noise, shape: Sequence[int]) -> Statistic
         UserError: nothing there, another kind of file, or statistics of another model.
     """
     path = Path(place)
-    found = _from_authors(path, noise) if path.is_dir() else _from_file(path)
+    found = _checked(_from_authors(path, noise)) if path.is_dir() else _from_file(path)
+    found.check_model(noise, shape)
+    return found
+
+
+def _checked(found: Statistics) -> Statistics:
+    """Statistics whose numbers can be used.
+
+    Raises:
+        UserError: names what is wrong.
+    """
     for name in NAMES:
         array = getattr(found, name)
         if array.shape != found.l.shape or array.ndim != 4 or not 2 <= len(array) <= MOST_INTERVALS:
             raise UserError(
-                f"{place}: {name} must be of shape (intervals + 1, channels, height, width), "
+                f"{found.place}: {name} must be of shape (intervals + 1, channels, height, width), "
                 f"as l, got {_by(array.shape)}"
             )
         if array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise UserError(f"{place}: {name} must be finite numbers, got {array.dtype}")
-    found.check_model(noise, shape)
+            raise UserError(f"{found.place}: {name} must be finite numbers, got {array.dtype}")
     return found
 
 
@@ -205,11 +216,17 @@ def _from_file(path: Path) -> Statistics:
         raise UserError(f"{place}: give the folder in which {' and '.join(AUTHORS)} lie")
     header = read_header("statistics", place)
     said = header.metadata
-    if said.get("format") != FORMAT or set(header.tensors) != set(NAMES):
+    if said.get("format") != FORMAT:
         raise UserError(
             f"{place} holds no statistics: the format must be {FORMAT!r}, "
             f"got {said.get('format')!r}"
         )
+    if set(header.tensors) != set(NAMES):
+        names = ", ".join(sorted(header.tensors)) or "none"
+        raise UserError(f"{place}: its tensors must be {', '.join(NAMES)}, got {names}")
+    for name, (dtype, _) in header.tensors.items():
+        if dtype not in DTYPES:
+            raise UserError(f"{place}: {name} must be of {', '.join(DTYPES)}, got {dtype}")
     try:
         arrays = load_file(path)
         first, last = json.loads(said["log_snr"])
@@ -222,9 +239,18 @@ def _from_file(path: Path) -> Statistics:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{place}: its metadata cannot be read: {error}") from error
+    for key, fine in {
+        "guidance_scale": 0 <= scale < inf,
+        "samples": samples > 0,
+        "log_snr": -inf < ends[0] < ends[1] < inf,
+        "noise": len(noise) == LEVELS and all(0 < sigma < inf for sigma in noise),
+    }.items():
+        if not fine:
+            raise UserError(f"{place}: its metadata cannot be true: {key} is {said[key]}")
     errors = ", ".join(f"{e} of {what}" for e, what in told if e is not None)
     l, s, b = (arrays[n] for n in NAMES)  # noqa: E741
-    return Statistics(l, s, b, ends, scale, samples, place, noise, errors and f"errors: {errors}")
+    told_errors = errors and f"errors: {errors}"
+    return _checked(Statistics(l, s, b, ends, scale, samples, place, noise, told_errors))
 
 
 def _told(folder: Path) -> tuple[float, int, int]:

@@ -10,12 +10,14 @@ import inspect
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from stepsampler.models import Model
@@ -91,13 +93,39 @@ def load_function(key: str, spec: str) -> Callable[..., Any]:
     """
     _check(key, spec)
     module, _, name = spec.partition(":")
-    try:
+    with in_a_sentence(key, spec):
         found = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise UserError(f"{key}: {spec}: {error}") from error
     if not callable(found):
         raise UserError(f"{key}: {spec}: the module has no function {name!r}")
     return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def in_a_sentence(key: str, spec: str) -> Iterator[None]:
+    """Let whatever the code of a study raises be a UserError that names it and its line.
+
+    Memory that is out is another matter, for which there is another sentence.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, Exception) and is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())
+        if not isinstance(error, ImportError | SyntaxError):
+            said = f"{type(error).__name__} in {_place(error)}" + (f": {said}" if said else "")
+        raise UserError(f"{key}: {spec}: {said}") from error
+
+
+def _place(error: BaseException) -> str:
+    """File and line, where there is one outside of libraries the innermost of those."""
+    frames = extract_tb(error.__traceback__)
+    libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<frozen")
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    last = (own or frames)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}"
 
 
 def digest_of(function: Callable[..., Any]) -> str:
@@ -121,7 +149,9 @@ def open_model_of(options: "ModelConfig", device: str) -> "Model":
     if options.code is None:
         return open_model(options, device)
     quiet()
-    pipeline = load_function("model", options.code)()
+    function = load_function("model", options.code)
+    with in_a_sentence("model", options.code):
+        pipeline = function()
     if not hasattr(pipeline, "components"):
         kind = type(pipeline).__name__
         raise UserError(f"model: {options.code}: must return a pipeline of diffusers, got {kind}")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stepsampler.errors import UserError
-from stepsearch.config.code import digest_of, load_function
+from stepsearch.config.code import digest_of, in_a_sentence, load_function
 from stepsearch.config.measuring import EvaluationConfig
 from stepsearch.metrics.networks import SmallClassifier, SqueezeNet
 from stepsearch.metrics.sliced import Patches
@@ -186,11 +186,17 @@ class Own(Extractor):
         return images
 
     def features(self, prepared: Tensor) -> Tensor:
-        found = torch.as_tensor(self.function(prepared, list(self.prompts)), dtype=torch.float32)
+        with in_a_sentence("evaluation.metric", self.spec):
+            given = self.function(prepared.clone(), list(self.prompts))
+        try:
+            found = torch.as_tensor(given, dtype=torch.float32).detach()
+            shape = f"an array of shape {tuple(found.shape)}"
+        except (TypeError, ValueError, RuntimeError):  # no numbers, or lists of several lengths
+            found, shape = torch.zeros(()), f"{type(given).__name__} of something else"
         if found.shape != (len(prepared),):
             raise UserError(
                 f"evaluation.metric: {self.spec}: must return {len(prepared)} numbers for as many "
-                f"images, got an array of shape {tuple(found.shape)}"
+                f"images, got {shape}"
             )
         return found[:, None].cpu()
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 from toy import gaussian_denoiser
 
 from stepsampler import Schedule, ScheduleError, Step, UserError
@@ -15,6 +16,7 @@ from stepsampler.presets import open_schedule
 from stepsampler.sample import sample
 from stepsampler.schedule import StatisticsSpec
 from stepsampler.statistics.file import Statistics, choose, ends_of, read_spec, read_statistics
+from stepsampler.support.weights import read_header
 
 SD = NoiseSchedule.scaled_linear()
 SHAPE = (4, 2, 2)
@@ -118,6 +120,41 @@ def test_files_of_something_else_are_refused(tmp_path):
     (tmp_path / "l.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"give the folder in which l\.npz and sb\.npz lie"):
         read_statistics(str(tmp_path / "l.npz"), SD, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("guidance_scale", value) for value in ("nan", "1e999", "-1")),
+        ("samples", "-3"),
+        *(("log_snr", value) for value in ("[NaN, NaN]", "[1e999, 2]", "[3.5, -2.7]")),
+        *(("noise", f"[{value}, 0.7, 1.6, 4.1, 14.6]") for value in ("NaN", "0", "-1")),
+        ("noise", "[0.03, 14.6]"),
+    ],
+)
+def test_metadata_that_cannot_be_true_are_refused_by_name(tmp_path, key, value):
+    """Comparisons with NaN all fail, so such a file had been taken for any model."""
+    place = tmp_path / "a.safetensors"
+    made().save(place, {key: value})
+    for read in (read_spec, lambda place: read_statistics(place, SD, SHAPE)):
+        with pytest.raises(UserError, match=f"its metadata cannot be true: {key} is"):
+            read(str(place))
+
+
+def test_other_tensors_are_refused_by_name(tmp_path):
+    place = tmp_path / "a.safetensors"
+    made().save(place, {})
+    said = read_header("statistics", str(place)).metadata
+    tensors = dict(zip("lsb", torch.from_numpy(RANDOM), strict=True))
+    for given, message in (
+        ({"l": tensors["l"]}, "its tensors must be l, s, b, got l$"),
+        ({**tensors, "b": tensors["b"].bfloat16()}, "b must be of F16, F32, F64, got BF16"),
+        ({**tensors, "l": tensors["l"].to(torch.float8_e4m3fn)}, "l must be of .*, got F8_E4M3"),
+        ({name: x[:1] for name, x in tensors.items()}, r"l must be of shape .* got 1 x 4 x 2 x 2"),
+    ):
+        save_torch(given, place, dict(said))
+        with pytest.raises(UserError, match=message):
+            read_spec(str(place))
 
 
 @pytest.mark.parametrize(
