@@ -10,7 +10,8 @@ scale w that is best on selection seeds by the geometric mean of both FDs, of th
 the papers' NFE, and two passes under guidance; raw [golden noise](golden-noise.md) has two calls more, learned is of the
 bundled network, whose training is not counted here. Differences are to UniPC, paired, with their 95 % interval: above 0
 the method loses to it. Lower is better. `found with` says what learning, estimating or searching took in network passes,
-one backwards as two, and then what choosing the scale took.
+one backwards as two, and then what choosing the scale took. Differences in bfloat16 need not be those in float32, so that
+tables of different dtypes do not compare.
 
 AMED and NeuralSolver-like weights are learned at w 2 by our own code, for as short as each table says: their authors
 train longer. The weights of NeuralSolver-like start from DPM++(2M), and those of a step are of all predictions so far.
