@@ -51,6 +51,13 @@ def leading(folder: Path, config: StudyConfig, storage: str) -> Iterator[None]:
     study.set_user_attr(LEADER, ENDED)
 
 
+def announce(folder: Path, config: StudyConfig, storage: str) -> None:
+    """Say that somebody leads the run again, before workers are placed that would see that it had
+    ended."""
+    study = open_study(folder, config, storage=storage)
+    study.set_user_attr(LEADER, [*this_process(), 0])
+
+
 def _lead(study: optuna.Study, ended: threading.Event) -> None:
     count = 0
     while True:

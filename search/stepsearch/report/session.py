@@ -11,7 +11,7 @@ from rich.console import Console
 from stepsampler.errors import counted
 from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import has_ended
-from stepsearch.engine.join import leading
+from stepsearch.engine.join import announce, leading
 from stepsearch.engine.launchers.placing import Launch, Placed, launched
 from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import MlflowTracking, NoTracking, Tracker
@@ -67,6 +67,7 @@ def run_session(
         led = nullcontext() if storage is None else leading(folder, config, storage)
         placing: AbstractContextManager[Placed | None] = nullcontext()
         if launch is not None and storage is not None:
+            announce(folder, config, storage)
             placing = launched(launch, folder, config, storage)
         home = at_home and len(devices) == 1 and storage is None
         with (

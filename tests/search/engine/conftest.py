@@ -14,4 +14,4 @@ def server():
 @pytest.fixture
 def name(request):
     """Of a run in it: the tests share a database."""
-    return request.node.name[:60].replace("[", "-").strip("]")
+    return request.node.name[-60:].replace("[", "-").strip("]")
