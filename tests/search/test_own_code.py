@@ -49,6 +49,9 @@ def leaves(images, prompts):
 def words(images, prompts):
     return ["a"] * len(images)
 
+def unknown(images, prompts):
+    return [1.0, float("nan")]
+
 def brightened(images, prompts):
     images.fill_(255)
     return images.float().mean((1, 2, 3)).requires_grad_()
@@ -169,6 +172,7 @@ def test_what_own_code_raises_is_a_sentence_with_its_line(here):
             "house:broken": f"ValueError in house.py, line {raised}: no such thing",
             "house:leaves": f"SystemExit in house.py, line {raised + 3}",
             "house:words": "must return 2 numbers for as many images, got list of something else",
+            "house:unknown": "must return finite numbers, got nan",
             "house:nothing": r"TypeError .* takes 0 positional arguments but 2 were given",
         }.items():
             with pytest.raises(UserError, match=rf"^evaluation.metric: {spec}: ({sentence})"):

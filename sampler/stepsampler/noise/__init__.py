@@ -63,7 +63,11 @@ def read_noise(config: Mapping[str, Any], tokens: int = 0) -> tuple[Noise, str]:
     if config.get("rescale_betas_zero_snr") and kind == "epsilon" and not edm:
         raise UserError(ZERO_SNR_OF_EPSILON)
     value = config.get("timestep_type")
-    if value not in ("discrete", None) and not edm:
+    if value not in ("discrete", "continuous", None):
+        raise UserError(
+            f"timestep_type of the model's scheduler must be discrete or continuous, got {value!r}"
+        )
+    if value == "continuous" and not edm:
         raise UserError(
             f"timestep_type {value} of the model's scheduler goes with prediction_type "
             f"v_prediction alone, as of a CosXL, got {kind}: diffusers itself then tells the "

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf, log, sqrt
+from math import log, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from stepsampler.errors import UserError
 from stepsampler.noise.scales import Scales, check_levels
 from stepsampler.noise.variance_preserving import NoiseSchedule
 from stepsampler.schedule import ModelSpec, Schedule
+
+HIGHEST = 1_000_000  # sigma: squares of it are finite in float32, and no model knows half as much
 
 
 def is_continuous(config: Mapping[str, Any]) -> bool:
@@ -62,10 +64,15 @@ class EDMSchedule:
         Or of an EulerDiscreteScheduler with continuous timesteps: see `in_words_of_edm`.
         """
         config = in_words_of_edm(config) if is_continuous(config) else config
-        low, high, data = (float(config[f"sigma_{k}"]) for k in ("min", "max", "data"))
-        if not (0 < low < high < inf and 0 < data < inf):
-            found = f"{low:g}, {high:g}, {data:g}"
-            raise UserError(f"0 < sigma_min < sigma_max and 0 < sigma_data, got {found}")
+        given = [config[f"sigma_{k}"] for k in ("min", "max", "data")]
+        numbers = [x for x in given if isinstance(x, int | float) and not isinstance(x, bool)]
+        low, high, data = map(float, numbers if len(numbers) == 3 else (nan, nan, nan))
+        if not (0 < low < high <= HIGHEST and 0 < data <= HIGHEST):
+            found = ", ".join(map(str, given))
+            raise UserError(
+                f"0 < sigma_min < sigma_max <= {HIGHEST:,} and 0 < sigma_data <= {HIGHEST:,} must "
+                f"hold of the model's scheduler, got {found}"
+            )
         karras = config["sigma_schedule"] == "karras"
         return cls(low, high, data, float(config["rho"]) if karras else None)
 

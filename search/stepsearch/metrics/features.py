@@ -198,6 +198,11 @@ class Own(Extractor):
                 f"evaluation.metric: {self.spec}: must return {len(prepared)} numbers for as many "
                 f"images, got {shape}"
             )
+        if not found.isfinite().all():  # as such images would be, but these are not
+            worst = found[~found.isfinite()][0].item()
+            raise UserError(
+                f"evaluation.metric: {self.spec}: must return finite numbers, got {worst}"
+            )
         return found[:, None].cpu()
 
 

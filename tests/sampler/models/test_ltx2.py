@@ -93,6 +93,15 @@ def test_without_a_number_of_frames_they_are_those_of_the_stock_pipeline():
         from_pipeline(pipelines.ltx2(), 32, frames=6)
 
 
+def test_sound_without_moments_is_refused():
+    """Of a config that is damaged; it had been a division by zero, or a state without sound."""
+    for key in ("sample_rate", "mel_hop_length"):
+        pipeline = pipelines.ltx2()
+        pipeline.audio_vae.register_to_config(**{key: 0})
+        with pytest.raises(UserError, match=f"audio_vae: {key} must be above 0, got 0"):
+            from_pipeline(pipeline, 32, frames=5)
+
+
 def test_the_distilled_preset_makes_the_images_of_the_vendors_call():
     pipeline = pipelines.ltx2()
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler()  # as the distilled model has: no shift

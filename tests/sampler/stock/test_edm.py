@@ -277,7 +277,7 @@ def test_with_a_sigma_data_of_one_v_is_that_of_a_variance_preserving_model():
         ),
         (
             lambda: read_noise({**EULER().config, "sigma_min": 90.0}),
-            "0 < sigma_min < sigma_max and 0 < sigma_data, got 90, 80, 0.5",
+            "0 < sigma_min < sigma_max <= .* of the model's scheduler, got 90.0, 80.0, 0.5",
         ),
         (
             lambda: read_noise(COSINE),
@@ -293,7 +293,25 @@ def test_with_a_sigma_data_of_one_v_is_that_of_a_variance_preserving_model():
         ),
         (
             lambda: read_noise({**continuous("karras").config, "sigma_max": 0.001}),
-            "0 < sigma_min < sigma_max and 0 < sigma_data, got 0.002, 0.001, 1",
+            "0 < sigma_min < sigma_max <= .* of the model's scheduler, got 0.002, 0.001, 1.0",
+        ),
+        *(
+            (
+                lambda high=high: read_noise({**continuous("karras").config, "sigma_max": high}),
+                f"0 < sigma_min < sigma_max <= 1,000,000 .*, got 0.002, {shown}",
+            )
+            for high, shown in (
+                (1e300, "1e.300"),
+                (float("nan"), "nan"),
+                (float("inf"), "inf"),
+                ([1, 2], r"\[1, 2\]"),
+                ("120", "120"),
+                (True, "True"),
+            )
+        ),
+        (
+            lambda: read_noise({**continuous("karras").config, "timestep_type": "steady"}),
+            "timestep_type of the model's scheduler must be discrete or continuous, got 'steady'",
         ),
         (
             lambda: read_noise({**diffusers.DDIMScheduler().config, "prediction_type": "v"}),

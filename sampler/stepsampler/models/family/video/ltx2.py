@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stepsampler.denoiser import Condition
+from stepsampler.errors import UserError
 from stepsampler.models.family.video.ltx import LTX, tokens
 from stepsampler.support.sizes import Size
 
@@ -31,6 +32,9 @@ class LTX2(LTX):
     def __init__(self, pipeline: Any, size: Size | None = None, frames: int | None = None) -> None:
         super().__init__(pipeline, size, FRAMES if frames is None else frames)
         vae, config = pipeline.audio_vae, pipeline.audio_vae.config
+        for key in ("sample_rate", "mel_hop_length"):
+            if not config[key] > 0:
+                raise UserError(f"audio_vae: {key} must be above 0, got {config[key]}")
         a_second = config.sample_rate / config.mel_hop_length / vae.temporal_compression_ratio
         self._pictures = self.shape
         self._sound = (
