@@ -18,12 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stepsampler.errors import UserError
 from stepsampler.generate import generate
-from stepsampler.models import Model, note_cuts, weights_of
+from stepsampler.models import Model, model_digest, note_cuts
 from stepsampler.schedule import Schedule
 from stepsampler.support.captions import Caption, LeftOut, shown
 from stepsampler.support.files import write_text
@@ -305,20 +304,6 @@ def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
-
-
-def model_digest(model: Model) -> str:
-    """A short digest of the weights: every byte of every tensor of every network.
-
-    Bytes, not sums: sums depend on how many threads add them.
-    """
-    digest = hashlib.sha256(f"{model.dtype} {model.spec}{model.way}".encode())
-    for name, part in sorted(model.pipeline.components.items()):
-        if isinstance(part, torch.nn.Module):
-            for key, tensor in weights_of(part):
-                digest.update(f"{name}.{key} {tensor.dtype} {list(tensor.shape)}".encode())
-                digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _digest(content: str | bytes) -> str:

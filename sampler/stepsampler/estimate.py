@@ -28,18 +28,20 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import exp, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.errors import NotFiniteError, UserError, note
 from stepsampler.generate import fitting, noise_source
-from stepsampler.models import LatentModel
+from stepsampler.models import LatentModel, model_digest
 from stepsampler.sample import Denoiser, trajectory
-from stepsampler.schedule import Schedule, Step
+from stepsampler.schedule import MOST_INTERVALS, Schedule, Step
 from stepsampler.statistics.file import Statistics, ends_of
 from stepsampler.support.files import replacing
 from stepsampler.support.images.folder import Pictures
@@ -89,11 +91,12 @@ def estimate(
     batch_size: int = 16,
     negative_prompt: str = "",
     pictures: Pictures | None = None,
+    additions: Mapping[str, Any] | None = None,
 ) -> Iterator[int]:
     """Write the statistics to `out`; yield how many samples are done, the first time at the start.
 
     Sample k has seed k, and prompt and picture k modulo their number. Sums are kept beside `out`
-    after each batch: the same call goes on with them.
+    after each batch: the same call goes on with them. `additions` are as of `batch.run_batch`.
 
     Raises:
         UserError: a model of another kind or dtype, a VAE without an encoder for pictures, or
@@ -108,9 +111,10 @@ def estimate(
         raise UserError(
             f"guidance_scale is {guidance_scale:g}, but the model is unconditional: it must be 1"
         )
-    if intervals < 4 or samples < 2:
+    if not 4 <= intervals <= MOST_INTERVALS or samples < 2:
         raise UserError(
-            f"statistics need at least 4 intervals and 2 samples, got {intervals} and {samples}"
+            f"statistics need 4 to {MOST_INTERVALS:,} intervals and at least 2 samples, got "
+            f"{intervals:,} and {samples:,}"
         )
     lambdas = np.linspace(*ends_of(model.noise), intervals + 1)
     sigmas = np.exp(-lambdas).tolist()
@@ -119,6 +123,7 @@ def estimate(
     plan = Schedule(tuple(steps), 0.0, "exact", model.spec, guidance=model.guidance)
     model.check(plan)
     asked = [plan.to_json(), *prompts, negative_prompt, str(model.shape), str(batch_size)]
+    asked += [model_digest(model), json.dumps({**(additions or {}), **model.reading.chosen})]
     if pictures:
         asked += [picture.digest for picture in pictures.found]
     key = hashlib.sha256("\n".join(asked).encode()).hexdigest()
@@ -342,7 +347,11 @@ def _recalled(path: Path, key: str) -> Sums | None:
 
     if not path.is_file():
         return None
-    said = read_header("sums", path).metadata
-    if said.get("key") != key:
+    try:
+        said = read_header("sums", str(path)).metadata
+        if said.get("key") != key:
+            return None
+        return Sums(**load_file(path), done=int(json.loads(said["done"])))
+    except (UserError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        note(f"{path} is damaged, what it held is made again ({error})")
         return None
-    return Sums(**load_file(path), done=int(json.loads(said["done"])))

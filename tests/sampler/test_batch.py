@@ -7,10 +7,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from stepsampler import UserError
-from stepsampler.batch import MANIFEST, model_digest, read_manifest, run_batch
+from stepsampler.batch import MANIFEST, read_manifest, run_batch
 from stepsampler.cli.app import app
 from stepsampler.grids import make_schedule
-from stepsampler.models import load
+from stepsampler.models import load, model_digest
 from stepsampler.noise import NoiseSchedule
 from stepsampler.presets import preset
 from stepsampler.support.captions import Caption, LeftOut

@@ -187,6 +187,14 @@ def test_what_own_code_raises_is_a_sentence_with_its_line(here):
                 load_function("model", "bad:f")
 
 
+def test_a_metric_has_no_gradients_for_a_polish(here):
+    from stepsearch.rehearsal.check import missing
+
+    with code(True):
+        (sentence,) = missing(load_config("mine.toml", {"search": {"polish": 1, "finalists": 1}}))
+    assert "evaluation.metric house:dark has none here" in sentence
+
+
 def test_a_metric_cannot_change_the_images_that_others_see(here):
     import torch
 

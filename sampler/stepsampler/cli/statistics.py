@@ -83,6 +83,7 @@ def statistics(
         batch_size=batch_size,
         negative_prompt=negative_prompt,
         pictures=pictures,
+        additions=model.named,
     )
     done = next(progress)
     with Progress() as bar:

@@ -15,7 +15,7 @@ from stepsampler.models import family
 from stepsampler.models.additions import add_loras, add_textual_inversion
 from stepsampler.models.base import LatentModel
 from stepsampler.models.loading import BUNDLED, read_outline, read_pipeline, resolve
-from stepsampler.models.model import Model, check_readable, weights_of
+from stepsampler.models.model import Model, check_readable, model_digest, weights_of
 from stepsampler.models.texts import Reading, check_vocabularies, note_cuts
 from stepsampler.schedule import StatisticsSpec
 from stepsampler.statistics.file import Statistics, read_spec, read_statistics
@@ -35,6 +35,7 @@ __all__ = [
     "from_pipeline",
     "known_statistics",
     "load",
+    "model_digest",
     "note_cuts",
     "open_model",
     "outline",

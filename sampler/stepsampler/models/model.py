@@ -1,5 +1,6 @@
 """What every command needs of a model, whether our own loop or its pipeline samples it."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -234,6 +235,20 @@ def check_readable(pipeline: Any) -> None:
                     f"the {name} has 4-bit weights of bitsandbytes on a CPU, which change when they"
                     " are read there: put it on a GPU, or load it in 8 bits"
                 )
+
+
+def model_digest(model: Model) -> str:
+    """A short digest of the weights: every byte of every tensor of every network.
+
+    Bytes, not sums: sums depend on how many threads add them.
+    """
+    digest = hashlib.sha256(f"{model.dtype} {model.spec}{model.way}".encode())
+    for name, part in sorted(model.pipeline.components.items()):
+        if isinstance(part, torch.nn.Module):
+            for key, tensor in weights_of(part):
+                digest.update(f"{name}.{key} {tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def weights_of(network: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

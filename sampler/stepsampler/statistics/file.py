@@ -187,7 +187,11 @@ def _checked(found: Statistics) -> Statistics:
     """
     for name in NAMES:
         array = getattr(found, name)
-        if array.shape != found.l.shape or array.ndim != 4 or not 2 <= len(array) <= MOST_INTERVALS:
+        if (
+            array.shape != found.l.shape
+            or array.ndim != 4
+            or not 1 < len(array) <= MOST_INTERVALS + 1
+        ):
             raise UserError(
                 f"{found.place}: {name} must be of shape (intervals + 1, channels, height, width), "
                 f"as l, got {_by(array.shape)}"

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import fitting, noise_source
-from stepsampler.models import LatentModel
+from stepsampler.models import LatentModel, Model
 from stepsampler.sample import Denoiser, execute
 from stepsampler.schedule import Step
 from stepsampler.solvers import Row
+from stepsearch.config.measuring import EvaluationConfig
 from stepsearch.metrics.alignment import ClassAlignment
 from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.evaluator import Evaluator
-from stepsearch.metrics.features import Extractor, Live, Together
+from stepsearch.metrics.features import EXTRACTORS, WHOLE, Extractor, Live, Together, each
 from stepsearch.polish.knobs import Knobs
 from stepsearch.rivals.live import Following, LiveTableau
 from stepsearch.rivals.placement import Counting
@@ -121,17 +122,41 @@ def check_gradients(evaluator: Evaluator) -> None:
     Raises:
         UserError: an extractor without gradients, a pipeline that samples itself, frames of videos.
     """
-    if not isinstance(evaluator.model, LatentModel):
+    check_sampling(evaluator.model, evaluator.frames)
+    _live(evaluator.extractor)
+
+
+def check_sampling(model: Model, frames: int) -> None:
+    """Refuse a model or frames of its videos of which a polish has no gradients.
+
+    Raises:
+        UserError: a pipeline that samples itself, frames of videos.
+    """
+    if not isinstance(model, LatentModel):
         raise UserError(
             "a polish needs gradients of our own loop: a "
-            f"{type(evaluator.model.pipeline).__name__} samples itself"
+            f"{type(model.pipeline).__name__} samples itself"
         )
-    if evaluator.frames > 1:
+    if frames > 1:
         raise UserError(
             "a polish sees the middle frame of a video: evaluation.video_frames must be 1, got "
-            f"{evaluator.frames}"
+            f"{frames}"
         )
-    _live(evaluator.extractor)
+
+
+def without_gradients(options: EvaluationConfig) -> str | None:
+    """A sentence if what a study measures by has none, as far as its name tells."""
+    if options.metric is not None:
+        return _none_of(f"evaluation.metric {options.metric}")
+    for name in each(options.extractor):
+        if not hasattr(EXTRACTORS.get(name.removesuffix(WHOLE)), "live"):
+            return _none_of(name)
+    return None
+
+
+def _none_of(name: str) -> str:
+    known = ", ".join(name for name, kind in EXTRACTORS.items() if hasattr(kind, "live"))
+    return f"a polish needs gradients of the extractor: {known} have them, {name} has none here"
 
 
 class _Batch:
@@ -222,9 +247,6 @@ def _live(extractor: Extractor) -> list[Live]:
     found: list[Live] = []
     for part in parts:
         if not isinstance(part, Live):
-            raise UserError(
-                "a polish needs gradients of the extractor: texture, lite0, squeezenet have them, "
-                f"{part.name} has none here"
-            )
+            raise UserError(_none_of(part.name))
         found.append(part)
     return found

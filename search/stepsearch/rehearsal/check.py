@@ -43,6 +43,7 @@ from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pretrained import INCEPTION_FILE
 from stepsearch.metrics.reference import BUNDLED_SIZE
 from stepsearch.paths import local_folder
+from stepsearch.polish.objective import check_sampling, without_gradients
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.report.live.progress import stages
 from stepsearch.rivals.baselines import check_statistics
@@ -115,6 +116,7 @@ def missing(config: StudyConfig) -> list[str]:
     extractors = each(config.evaluation.extractor)
     found += map(_missing_extractor, extractors)
     found += _unknown_npnets(config)
+    found.append(without_gradients(config.evaluation) if config.search.polish else None)
     if not any(found) and config.model.code is None:
         found.append(_unfit(config))
     if len(set(extractors)) < len(extractors):
@@ -195,6 +197,8 @@ def _unfit(config: StudyConfig) -> str | None:
     try:
         loaded = outline(model, folder)
         check_frames(loaded, evaluation.video_frames)
+        if config.search.polish:
+            check_sampling(loaded, evaluation.video_frames)
         known = [found.spec for found in loaded.statistics]
         statistics_for(config.space, known)
         check_statistics(config, loaded.guidance, known)

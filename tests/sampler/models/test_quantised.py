@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import save_file
 
 from stepsampler import Schedule, Step, UserError
-from stepsampler.batch import model_digest, run_batch
+from stepsampler.batch import run_batch
 from stepsampler.generate import generate
-from stepsampler.models import from_pipeline, load, weights_of
+from stepsampler.models import from_pipeline, load, model_digest, weights_of
 from stepsampler.support.captions import Caption
 from stepsearch.metrics.evaluator import model_digest as search_digest
 

@@ -31,6 +31,7 @@ class Counted:
 def model_of(denoise):
     """What `estimate` needs of a model, around a denoiser in closed form."""
     counted = Counted(denoise)
+    torch.manual_seed(0)
     return SimpleNamespace(
         dtype=torch.float32,
         device=torch.device("cpu"),
@@ -44,6 +45,9 @@ def model_of(denoise):
         encode=lambda texts, negative=False: {},
         denoiser=lambda cond, uncond: counted,
         counted=counted,
+        way="",
+        pipeline=SimpleNamespace(components={"unet": torch.nn.Linear(1, 1).requires_grad_(False)}),
+        reading=SimpleNamespace(chosen={}),
     )
 
 
@@ -163,12 +167,30 @@ def test_the_derivatives_are_those_of_the_whole_trajectory(tmp_path):
         assert (coarse is None) == (i in (0, 1, n - 1, n))
 
 
-def test_other_settings_do_not_go_on_with_the_sums(tmp_path):
+def test_other_settings_do_not_go_on_with_the_sums(tmp_path, capsys):
     out = tmp_path / "a.safetensors"
     progress = estimate(model_of(two_modes), [""], 1.0, 12, 20, out, batch_size=8)
     assert [next(progress), next(progress)] == [0, 8]
     progress.close()
     assert next(estimate(model_of(two_modes), [""], 1.0, 16, 20, out, batch_size=8)) == 0
+    for damage in (b"123", out.with_name(f"{out.name}.sums.safetensors").read_bytes()[:400]):
+        out.with_name(f"{out.name}.sums.safetensors").write_bytes(damage)
+        assert next(estimate(model_of(two_modes), [""], 1.0, 12, 20, out, batch_size=8)) == 0
+        assert "sums.safetensors is damaged, what it held is made again" in capsys.readouterr().err
+
+
+def test_sums_of_other_weights_are_not_gone_on_with(tmp_path):
+    """Of one family with one noise schedule, as a model and its fine-tune: they had been mixed."""
+    out = tmp_path / "a.safetensors"
+    first, other = model_of(two_modes), model_of(two_modes)
+    other.pipeline.components["unet"].weight += 1
+    progress = estimate(first, [""], 1.0, 12, 20, out, batch_size=8)
+    assert [next(progress), next(progress)] == [0, 8]
+    progress.close()
+    for model, additions, done in ((other, {}, 0), (first, {"lora": "a:2"}, 0), (first, {}, 8)):
+        found = estimate(model, [""], 1.0, 12, 20, out, batch_size=8, additions=additions)
+        assert next(found) == done
+        found.close()
 
 
 @pytest.mark.parametrize(
@@ -187,6 +209,14 @@ def test_models_without_statistics_are_refused(tmp_path, changes, message):
 def test_guidance_of_an_unconditional_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="guidance_scale is 2, but the model is unconditional"):
         next(estimate(model_of(two_modes), [""], 2.0, 12, 20, tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize(("intervals", "samples"), [(3, 2), (10_001, 2), (4, 1)])
+def test_numbers_that_could_not_be_read_back_are_refused_at_once(tmp_path, intervals, samples):
+    """Of more intervals the file had been made, for hours, and then refused."""
+    message = f"4 to 10,000 intervals and at least 2 samples, got {intervals:,} and {samples}"
+    with pytest.raises(UserError, match=message):
+        next(estimate(model_of(two_modes), [""], 1.0, intervals, samples, tmp_path / "a"))
 
 
 def test_rows_are_kept_for_a_schedule(tmp_path):

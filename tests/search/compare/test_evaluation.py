@@ -14,10 +14,10 @@ from evaluating import command, pictures
 from PIL import Image
 
 from stepsampler import Schedule, Step, UserError, load
-from stepsampler.batch import model_digest as digest_of_weights
 from stepsampler.generate import generate
 from stepsampler.grids import make_schedule
 from stepsampler.models import load as load_model
+from stepsampler.models import model_digest as digest_of_weights
 from stepsampler.noise import NoiseSchedule
 from stepsearch.cli import main
 from stepsearch.compare.contenders import OnSchedule, OnStock

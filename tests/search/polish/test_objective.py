@@ -158,5 +158,5 @@ def test_on_the_bundled_model_it_is_what_the_search_measures_and_its_gradient(
 def test_an_extractor_without_gradients_is_refused():
     evaluator = ToyEvaluator()
     evaluator.extractor = SimpleNamespace(name="clip")
-    with pytest.raises(UserError, match="texture, lite0, squeezenet have them, clip has none here"):
+    with pytest.raises(UserError, match="lite0, texture, squeezenet have them, clip has none here"):
         Objective(evaluator)

@@ -22,13 +22,14 @@ def place(tmp_path_factory):
     return path
 
 
-def lacking(place, kind, extractor="lite0", reference=None, **model):
+def lacking(place, kind, extractor="lite0", reference=None, search=None, **model):
     evaluation = {"prompts": str(place / "p.txt"), "extractor": extractor}
     data = {
         "name": "x",
         "model": {"id": str(place / kind), **model},
         "space": {"num_steps": 2, "passes": 4},
         "evaluation": {**evaluation, "reference": reference or str(place / "r")},
+        "search": search or {},
     }
     return missing(StudyConfig.model_validate(data))
 
@@ -49,6 +50,20 @@ def lacking(place, kind, extractor="lite0", reference=None, **model):
 def test_what_the_model_refuses_is_missing(place, kind, model, message):
     (sentence,) = lacking(place, kind, **model)
     assert re.search(message, sentence)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "model", "message"),
+    [
+        ("lite0+patches", {}, "lite0, texture, squeezenet have them, patches has none here"),
+        ("lite0", {"stock": True}, "gradients of our own loop: a StableDiffusionPipeline samples"),
+    ],
+)
+def test_what_a_polish_has_no_gradients_of_is_missing(place, extractor, model, message):
+    """It had been refused by the run alone."""
+    (sentence,) = lacking(place, "stable-diffusion", extractor, search={"polish": 1}, **model)
+    assert message in sentence
+    assert lacking(place, "stable-diffusion", extractor, **model) == []
 
 
 def test_what_the_model_takes_lacks_nothing(place):
