@@ -145,7 +145,9 @@ def run(
 
 
 def _config(study: "StudyConfig | Given", settings: Mapping[str, Any]) -> "StudyConfig":
-    from stepsearch.config import StudyConfig, load_config
+    from pydantic import ValidationError
+
+    from stepsearch.config import StudyConfig, in_words, load_config
 
     given: dict[str, dict[str, Any]] = {}
     for place, value in settings.items():
@@ -157,8 +159,12 @@ def _config(study: "StudyConfig | Given", settings: Mapping[str, Any]) -> "Study
         return load_config(study, given)
     known = study.model_dump()
     for section, values in given.items():
-        known[section] = {**known.get(section, {}), **values}
-    return StudyConfig.model_validate(known) if given else study
+        before = known.get(section, {})
+        known[section] = {**before, **values} if isinstance(before, dict) else values
+    try:
+        return StudyConfig.model_validate(known) if given else study
+    except ValidationError as error:
+        raise UserError(f"settings: {in_words(error)}") from error
 
 
 class Options(TypedDict, total=False):

@@ -16,6 +16,7 @@ from stepsampler import UserError
 from stepsampler.presets import names, preset
 from stepsearch.api import Options
 from stepsearch.compare.evaluating import Asked
+from stepsearch.config import load_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 SMALL = """
@@ -75,6 +76,24 @@ def test_a_result_is_what_the_command_prints_and_pandas_takes_it(tmp_path):
     assert "<table" in found._repr_html_()
     with pytest.raises(UserError, match=r"x\.csv: results are saved as \.html"):
         found.save(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"search.trails": 3}, "settings: unknown key 'search.trails'; did you mean 'trials'"),
+        ({"search.trials": "many"}, "settings: search.trials: must be a valid integer"),
+        ({"name.x": 1}, "settings: name: must be a valid string"),
+        ({"trials": 3}, "settings must be named section.key, got 'trials'"),
+    ],
+)
+def test_settings_of_a_study_in_hand_are_checked_as_those_of_a_file(tmp_path, settings, sentence):
+    """They had been pydantic's own exceptions."""
+    (tmp_path / "x.toml").write_text(SMALL)
+    study = load_config(tmp_path / "x.toml")
+    with pytest.raises(UserError, match=sentence):
+        stepsearch.run(study, tmp_path / "run", settings=settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_options_are_those_of_the_command():

@@ -108,6 +108,9 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "[baselines]\ngains = [1.0, 0.7]\n", "baselines.gains.1: .* 0.8, got 0.7"),
         (MINIMAL + "[baselines]\ngains = []\n", r"gains must name at least one, got \[\]"),
         (MINIMAL + "[baselines]\ngains = [1.0, 1.0]\n", r"gains must differ, got \[1.0, 1.0\]"),
+        (MINIMAL + "[search]\ntrials = true\n", "trials: must not be true or false, got true"),
+        (MINIMAL + "gain = " + "[" * 50_000, "its lists are nested too deep"),
+        ("space = 5\n", r"line 1: space: must be a section, \[space\] with its keys, got 5"),
         (MINIMAL + "[search]\npatience = 0\n", "search.patience: .* got 0"),
         ("[space]\nnum_stps = 3\n", "unknown key 'space.num_stps'; did you mean 'num_steps'"),
         (
@@ -171,6 +174,7 @@ def test_settings_of_the_command_line_replace_those_of_the_file(tmp_path):
         "search.trails=7": "^--set: unknown key 'search.trails'; did you mean 'trials'",
         "search.trials=0": "^--set: search.trials: .* got 0",
         "trials=7": "--set must be section.key=value, got 'trials=7'",
+        "space.gain=" + "[" * 50_000: "--set space.gain: its lists are nested too deep",
     }.items():
         with pytest.raises(UserError, match=sentence):
             load_config(written(tmp_path, MINIMAL), given_values([setting]))

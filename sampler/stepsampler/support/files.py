@@ -17,7 +17,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     if path.is_dir():
         raise UserError(f"{path}: a folder is there, where a file should be written")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:  # of a name that nobody gave
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     try:
         yield Path(name)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stepsampler.errors import UserError
-from stepsearch.cli.options import AsJson
+from stepsearch.cli.options import AsJson, tracking_store
 
 app = typer.Typer()
 
@@ -57,6 +57,7 @@ def doctor(
     """Look whether this machine is fit for a search; exit with 1 if something is in the way."""
     from stepsearch.config import load_config
 
+    tracking = tracking_store(tracking)
     config = None if study is None else load_config(study)
 
     from stepsearch.rehearsal.doctor import examine

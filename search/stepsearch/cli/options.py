@@ -87,6 +87,22 @@ def which_run(given: Path | None, needed: str) -> Path:
     return found[number - 1]
 
 
+def tracking_store(tracking: str) -> str:
+    """The option itself; a typing error would be a folder of that name to MLflow."""
+    if tracking in ("local", "none"):
+        return tracking
+    if (
+        "://" in tracking
+        or tracking.startswith(("databricks", "file:"))
+        or (tracking and Path(tracking).is_dir())
+    ):
+        return tracking
+    raise UserError(
+        "--tracking must be local, none or an address such as http://mlflow.example.org or "
+        f"sqlite:///team.db, got {tracking!r}"
+    )
+
+
 @contextmanager
 def interruptible(ctx: typer.Context, folder: Path) -> Iterator[None]:
     """One sentence with the command that goes on, and exit code 130, for Ctrl-C."""

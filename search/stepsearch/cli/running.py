@@ -16,6 +16,7 @@ from stepsearch.cli.options import (
     Storage,
     StudyFile,
     interruptible,
+    tracking_store,
     which_run,
 )
 from stepsearch.paths import RUNS
@@ -109,7 +110,7 @@ def run(
     config = load_config(study, joined(overrides, given_values(settings or ()), {"search": chosen}))
     variant = ("-quick" if quick else "") + ("" if seed is None else f"-seed{seed}")
     folder = run_folder or RUNS / (config.name + variant)
-    store = _store(tracking)
+    store = tracking_store(tracking)
     devices = ["cpu"] if launcher else _devices(workers, gpus)
 
     if artifacts is not None and storage is None:
@@ -234,22 +235,6 @@ def worker(
         # a word that no worker of another machine or container has: process numbers are not
         number = int(this_process()[3], 16)
         typer.echo(counted(work(folder, config, evaluator, number), "trial"))
-
-
-def _store(tracking: str) -> str:
-    """A typing error would be a folder of that name to MLflow."""
-    if tracking in ("local", "none"):
-        return tracking
-    if (
-        "://" in tracking
-        or tracking.startswith(("databricks", "file:"))
-        or (tracking and Path(tracking).is_dir())
-    ):
-        return tracking
-    raise UserError(
-        "--tracking must be local, none or an address such as http://mlflow.example.org or "
-        f"sqlite:///team.db, got {tracking!r}"
-    )
 
 
 def _devices(workers: int | None, gpus: str | None) -> list[str]:

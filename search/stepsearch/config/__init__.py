@@ -119,6 +119,8 @@ def load_config(
         raise UserError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not TOML, as a study file is: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: its lists are nested too deep") from error
     for section, values in (overrides or {}).items():
         before = data.get(section, {})
         data[section] = {**before, **values} if isinstance(before, dict) else before
@@ -135,6 +137,11 @@ def load_config(
         line = None if given else line_of(text, [section, key])
         place = "--set" if given else f"{path}, line {line}" if line else str(path)
         raise UserError(f"{place}: {_sentence(problem)}") from error
+
+
+def in_words(error: ValidationError) -> str:
+    """What is wrong, as one sentence without its place."""
+    return _sentence(_first(error))
 
 
 def _first(error: ValidationError) -> "ErrorDetails":
@@ -159,6 +166,8 @@ def _sentence(first: "ErrorDetails") -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{place}: {message}" if place else message
+    if first["type"] in ("model_type", "dataclass_type"):
+        return f"{place}: must be a section, [{place}] with its keys, got {first['input']!r}"
     message = message.replace("Input should be a valid tuple", 'must be a list, such as ["a", "b"]')
     return f"{place}: {message.replace('Input should be', 'must be')}, got {first['input']!r}"
 

@@ -56,6 +56,8 @@ def given_values(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text.strip()
+        except RecursionError as error:
+            raise UserError(f"--set {section}.{key}: its lists are nested too deep") from error
         found.setdefault(section, {})[key] = value
     return found
 

@@ -1,5 +1,7 @@
 """Statistics from images: their latents, the folder, and the states with noise on them."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,7 @@ def folder(tmp_path):
     picture(place / "b.jpg", 48, 40)
     picture(place / "small.png", 40, 31)
     (place / "broken.png").write_bytes(b"no")
+    os.mkfifo(place / "pipe.png")  # which would be waited for
     (place / "a.txt").write_text("a coat\n")
     (place / ".hidden.png").write_bytes(b"no")
     return place
@@ -132,7 +135,7 @@ def test_images_of_a_folder_have_the_size_and_the_text_beside_them(folder, capsy
     assert pixels.shape == (3, 3, 32, 32)
     assert torch.equal(pixels[0], pixels[2])
     said = capsys.readouterr().err
-    assert "2 files: broken.png (no image, begins with b'no'), small.png (40 x 31, smaller" in said
+    assert "3 files: broken.png (no image, begins with b'no'), pipe.png (no file), small.p" in said
     assert [p.path.name for p in Pictures.read(folder, 32, 1).found] == ["a.png"]
     with pytest.raises(UserError, match=r"no image that can be taken: a\.png \(32 x 32, smaller"):
         Pictures.read(folder, 512, 10)
@@ -150,6 +153,7 @@ def test_the_command_takes_a_folder_and_names_what_it_leaves_out(folder, tmp_pat
     first = out.read_bytes()
     (folder / "small.png").unlink()
     (folder / "broken.png").unlink()
+    (folder / "pipe.png").unlink()
     result = CliRunner().invoke(app, [*given, "--prompt", "a bag", "-o", str(out)])
     assert result.exit_code == 0, result.output
     assert out.read_bytes() != first

@@ -48,6 +48,12 @@ def test_a_sound_machine_has_nothing_in_the_way():
     assert found["MLflow"]["state"] == "OPEN"
 
 
+def test_a_store_that_run_refuses_is_refused_here_too():
+    error = command("doctor", "--tracking", "sqlit:team.db").exception
+    assert isinstance(error, UserError)
+    assert "--tracking must be local, none or an address" in str(error)
+
+
 def test_a_store_that_does_not_answer_is_named(tmp_path):
     state, sentence, do = doctor._mlflow(f"sqlite:///{tmp_path}")  # a folder, no database
     assert (state, do) == ("FAIL", "Give --tracking an address that answers, or none.")

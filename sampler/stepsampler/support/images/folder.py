@@ -76,6 +76,8 @@ def _checked(path: Path, size: Size) -> str:
     Raises:
         UnreadableError: it cannot be read, or is smaller than wanted: enlarged it is blurred.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UnreadableError("no file")
     data = path.read_bytes()
     width, height = read_head(path.name, io.BytesIO(data), "apply").size
     wide, high = sides(size)
