@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import inf, isinf, isnan
+from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -16,7 +17,7 @@ from stepsampler.support.checks import ScheduleError
 from stepsearch.config import StudyConfig
 from stepsearch.metrics.distance import frechet_distance
 from stepsearch.metrics.evaluator import SEARCH, SELECTION, Evaluator, seeds_of
-from stepsearch.paths import write_whole
+from stepsearch.paths import recall, write_whole
 from stepsearch.polish.knobs import Knobs
 from stepsearch.polish.objective import Objective
 
@@ -151,12 +152,17 @@ class _State:
         self.settings, self.rates = settings, knobs.rates
         self.tensors = {name: knobs.zero() for name in ("parameters", "mean", "square")}
         self.done, self.passes, self.checks = 0, 0, list[Check]()
-        if self.path.exists():
-            with safe_open(self.path, framework="pt") as file:
-                self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                known = json.loads(file.metadata()["state"])
-            self.done, self.passes = known["done"], known["passes"]
-            self.checks = [Check(**check) for check in known["checks"]]
+        recall(self.path, self._read)
+
+    def _read(self, path: Path) -> None:
+        if not path.exists():  # of a file that is not there safetensors says other things
+            raise FileNotFoundError(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in self.tensors}
+            known = json.loads(file.metadata()["state"])
+        checks = [Check(**check) for check in known["checks"]]
+        self.done, self.passes = known["done"], known["passes"]
+        self.tensors, self.checks = tensors, checks
 
     @property
     def parameters(self) -> Tensor:

@@ -77,6 +77,17 @@ def test_a_killed_polish_goes_on_where_it_was_and_ends_the_same(tmp_path, monkey
     assert polish(Measuring(tmp_path / "cut"), Knobs(PLAIN), others).checks[0].iteration == 0
 
 
+def test_a_state_that_is_cut_off_is_made_again_and_said(tmp_path, capsys):
+    """As by a full disk or a power cut; it had been a traceback until somebody removed it."""
+    few = Settings(1, 8, 1, 8)
+    whole = polish(Measuring(tmp_path), Knobs(PLAIN), few)
+    (path,) = tmp_path.glob("polish-*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    again = polish(Measuring(tmp_path), Knobs(PLAIN), few)
+    assert (again.schedule, again.passes) == (whole.schedule, whole.passes)
+    assert f"{path} is damaged, what it held is made again" in capsys.readouterr().err
+
+
 def test_each_iteration_has_seeds_of_its_own_and_none_of_the_selection(tmp_path, monkeypatch):
     seen = []
 
