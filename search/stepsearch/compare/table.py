@@ -343,14 +343,12 @@ def save(data: dict[str, Any], path: Path) -> None:
 
 
 def table(result: Result) -> Table:
-    """A line for each score; differences to the first contender are paired over the seeds."""
-    seeds = f"seeds {result.seeds.start} to {result.seeds.stop - 1}"
-    view = Table(title=f"{counted(result.n, 'image')}, {seeds}")
-    for name in ("contender", "steps", "passes", "score ± standard error", "minus the first, 95 %"):
-        # in a narrow terminal lines wrap: nothing is cut off
-        side: Literal["left", "right"] = "left" if name == "contender" else "right"
-        view.add_column(name, justify=side, overflow="fold")
+    """A line for each score; differences to the first contender are paired over the seeds.
+
+    Files have neither steps nor seeds: what no contender has is not shown.
+    """
     paired = _paired(result)
+    rows = []
     for i, (entry, scores) in enumerate(zip(result.entries, result.scores, strict=True)):
         passes = "" if entry["passes"] is None else f"{entry['passes']:g}"
         head = [entry["name"], str(entry["steps"] or ""), passes]
@@ -359,8 +357,20 @@ def table(result: Result) -> Table:
             if (i, name) in paired:
                 d, _, half = paired[i, name]
                 interval = f"{d:+.3g} [{d - half:+.3g}, {d + half:+.3g}]"
-            view.add_row(*head, cell(score, name), interval)
+            rows.append([*head, cell(score, name), interval])
             head = ["", "", ""]
+    title = counted(result.n, "image")
+    if any(entry["steps"] for entry in result.entries):
+        title += f", seeds {result.seeds.start} to {result.seeds.stop - 1}"
+    view = Table(title=title)
+    names = ("contender", "steps", "passes", "score ± standard error", "minus the first, 95 %")
+    columns = [column for column in zip(names, *rows, strict=True) if any(column[1:])]
+    for name, *_ in columns:
+        # in a narrow terminal lines wrap: nothing is cut off
+        side: Literal["left", "right"] = "left" if name == "contender" else "right"
+        view.add_column(name, justify=side, overflow="fold")
+    for row in zip(*(cells for _, *cells in columns), strict=True):
+        view.add_row(*row)
     return view
 
 

@@ -50,6 +50,10 @@ from stepsearch.rivals.baselines import check_statistics
 from stepsearch.space.guidance import statistics_for
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder")
+ELSEWHERE = (  # of what has a hub id
+    "no such folder, and not in the local Hugging Face cache; the first run with a network "
+    "downloads it"
+)
 
 
 def run_check(
@@ -155,10 +159,7 @@ def _missing_model(model: ModelConfig) -> str | None:
         return str(error)
     folder = local_folder(name)
     if folder is None:
-        return (
-            f"model {name!r}: no such folder, and not in the local Hugging Face cache; the first "
-            "run with a network downloads it"
-        )
+        return f"model {name!r}: {ELSEWHERE}"
     if index_of(folder) is None:
         return f"model {name!r}: {folder} has no model_index.json"
     chosen = set()
@@ -219,10 +220,7 @@ def _missing_additions(model: ModelConfig) -> list[str | None]:
     for what, name in (("config", model.config), ("vae", model.vae)):
         if name is None or local_folder(resolve(name)) or Path(name).is_file():
             continue
-        found.append(
-            f"{what} {name!r}: no such folder, and not in the local Hugging Face cache; the first "
-            "run with a network downloads it"
-        )
+        found.append(f"{what} {name!r}: {ELSEWHERE}")
     files = [("LoRA", weighted(text)[0]) for text in model.loras]
     files += [("textual inversion", name) for name in model.textual_inversions]
     for what, name in files:
@@ -266,7 +264,7 @@ def _missing_extractor(spec: str) -> str | None:
     if name != "inception":
         if source and local_folder(source):
             return None
-        return f"extractor {spec!r}: no such folder, and not in the local Hugging Face cache"
+        return f"extractor {spec!r}: {ELSEWHERE}"
     if importlib.util.find_spec("cleanfid") is None:
         return "extractor 'inception' needs clean-fid: pip install 'stepsearch[fid]'"
     place = Path(source or tempfile.gettempdir())
@@ -278,7 +276,7 @@ def _missing_extractor(spec: str) -> str | None:
 def _missing_alignment(spec: str) -> str | None:
     if not spec.startswith(CLIP) or local_folder(spec.removeprefix(CLIP)):
         return None
-    return f"alignment {spec!r}: no such folder, and not in the local Hugging Face cache"
+    return f"alignment {spec!r}: {ELSEWHERE}"
 
 
 def _missing_reference(config: StudyConfig) -> str | None:

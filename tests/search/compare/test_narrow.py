@@ -1,4 +1,4 @@
-"""A terminal of 80 columns wraps lines of the tables and cuts nothing off."""
+"""The tables: 80 columns wrap lines and cut nothing off, and what nobody has is not shown."""
 
 import io
 
@@ -27,3 +27,18 @@ def test_every_number_is_there_in_80_columns():
         assert "…" not in text
         shown[width] = sorted("".join(c for c in text if c.isalnum()))
     assert shown[80] == shown[200]
+
+
+def test_of_files_alone_neither_steps_nor_seeds_are_shown():
+    files = {"name": "photos", "steps": None, "passes": None, "notes": []}
+    made = {"name": "six", "steps": 4, "passes": 6.0, "notes": []}
+    score = {"fd_texture128_40": Score(69.0, np.random.default_rng(0).normal(69, 9, 20))}
+
+    def shown(*entries):
+        view = table(Result(40, range(7, 47), list(entries), [score] * len(entries)))
+        return view.title, [str(column.header) for column in view.columns]
+
+    assert shown(files) == ("40 images", ["contender", "score ± standard error"])
+    title, columns = shown(files, made)
+    assert title == "40 images, seeds 7 to 46"
+    assert columns[1:3] == ["steps", "passes"]

@@ -111,6 +111,9 @@ def test_what_is_missing_is_one_sentence_each_and_exit_code_2(tmp_path, monkeypa
     assert "Traceback" not in out + errors
     lines = [line for line in out.splitlines() if line.startswith("missing: ")]
     assert [line.split()[1] for line in lines] == ["model", "prompts", "alignment", "reference"]
+    # what has a hub id is downloaded by the libraries, real images are not
+    downloaded = ["downloads it" in line for line in lines]
+    assert downloaded == [True, False, True, False]
     total = sum(costs(load_config(study)).passes.values())
     assert f"at most {total:,} network passes of one image" in out
     assert f"about {total * 1e-5:.1f} hours of one device at 0.036 s a pass" in out
