@@ -25,21 +25,22 @@ def table(result: Result, config: StudyConfig) -> Table:
     metric = objective_name(evaluation, result.subject.reference, evaluation.test_images)
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
     parts = [part.name for part in result.subject.reference.parts]
-    columns = ("schedule", "steps", "passes", "FD ± se", "minus found ± se", *parts, "alignment")
+    against = ("minus found ± se",) if result.found else ()
+    columns = ("schedule", "steps", "passes", "FD ± se", *against, *parts, "alignment")
     for i, name in enumerate(columns):
         # of what does not fit, names wrap and numbers stay whole
         view.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
     for row in result.test:
-        against = ""
+        less = [""] if result.found else []
         if result.found and row is not result.found:
             difference, se = row.score.minus(result.found.score)
-            against = f"{difference:+.3f} ± {se:.3f}"
+            less = [f"{difference:+.3f} ± {se:.3f}"]
         view.add_row(
             row.candidate.name,
             str(row.candidate.schedule.num_steps),
             str(row.candidate.schedule.passes),
             f"{row.score.value:.3f} ± {row.score.se:.3f}",
-            against,
+            *less,
             *(f"{part.value:.2f}" for part in _parts(result, row).values()),
             _percent(row),
             style=None if row.candidate.kind in ("found", "front", "baseline") else "dim",

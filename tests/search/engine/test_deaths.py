@@ -242,6 +242,19 @@ def test_a_damaged_line_is_named(tmp_path):
         open_study(tmp_path, small())
 
 
+def test_a_damaged_last_line_is_named_before_anything_is_written_behind_it(tmp_path):
+    study = open_study(tmp_path, small())
+    journal = tmp_path / "journal.log"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op\0' + 70_000 * b"x" + b"\n")
+    with pytest.raises(UserError, match=r"journal\.log: the last line is damaged"):
+        study.ask()
+    journal.write_bytes(whole + 70_000 * b" " + b'{"unfinished')
+    study.ask()
+    assert journal.read_bytes().startswith(whole)
+    assert b"unfinished" not in journal.read_bytes()
+
+
 def test_status_writes_nothing_and_needs_no_search(tmp_path):
     claim_folder(tmp_path, small())
     before = sorted(tmp_path.iterdir())

@@ -31,6 +31,9 @@ class JournalLock(FolderLock):
 
         Optuna overlooks such a line only until the next one is appended to it, and then reads no
         further.
+
+        Raises:
+            UserError: the last whole line is no record, which would show when the next one is read.
         """
         super().acquire()
         try:
@@ -45,13 +48,26 @@ def _mend(path: Path) -> None:
     with path.open("rb+") as file:
         size = end = file.seek(0, os.SEEK_END)
         text = b""
-        while end and b"\n" not in text:
+        while end and text.count(b"\n") < 2:  # the last whole line, and what is behind it
             start = max(0, end - 65536)
             file.seek(start)
-            text, end = file.read(end - start), start
-        whole = end + text.rfind(b"\n") + 1
-        if whole < size:
-            file.truncate(whole)
+            text, end = file.read(end - start) + text, start
+        lines, _, unfinished = text.rpartition(b"\n")
+        if lines and not _is_record(lines.rpartition(b"\n")[2]):
+            raise UserError(
+                f"{path}: the last line is damaged; the run can go on from the lines before it if "
+                "you remove it"
+            )
+        if unfinished:
+            file.truncate(size - len(unfinished))
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 class Journal(JournalFileBackend):
@@ -87,9 +103,7 @@ def open_storage(folder: Path) -> JournalStorage:
         return JournalStorage(Journal(str(path), lock_obj=lock))
     except ValueError as error:
         for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            try:
-                json.loads(line)
-            except ValueError:
+            if not _is_record(line):
                 raise UserError(
                     f"{path}: line {number} is damaged; the run can go on from the lines before "
                     "it if you remove it and those after it"
