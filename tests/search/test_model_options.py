@@ -26,9 +26,9 @@ def test_every_command_has_every_option(command):
     assert "id" not in known
 
 
-def test_a_study_has_every_option_and_one_key_more():
+def test_a_study_has_every_option_and_two_keys_more():
     ours = {f.name: f.default for f in fields(ModelOptions)}
-    assert {f.name: f.default for f in fields(ModelConfig)} == {**ours, "kind": None}
+    assert {f.name: f.default for f in fields(ModelConfig)} == {**ours, "kind": None, "code": None}
     assert isinstance(ModelConfig(kind="sdxl"), ModelOptions)
 
 

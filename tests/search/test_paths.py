@@ -71,7 +71,7 @@ def test_front_and_status_take_a_study_file_of_such_a_run(here):
 
 
 def test_the_command_that_goes_on_has_all_that_was_given_but_no_password(here, monkeypatch):
-    def session(*_):
+    def session(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stepsearch.report.session.run_session", session)
@@ -110,7 +110,7 @@ def test_a_folder_is_itself_and_one_named_like_a_study_file_too(here):
 
 
 def test_ctrl_c_is_one_sentence_and_130(here, monkeypatch):
-    def session(*_):
+    def session(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stepsearch.report.session.run_session", session)

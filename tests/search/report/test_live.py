@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -204,6 +205,7 @@ def test_in_a_terminal_a_run_is_shown_and_ctrl_c_says_what_goes_on(tmp_path):
     code = "from stepsearch.cli import main; main()"
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
         os.environ |= {"TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
         os.execv(sys.executable, [sys.executable, "-c", code, *words])
     said, sent = b"", False
