@@ -20,9 +20,6 @@ class PackedModel(LatentModel):
     def _tokens(self) -> int:
         return (self.shape[1] // 2) * (self.shape[2] // 2)
 
-    def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
-        return unpack(super().combine(pack(uncond), pack(cond), w), cond)
-
     def as_stock(self, noise: Tensor) -> Mapping[str, Tensor]:
         return {"latents": pack(noise)}
 

@@ -37,6 +37,10 @@ class QwenImage(PackedModel):
     def rule(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
         return direction(uncond, cond, w)
 
+    def combine(self, uncond: Tensor, cond: Tensor, w: float) -> Tensor:
+        """The lengths are of tokens."""
+        return unpack(super().combine(pack(uncond), pack(cond), w), cond)
+
     def _call(self, x: Tensor, at: Tensor, condition: Condition) -> Tensor:
         height, width = (side // 2 for side in x.shape[2:])
         output = self.net(
