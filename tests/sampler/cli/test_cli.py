@@ -304,19 +304,6 @@ def test_show_prints_time_lambda_step_and_extras(run):
     assert run("show", "ays-svd").output.splitlines()[2].split()[1] == "-"
 
 
-def test_show_has_the_weights_of_the_rule_beside_those_of_the_file(run, tmp_path):
-    lines = run("show", "neuralsolver-sit-5", "--plot", "x.svg").output.splitlines()
-    assert "weights 2.26 -1.26 (ipndm: 1.5 -0.5)" in lines[3]  # Adams and Bashforth's
-    assert "weights 1.88 -2.26 1.38 (ipndm: 1.917 -1.333 0.4167)" in lines[4]
-    assert lines[6].endswith("weights 1.7 -0.7 (ipndm: 1)")  # onto sigma 0
-    nine = run("show", "neuralsolver-flux-9").output.splitlines()
-    assert nine[6].endswith("(ipndm: 2.292 -2.458 1.542 -0.375)")  # which has no order 5
-    plain = run("show", "seed-sd-8", "--plot", "y.svg")
-    assert "weights" not in plain.output
-    with_weights, without = ((tmp_path / f"{k}.svg").stat().st_size for k in "xy")
-    assert with_weights > 1.3 * without
-
-
 @pytest.mark.parametrize("name", names())
 def test_every_preset_can_be_shown(name):
     plan = preset(name).schedule
