@@ -8,7 +8,7 @@
 For 5, 6 and 8 network calls an image (twice as many passes under guidance): each method at scales
 of `--scales` on selection seeds, from 2 on towards what is better; at the best of them, by the
 geometric mean of both FDs, it is tested on fresh seeds. Differences are to UniPC, paired image by
-image. Golden noise is put under UniPC, DPM++(2M) and what is best without it. Methods that the
+image. Golden noise, raw and learned, is put under each method that is a schedule. Methods that the
 table has already stay in it, if it was measured with the same options. A method is a line of
 `METHODS` in `methods/bench.py`.
 """
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from methods.bench import BASE, DPM, GOLDEN, LEARNED_AT, METHODS, OURS, PREDICTED, V3, Bench
+from methods.bench import BASE, GOLDEN, LEARNED_AT, METHODS, OURS, PREDICTED, V3, Bench
 from methods.page import page
 
 from stepsearch.compare.contenders import Contender
@@ -35,7 +35,6 @@ FINALISTS = 2  # scales that have the second look
 UNDER = [name for name in METHODS if name != PREDICTED]  # golden noise is a schedule's
 WITH_GOLDEN = [f"{name}, {how}" for name in UNDER for how in GOLDEN]
 EVERY = [*METHODS, *WITH_GOLDEN, OURS]
-EXPECTED = [*METHODS, *(f"{name}, {how}" for name in (BASE, DPM) for how in GOLDEN), OURS]
 # What numbers depend on; a table of others is measured anew.
 SETTINGS = ("images", "selection", "scales", "trajectories", "taught", "iterations", "part")
 SETTINGS += ("samples", "trials", "trial_images", "batch", "dtype", "compile")
@@ -70,7 +69,7 @@ class Chosen:
             finalists = sorted(found, key=found.__getitem__)[:FINALISTS]
             last = values(bench, [make(w) for w in finalists], finalists, many)
         self.scale = min(last, key=last.__getitem__)
-        self.value, self.tried, self.finalists = last[self.scale], sorted(found), finalists
+        self.tried, self.finalists = sorted(found), finalists
         self.contender = make(self.scale)
         images = len(found) * few + len(finalists) * (many - few)
         bench.spent.passes(self.work, images * (self.contender.passes or 0))
@@ -96,7 +95,7 @@ def values(
 def columns(bench: Bench, calls: int, earlier: list[str]) -> Iterator[dict]:
     """The rows of a number of calls, ever more; golden noise comes last."""
     asked = bench.args.methods
-    wanted = {BASE, *(asked or [*METHODS, OURS]), *earlier}
+    wanted = {BASE, *(asked or EVERY), *earlier}
     chosen = list[Chosen]()
     for name in (name for name in METHODS if name in wanted):
         # statistics are of a scale, and dear
@@ -109,12 +108,9 @@ def columns(bench: Bench, calls: int, earlier: list[str]) -> Iterator[dict]:
         ours.append(bench.ours(calls))
         yield tested(bench, calls, chosen, ours)
     best = {each.name: each.scale for each in chosen}
-    there = [each for each in chosen if each.name in UNDER]
-    leader = min(there, key=lambda each: each.value).name
-    for name in dict.fromkeys([leader, BASE, DPM, *UNDER]):
-        default = not asked and name in (leader, BASE, DPM)
+    for name in UNDER:
         for how in GOLDEN:
-            if default or f"{name}, {how}" in wanted:
+            if f"{name}, {how}" in wanted:
                 make = partial(bench.golden, how, name, calls)
                 scales = chosen[0].finalists if name == V3 else bench.args.scales
                 start = best.get(name, LEARNED_AT)
@@ -150,7 +146,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--steps", type=int, nargs="+", default=CALLS, help="network calls an image")
-    add("--methods", nargs="+", choices=EVERY, help="all, and golden noise under the best")
+    add("--methods", nargs="+", choices=EVERY, help="all")
     add("--scales", type=float, nargs="+", default=[1.25, 1.5, 2.0, 3.0, 4.0, 5.0])
     add("--images", type=int, default=2000)
     add("--selection", type=int, nargs=2, default=[100, 200], help="images that choose a scale")
@@ -195,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
 def write(path: Path, done: dict[int, dict]) -> None:
     """Numbers and page."""
     data = {"calls": [done[n] for n in sorted(done)]}
-    text = page(data, CALLS, EXPECTED)
+    text = page(data, CALLS, EVERY)
     for file, content in ((path, json.dumps(data)), (path.with_suffix(".md"), text)):
         write_whole(file, partial(Path.write_text, data=content, encoding="utf-8"))
 

@@ -7,11 +7,11 @@ ABOUT = """# Published methods for few steps, on the bundled model
 
 By `python scripts/compare_methods.py`: FD of images of fresh seeds, ± its standard error, each method at the guidance
 scale w that is best on selection seeds by the geometric mean of both FDs, of those in brackets. A call of the network is
-the papers' NFE, and two passes under guidance; raw [golden noise](golden-noise.md) has two calls more, learned is of the
-bundled network, whose training is not counted here. Differences are to UniPC, paired, with their 95 % interval: above 0
-the method loses to it. Lower is better. `found with` says what learning, estimating or searching took in network passes,
-one backwards as two, and then what choosing the scale took. Differences in bfloat16 need not be those in float32, so that
-tables of different dtypes do not compare.
+the papers' NFE, and two passes under guidance. Raw [golden noise](golden-noise.md) has two calls more, learned is of the
+bundled network, whose training is not counted here; AMED, learned, is no schedule and has neither. Differences are to
+UniPC, paired, with their 95 % interval: above 0 the method loses to it. Lower is better. `found with` says what learning,
+estimating or searching took in network passes, one backwards as two, and then what choosing the scale took. Differences in
+bfloat16 need not be those in float32, so that tables of different dtypes do not compare.
 
 AMED and NeuralSolver-like weights are learned at w 2 by our own code, for as short as each table says: their authors
 train longer. The weights of NeuralSolver-like start from DPM++(2M), and those of a step are of all predictions so far.
@@ -86,7 +86,7 @@ def difference(rows: dict, name: str, metric: str) -> str:
 
 def edges(rows: dict) -> list[str]:
     """Of which methods the best scale is the first or the last of the grid."""
-    scales = sorted(rows["settings"]["scales"]) if "settings" in rows else [0.0]
+    scales = sorted(rows["settings"]["scales"])
     found = [
         row["name"]
         for row in rows["contenders"]
@@ -99,16 +99,9 @@ def edges(rows: dict) -> list[str]:
 
 def provenance(rows: dict) -> str:
     """Command, images, seeds, versions, and what all of it took."""
-    known, versions = rows.get("settings"), rows["versions"]
+    known, versions = rows["settings"], rows["versions"]
     first, last = rows["seeds"]
     with_versions = ", ".join(f"{name} {version}" for name, version in versions.items())
-    if known is None:
-        return (
-            f"By an earlier form of the command, which counted no passes: {rows['n']:,} images of "
-            f"the seeds {first:,} to {last:,}, in float32; scales 1.5, 2 and 3, by "
-            f"{rows['selection']} images. Ours is that of [benchmarks.md](benchmarks.md), of a "
-            f"search under the first FD alone. {with_versions}."
-        )
     few, many = known["selection"]
     compiled = ", compiled" if known["compile"] else ""
     scales = ", ".join(f"{w:g}" for w in sorted(known["scales"]))
