@@ -1,0 +1,222 @@
+"""Rivals and teacher with the best constant gain each, beside our searches that may use gains too.
+
+    export SPEED="--dtype bfloat16 --compile"
+    python scripts/bench/bench_gains.py $SPEED --steps 5      # resumes; writes docs/gains.*
+
+What `bench_peers.py` found at n guided steps, in docs/benchmarks.json: every placement, preset and
+search, ours of then, and rows of many steps. A constant gain multiplies what a step takes of the
+predictions, costs nothing, and is found here for each as a guidance scale is: all of `--gains` on
+few selection seeds, the best two on more, by the geometric mean of both FDs that the searches see.
+Of many steps that is done for the fewest, and the others take it over. Each is tested as published
+and with it, on fresh seeds, under these two extractors and the two rulers that nothing was chosen
+by. Our searches of now, one for each of `--search-seeds`, have a gain of each step in their box and
+polish what they find.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from peers.gains import DRAWN, page
+from peers.measure import Entry, Measure
+from stepsampler.schedule import Schedule
+from stepsearch.compare.table import as_data, compare
+from stepsearch.config import StudyConfig
+from stepsearch.engine.run import run_study
+from stepsearch.engine.tracking import NoTracking
+from stepsearch.engine.workers import Workers
+from stepsearch.metrics.distance import Score
+from stepsearch.metrics.evaluator import SELECTION, seeds_of
+from stepsearch.metrics.protocol import Seeds, measure_all
+from stepsearch.paths import write_whole
+
+FRESH = 80_000_000  # test seeds that no study has seen
+SEEN, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]
+WITH_GAIN = "{}, gain {:g}"
+SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "dtype", "compile")
+
+
+class Bench(Measure):
+    """The rows of each number of steps; images that are measured are in the cache of `--run`."""
+
+    def column(self, rows: dict) -> dict:
+        """All that is tested at this number of steps."""
+        published = [Entry.of(row) for row in rows["contenders"] if row["kind"] != "part"]
+        long = [entry for entry in published if entry.kind == "long"]
+        shortest = min(long, key=lambda entry: len(entry.schedule.steps), default=None)
+        chosen = {entry.name: self.gain(entry) for entry in published if entry not in long}
+        if shortest:
+            chosen |= dict.fromkeys([entry.name for entry in long], self.gain(shortest))
+        entries = list(published)
+        for entry in published:
+            if (gain := chosen[entry.name]) != 1:
+                name = WITH_GAIN.format(entry.name, gain)
+                entries.append(replace(entry, name=name, schedule=with_gain(entry.schedule, gain)))
+        entries += [self.searched(rows["steps"], seed) for seed in range(self.args.search_seeds)]
+        return {"steps": rows["steps"], "passes": rows["passes"], **self.test(entries)}
+
+    def gain(self, entry: Entry) -> float:
+        """The best of `--gains` on selection seeds; what has gains of its own keeps them."""
+        if any(step.gain != 1 for step in entry.schedule.steps):
+            return 1.0
+        few, many = self.args.selection
+        found = self.values(entry, self.args.gains, few)
+        best = sorted(found, key=found.__getitem__)[:2]
+        found = self.values(entry, best, many)
+        gain = min(found, key=found.__getitem__)
+        shown = ", ".join(f"{g:g}: {value:.1f}" for g, value in found.items())
+        print(f"  {entry.name}: {shown}", flush=True)
+        return gain
+
+    def values(self, entry: Entry, gains: Sequence[float], images: int) -> dict[float, float]:
+        """The geometric mean of the FDs that searches see, at each gain."""
+        seen = self.harness.metrics[: len(SEEN)]
+        harness = replace(self.harness, metrics=seen)
+        contenders = [
+            self.contender(replace(entry, schedule=with_gain(entry.schedule, gain)))
+            for gain in gains
+        ]
+        seeds = Seeds("selection", seeds_of(SELECTION, images))
+        scores = compare(contenders, harness, seeds).scores
+        return {gain: mean_of(found).value for gain, found in zip(gains, scores, strict=True)}
+
+    def searched(self, n: int, seed: int) -> Entry:
+        """What a search of ours finds, with gains and a polish; a killed one goes on."""
+        config = StudyConfig.model_validate(study(self.args, n, seed))
+        folder = self.args.run / config.name
+        path = folder / "entry.json"
+        if not path.exists():
+            print(f"  ours, search seed {seed}", flush=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            with Workers(config, folder, [self.args.device]) as workers:
+                result = run_study(config, folder, workers, NoTracking(), say)
+            entry = {"schedule": result.winner.schedule.to_json(), "passes": result.search_passes}
+            text = json.dumps(entry)
+            write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        found = json.loads(path.read_text())
+        plan = replace(Schedule.from_json(found["schedule"]), provenance={})
+        passes = {"search": found["passes"]}
+        return Entry(f"ours with gains, search seed {seed}", plan, "now", passes)
+
+    def test(self, entries: Sequence[Entry]) -> dict:
+        """Scores on fresh seeds, and how each row's geometric mean stands to that of our median."""
+        contenders = [self.contender(entry) for entry in entries]
+        seeds = Seeds("test", seeds_of(FRESH, self.args.images))
+        measure_all(contenders, seeds.range, self.args.batch, self.measure)
+        result = compare(contenders, self.harness, seeds)
+        means = [mean_of(scores) for scores in result.scores]
+        ours = [m for m, entry in zip(means, entries, strict=True) if entry.kind == "now"]
+        middle = median(sorted(m.value for m in ours)[: 2 * ((len(ours) - 1) // 2) + 1])
+        headline = next(m for m in ours if m.value == middle)
+        data = as_data(result, self.harness, {"model": self.args.model, "dtype": self.args.dtype})
+        for row, entry, mean in zip(data["contenders"], entries, means, strict=True):
+            over = Score(headline.value / mean.value - 1, headline.left_out / mean.left_out - 1)
+            row |= {"kind": entry.kind, "search_passes": sum(entry.passes.values())}
+            row |= {"mean": [mean.value, mean.se], "over": [over.value, over.se]}
+            row["headline"] = mean is headline
+        return data
+
+
+def mean_of(scores: dict[str, Score]) -> Score:
+    """The geometric mean of the distances, with its jackknife."""
+    each = [score for name, score in scores.items() if name != "alignment"]
+    left_out = np.exp(np.mean([np.log(score.left_out) for score in each], axis=0))
+    return Score(float(np.exp(np.mean([np.log(score.value) for score in each]))), left_out)
+
+
+def with_gain(schedule: Schedule, gain: float) -> Schedule:
+    """The schedule with a constant gain instead of none."""
+    return replace(schedule, steps=tuple(replace(step, gain=gain) for step in schedule.steps))
+
+
+def study(args: argparse.Namespace, n: int, seed: int) -> dict:
+    """A search that sees both extractors, from baselines that have gains as well."""
+    images = args.trial_images
+    return {
+        "name": f"gains-{n}-seed-{seed}",
+        "model": {"id": args.model},  # float32: a polish needs gradients
+        "space": {
+            "num_steps": n,
+            "passes": 2 * n,
+            "max_steps": min(2 * n, n + 2),
+            "guidance": "per-step",
+            "guidance_scale": (0.2, 5.0),
+            "gain": (0.95, 1.15),
+        },
+        "evaluation": {
+            "extractor": "+".join(SEEN),
+            "rulers": (),
+            "images": images,
+            "rungs": (images // 2, images),
+            "selection_images": 3 * images,
+            "test_images": args.batch,  # the test is ours
+            "batch_size": args.batch,
+        },
+        "baselines": {
+            "guidance_scales": (2.0,),
+            "orders": (2,),
+            "gains": (1.0, 1.07),
+            "presets": (),
+            "rungs": (images // 4, images // 2),
+            "test": 1,
+        },
+        "teacher": {"steps": 20, "images": 3 * images},
+        "search": {"trials": args.trials, "finalists": 4, "polish": args.polish, "seed": seed},
+    }
+
+
+def say(stage: str, done: int, total: int, news: str) -> None:
+    if news:
+        print(f"    {stage}: {news}", flush=True)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--steps", type=int, nargs="+", default=[5, 4, 6, 8, 3, 10])
+    add("--gains", type=float, nargs="+", default=[1.0, 1.04, 1.07, 1.1])
+    add("--selection", type=int, nargs=2, default=[100, 300], help="images that choose a gain")
+    add("--images", type=int, default=2000, help="of the test")
+    add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
+    add("--trials", type=int, default=30, help="of each")
+    add("--trial-images", type=int, default=120)
+    add("--polish", type=int, default=1, help="finalists that each of them polishes")
+    add("--batch", type=int, default=50)
+    add("--model", default="tiny")
+    add("--device", default="cpu")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the test")
+    add("--compile", action="store_true", help="the network, by torch")
+    add("--processes", type=int, default=1)
+    add("--run", type=Path, default=Path("runs/gains"))
+    add("--docs", type=Path, default=Path("docs"))
+    args = parser.parse_args(argv)
+    args.extractors, args.held_out = [*SEEN, *UNSEEN], False
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    torch.set_num_threads(1)
+    known = json.loads((args.docs / "benchmarks.json").read_text())["steps"]
+    path = args.docs / DRAWN
+    done = {rows["steps"]: rows for rows in json.loads(path.read_text())} if path.exists() else {}
+    bench = Bench(args)
+    for n in args.steps:
+        print(f"{n} steps", flush=True)
+        rows = next(rows for rows in known if rows["steps"] == n)
+        done[n] = bench.column(rows) | {"settings": {k: getattr(args, k) for k in SETTINGS}}
+        found = [done[n] for n in sorted(done)]
+        for file, text in ((path, json.dumps(found)), (path.with_suffix(".md"), page(found))):
+            write_whole(file, partial(Path.write_text, data=text + "\n", encoding="utf-8"))
+    print(path.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()

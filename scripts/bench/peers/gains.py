@@ -1,0 +1,86 @@
+"""The page of `bench_gains.py`: a table for each number of steps, and what it comes to."""
+
+from stepsearch.compare.table import with_error
+
+DRAWN = "gains.json"
+ABOUT = """# Rivals with a gain, and ours
+
+By `python scripts/bench/bench_gains.py --dtype bfloat16 --compile`. A constant gain multiplies what each step takes of the
+network's predictions; it costs no pass. Each schedule of [benchmarks.md](benchmarks.md) is here as published, and with the
+gain that is best for it on selection seeds, found as its guidance scale was. Ours with gains are searches of now, whose box
+has a gain of each step, and which polish what they find; the median of their seeds is the one that all are compared with.
+Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances, of which the
+first two were seen by the searches and by whoever chose a gain, the others by nobody. `ours over it` is by how much the median
+of ours is below (-) or above (+) a row's mean, paired image by image."""  # noqa: E501
+KINDS = {"placement": "no search", "learned": "learned", "search": "searched", "long": "many steps"}
+KINDS |= {"ours": "ours of before", "now": "ours"}
+
+
+def page(found: list[dict]) -> str:
+    """Markdown of all columns."""
+    lines = [ABOUT]
+    for rows in found:
+        lines += [
+            "",
+            f"## {rows['steps']} guided steps, {rows['passes']} passes",
+            "",
+            *_table(rows),
+        ]
+        lines += ["", *_said(rows)]
+    return "\n".join(lines)
+
+
+def _table(rows: dict) -> list[str]:
+    keys = [key for key in rows["contenders"][0]["scores"] if key != "alignment"]
+    heads = " | ".join(f"`{key}`" for key in keys)
+    lines = [
+        f"| schedule | kind | passes | {heads} | mean | ours over it | alignment | search passes |",
+        "|---|---|---|" + "---|" * (len(keys) + 4),
+    ]
+    for row in sorted(rows["contenders"], key=lambda row: row["mean"][0]):
+        name = f"**{row['name']}**" if row["headline"] else row["name"]
+        cells = [name, KINDS[row["kind"]], f"{row['passes']:g}"]
+        cells += [with_error(*_pair(row["scores"][key])) for key in keys]
+        cells += [with_error(*row["mean"]), "" if row["headline"] else _percent(*row["over"])]
+        cells += [f"{row['scores']['alignment']['value']:.1%}", f"{row['search_passes']:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _said(rows: dict) -> list[str]:
+    """How the median of ours stands to the best of each kind, and what made the numbers."""
+    every, known = rows["contenders"], rows["settings"]
+    ours = next(row for row in every if row["headline"])
+    rivals = [row for row in every if row["kind"] in ("placement", "learned", "search")]
+    groups = {
+        "the best rival as published": [row for row in rivals if ", gain " not in row["name"]],
+        "the best rival with its gain": rivals,
+        "ours of before": [row for row in every if row["kind"] == "ours"],
+        "the best of many steps as published": [
+            row for row in every if row["kind"] == "long" and ", gain " not in row["name"]
+        ],
+        "the best of many steps with its gain": [row for row in every if row["kind"] == "long"],
+    }
+    said = []
+    for name, group in groups.items():
+        if group:
+            best = min(group, key=lambda row: row["mean"][0])
+            said.append(f"{_percent(*best['over'])} over {name} ({best['name']})")
+    first, last = rows["seeds"]
+    return [
+        f"Ours, {ours['name'].partition(', ')[2]}, in the mean: {'; '.join(said)}.",
+        "",
+        f"n = {rows['n']:,}, seeds {first:,} to {last:,}, tests in {known['dtype']}; gains "
+        f"{', '.join(f'{gain:g}' for gain in known['gains'])} on {known['selection'][0]} images, "
+        f"the best two on {known['selection'][1]}; our searches have {known['trials']} trials of "
+        f"at most {known['trial_images']} images and polish {known['polish']} finalists, in "
+        "float32.",
+    ]
+
+
+def _pair(score: dict) -> tuple[float, float]:
+    return score["value"], score["standard_error"]
+
+
+def _percent(value: float, se: float) -> str:
+    return f"{value:+.1%} ± {se:.1%}"
