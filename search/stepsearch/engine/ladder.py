@@ -87,6 +87,7 @@ def climb(
         if trial.should_prune():
             break
     trial.set_user_attr("alignment", found.alignment)
+    trial.set_user_attr("alignment_se", noise)
     trial.set_user_attr("sheet", found.sheet and str(found.sheet.absolute()))
     trial.set_user_attr("passes", schedule.passes)
     trial.set_user_attr("images", n)

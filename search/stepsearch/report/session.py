@@ -18,9 +18,10 @@ from stepsearch.engine.tracking import MlflowTracking, NoTracking, Tracker
 from stepsearch.engine.workers import InThisProcess, Workers
 from stepsearch.report.live.progress import followed
 from stepsearch.report.page import PAGE, write_page
-from stepsearch.report.pictures import write_pictures
+from stepsearch.report.pictures import read_index, write_pictures
 from stepsearch.report.plain import of_source, print_json
 from stepsearch.report.sources import of_run
+from stepsearch.report.summary import as_data as plain_result
 from stepsearch.report.summary import table, unseen_table, verdict, write
 
 
@@ -80,20 +81,12 @@ def run_session(
             ) as workers,
         ):
             result = run_study(config, folder, workers, tracker, report, storage=storage)
-            files = write(result, config, folder)
+            write(result, config, folder)
             report("pictures", 0, 1, "")
             write_pictures(result, config, workers, folder)
             report("pictures", 1, 1, "")
         write_page(of_run(folder), folder / PAGE)
-        best = result.test[0]
-        tracker.finish(
-            {
-                "test_fd": best.score.value,
-                "test_fd_se": best.score.se,
-                "test_alignment": best.measurement.alignment,
-            },
-            [*files, folder / "grid.png", folder / PAGE],
-        )
+        tracker.finish(plain_result(result, config), read_index(folder))
     if as_data:
         print_json(of_source(of_run(folder)))
         return

@@ -155,8 +155,8 @@ def _gap(result: Result) -> list[str]:
     return [f"It closes {closed:.0%} of the gap between the best baseline and the teacher."]
 
 
-def write(result: Result, config: StudyConfig, folder: Path) -> list[Path]:
-    """Write best.json, front/ and result.json; return the paths of the first and the last."""
+def write(result: Result, config: StudyConfig, folder: Path) -> None:
+    """Write best.json, front/ and result.json."""
     exported(result, config, result.winner).save(folder / "best.json")
     for old in (folder / "front").glob("*.json"):
         old.unlink()  # of a run with a smaller budget
@@ -165,7 +165,6 @@ def write(result: Result, config: StudyConfig, folder: Path) -> list[Path]:
         exported(result, config, row.candidate).save(file)
     text = json.dumps(as_data(result, config), indent=1, allow_nan=False)
     write_whole(folder / "result.json", lambda p: p.write_text(text, encoding="utf-8"))
-    return [folder / "best.json", folder / "result.json"]
 
 
 def exported(result: Result, config: StudyConfig, candidate: Candidate) -> Schedule:
@@ -224,8 +223,7 @@ def as_data(result: Result, config: StudyConfig) -> dict[str, Any]:
                 if result.found:
                     less, se = scores[place].minus(scores[result.test.index(result.found)])
                     data["unseen"][name] |= {"minus_found": less, "minus_found_se": se}
-        if tested or row is result.teacher:
-            data["schedule"] = json.loads(row.candidate.schedule.to_json())
+        data["schedule"] = json.loads(row.candidate.schedule.to_json())
         return data
 
     return {

@@ -1,5 +1,6 @@
 import base64
 import http.server
+import json
 import logging
 import shutil
 import socket
@@ -9,12 +10,26 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 
 from stepsampler.schedule import Schedule, Step
 from stepsearch.config import StudyConfig
 from stepsearch.engine.store.addresses import without_passwords
 from stepsearch.engine.tracking import MlflowTracking
+from stepsearch.report.pictures import read_index, save_each
 
+ROW = {"name": "karras", "kind": "baseline", "steps": 1, "passes": 1, "alignment": 0.9, "se": 0.1}
+ROW |= {"schedule": json.loads(Schedule((Step(1.0),), 0.0, "ddim").to_json())}
+RESULT = {
+    "metric": "fd_toy",
+    "verdict": "It is better.",
+    "search_passes": 7,
+    "selection": [ROW | {"fd": 5.0}],
+    "test": [
+        ROW | {"fd": 4.0, "alignment_se": 0.02, "unseen": {"fd_a+b_1k": {"value": 3, "se": 1}}}
+    ],
+    "teacher": ROW | {"name": "teacher", "kind": "teacher", "fd": 2.0},
+}
 CONFIG = StudyConfig.model_validate({"name": "toy", "space": {"num_steps": 3, "passes": 6}})
 
 
@@ -36,7 +51,7 @@ def test_a_broken_store_is_reported_once_and_ends_nothing(tmp_path, study):
     tracker = MlflowTracking(f"sqlite:///{tmp_path}/file/x.db", warnings.append)
     tracker.start(CONFIG, tmp_path)
     tracker.sync(study)
-    tracker.finish({"test_fd": 1.0}, [])
+    tracker.finish(RESULT, None)
     assert len(warnings) == 1
     assert warnings[0].startswith("MLflow tracking stops here, the search goes on: ")
 
@@ -61,8 +76,7 @@ def test_a_second_mirror_adds_nothing_and_a_torn_run_is_written_again(tmp_path, 
     first = MlflowTracking(None, warnings.append)
     first.start(CONFIG, tmp_path)
     first.sync(study)
-    schedule = Schedule((Step(1.0),), 0.0, "ddim")
-    first.contender("karras", schedule, {"fd_selection": 5.0})
+    first.finish(RESULT, None)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("stepsearch").experiment_id
     (torn,) = client.search_runs([experiment], "tags.`stepsearch.trial` = '1'")
@@ -71,19 +85,101 @@ def test_a_second_mirror_adds_nothing_and_a_torn_run_is_written_again(tmp_path, 
     second = MlflowTracking(None, warnings.append)
     second.start(CONFIG, tmp_path)
     second.sync(study)
-    second.contender("karras", schedule, {"fd_test": 4.0})
-    second.finish({"test_fd": 1.5}, [Path(__file__)])
+    (tmp_path / "best.json").write_text("{}")
+    second.finish(RESULT | {"verdict": "It is as good."}, None)
     assert warnings == []
     runs = client.search_runs([experiment])
     children = [r for r in runs if "stepsearch.trial" in r.data.tags]
     assert sorted(r.data.tags["stepsearch.trial"] for r in children) == ["0", "1"]
     assert sorted(r.data.metrics["fd"] for r in children) == [2.0, 3.0]
-    (karras,) = [r for r in runs if "stepsearch.contender" in r.data.tags]
-    assert karras.data.metrics == {"fd_selection": 5.0, "fd_test": 4.0}
+    tested = {r.data.tags.get("stepsearch.contender"): r for r in runs}
+    karras, teacher = tested["karras"], tested["teacher"]
+    assert karras.data.metrics == {
+        "steps": 1,
+        "passes": 1,
+        "fd_selection": 5.0,
+        "fd_selection_se": 0.1,
+        "alignment_selection": 0.9,
+        "fd_test": 4.0,
+        "fd_test_se": 0.1,
+        "alignment_test": 0.9,
+        "alignment_test_se": 0.02,
+        "fd_a_b_1k": 3.0,
+        "fd_a_b_1k_se": 1.0,
+    }
+    assert len(client.get_metric_history(karras.info.run_id, "fd_test")) == 1
+    assert teacher.data.metrics["fd_teacher"] == 2.0
     assert client.list_artifacts(karras.info.run_id)[0].path == "schedule.json"
-    (parent,) = [r for r in runs if r not in children and r.info.run_id != karras.info.run_id]
-    assert parent.data.metrics["test_fd"] == 1.5
+    (parent,) = [r for r in runs if "stepsearch.run" in r.data.tags]
+    assert len(runs) == 5
+    assert parent.data.metrics == {
+        "test_fd": 4.0,
+        "test_fd_se": 0.1,
+        "test_alignment": 0.9,
+        "search_passes": 7.0,
+    }
     assert parent.data.params["space.num_steps"] == "3"
+    tags = parent.data.tags
+    assert tags["stepsearch.verdict"] == tags["mlflow.note.content"] == "It is as good."
+    assert (tags["stepsearch.model"], tags["stepsearch.passes"]) == ("tiny", "6")
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_trial_has_its_errors_its_origin_and_its_own_time(tmp_path):
+    from mlflow import MlflowClient
+
+    study = optuna.create_study()
+    trial = study.ask()
+    left_out = [2.9, 3.0, 3.1]
+    known = {"schedule": "{}", "alignment": 0.9, "alignment_se": 0.03, "images": 8, "passes": 6}
+    known |= {"left_out": left_out, "origin": "karras", "seconds": float("nan")}
+    for key, value in known.items():
+        trial.set_user_attr(key, value)
+    study.tell(trial, 3.0)
+    tracker = MlflowTracking(None, print)
+    tracker.start(CONFIG, tmp_path)
+    tracker.sync(study)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("stepsearch").experiment_id
+    (run,) = client.search_runs([experiment], "tags.`stepsearch.trial` = '0'")
+    # a block jackknife: the root of (b - 1) / b times the sum of squares around the mean
+    assert run.data.metrics.pop("fd_se") == pytest.approx((2 / 3 * 0.02) ** 0.5)
+    assert run.data.metrics == {
+        "fd": 3.0,
+        "alignment": 0.9,
+        "alignment_se": 0.03,
+        "images": 8.0,
+        "passes": 6.0,
+    }
+    assert run.data.tags["stepsearch.origin"] == "karras"
+    (frozen,) = study.trials
+    assert run.info.start_time == int(frozen.datetime_start.timestamp() * 1000)
+    assert run.info.end_time == int(frozen.datetime_complete.timestamp() * 1000)
+
+
+def test_pictures_are_in_the_image_grid_by_prompt_and_schedule_once(tmp_path):
+    """MLflow's grid takes what `log_image` wrote under a key: a column for each key, a row for
+    each run; it looks at runs with the tag `mlflow.loggedImages`."""
+    from mlflow import MlflowClient
+
+    prompts, seeds = ("a shoe", "schön, a/b: " + "x" * 99), (20_000_000, 20_000_001)
+    images = [torch.full((3, 8, 8), k, dtype=torch.uint8) for k in range(2)]
+    rows = [("karras", "baseline", images), ("of another run", "found", images)]
+    save_each(rows, tmp_path, seeds, prompts)
+    for _ in range(2):
+        tracker = MlflowTracking(None, pytest.fail)
+        tracker.start(CONFIG, tmp_path)
+        tracker.finish(RESULT, read_index(tmp_path))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("stepsearch").experiment_id
+    (run,) = client.search_runs([experiment], "tags.`mlflow.loggedImages` = 'True'")
+    assert run.data.tags["stepsearch.contender"] == "karras"
+    files = sorted(Path(f.path).name for f in client.list_artifacts(run.info.run_id, "images"))
+    keys = [file.partition("+step+0+")[0] for file in files]
+    assert keys[:2] == ["00 a shoe seed 20000000"] * 2  # and the small one for the grid
+    assert keys[2] == keys[3]
+    assert keys[2].startswith("01 sch n a b xxx")
+    assert keys[2].endswith("x seed 20000001")
 
 
 def mirrored(uri, folder, study=None):
@@ -95,7 +191,7 @@ def mirrored(uri, folder, study=None):
     tracker.start(CONFIG, folder)
     if study:
         tracker.sync(study)
-    tracker.finish({"test_fd": 1.0}, [folder / "grid.png"])
+    tracker.finish(RESULT, None)
     return warnings
 
 

@@ -16,7 +16,10 @@ def mirrored(folder, uri=None):
     warnings = []
     tracker = MlflowTracking(uri, warnings.append)
     tracker.start(CONFIG, folder)
-    tracker.finish({"test_fd": 1.0}, [])
+    row = {"name": "x", "kind": "found", "steps": 1, "passes": 1, "fd": 1.0, "se": 0.1}
+    row |= {"alignment": None}
+    result = {"metric": "fd", "verdict": "", "search_passes": 7, "selection": []}
+    tracker.finish(result | {"test": [row], "teacher": row}, None)
     return warnings
 
 
@@ -56,8 +59,7 @@ def test_a_warning_keeps_its_reason(length):
     def fail(*_):
         raise OSError(f"a request {'x' * length} failed: connection refused")
 
-    tracker._start = fail
-    tracker.start(CONFIG, None)
+    tracker._try(fail)
     assert warnings[0].endswith("failed: connection refused")
     assert len(warnings[0]) < 1100
 

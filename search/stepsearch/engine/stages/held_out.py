@@ -34,7 +34,6 @@ def test_chosen(
         lambda done, total: tools.report("test", done, total, ""),
         lambda candidate: tools.dropped("test", candidate),
     )
-    tools.track(rows, "test")
     tested = {row.candidate.name for row in rows}
     exported = [c for c in ranked if c.kind in ("found", "baseline") and c.name in tested]
     if not exported:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isnan
 
 from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule
@@ -52,23 +51,11 @@ class Tools:
             lambda done, total: self.report(stage, done, total, ""),
             lambda candidate: self.dropped(stage, candidate),
         )
-        self.track(rows, stage)
         return rows, self.passes([(c.schedule, seeds) for c in entrants])
 
     def measure(self, jobs: Sequence[tuple[Candidate, range]]) -> Iterator[tuple[int, Measurement]]:
         """(place, measurement) of each job, in any order."""
         return self.workers.measure([(candidate.schedule, part) for candidate, part in jobs])
-
-    def track(self, rows: Sequence[Row[Candidate]], stage: str) -> None:
-        for row in rows:
-            values = {
-                f"fd_{stage}": row.score.value,
-                f"fd_{stage}_se": row.score.se,
-                f"alignment_{stage}": row.measurement.alignment,
-                "passes": float(row.candidate.schedule.passes),
-            }
-            known = {key: value for key, value in values.items() if not isnan(value)}
-            self.tracker.contender(row.candidate.name, row.candidate.schedule, known)
 
     def dropped(self, stage: str, candidate: Candidate) -> None:
         self.report(stage, 1, 1, f"{candidate.name}: images are not finite, left out")
