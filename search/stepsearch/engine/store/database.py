@@ -108,7 +108,10 @@ def passing(error: BaseException) -> bool:
     if "RpcError" in kinds:
         # UNKNOWN is an error of the database behind the proxy
         return cause.code().name in ("UNAVAILABLE", "UNKNOWN", "INTERNAL")  # type: ignore[union-attr]
-    return bool(kinds & {"OperationalError", "InterfaceError", "TimeoutError"})
+    # The last where Optuna takes a connection that breaks off while it reads for too long a query,
+    # and asks another way in the same transaction.
+    lost = {"OperationalError", "InterfaceError", "TimeoutError", "PendingRollbackError"}
+    return bool(kinds & lost)
 
 
 def _told(address: str, error: BaseException) -> str:

@@ -117,6 +117,28 @@ def test_a_server_that_restarts_is_waited_for(tmp_path, server, name, capsys):
     assert server.password not in news
 
 
+def test_a_connection_that_breaks_off_while_trials_are_read_is_made_again(tmp_path, server, name):
+    """Between two of the queries of one call, where Optuna goes on in the broken transaction."""
+    from sqlalchemy import event
+
+    study = open_study(tmp_path / name, small(), storage=server.address)
+    study.ask()
+    engine, broken = study._storage.inner._backend.engine, []
+
+    def break_off(connection, cursor, statement, *_):
+        if "FROM trial_user_attributes" in statement and not broken:
+            broken.append(connection.connection.driver_connection.info.backend_pid)
+            psql = psycopg.connect(server.address, autocommit=True)
+            psql.execute("SELECT pg_terminate_backend(%s, 10000)", broken)
+            psql.close()
+
+    psycopg = pytest.importorskip("psycopg")
+    event.listen(engine, "before_cursor_execute", break_off)
+    (trial,) = read_study(tmp_path / name, small(), server.address).trials
+    assert [t.number for t in study.trials] == [trial.number]
+    assert broken
+
+
 def test_a_server_that_stays_away_is_said(tmp_path, server, name, monkeypatch):
     study = open_study(tmp_path / name, small(), storage=server.address)
     monkeypatch.setattr(database, "PATIENCE", 0.5)
