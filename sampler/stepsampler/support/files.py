@@ -1,4 +1,4 @@
-"""Write files so that a kill leaves the old one or the new one."""
+"""Write files so that a kill or a power loss leaves the old one or the new one."""
 
 import os
 from collections.abc import Iterator
@@ -25,10 +25,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield Path(name)
         os.chmod(name, 0o644)
+        _sync(name)  # or the new name could outlive a power loss, and its content not
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _sync(name: str) -> None:
+    handle = os.open(name, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

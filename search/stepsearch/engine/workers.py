@@ -146,7 +146,7 @@ class Workers:
         queue: Queue[tuple[int, str]] = context.Queue()
         for number, device in enumerate(devices):
             queue.put((number, device))
-        threads = max(1, (os.cpu_count() or 1) // len(devices))
+        threads = threads_each(len(devices))
         # An event would wait for workers that died while they waited for it.
         listener, self._line = Pipe(duplex=False)
         self._pool: Executor = _Pool(
@@ -289,6 +289,17 @@ class Workers:
             raise UserError(DIED) from error
 
 
+def threads_each(workers: int) -> int | None:
+    """Threads of each worker on the CPU: its share of the cores that this process may use.
+
+    None where OMP_NUM_THREADS says how many, which torch follows by itself.
+    """
+    if os.environ.get("OMP_NUM_THREADS"):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // workers)
+
+
 class _Pool(ProcessPoolExecutor):
     """Its processes begin with Ctrl-C blocked: while they load they could not yet ignore it."""
 
@@ -325,7 +336,7 @@ def _start(
     config: StudyConfig,
     folder: Path,
     queue: "Queue[tuple[int, str]]",
-    threads: int,
+    threads: int | None,
     line: Connection,
     storage: str | None,
     may_run_code: bool,
@@ -335,7 +346,7 @@ def _start(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _follow_parent(line)
     number, device = queue.get()
-    if device == "cpu":
+    if device == "cpu" and threads is not None:
         torch.set_num_threads(threads)
     _self = _Self(config, folder, number, device, storage)
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 import running
@@ -14,7 +15,8 @@ from stepsampler import UserError
 from stepsearch.config import StudyConfig
 from stepsearch.engine import workers as pool
 from stepsearch.engine.run import run_study
-from stepsearch.engine.study import open_study
+from stepsearch.engine.store.locks import pulse, this_process
+from stepsearch.engine.study import finished, open_study, read_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess, Workers
 
@@ -121,6 +123,49 @@ def test_a_search_says_which_trial_takes_long(tmp_path, monkeypatch):
     workers.report = lambda *line: news.append(line)
     run_study(config, tmp_path, workers, NoTracking(), report)
     assert any("of process 12 on here; Ctrl-C ends the run" in line[-1] for line in news)
+
+
+def test_the_last_trial_of_a_worker_that_joined_is_shown_and_tracked(tmp_path):
+    """It ends after those of the run itself have nothing to do any more."""
+    config, news, synced = settings(trials=4, algorithm="random"), [], []
+
+    class Joined(ToyWorkers):
+        def search(self):
+            study = open_study(tmp_path, config)
+            self.theirs = study.ask()
+            self.theirs.set_user_attr("worker", this_process())
+            return super().search()
+
+    class Tracker(NoTracking):
+        def sync(self, study):
+            synced.append({t.number for t in finished(study)})
+
+    def report(*line):
+        news.append(line)
+        if f"waiting for trial {workers.theirs.number} of" in line[-1]:
+            study = read_study(tmp_path, config)
+            for key, value in finished(study)[0].user_attrs.items():
+                workers.theirs.set_user_attr(key, value)
+            study.tell(workers.theirs.number, 0.001)
+
+    workers = Joined(config, tmp_path)
+    workers.theirs = SimpleNamespace(number=None)
+    with pulse(tmp_path):
+        result = run_study(config, tmp_path, workers, Tracker(), report)
+    assert result.trials == 4
+    number = workers.theirs.number
+    assert number in synced[-1]
+    assert any(line[3].startswith(f"trial {number}: 0.001") for line in news)
+    assert max(line[1] for line in news if line[0] == "search") == 4
+
+
+@pytest.mark.parametrize(("omp", "threads"), [("3", None), ("", 2)])
+def test_threads_are_those_that_the_environment_says_or_a_share_of_the_cores(
+    monkeypatch, omp, threads
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", omp)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)))
+    assert pool.threads_each(2) == threads
 
 
 def test_every_stage_says_that_it_begins_and_rivals_how_far_they_are(tmp_path):

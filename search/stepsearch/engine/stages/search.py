@@ -76,21 +76,27 @@ def search(
     record = inf
     watch, heard = Watch(), 0
     tools.report("search", 0, options.trials, "")
+
+    def look() -> None:
+        """Show and track what has ended by now, whoever did it."""
+        nonlocal record
+        ended = pruned(study)
+        for trial in finished(study) + ended:
+            if trial.number not in shown:
+                shown.add(trial.number)
+                record = _show(tools, trial, len(shown), len(ended), floor, record)
+        for trial in failed(study):
+            if trial.number not in lost:
+                lost.add(trial.number)
+                _say(tools, study, f"trial {trial.number} failed: {trial.user_attrs[ERROR]}")
+        tools.tracker.sync(study)
+
     while True:
         futures = tools.workers.search()
         running = set(futures)
         while running:
             _, running = wait(futures, timeout=1.0)
-            ended = pruned(study)
-            for trial in finished(study) + ended:
-                if trial.number not in shown:
-                    shown.add(trial.number)
-                    record = _show(tools, trial, len(shown), len(ended), floor, record)
-            for trial in failed(study):
-                if trial.number not in lost:
-                    lost.add(trial.number)
-                    _say(tools, study, f"trial {trial.number} failed: {trial.user_attrs[ERROR]}")
-            tools.tracker.sync(study)
+            look()
             reap(study, folder, asking=True)
             if heard != len(shown) + len(lost):
                 heard = len(shown) + len(lost)
@@ -101,6 +107,7 @@ def search(
             tools.workers.result(future)  # an error of a worker is ours
         again = reap(study, folder)
         again += wait_for_others(study, folder, lambda news: _say(tools, study, news))
+        look()  # the last trials of those that joined
         if not again:
             break
     if reason := stopped(study, options.patience):
