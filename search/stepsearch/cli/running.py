@@ -22,6 +22,7 @@ from stepsearch.cli.options import (
 from stepsearch.paths import RUNS
 
 if TYPE_CHECKING:
+    from stepsearch.config import StudyConfig
     from stepsearch.engine.launchers.placing import Launch
 
 app = typer.Typer()
@@ -99,17 +100,11 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Search, select, test and export. Resumes if the run was cut off."""
-    from stepsearch.config import load_config
     from stepsearch.config.code import check_code, code
-    from stepsearch.config.places import given_values, joined
 
-    overrides = QUICK if quick else {}
     origin = None if start_from is None else str(start_from)
     given = {"trials": trials, "seed": seed, "start_from": origin}
-    chosen = {key: value for key, value in given.items() if value is not None}
-    config = load_config(study, joined(overrides, given_values(settings or ()), {"search": chosen}))
-    variant = ("-quick" if quick else "") + ("" if seed is None else f"-seed{seed}")
-    folder = run_folder or RUNS / (config.name + variant)
+    config, folder = _run_of(study, run_folder, quick, settings, given)
     store = tracking_store(tracking)
     devices = ["cpu"] if launcher else _devices(workers, gpus)
 
@@ -132,6 +127,25 @@ def run(
             remember_storage(folder, storage)
             show: Any = "json" if json else "result" if quiet else "all"
             run_session(config, folder, devices, store, quick, show=show, **shared)
+
+
+def _run_of(
+    study: Path,
+    run_folder: Path | None,
+    quick: bool,
+    settings: list[str] | None,
+    given: dict[str, Any],
+) -> "tuple[StudyConfig, Path]":
+    """The settings and the folder of the run of a study file with these options; `given` are values
+    of the search."""
+    from stepsearch.config import load_config
+    from stepsearch.config.places import given_values, joined
+
+    chosen = {key: value for key, value in given.items() if value is not None}
+    overrides = QUICK if quick else {}
+    config = load_config(study, joined(overrides, given_values(settings or ()), {"search": chosen}))
+    variant = ("-quick" if quick else "") + (f"-seed{chosen['seed']}" if "seed" in chosen else "")
+    return config, run_folder or RUNS / (config.name + variant)
 
 
 def _launch(
@@ -201,23 +215,28 @@ def worker(
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
     storage: Storage = None,
     run_folder: RunFolder = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="As the run was started with.")] = None,
+    quick: Annotated[bool, typer.Option(help="As the run was started with.")] = False,
+    settings: Settings = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Join a run that is under way with one more process, also from another machine."""
-    from stepsearch.config import load_config
     from stepsearch.config.code import check_code, code
     from stepsearch.engine.claim import claimed
     from stepsearch.engine.store.locks import this_process
     from stepsearch.engine.study import work
 
-    if storage is None:
-        folder = run_folder or which_run(run_, "study.json")
-        config = claimed(folder)
-    elif run_.suffix == ".toml" and run_.is_file():
-        config = load_config(run_)
-        folder = run_folder or RUNS / config.name
+    of_file, variant = run_.suffix == ".toml" and run_.is_file(), quick or seed is not None
+    if (variant or settings) and not of_file:
+        raise UserError(
+            f"{run_}: --quick, --seed and --set go with a study file; a folder has its run's own"
+        )
+    if of_file and (storage is not None or variant):
+        config, folder = _run_of(run_, run_folder, quick, settings, {"seed": seed})
+        config = config if storage is not None else claimed(folder)
     else:
-        folder, config = run_, claimed(run_)
+        folder = run_ if storage is not None else run_folder or which_run(run_, "study.json")
+        config = claimed(folder)
     with interruptible(ctx, folder), code(allow_code):
         check_code(config)
         if storage is not None:

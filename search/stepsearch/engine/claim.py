@@ -117,7 +117,7 @@ def adopt_settings(study: optuna.Study, folder: Path, config: StudyConfig) -> St
     for key, before, value in differences(known, config.model_dump(mode="json")):
         raise UserError(
             f"the run {folder.resolve().name} was started with {key} = {before!r}, here it is "
-            f"{value!r}"
+            f"{value!r}; --quick, --seed and --set of a worker are those of its run"
         )
     now = StudyConfig.model_validate_json(json.dumps(known))
     claim_folder(folder, now)

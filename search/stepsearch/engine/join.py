@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 
 from stepsampler.errors import UserError
 from stepsearch.config import StudyConfig
@@ -29,6 +30,7 @@ LEADER = "leader"  # attribute of a study: who runs it, and a number that grows 
 LEAVE = 2.0  # seconds that a server is waited for at the end
 ENDED = "ended"  # in its place when the run has come to its end
 ORPHANED = 600.0  # seconds in which a worker waits for another run to lead
+NAMED = 5  # runs of a database that a sentence names
 LOOK = 1.0  # seconds between two looks at whether there is something to do
 
 
@@ -91,7 +93,7 @@ def join(
         if silent((LEADER, name), leader, locks.SILENCE):
             raise UserError(
                 f"nobody has run {name} there for {locks.SILENCE:.0f} seconds; `stepsearch run` "
-                "with the same --storage starts it"
+                f"with the same --storage starts it{_others(trials)}"
             )
         if not said:
             said = True
@@ -100,6 +102,13 @@ def join(
                 f"({locks.SILENCE:.0f} seconds to see whether)"
             )
         time.sleep(LOOK)
+
+
+def _others(trials: BaseStorage) -> str:
+    """The runs that a database has, for a sentence; their names say how they were started."""
+    names = [name for name in optuna.get_all_study_names(trials) if "/" not in name]
+    more = " …" if len(names) > NAMED else ""
+    return f"; the runs there are {', '.join(names[-NAMED:])}{more}" if names else ""
 
 
 def take_part(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from stepsearch.engine.mirror.tables import create_tables
 from stepsearch.engine.store.addresses import passwords_of, without_passwords
 
 ARTIFACTS = "mlartifacts"
@@ -42,6 +43,7 @@ class Store:
         if urlsplit(self.uri).scheme in ("http", "https"):
             self.uri = _with_credentials_aside(self.uri)
         elif "://" in self.uri:
+            create_tables(self.uri)
             _check_database(self.uri)
         return MlflowClient(tracking_uri=self.uri)
 

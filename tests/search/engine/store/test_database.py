@@ -213,6 +213,8 @@ def test_a_worker_of_another_study_is_refused(tmp_path, server, name):
     other = other.model_copy(update={"search": settings(algorithm="tpe").search})
     with pytest.raises(UserError, match=r"search.algorithm = 'random', here it is 'tpe'"):
         join(tmp_path / "elsewhere" / name, other, server.address, print)
+    with pytest.raises(UserError, match=f"the runs there are .*{name}"):
+        join(tmp_path / "another", other, server.address, print)
 
 
 def test_through_optunas_grpc_proxy(tmp_path, server, name):
