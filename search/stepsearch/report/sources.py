@@ -91,11 +91,15 @@ class Source:
 
 
 def seconds_of_a_pass(trials: Sequence[FrozenTrial]) -> float | None:
-    """The median over the clocks of measured trials; None without any."""
+    """The median over the clocks of measured trials; None without any.
+
+    Less the passes that a trial was spared: an image made alone takes them.
+    """
     took = [
-        t.user_attrs["seconds"] / (t.user_attrs["images"] * t.user_attrs["passes"])
+        seconds / made
         for t in trials
-        if t.user_attrs.get("seconds") and t.user_attrs.get("images")
+        if (seconds := t.user_attrs.get("seconds"))
+        and (made := t.user_attrs["images"] * t.user_attrs["passes"] - t.user_attrs.get("saved", 0))
     ]
     return median(took) if took else None
 
