@@ -54,6 +54,7 @@ class ToyWorkers:
     from `target`; the teacher has none. Alignment is `aligned(schedule)`.
     Schedules that are `broken` are so on the seeds from `broken_from` on."""
 
+    saved = 0
     result = staticmethod(Workers.result)
     identity = "toy"
 

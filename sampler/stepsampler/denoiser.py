@@ -1,8 +1,11 @@
 """Networks that predict epsilon, v, x0 or a flow, as x0-predictions with guidance."""
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from math import lcm
 
 import torch
@@ -20,6 +23,7 @@ FreeUSwitch = Callable[[FreeU], AbstractContextManager[None]]
 # (the output under the negative prompt, that under the prompt, w) -> the guided output
 Combine = Callable[[Tensor, Tensor, float], Tensor]
 
+KEPT = 2**28  # bytes of answers
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
@@ -33,6 +37,44 @@ def direction(uncond: Tensor, cond: Tensor, w: float) -> Tensor:
     guided = classifier_free(uncond, cond, w)
     ratio: Tensor = cond.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
     return guided * ratio
+
+
+class FirstCalls:
+    """What a network answered at `time` or above, for when it is asked the very same again.
+
+    Schedules that are compared begin with the same noise of the same seeds, most of them at the
+    model's highest level. There all ask the network the same, and the answer is known bit for bit.
+    The longest unasked are forgotten, above `limit` bytes.
+    """
+
+    def __init__(self, time: float, limit: int = KEPT) -> None:
+        self.time, self.limit = time, limit
+        self.saved = 0  # network passes that were not needed
+        self._answers: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def __call__(self, network: Network, x: Tensor, time: float, condition: Condition) -> Tensor:
+        """The network's output; gradients pass by what is known."""
+        if time < self.time or torch.is_grad_enabled():
+            return network(x, time, condition)
+        key = _digest(x, time, condition)
+        known = self._answers.get(key)
+        if known is None:
+            known = self._answers[key] = network(x, time, condition)
+            held = sum(answer.nbytes for answer in self._answers.values())
+            while held > self.limit:
+                held -= self._answers.popitem(last=False)[1].nbytes
+        else:
+            self._answers.move_to_end(key)
+            self.saved += len(x)
+        return known
+
+
+def _digest(x: Tensor, time: float, condition: Condition) -> bytes:
+    found = hashlib.blake2b(repr((time, sorted(condition))).encode(), digest_size=16)
+    for tensor in (x, *(condition[name] for name in sorted(condition))):
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.digest()
 
 
 @dataclass(frozen=True)
@@ -61,6 +103,7 @@ class GuidedDenoiser:
     distilled: bool = False
     free_u: FreeUSwitch | None = None
     combine: Combine = classifier_free
+    first_calls: FirstCalls | None = None  # of this very network
     _difference: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -86,24 +129,26 @@ class GuidedDenoiser:
             return self._guided(x, time, step)
 
     def _guided(self, x: Tensor, time: float, step: Step) -> Tensor:
-        w = step.guidance_scale
+        w, ask = step.guidance_scale, self.network
+        if self.first_calls is not None and step.free_u is None:
+            ask = partial(self.first_calls, self.network)
         if self.distilled:
             guidance = torch.full((len(x),), w, device=x.device)
-            return self.network(x, time, {**self.cond, "guidance": guidance})
+            return ask(x, time, {**self.cond, "guidance": guidance})
         if w == 1:
-            return self.network(x, time, self.cond)
+            return ask(x, time, self.cond)
         if self.uncond is None:
             raise UserError(
                 f"guidance_scale is {w:g}, but the model is unconditional: it must be 1"
             )
         if step.guidance_reuse:
-            cond = self.network(x, time, self.cond)
+            cond = ask(x, time, self.cond)
             uncond = cond - self._difference[0]
         elif _shapes(self.uncond) == _shapes(self.cond):
             both = {k: torch.cat([self.uncond[k], v]) for k, v in self.cond.items()}
-            uncond, cond = self.network(torch.cat([x, x]), time, both).chunk(2)
+            uncond, cond = ask(torch.cat([x, x]), time, both).chunk(2)
         else:
-            uncond, cond = (self.network(x, time, half) for half in (self.uncond, self.cond))
+            uncond, cond = (ask(x, time, half) for half in (self.uncond, self.cond))
         if not step.guidance_reuse:
             self._difference[:] = [cond - uncond]
         output = self.combine(uncond, cond, w)

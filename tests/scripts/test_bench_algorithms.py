@@ -37,6 +37,7 @@ def bench(monkeypatch):
 class Toy:
     """The distance grows with that of the last sigma from 0.1."""
 
+    saved = 0
     model = SimpleNamespace(
         noise=SD,
         spec=SPEC,

@@ -11,7 +11,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from stepsampler.denoiser import Condition, GuidedDenoiser, classifier_free, padded, stack
+from stepsampler.denoiser import (
+    Condition,
+    FirstCalls,
+    GuidedDenoiser,
+    classifier_free,
+    padded,
+    stack,
+)
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.models.conditions import check_conditions, check_widths, checked, told_scale
 from stepsampler.models.model import Model
@@ -26,6 +33,7 @@ from stepsampler.schedule import FreeU, Schedule
 from stepsampler.support.sizes import Size
 
 KEPT = 2**28  # bytes of encoded prompts
+NEARLY = 0.999  # of the highest level's time, for rounding
 # Beginnings of names of components, the last two of LTX-2
 NEEDED = ("text_encoder", "tokenizer", "unet", "transformer", "vae", "connectors", "audio_vae")
 
@@ -66,6 +74,7 @@ class LatentModel(Shaped, Model):
         self.shape = self._latent_shape(size)
         self._read_scheduler(pipeline.scheduler.config)
         self._encoded: OrderedDict[tuple[str, bool], Condition] = OrderedDict()
+        self._first_calls: FirstCalls | None = None
         self._npnet_file: str | None = None
         self._npnets: dict[str, NPNet] = {}  # by digest
 
@@ -211,7 +220,28 @@ class LatentModel(Shaped, Model):
             self.guidance == "distilled",
             self._free_u if hasattr(self.net, "enable_freeu") else None,
             self.combine,
+            None if self.experts.two else self._first_calls,
         )
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Inside, what the network answers at its highest level is known for the next schedule.
+
+        Of one network, compiled or not: rivals, which take it as it was, stay outside.
+        """
+        self._first_calls = self._remembered
+        try:
+            yield
+        finally:
+            self._first_calls = None
+
+    @cached_property
+    def _remembered(self) -> FirstCalls:
+        return FirstCalls(self.noise.network_time(self.noise.sigma_max) * NEARLY)
+
+    @property
+    def saved(self) -> int:
+        return self._remembered.saved
 
     def check(self, schedule: Schedule) -> None:
         super().check(schedule)

@@ -94,6 +94,16 @@ class Model(ABC):
         with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
             yield
 
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Inside, network calls that many schedules have in common are made once."""
+        yield
+
+    @property
+    def saved(self) -> int:
+        """Passes so far that this spared."""
+        return 0
+
     @abstractmethod
     def refusal(self, prompt: str) -> str | None:
         """Why the model takes no such prompt, if it does not."""

@@ -66,7 +66,7 @@ def climb(
     A trial is given up where its alignment is clearly below the floor, or where the study's pruner
     says so. The trial records what was measured.
     """
-    started = time.perf_counter()
+    started, saved = time.perf_counter(), evaluator.saved
     rungs = evaluation.rungs or (evaluation.images,)
     parts: list[Measurement] = []
     for before, n in pairwise((0, *rungs)):
@@ -93,6 +93,8 @@ def climb(
     trial.set_user_attr("images", n)
     trial.set_user_attr("left_out", fd.left_out.tolist())  # for the error of differences
     trial.set_user_attr("seconds", time.perf_counter() - started)
+    versions = len(evaluation.guidance_scales) or 1
+    trial.set_user_attr("saved", (evaluator.saved - saved) / versions)  # of its passes
     if not isnan(floor - found.alignment):
         trial.set_constraint("alignment", floor - found.alignment)
     if last:

@@ -226,6 +226,11 @@ class Evaluator:
         return self.fits.fit(made)
 
     @property
+    def saved(self) -> int:
+        """Network passes so far that were not made: their answer was known."""
+        return self.model.saved
+
+    @property
     def batch_size(self) -> int:
         """Images of a network call: the study's or the fastest, less where memory ran out."""
         return self.fits.size
@@ -256,7 +261,7 @@ class Evaluator:
     ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
         batches = (batch.made for batch in self._batches(schedule, seeds, size))
         prompts = [self.prompt(seed) for seed in seeds]
-        with fitting(self.model, size):  # extractor and judge beside it, too
+        with fitting(self.model, size), self.model.remembering():
             extractors = [self.extractor, *(ruler.extractor for ruler in rulers)]
             (features, *others), aligned, first = observe(
                 batches, extractors, self.judge, prompts, self.frames
@@ -357,11 +362,8 @@ def check_negative_prompt(model: Model, negative_prompt: str) -> None:
 
 
 def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
-    """Bundled prompts by the name of their data, or a caption file (`captions.read_captions`).
-
-    "none" is the empty prompt, all that an unconditional model takes.
-
-    A file has no held-out part: both calls return all of it.
+    """Bundled prompts by the name of their data, a caption file (`captions.read_captions`), or
+    "none": the empty prompt. A file has no held-out part: both calls return all of it.
     """
     if source == NONE:
         return [Prompt("")]
@@ -381,10 +383,8 @@ def metric_name(reference: Reference, n: int) -> str:
 
 def objective_name(evaluation: EvaluationConfig, reference: Reference, n: int) -> str:
     """The distance of a study, with what it was measured over."""
-    name, scales = (
-        metric_name(reference, n),
-        ", ".join(f"{w:g}" for w in evaluation.guidance_scales),
-    )
+    name = metric_name(reference, n)
+    scales = ", ".join(f"{w:g}" for w in evaluation.guidance_scales)
     if evaluation.video_frames > 1:
         name += f", mean over {evaluation.video_frames} frames"
     return f"{name}, {evaluation.over} over guidance {scales}" if scales else name

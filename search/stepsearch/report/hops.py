@@ -28,6 +28,7 @@ def hops(start: Schedule, end: Schedule) -> list[tuple[str, Schedule]]:
         ("placement", lambda plan: _of_end(plan, end, ("sigma",))),
         ("guidance", lambda plan: _of_end(plan, end, GUIDANCE) | {"guidance": end.guidance}),
         ("final sigma", lambda plan: _landing(plan, end)),
+        ("gain", lambda plan: _of_end(plan, end, ("gain",))),
         ("solver, orders and the rest", lambda plan: _fields(end)),
     ]
     found: list[tuple[str, Schedule]] = []

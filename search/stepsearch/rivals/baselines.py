@@ -34,6 +34,7 @@ class Candidate:
     kind: Kind
     grid: str = ""  # of `grids`, where its placement has a formula for any number of steps
     trial: int | None = None
+    plain: str = ""  # the name of what it is with another gain
 
 
 Placements = dict[tuple[str, int], list[float]]  # (rival, number of steps) -> falling sigmas
@@ -173,7 +174,8 @@ def gained(candidates: Sequence[Candidate], gains: Sequence[float]) -> list[Cand
         plan = candidate.schedule
         steps = tuple(replace(step, gain=gain * step.gain) for step in plan.steps)
         name = f"{candidate.name}, gain {gain:g}"
-        found.append(replace(candidate, name=name, schedule=replace(plan, steps=steps)))
+        plan = replace(plan, steps=steps)
+        found.append(replace(candidate, name=name, schedule=plan, plain=candidate.name))
     return found
 
 

@@ -7,7 +7,9 @@ from running import SD, ToyWorkers, settings
 
 from stepsampler import UserError
 from stepsampler.grids import GRIDS, make_schedule
+from stepsearch.config import StudyConfig
 from stepsearch.engine.stages.baselines import known_schedules, place_rivals, screen
+from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.stages.held_out import test_chosen as chosen_on_test_seeds
 from stepsearch.engine.stages.search import make_box
 from stepsearch.engine.stages.selection import finalists, found, select
@@ -51,6 +53,39 @@ def test_screening_halves_guided_and_unguided_ones_apart(tmp_path):
     values = {c.name: fd for c, _, fd in found.all}
     assert [values[c.name] for c in found.best] == sorted(values[c.name] for c in found.best)
     assert found.passes == 6 * (20 * len(known) + 40 * len(found.best))
+
+
+def test_other_gains_join_at_the_last_rung_of_what_has_come_so_far(tmp_path):
+    config = settings()
+    sections = config.model_dump() | {
+        "baselines": {**config.baselines.model_dump(), "gains": [1.0, 1.05, 1.1]}
+    }
+    stage = tools(tmp_path, StudyConfig.model_validate(sections))
+    known = known_schedules(stage, place_rivals(stage))
+    found = screen(stage, known)
+    reached = {c.name for c, n, _ in found.all if n == 60}
+    plain = {name for name in reached if ", gain " not in name}
+    assert reached == {
+        f"{name}{end}" for name in plain for end in ("", ", gain 1.05", ", gain 1.1")
+    }
+    assert {c.name for c in found.best} == reached
+    early = [c for c, n, _ in found.all if n == 20]
+    assert not [c for c in early if ", gain " in c.name]
+    assert 3 * (len(early) + len(plain)) == len(known)
+    assert found.passes == 6 * (20 * (len(early) + len(plain)) + (40 + 2 * 60) * len(plain))
+    most = costs(stage.config).rungs
+    assert found.passes <= sum(most.values())
+
+
+def test_of_one_rung_all_gains_are_in_it(tmp_path):
+    config = settings()
+    own = {**config.baselines.model_dump(), "gains": [1.05, 1.0], "rungs": [20]}
+    config = StudyConfig.model_validate(config.model_dump() | {"baselines": own})
+    stage = tools(tmp_path, config)
+    known = known_schedules(stage, place_rivals(stage))
+    found = screen(stage, known)
+    assert {c.name for c in found.best} == {c.name for c in known}
+    assert found.passes == 6 * 20 * len(known) <= sum(costs(config).rungs.values())
 
 
 def test_the_teacher_is_the_standard_of_as_many_seeds_as_the_stage_has(tmp_path):

@@ -21,6 +21,7 @@ def schedule(n=3, grid="karras", w=2.0, order=2, final=None, solver="dpmpp-midpo
 def test_each_hop_changes_its_own_numbers_and_the_last_is_the_end():
     start = schedule()
     end = schedule(4, "power", 3.0, final=0.01, solver="unipc-bh2")
+    end = replace(end, steps=tuple(replace(step, gain=1.05) for step in end.steps))
     path = hops(start, end)
     names, plans = zip(*path, strict=True)
     assert names == (
@@ -28,10 +29,11 @@ def test_each_hop_changes_its_own_numbers_and_the_last_is_the_end():
         "placement",
         "guidance",
         "final sigma",
+        "gain",
         "solver, orders and the rest",
     )
     assert plans[-1] == end
-    resampled, placed, guided, landed, _ = plans
+    resampled, placed, guided, landed, gained, _ = plans
     assert resampled.num_steps == 4
     assert (resampled.steps[0].sigma, resampled.steps[-1].sigma) == pytest.approx(
         (start.steps[0].sigma, start.steps[-1].sigma)
@@ -40,7 +42,9 @@ def test_each_hop_changes_its_own_numbers_and_the_last_is_the_end():
     assert [s.guidance_scale for s in placed.steps] == [2.0] * 4
     assert [s.guidance_scale for s in guided.steps] == [3.0] * 4
     assert (guided.final_sigma, landed.final_sigma) == (start.final_sigma, 0.01)
-    assert landed.solver == "dpmpp-midpoint"
+    assert {s.gain for s in landed.steps} == {1.0}
+    assert {s.gain for s in gained.steps} == {1.05}
+    assert gained.solver == "dpmpp-midpoint"
 
 
 def test_what_changes_nothing_is_no_hop():

@@ -26,7 +26,7 @@ from stepsearch.report.live import watch
 from stepsearch.report.live.snapshot import snapshot
 from stepsearch.report.live.view import chart, line, sparkline
 from stepsearch.report.plain import of_source
-from stepsearch.report.sources import of_run
+from stepsearch.report.sources import of_run, seconds_of_a_pass
 
 STUDY_FILE = Path(__file__).parents[3] / "studies" / "tiny-3-steps.toml"
 PATIENCE = 240.0  # seconds, against hanging alone
@@ -89,6 +89,19 @@ def test_passes_and_time_are_those_of_the_stage_and_of_the_trials(half):
     assert data["passes"]["left"] == pytest.approx(left, abs=1)
     assert data["seconds_left"] == pytest.approx(data["seconds_per_pass"] * left / 2, rel=1e-3)
     assert data["passes"]["used"] + data["passes"]["left"] <= data["passes"]["at_most"]
+
+
+def test_an_image_takes_the_passes_that_a_trial_was_spared():
+    attrs = {"seconds": 12.0, "images": 100, "passes": 6}
+    spared, old = (
+        optuna.create_trial(value=1.0, user_attrs=known)
+        for known in (attrs | {"saved": 200}, attrs)
+    )
+    assert seconds_of_a_pass([spared]) == pytest.approx(12 / 400)  # 100 images, four calls each
+    assert seconds_of_a_pass([spared], spared=True) == pytest.approx(12 / 600)
+    assert seconds_of_a_pass([old]) == pytest.approx(12 / 600)
+    unmeasured = optuna.create_trial(value=1.0, user_attrs={"seconds": 1.0})
+    assert seconds_of_a_pass([unmeasured]) is None
 
 
 def test_before_the_first_trial_time_is_that_of_the_stage(tmp_path):

@@ -71,14 +71,18 @@ def screen(tools: Tools, candidates: list[Candidate]) -> Screened:
     """Successive halving on the search seeds; equal n within a rung.
 
     Guided and unguided ones are thinned out apart: the bias of FD at small n depends on how varied
-    the images are.
+    the images are. Gains but the first of the study join at the last rung, of what has come so far:
+    they move all schedules alike, so that it is not they which decide about the others.
     """
     options, reference = tools.config.baselines, tools.subject.reference.search
 
     def keep(ranked: list[Candidate]) -> list[Candidate]:
         return ranked[: max(options.test, ceil(len(ranked) * options.keep))]
 
-    alive = list(candidates)
+    kin: dict[str, Candidate] = {}  # of one name but for their gain, the first
+    for c in candidates:
+        kin.setdefault(c.plain or c.name, c)
+    alive = list(kin.values()) if len(options.rungs) > 1 else list(candidates)
     features: dict[str, list[NDArray[np.float32]]] = {c.name: [] for c in candidates}
     last: dict[str, tuple[Candidate, int, float]] = {}
     before = passes = 0
@@ -86,7 +90,13 @@ def screen(tools: Tools, candidates: list[Candidate]) -> Screened:
         if before:
             kinds = ([c for c in alive if is_guided(c) == guided] for guided in (True, False))
             alive = [c for kind in kinds for c in keep(kind)]
-        jobs = [(c.schedule, range(SEARCH + before, SEARCH + n)) for c in alive]
+        if before and n == options.rungs[-1]:
+            kept = {c.plain or c.name for c in alive}
+            alive += [c for c in candidates if c not in alive and (c.plain or c.name) in kept]
+        jobs = [
+            (c.schedule, range(SEARCH + (before if features[c.name] else 0), SEARCH + n))
+            for c in alive
+        ]
         passes += tools.passes(jobs)
         stage = f"baselines, {n} images"
         tools.report(stage, 0, len(jobs), "")

@@ -70,15 +70,18 @@ def costs(config: StudyConfig) -> Costs:
     """Count images and passes of every stage as the run makes them."""
     space, options, images = config.space, config.baselines, config.evaluation
     combined = len(kinds(config, CLASSIFIER_FREE, _known_statistics(config)))
-    first = len(options.gains) * (combined * (len(GRIDS) + len(options.rivals)) + _presets(config))
-    count, before, screened, pictures = first, 0, 0, 0
+    count = combined * (len(GRIDS) + len(options.rivals)) + _presets(config)
+    before, screened, pictures = 0, 0, 0
     rungs = {}
     for n in options.rungs:
         if before:
             count = min(count, 2 * options.test + ceil(count * options.keep))
-        rungs[n] = count * (n - before) * space.passes
-        screened += count * (n - before)
-        pictures += count
+        # gains but the first come at the last rung, and have all its images before them
+        others = count * (len(options.gains) - 1) if n == options.rungs[-1] else 0
+        looked = count * (n - before) + others * n
+        rungs[n] = looked * space.passes
+        screened += looked
+        pictures += count + others
         before = n
     long = len(options.long_steps) * (len(options.guidance_scales) + 1) * len(options.gains)
     finalists = config.search.finalists + config.search.polish + options.test + 4

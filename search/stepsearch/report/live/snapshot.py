@@ -134,7 +134,7 @@ def _time(
     if at <= names.index(SEARCH):
         left += each * max(0, config.search.trials - behind)
     done = [t for t in every if t.state == TrialState.COMPLETE]
-    seconds, workers = seconds_of_a_pass(done), stage.workers if stage else 1
+    seconds, workers = seconds_of_a_pass(done, spared=True), stage.workers if stage else 1
     if seconds is not None:
         seconds /= versions
     elif stage and share > SURE and here:
