@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import textwrap
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 import typer
 
@@ -111,6 +113,61 @@ def test_tests_named_in_the_docs_exist():
         parts = word.split("[")[0].split("…")
         pattern = re.compile(r"\w+".join(map(re.escape, parts)))
         assert any(pattern.fullmatch(name) for name in there), word
+
+
+def lines_of(page):
+    """Every command line of ours in the blocks of a page, as words."""
+    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = [line.removeprefix("$ ") for line in lines]
+    return [
+        shlex.split(line, comments=True) for line in lines if line.partition(" ")[0] in PROGRAMS
+    ]
+
+
+@pytest.mark.parametrize("page", EVERY, ids=name_of)
+def test_every_command_of_a_page_is_one_that_its_program_takes(page):
+    """Its arguments are as many as there must be, and values of the right kind; nothing runs."""
+    for program, word, *rest in lines_of(page):
+        own = word in PROGRAMS[program] or word.startswith("-")
+        command = GROUPS[program] if word.startswith("-") else PROGRAMS[program].get(word)
+        words = rest if own and not word.startswith("-") else [word, *rest]
+        command = command or PROGRAMS[program]["generate"]
+        resilient = word.startswith("-")  # --install-completion does it at once
+        try:
+            command.make_context(word, list(words), resilient_parsing=resilient)
+        except click.ClickException as error:
+            pytest.fail(f"{shlex.join([program, word, *rest])}: {error.format_message()}")
+
+
+def test_the_pages_have_commands():
+    assert sum(len(lines_of(page)) for page in EVERY) > 90
+
+
+@pytest.mark.parametrize("page", EVERY, ids=name_of)
+def test_every_snippet_is_python(page):
+    text = page.read_text(encoding="utf-8")
+    for code in re.findall(r"^ *```python\n(.*?)^ *```", text, re.DOTALL | re.M):
+        compile(textwrap.dedent(code), str(page), "exec")
+
+
+def test_the_snippet_about_stock_pipelines_runs(tmp_path, monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    from stepsampler import load
+    from stepsampler.grids import make_schedule
+    from stepsampler.models import open_model, resolve
+    from stepsampler.support.options import DEFAULTS
+
+    monkeypatch.chdir(tmp_path)
+    model = open_model(DEFAULTS)
+    plan = make_schedule("power", 2, model.noise, guidance_scale=2.0, model=model.spec)
+    plan.save("best.json")
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "pipelines.md").read_text(), re.DOTALL)
+    known = {"pipe": DiffusionPipeline.from_pretrained(resolve("tiny"))}
+    exec(compile(code, "pipelines.md", "exec"), known)
+    assert known["schedule"] == load("best.json")
+    assert known["images"][0].size == (32, 32)
 
 
 FOREIGN = {"--sigmas", "--sampling-method", "--cfg-scale", "--guidance"}  # stable-diffusion.cpp's

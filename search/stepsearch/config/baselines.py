@@ -13,8 +13,8 @@ ALL = "*"  # presets: the pattern of every name
 class BaselinesConfig(Section):
     """Known schedules, each at every guidance with `num_steps`, and unguided with all passes."""
 
-    guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 5.0)
-    orders: tuple[int, ...] = (1, 2)
+    guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 5.0)  # of all steps
+    orders: tuple[int, ...] = (1, 2)  # of the solvers
     solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # each at every order, up to its highest
     rivals: tuple[Rival, ...] = ()  # placements computed for the model
     gains: tuple[Annotated[float, Field(ge=0.8, le=1.25)], ...] = (1.0,)  # of all steps; 1: none
@@ -62,8 +62,8 @@ class BaselinesConfig(Section):
 class TeacherConfig(Section):
     """The same model with many steps of DPM-Solver++(2M); the floor for alignment."""
 
-    steps: int = Field(50, ge=2, le=MOST_STEPS)
-    guidance_scale: float = Field(2.0, ge=0)
+    steps: int = Field(50, ge=2, le=MOST_STEPS)  # many, as the quality to come near to
+    guidance_scale: float = Field(2.0, ge=0)  # of all steps
     # at most; its alignment is that on the seeds of the trials, and of the selection
     images: int = Field(500, ge=8, le=SEEDS)
     test: bool = False  # whether it enters the test as well

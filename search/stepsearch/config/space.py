@@ -21,15 +21,15 @@ class SpaceConfig(Section):
     guides fewer of them.
     """
 
-    num_steps: int = Field(ge=2, le=64)
-    passes: int = Field(ge=2)
-    max_steps: int | None = Field(None, ge=2)
+    num_steps: int = Field(ge=2, le=64)  # of a schedule
+    passes: int = Field(ge=2)  # of the network, an image: a guided step has two
+    max_steps: int | None = Field(None, ge=2)  # None: every schedule has num_steps
     solvers: tuple[str, ...] = ("dpmpp-midpoint",)  # several: the search chooses
     # Placement: the gaps of a baseline stretched along a curve, or a family of two numbers.
     placement: Literal["curve", "power", "karras"] = "curve"
     # Of a curve: a grid, a rival, or "best", the grid that wins among the baselines at this budget.
     baseline: str = "best"
-    log_gap: Range = (-1.0, 1.0)
+    log_gap: Range = (-1.0, 1.0)  # of a curve: how much each gap is stretched, as a logarithm
     rho: Range = (0.5, 3.0)  # of power, in timesteps, or of karras, in sigma
     first_sigma: Range | None = None  # None: where the baseline starts
     final_sigma: Range = (0.02, 0.6)  # below the model's sigma_min means exactly 0
@@ -39,14 +39,15 @@ class SpaceConfig(Section):
     whole_timesteps: bool = False  # levels at whole training timesteps, as other tools tell them
     # Guidance
     guidance_scale: Range = (0.6, 4.0)  # below 1 means off: w = 1, one pass instead of two
-    # "off": every step is unguided, as those of unconditional models must be.
+    # How the scale may go from step to step. "off": every step is unguided, as those of
+    # unconditional models must be.
     guidance: Literal["per-step", "linear", "interval", "constant", "off"] = "linear"
     guidance_rescale: Range | None = None  # below 0 means none
     # Of the guided steps as few as every so manieth has both predictions; the others reuse guidance
     reuse: int = Field(1, ge=1, le=16)
     # Solver
-    max_order: int = Field(3, ge=1, le=4)
-    order: Literal["constant", "per-step"] = "constant"
+    max_order: int = Field(3, ge=1, le=4)  # of the solver
+    order: Literal["constant", "per-step"] = "constant"  # one of all steps, or one each
     corrector: bool = False  # UniPC's becomes a choice; without it, it is on
     prediction: bool = False  # data or noise form of the rule becomes a choice; else its own
     analytic: Range | None = None  # gain of an analytic first step; below 0.9 means none
@@ -59,9 +60,9 @@ class SpaceConfig(Section):
     decode: bool = False  # whether the last latent is scaled by alpha becomes a choice; else not
     # Free-U, on or off at every step, with one set of gains or two to choose from
     free_u: bool = False
-    free_u_sets: int = Field(1, ge=1, le=2)
-    free_u_b: Range = (1.0, 1.6)
-    free_u_s: Range = (0.2, 1.0)
+    free_u_sets: int = Field(1, ge=1, le=2)  # of gains
+    free_u_b: Range = (1.0, 1.6)  # of the decoder's features
+    free_u_s: Range = (0.2, 1.0)  # of the skips
 
     @field_validator("placement", mode="before")
     @classmethod
