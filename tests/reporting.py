@@ -1,6 +1,7 @@
 """Toy runs with pages to make of them."""
 
 import torch
+from PIL import Image
 from running import ToyWorkers, run, settings
 from typer.testing import CliRunner
 
@@ -61,7 +62,7 @@ def pictures(folder, prompts, side=32, rows=ROWS, seed=0):
     save_each(each, folder, seeds, prompts)
 
 
-def session_of(folder, monkeypatch, show="all"):
+def session_of(folder, monkeypatch, show="all", tracking="none"):
     """What `stepsearch run` does, on a toy."""
     from stepsearch.report import session
 
@@ -76,8 +77,9 @@ def session_of(folder, monkeypatch, show="all"):
             pass
 
     monkeypatch.setattr(session, "Workers", Pooled)
-    monkeypatch.setattr(session, "write_pictures", lambda *_: None)
-    session.run_session(small(), folder, ["cpu"], "none", False, show=show)
+    grid = Image.new("RGB", (40, 8))
+    monkeypatch.setattr(session, "write_pictures", lambda *_: grid.save(folder / "grid.png"))
+    session.run_session(small(), folder, ["cpu"], tracking, False, show=show)
 
 
 def begun(folder):

@@ -10,6 +10,7 @@ from stepsampler.errors import UserError, note
 from stepsampler.support.files import replacing
 
 RUNS = Path("runs")
+NAMED = 8  # runs in a sentence
 T = TypeVar("T")
 
 
@@ -51,9 +52,13 @@ def find_runs(given: Path, needed: str) -> list[Path]:
     if not whole:
         cut = [str(folder) for folder in folders if (folder / "study.json").exists()]
         if needed == "study.json":
-            raise UserError(f"{folders[0]}: no run has started here; `stepsearch run` starts one")
+            raise UserError(
+                f"{folders[0]}: no run has started here; `stepsearch run` starts one{_here(needed)}"
+            )
         on = f" (under way or cut off: {', '.join(dict.fromkeys(cut))})" if cut else ""
-        raise UserError(f"{folders[0]}: no finished run; `stepsearch run` makes one{on}")
+        raise UserError(
+            f"{folders[0]}: no finished run; `stepsearch run` makes one{on}{_here(needed)}"
+        )
     if whole[0] != folders[0] and len(whole) > 1:
         raise UserError(
             f"{given}: several runs: {', '.join(map(str, whole))}; give the folder of one of them"
@@ -65,6 +70,13 @@ def runs_here(needed: str) -> list[Path]:
     """The folders in `runs/` that hold the file `needed`, the newest first."""
     files = sorted(RUNS.glob(f"*/{needed}"), key=lambda f: f.stat().st_mtime, reverse=True)
     return [file.parent for file in files]
+
+
+def _here(needed: str) -> str:
+    """The end of a sentence: which runs there are instead."""
+    found = [str(folder) for folder in runs_here(needed)]
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return f"; there are {', '.join(found[:NAMED])}{more}" if found else ""
 
 
 def _name(study: Path) -> str | None:

@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+from reporting import command
 
 from stepsampler import UserError
 from stepsearch.cli.running import QUICK
@@ -163,6 +164,18 @@ def test_a_mistake_is_named_with_its_line(tmp_path, text, line):
         load_config(written(tmp_path, text))
     known = re.search(r"x\.toml, line (\d+): ", str(caught.value))
     assert (known and int(known[1])) == line
+
+
+@pytest.mark.parametrize(("flag", "value"), [("trials", 9), ("seed", 0), ("start-from", "x")])
+def test_an_option_and_the_setting_that_it_stands_for_are_not_given_together(
+    tmp_path, monkeypatch, flag, value
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.toml").write_text(MINIMAL)
+    key = f"search.{flag.replace('-', '_')}"
+    said = command("run", "x.toml", f"--{flag}", value, "--set", f'{key}="8"')
+    assert str(said.exception) == f"give --{flag} or --set {key}, not both"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_settings_of_the_command_line_replace_those_of_the_file(tmp_path):

@@ -2,11 +2,12 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
-from reporting import command
+from reporting import command, toy_run
 
 from stepsampler import UserError, models
 from stepsampler.generate import generate
@@ -23,6 +24,8 @@ from stepsearch.metrics.evaluator import (
     objective_name,
     seeds_of,
 )
+from stepsearch.report.cards import history
+from stepsearch.report.sources import of_run
 
 HOUSE = """
 def pipeline():
@@ -105,6 +108,22 @@ def test_what_is_allowed_is_the_model_and_the_objective_of_the_workers(here):
     assert score(found.features, subject.reference.test).value == pytest.approx(each.mean().item())
     with pytest.raises(UserError, match="runs the function house:dark"):  # of whatever command
         Evaluator(config, here)
+
+
+def test_a_metric_of_ones_own_has_its_name_wherever_a_search_shows_fd(here, tmp_path):
+    def seen(**settings):
+        toy_run(tmp_path / "toy")
+        source = of_run(tmp_path / "toy")
+        assert source.config is not None
+        evaluation = source.config.evaluation.model_copy(update=settings)
+        config = source.config.model_copy(update={"evaluation": evaluation})
+        data = history.data(replace(source, config=config))
+        drawn = str(history.charts(data)) + data["word"]
+        return config.evaluation.word, "FD" in drawn, "dark" in drawn
+
+    assert seen() == ("FD", True, False)
+    assert seen(metric="house:dark") == ("dark", False, True)
+    assert seen(extractor="patches") == ("distance", False, False)
 
 
 @pytest.mark.parametrize("words", [["run"], ["check", "--no-dry-run"]])

@@ -62,6 +62,16 @@ def test_a_run_that_is_not_finished_is_named(here):
         find_runs(here / "y.toml", "study.json")
 
 
+def test_a_name_that_stands_for_no_run_is_answered_with_the_runs_that_there_are(here):
+    for k in range(9):
+        a_run(here, f"x{k}", finished=k < 1)
+    said = r"^h: no finished run; `stepsearch run` makes one; there are runs/x0$"
+    with pytest.raises(UserError, match=said):
+        invoke(app, ["export", "h"], catch_exceptions=False)
+    with pytest.raises(UserError, match=r"; there are (runs/x\d, ){7}runs/x\d and 1 more$"):
+        invoke(app, ["status", "h"], catch_exceptions=False)
+
+
 def test_front_and_status_take_a_study_file_of_such_a_run(here):
     a_run(here, "x-seed1")
     with pytest.raises(UserError, match="runs/x-seed1/best.json: its provenance has no 'metric'"):

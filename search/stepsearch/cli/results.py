@@ -1,4 +1,4 @@
-"""The commands of `stepsearch` about what a run has found: status, report, export."""
+"""The commands of `stepsearch` about what a run has found: status, report, sync, export."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,7 +6,15 @@ from typing import Annotated, Any
 import typer
 
 from stepsampler.errors import UserError, counted
-from stepsearch.cli.options import AllowCode, AsJson, RunFolder, RunOf, Storage, which_run
+from stepsearch.cli.options import (
+    AllowCode,
+    AsJson,
+    RunFolder,
+    RunOf,
+    Storage,
+    tracking_store,
+    which_run,
+)
 from stepsearch.paths import find_runs
 
 app = typer.Typer()
@@ -60,6 +68,26 @@ def report(
 
     with code(allow_code):
         run_report(given, out, json, ablation, jitter, device)
+
+
+@app.command()
+def sync(
+    run_: RunOf = None,
+    tracking: Annotated[str, typer.Option(help="MLflow URI; 'local' is the run folder.")] = "local",
+    storage: Storage = None,
+    register: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Also register the schedule as a model of MLflow."),
+    ] = None,
+) -> None:
+    """Write to MLflow what it does not have of a run yet; the same call again adds nothing."""
+    if tracking_store(tracking) == "none":
+        raise UserError("--tracking none: there is nothing to write to")
+    folder = which_run(run_, "study.json")
+
+    from stepsearch.report.syncing import sync as write
+
+    write(folder, storage, None if tracking == "local" else tracking, register)
 
 
 @app.command()

@@ -125,7 +125,8 @@ def run(
         }
         with only_run(folder):
             remember_storage(folder, storage)
-            show: Any = "json" if json else "result" if quiet else "all"
+            shown = {(True, True): "only json", (True, False): "json", (False, True): "result"}
+            show: Any = shown.get((json, quiet), "all")
             run_session(config, folder, devices, store, quick, show=show, **shared)
 
 
@@ -137,13 +138,21 @@ def _run_of(
     given: dict[str, Any],
 ) -> "tuple[StudyConfig, Path]":
     """The settings and the folder of the run of a study file with these options; `given` are values
-    of the search."""
+    of the search.
+
+    Raises:
+        UserError: one of these is also among the settings.
+    """
     from stepsearch.config import load_config
     from stepsearch.config.places import given_values, joined
 
     chosen = {key: value for key, value in given.items() if value is not None}
+    told = given_values(settings or ())
+    if twice := [key for key in chosen if key in told.get("search", {})]:
+        flag = f"--{twice[0].replace('_', '-')}"
+        raise UserError(f"give {flag} or --set search.{twice[0]}, not both")
     overrides = QUICK if quick else {}
-    config = load_config(study, joined(overrides, given_values(settings or ()), {"search": chosen}))
+    config = load_config(study, joined(overrides, told, {"search": chosen}))
     variant = ("-quick" if quick else "") + (f"-seed{chosen['seed']}" if "seed" in chosen else "")
     return config, run_folder or RUNS / (config.name + variant)
 

@@ -81,14 +81,21 @@ class Front:
     title: str
     entries: list[Entry]
     beaten: list[bool]
+    word: str  # what its number is called
 
     @classmethod
-    def of(cls, title: str, entries: Sequence[Entry], alignment: bool) -> "Front":
+    def of(cls, title: str, entries: Sequence[Entry], alignment: bool, word: str) -> "Front":
         """An entry is beaten by one of no more passes and no higher FD; with `alignment`, only if
         that one shows no less of what was asked."""
         ordered = sorted(entries, key=lambda e: (e.schedule.passes, e.fd))
         points = [(e.schedule.passes, e.fd, -e.alignment if alignment else 0.0) for e in ordered]
-        return cls(title, ordered, dominated(points))
+        return cls(title, ordered, dominated(points), word)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What stands above the cells of `rows`."""
+        own = ("passes", "steps", "schedule", f"{self.word} ± se", "alignment")
+        return (*own, "minus front above ± se", "place")
 
     def kept(self) -> list[tuple[Entry, bool]]:
         """What becomes a file: the best exported one of each number of passes, and the front."""
@@ -126,47 +133,46 @@ class Front:
         return found
 
 
-COLUMNS = (
-    "passes",
-    "steps",
-    "schedule",
-    "FD ± se",
-    "alignment",
-    "minus front above ± se",
-    "place",
-)
 NEEDED = ("metric", "value", "standard_error", "test_seeds")  # of a run's schedules
 
 
 def make_front(
     paths: Sequence[Path], cache: Path, images: int | None, device: str, console: Console
 ) -> tuple[Front, list[Finished], list[str]]:
-    """Join finished runs; also the runs, and the names of those whose images are not finite.
+    """Join finished runs; also the runs, and a sentence for each that is left out: a run that
+    cannot be read, or a schedule whose images are not finite.
 
     With `images` everything is scored again on that many fresh seeds, under the settings of the
     first run, and kept in `cache`.
 
     Raises:
-        UserError: no finished run, or scores that do not compare.
+        UserError: no finished run that can be read, or scores that do not compare.
     """
-    runs = [Finished.read(path) for path in paths]
+    runs, left_out = [], list[str]()
+    for path in paths:
+        try:
+            runs.append(Finished.read(path))
+        except UserError as error:
+            left_out.append(str(error))
+    if not runs:
+        raise UserError(left_out[0])
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise UserError("a run is given twice")
     check_comparable(runs, images is not None)
     entries = entries_of(runs)
-    left_out: list[str] = []
     if images is None:
         title = f"{runs[0].best.provenance['metric']}, seeds of the runs' tests"
     else:
         with Progress(console=console, transient=True) as progress:
             title, entries = score_again(runs, entries, images, cache, device, progress, left_out)
-    return Front.of(title, entries, any(run.config.search.both for run in runs)), runs, left_out
+    both, word = any(run.config.search.both for run in runs), runs[0].config.evaluation.word
+    return Front.of(title, entries, both, word), runs, left_out
 
 
 def table(front: Front) -> Table:
     """A line for each schedule, those that are dominated dimmed."""
     view = Table(title=front.title)
-    for name in COLUMNS:
+    for name in front.columns:
         side: Literal["left", "right"] = "left" if name in ("schedule", "place") else "right"
         view.add_column(name, justify=side, overflow="fold")
     for row, beaten in zip(front.rows(), front.beaten, strict=True):
@@ -234,7 +240,7 @@ def score_again(
 ) -> tuple[str, list[Entry]]:
     """Score on seeds that no run has seen, under the settings of the first run.
 
-    `left_out` receives the names of those whose images are not finite.
+    `left_out` receives a sentence for each of those whose images are not finite.
 
     Raises:
         UserError: that is all of them.
@@ -254,7 +260,7 @@ def score_again(
         evaluator.reference,
         measure,
         lambda done, total: progress.update(task, completed=done, total=total),
-        lambda entry: left_out.append(entry.name),
+        lambda entry: left_out.append(f"{entry.name}: its images are not finite"),
         FRONT,
     )
     if not rows:
@@ -288,7 +294,7 @@ def write(front: Front, out: Path) -> list[tuple[Path, str]]:
     """Write chart, table and schedule files; return what was written, with a word on each."""
     draw(front, out / "front.png")
     lines = [front.title, ""]
-    lines += [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS))]
+    lines += [f"| {' | '.join(cells)} |" for cells in (front.columns, ["---"] * len(front.columns))]
     lines += [f"| {' | '.join(row)} |" for row in front.rows()]
     write_text(out / "front.md", "\n".join(lines) + "\n")
     written = [(out / "front.png", "the chart"), (out / "front.md", "the table")]
@@ -304,7 +310,7 @@ def write(front: Front, out: Path) -> list[tuple[Path, str]]:
 
 
 def draw(front: Front, path: Path) -> None:
-    """A chart of FD against passes; and of FD against alignment, where there is any."""
+    """A chart of distance against passes; and against alignment, where there is any."""
     from matplotlib.figure import Figure
 
     aligned = any(isfinite(e.alignment) for e in front.entries)
@@ -321,7 +327,7 @@ def draw(front: Front, path: Path) -> None:
             axes.errorbar([100 * entry.alignment], [entry.fd], [entry.se], capsize=3, **look)
             text = f"{entry.schedule.passes}"
             axes.annotate(text, (100 * entry.alignment, entry.fd), (4, 4), **_OFFSET)
-    left.set(xlabel="passes per image", ylabel="FD ± standard error", xticks=sorted(
+    left.set(xlabel="passes per image", ylabel=f"{front.word} ± standard error", xticks=sorted(
         {e.schedule.passes for e in front.entries}))  # fmt: skip
     for axes in right:
         axes.set(xlabel="alignment, %; the number is that of the passes")

@@ -16,6 +16,8 @@ NONE = "none"  # prompts: there are none
 class EvaluationConfig(Section):
     """What is measured. Image k of a seed range has seed first + k and prompt k of the list."""
 
+    # What makes features of images: texture, lite0, squeezenet, inception, clip:MODEL,
+    # dinov2:MODEL, or several as in texture+lite0.
     extractor: str = "texture"
     # "module:function", with --allow-code: of images, uint8 (n, 3, height, width), and their texts
     # n numbers. Their mean, the lower the better, takes the place of FD, which becomes a ruler.
@@ -28,16 +30,17 @@ class EvaluationConfig(Section):
     clip_long_prompts: LongPrompts = "cut"  # of alignment by CLIP
     # Extractors that the test shows beside the study's own, and that nothing is chosen by.
     rulers: tuple[str, ...] = ("squeezenet", "patches")
-    negative_prompt: str = ""
-    batch_size: int | Literal["auto"] = 50  # "auto": as many as are fastest on each worker
+    negative_prompt: str = ""  # of every image
+    # Images a network call. "auto": as many as are fastest on each worker.
+    batch_size: int | Literal["auto"] = 50
     images: int = Field(300, ge=8, le=SEEDS)  # per trial
     rungs: tuple[int, ...] = ()  # images after which a trial may end, such as 60, 125 and `images`
-    selection_images: int = Field(600, ge=8, le=SEEDS)
-    test_images: int = Field(1000, ge=8, le=SEEDS)
+    selection_images: int = Field(600, ge=8, le=SEEDS)  # per finalist
+    test_images: int = Field(1000, ge=8, le=SEEDS)  # per schedule of the final table
     # Every schedule is measured at each of these means of its guidance; its distance is the mean of
     # theirs, or the worst. Empty: as it is.
     guidance_scales: tuple[float, ...] = ()
-    over: Literal["mean", "worst"] = "mean"
+    over: Literal["mean", "worst"] = "mean"  # of guidance_scales: what is made of the distances
     # Of a video so many frames are measured, the middles of equal parts; 1: the middle one. The
     # distance is the mean of those of the frames at each place.
     video_frames: int = Field(1, ge=1)
@@ -51,6 +54,13 @@ class EvaluationConfig(Section):
     def batch(self) -> int:
         """A job has whole batches of so many images, but the last."""
         return self.batch_size if isinstance(self.batch_size, int) else 50
+
+    @property
+    def word(self) -> str:
+        """What tables and axes call the number that a search goes by."""
+        if self.metric is not None:
+            return self.metric.partition(":")[2]
+        return "distance" if "patches" in self.extractor else "FD"
 
     @field_validator("batch_size", mode="before")
     @classmethod
@@ -93,10 +103,13 @@ class EvaluationConfig(Section):
 
 
 class SearchConfig(Section):
+    """Who looks for the best point of the box, and how long."""
+
+    # Gaussian processes, tree-structured Parzen estimators, evolution, or chance
     algorithm: Literal["gp-local", "gp", "tpe", "cmaes", "gp-cmaes", "nsga2", "random"] = "gp-local"
-    trials: int = Field(60, ge=1)
+    trials: int = Field(60, ge=1)  # points of the box that are measured
     minutes: float | None = Field(None, gt=0)  # stop asking for new trials after this long
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)  # of the algorithm
     finalists: int = Field(8, ge=1)  # trials that are scored again on the selection seeds
     start_from: str | None = None  # folder of a finished run whose best trials come first
     patience: int | None = Field(None, ge=1)  # trials without a gain beyond the noise; then stop

@@ -19,6 +19,8 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from stepsearch.engine.store.dashboard import unlisted
+
 POPULATION = 20  # of a generation of nsga2; searches have a hundred trials or a few
 HANDOVER = 0.6  # of the trials of gp-cmaes are the GP's
 NEAR = 0.05  # of a side of the box: how far CMA-ES looks around them at first
@@ -229,7 +231,7 @@ def shown(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     found = []
-    for trial in trials:
+    for trial in map(unlisted, trials):
         if trial.state == TrialState.FAIL and ERROR in trial.user_attrs and complete:
             trial = _worst(trial, complete)
         value = trial.values[0] if trial.values and len(trial.values) == 1 else None

@@ -27,6 +27,7 @@ from stepsearch.engine.algorithms import ERROR, make_algorithm
 from stepsearch.engine.claim import alignment_floor, identity_of, planned_space
 from stepsearch.engine.ladder import ALIVE, RungPruner, climb
 from stepsearch.engine.stopping import stopped
+from stepsearch.engine.store.dashboard import attach, list_constraints
 from stepsearch.engine.store.database import open_database
 from stepsearch.engine.store.journal import JOURNAL, JournalLock, open_storage
 from stepsearch.engine.store.locks import locked, named
@@ -65,6 +66,8 @@ def open_study(
         load_if_exists=True,
         directions=_directions(config),
     )
+    if study.metric_names is None:
+        study.set_metric_names([config.evaluation.word, "alignment"][: len(study.directions)])
     entropy = (config.search.seed, worker, len(study.get_trials(deepcopy=False)))
     search = config.search
     study.sampler = make_algorithm(search.algorithm, *entropy, trials=search.trials)
@@ -219,7 +222,9 @@ def run_trials(
                     name: trial.suggest_float(name, d.low, d.high, log=d.log)
                     for name, d in space.distributions.items()
                 }
-                ended = _measure(study, trial, config, space, params, evaluator, alignment_floor)
+                ended = _measure(
+                    study, trial, config, space, params, evaluator, alignment_floor, folder
+                )
             except UpdateFinishedTrialError:
                 continue  # this process was taken for dead, perhaps it slept: retried elsewhere
             if ended == TrialState.FAIL:
@@ -261,6 +266,7 @@ def _measure(
     params: Params,
     evaluator: Evaluator,
     alignment_floor: float,
+    folder: Path,
 ) -> TrialState:
     """Bring a trial to its end; returns which."""
     schedule = space.schedule(params)
@@ -273,6 +279,9 @@ def _measure(
     except (UserError, LinAlgError) as error:  # such as out of memory: others may be measured
         trial.set_user_attr(ERROR, str(error))
         state, value = TrialState.FAIL, None
+    list_constraints(trial)
+    if sheet := trial.user_attrs.get("sheet"):
+        attach(trial, Path(sheet), folder)
     values = None if value is None or state != TrialState.COMPLETE else [value]
     if values and config.search.both:
         values.append(trial.user_attrs["alignment"])

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from stepsampler.errors import UserError
 from stepsearch.compare.contenders import Contender
 from stepsearch.compare.evaluating import Asked, evaluate
 from stepsearch.compare.front import make_front
@@ -30,8 +31,10 @@ def run_report(
     """Write the page of a run or an evaluation, or print its data; measure first what is asked for.
 
     Raises:
-        UserError: nothing to report on is there.
+        UserError: nothing to report on is there, or `out` is no HTML file.
     """
+    if out.suffix not in (".html", ".htm") and not as_data:
+        raise UserError(f"--out must be an .html file, got {str(out)!r}")
     source = open_source(given)
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     if ablation or jitter:
@@ -64,7 +67,7 @@ def run_front(
 ) -> bool:
     """Join runs, print the table and write chart, table and schedules, or the page.
 
-    Returns whether all schedules are in it: those whose images are not finite are named.
+    Returns whether all schedules are in it: what is left out is named.
 
     Raises:
         UserError: no finished run, or scores that do not compare.
@@ -87,8 +90,8 @@ def run_front(
     else:
         for file, what in write_front(front, out):
             console.print(f"  {file}  {what}")
-    for name in left_out:
-        console.print(f"left out: {name}: its images are not finite")
+    for sentence in left_out:
+        console.print(f"left out: {sentence}")
     return not left_out
 
 

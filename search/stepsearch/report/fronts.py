@@ -55,7 +55,7 @@ def of_front(
         (metric,),
         pictures=folder if _gather(runs, folder) else None,
         front={"metric": metric, "entries": rows, "runs": [_told(run) for run in runs]},
-        problems=tuple(f"left out: {name}: its images are not finite" for name in left_out),
+        problems=tuple(f"left out: {sentence}" for sentence in left_out),
     )
 
 

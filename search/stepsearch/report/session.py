@@ -14,6 +14,8 @@ from stepsearch.engine.claim import has_ended
 from stepsearch.engine.join import announce, leading
 from stepsearch.engine.launchers.placing import Launch, Placed, launched
 from stepsearch.engine.run import run_study
+from stepsearch.engine.store.dashboard import attach
+from stepsearch.engine.study import read_study
 from stepsearch.engine.tracking import MlflowTracking, NoTracking, Tracker
 from stepsearch.engine.workers import InThisProcess, Workers
 from stepsearch.report.live.progress import followed
@@ -24,6 +26,8 @@ from stepsearch.report.sources import of_run
 from stepsearch.report.summary import as_data as plain_result
 from stepsearch.report.summary import table, unseen_table, verdict, write
 
+Show = Literal["all", "result", "json", "only json", "nothing"]
+
 
 def run_session(
     config: StudyConfig,
@@ -32,7 +36,7 @@ def run_session(
     tracking: str,
     quick: bool,
     storage: str | None = None,
-    show: Literal["all", "result", "json", "nothing"] = "all",
+    show: Show = "all",
     at_home: bool = False,
     artifacts: str | None = None,
     launch: Launch | None = None,
@@ -40,10 +44,10 @@ def run_session(
     """Run a study with live progress and print its result.
 
     `show` may leave out all but the last line, or that too, or print the data of the run's page in
-    place of it all, while progress goes to stderr. `at_home` lets a single device work in this
-    process, where the trials are in the run's folder.
+    place of it all, while progress goes to stderr, or nowhere. `at_home` lets a single device work
+    in this process, where the trials are in the run's folder.
     """
-    as_data, quiet = show == "json", show in ("result", "nothing")
+    as_data, quiet = show in ("json", "only json"), show in ("result", "only json", "nothing")
     width = None if sys.stdout.isatty() or as_data else 110  # of a log file
     # names of files and studies are as they are: no markup
     plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
@@ -84,6 +88,7 @@ def run_session(
             write(result, config, folder)
             report("pictures", 0, 1, "")
             write_pictures(result, config, workers, folder)
+            attach(read_study(folder, config, storage), folder / "grid.png", folder)
             report("pictures", 1, 1, "")
         write_page(of_run(folder), folder / PAGE)
         tracker.finish(plain_result(result, config), read_index(folder))

@@ -26,7 +26,15 @@ def table(result: Result, config: StudyConfig) -> Table:
     view = Table(title=f"test: {metric}, seeds that neither search nor selection saw")
     parts = [part.name for part in result.subject.reference.parts]
     against = ("minus found ± se",) if result.found else ()
-    columns = ("schedule", "steps", "passes", "FD ± se", *against, *parts, "alignment")
+    columns = (
+        "schedule",
+        "steps",
+        "passes",
+        f"{evaluation.word} ± se",
+        *against,
+        *parts,
+        "alignment",
+    )
     for i, name in enumerate(columns):
         # of what does not fit, names wrap and numbers stay whole
         view.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)

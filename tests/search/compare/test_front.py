@@ -216,3 +216,26 @@ def test_a_schedule_whose_images_are_not_finite_is_named_and_the_others_are_scor
     code, _, errors = command(monkeypatch, capsys, two, "--images", 8, "-o", out)
     assert code == 2
     assert "the images of all schedules are not finite" in errors
+
+
+def test_a_run_that_cannot_be_read_is_named_and_the_others_are_shown(tmp_path, monkeypatch, capsys):
+    whole, cut = finished(tmp_path / "three", 3, 12.0), finished(tmp_path / "five", 5, 9.0)
+    text = (cut / "best.json").read_text()
+    (cut / "best.json").write_text(text[: len(text) // 2])
+    given = (whole, cut, tmp_path / "nothing", "-o", tmp_path / "out")
+    code, out, _ = command(monkeypatch, capsys, *given)
+    assert code == 1
+    assert [row[0] for row in table(tmp_path / "out")] == ["6"]
+    assert f"left out: {cut / 'best.json'}" in out
+    assert f"left out: {tmp_path / 'nothing'}: no finished run" in out
+    code, _, err = command(monkeypatch, capsys, cut, "-o", tmp_path / "none")
+    assert code == 2
+    assert str(cut / "best.json") in err
+
+
+def test_a_metric_of_ones_own_is_not_called_fd(tmp_path, monkeypatch, capsys):
+    run = finished(tmp_path / "three", 3, 12.0, evaluation={"metric": "house:dark"})
+    code, _, _ = command(monkeypatch, capsys, run, "-o", tmp_path / "out")
+    assert code == 0
+    assert "dark ± se" in (tmp_path / "out" / "front.md").read_text()
+    assert "FD" not in (tmp_path / "out" / "front.md").read_text()

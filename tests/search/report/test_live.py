@@ -130,7 +130,8 @@ def test_a_finished_run_has_its_pages_own_verdict(finished_run):
     assert data["state"] == "finished"
     assert data["verdict"] == cards["verdict"]
     shown = command("status", finished_run).stdout
-    assert "12 of 12 trials finished" in shown
+    assert shown.splitlines()[0] == f"{finished_run}: finished"
+    assert shown.count("12 of 12 trials finished") == 1
     assert "".join(cards["verdict"]["sentence"].split()) in "".join(shown.split())
 
 
@@ -167,20 +168,39 @@ def test_watching_prints_a_line_for_each_change_and_ends_with_the_run(
     assert "selection, 0 of 1; 12 of 12 trials finished; best" in lines[2]
 
 
-@pytest.mark.parametrize("show", ["all", "result", "json"])
+@pytest.mark.parametrize("show", ["all", "result", "json", "only json"])
 def test_a_run_shows_what_was_asked_for(tmp_path, monkeypatch, capsys, show):
     session_of(tmp_path, monkeypatch, show)
     out, err = capsys.readouterr()
     if show == "result":
         assert (out, err) == (f"{tmp_path / 'best.json'}\n", "")
-    elif show == "json":
+    elif show.endswith("json"):
         source = of_run(tmp_path)
         assert json.loads(out) == json.loads(json.dumps(of_source(source, fill(source))))
-        assert "search …" in err
+        assert ("search …" in err) == (show == "json")
+        assert bool(err) == (show == "json")
     else:
         order = [out.index(f" {stage} …") for stage in ("loading", "teacher", "search", "test")]
         assert order == sorted(order)
         assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "show"),
+    [
+        ([], "all"),
+        (["--quiet"], "result"),
+        (["--json"], "json"),
+        (["--json", "--quiet"], "only json"),
+    ],
+)
+def test_what_is_asked_for_is_what_is_shown(tmp_path, monkeypatch, words, show):
+    shown = []
+    session = "stepsearch.report.session.run_session"
+    monkeypatch.setattr(session, lambda *_, **known: shown.append(known["show"]))
+    (tmp_path / "x.toml").write_text("[space]\nnum_steps = 3\npasses = 6\n")
+    done = command("run", tmp_path / "x.toml", "--run", tmp_path / "run", *words)
+    assert (done.exit_code, shown) == (0, [show])
 
 
 def test_a_run_in_a_database_is_seen_where_its_folder_is_not(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import optuna
 import pytest
@@ -117,6 +118,13 @@ def test_every_tools_text_is_that_of_formats_with_what_it_loses(finished):
         assert (told["text"], told["lost"]) == (made.text, list(made.lost))
     flow = texts["diffusers:FlowMatchEulerDiscreteScheduler"]
     assert "refused" in flow or flow["lost"]
+
+
+def test_a_page_is_html_and_no_other_file(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = command("report", finished[0], "-o", "x.txt")
+    assert str(said.exception) == "--out must be an .html file, got 'x.txt'"
+    assert not Path("x.txt").exists()
 
 
 def test_json_is_what_the_page_shows(finished, capsys):

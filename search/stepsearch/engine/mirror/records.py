@@ -78,6 +78,11 @@ class Mirror:
             else:  # it was cut off: written again from the start
                 client.delete_run(run.info.run_id)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Trials, and schedules of selection and test, that have a child."""
+        return len(self._trials), len(self._contenders)
+
     def trials(self, study: optuna.Study) -> None:
         """A child for each finished trial that has none yet."""
         for trial in study.get_trials(
@@ -180,7 +185,7 @@ class Mirror:
 
         for k, file in enumerate(files):
             name = f"{k:02d} {told['prompts'][k][:PROMPT]} seed {told['seeds'][k]}"
-            name = re.sub(r"[^A-Za-z0-9_\-. ]+", " ", name)  # MLflow takes no others
+            name = re.sub(r"[^A-Za-z0-9_\-.]+", " ", name)  # MLflow takes no others
             with Image.open(self.store.folder / "pictures" / file) as picture:
                 self._client.log_image(run.info.run_id, picture.convert("RGB"), key=name, step=0)
         self._client.set_tag(run.info.run_id, WHOLE, len(files))

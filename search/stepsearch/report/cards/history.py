@@ -34,6 +34,7 @@ def data(source: Source) -> Data:
     pruned = len(source.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
     return {
         "images": source.config.evaluation.images,
+        "word": source.config.evaluation.word,
         "trials": shown,
         "pruned": pruned,
         "importances": importances,
@@ -104,7 +105,7 @@ def _thinned(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def charts(data: Data) -> dict[str, str]:
-    """FD against passes with the best so far; importances; a slice along each axis."""
+    """The objective against passes with the best so far; importances; a slice along each axis."""
     trials = data["trials"]
     every = -(-len(trials) // MOST_POINTS)
     some = trials[::every]
@@ -123,7 +124,7 @@ def charts(data: Data) -> dict[str, str]:
         points("lost too much alignment", [t for t in some if not t["kept_alignment"]]),
     ]
     drawn = [s for s in series if len(s.x)]
-    y = Axis(f"FD of {counted(data['images'], 'image')}", log=True)
+    y = Axis(f"{data['word']} of {counted(data['images'], 'image')}", log=True)
     found = {"history": lines("history", drawn, Axis("network passes of the search"), y)}
     if data["importances"]:
         named = list(data["importances"].items())[:12]
@@ -133,7 +134,7 @@ def charts(data: Data) -> dict[str, str]:
             (name, [Series("", [x for x, _ in dots], [v for _, v in dots], line=False)])
             for name, dots in data["slices"].items()
         ]
-        found["slices"] = panels("slices", titled, Axis("FD", log=True))
+        found["slices"] = panels("slices", titled, Axis(data["word"], log=True))
     return found
 
 

@@ -17,7 +17,7 @@ from stepsearch.engine.store.database import open_database
 from stepsearch.engine.study import read_study
 from stepsearch.report.cards import Data
 from stepsearch.report.live.snapshot import FINISHED, snapshot
-from stepsearch.report.live.view import ending, line, trials, view
+from stepsearch.report.live.view import ending, line, view
 from stepsearch.report.plain import print_json
 
 EVERY = 1.0  # seconds between two looks
@@ -73,7 +73,7 @@ def _changes(data: Data) -> object:
 
 
 def _print(console: Console, data: Data) -> None:
-    console.print(f"{data['folder']}: {trials(data)}")
+    console.print(f"{data['folder']}: {data['state']}")
     console.print(view(data))
     if data["file"]:
         ended = data["state"] == FINISHED or data["verdict"]
