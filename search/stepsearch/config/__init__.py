@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from stepsampler.errors import UserError
 from stepsampler.schedule import BY_STATISTICS
 from stepsampler.support.options import ModelOptions
+from stepsampler.support.rows import shortened
 from stepsearch.config.baselines import BaselinesConfig, TeacherConfig
 from stepsearch.config.code import named
 from stepsearch.config.measuring import EvaluationConfig, SearchConfig
@@ -24,6 +25,7 @@ from stepsearch.config.space import SpaceConfig
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+LONGEST = 400  # characters of what is wrong with a study
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls unknown keys
 
 
@@ -117,7 +119,7 @@ def load_config(
         data = tomllib.loads(text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also of an integer of thousands of digits
         raise UserError(f"{path}: not TOML, as a study file is: {error}") from error
     except RecursionError as error:
         raise UserError(f"{path}: its lists are nested too deep") from error
@@ -151,7 +153,11 @@ def _first(error: ValidationError) -> "ErrorDetails":
 
 
 def _sentence(first: "ErrorDetails") -> str:
-    """A problem as one sentence."""
+    """A problem as one sentence, which the value of a file must not fill."""
+    return shortened(" ".join(_said(first).split()), LONGEST)
+
+
+def _said(first: "ErrorDetails") -> str:
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] in UNKNOWN:
         known: dict[str, FieldInfo] = StudyConfig.model_fields
