@@ -32,6 +32,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.config.code import open_model_of
 from stepsearch.config.measuring import NONE, EvaluationConfig
 from stepsearch.config.parts import SEEDS
+from stepsearch.metrics.ahead import made_ahead
 from stepsearch.metrics.alignment import (
     ClipAlignment,
     Prompt,
@@ -256,10 +257,11 @@ class Evaluator:
     ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
         batches = (batch.made for batch in self._batches(schedule, seeds, size))
         prompts = [self.prompt(seed) for seed in seeds]
-        with fitting(self.model, size):  # extractor and judge beside it, too
+        # extractor and judge beside it, too
+        with fitting(self.model, size), made_ahead(batches, self.model.device) as made:
             extractors = [self.extractor, *(ruler.extractor for ruler in rulers)]
             (features, *others), aligned, first = observe(
-                batches, extractors, self.judge, prompts, self.frames
+                made, extractors, self.judge, prompts, self.frames
             )
         passes = self.model.passes(schedule)
         if passes != schedule.passes:
@@ -381,10 +383,8 @@ def metric_name(reference: Reference, n: int) -> str:
 
 def objective_name(evaluation: EvaluationConfig, reference: Reference, n: int) -> str:
     """The distance of a study, with what it was measured over."""
-    name, scales = (
-        metric_name(reference, n),
-        ", ".join(f"{w:g}" for w in evaluation.guidance_scales),
-    )
+    name = metric_name(reference, n)
+    scales = ", ".join(f"{w:g}" for w in evaluation.guidance_scales)
     if evaluation.video_frames > 1:
         name += f", mean over {evaluation.video_frames} frames"
     return f"{name}, {evaluation.over} over guidance {scales}" if scales else name
