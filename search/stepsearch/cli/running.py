@@ -19,7 +19,7 @@ from stepsearch.cli.options import (
     tracking_store,
     which_run,
 )
-from stepsearch.paths import RUNS
+from stepsearch.paths import RUNS, check_inside
 
 if TYPE_CHECKING:
     from stepsearch.engine.launchers.placing import Launch
@@ -218,6 +218,7 @@ def worker(
         folder = run_folder or RUNS / config.name
     else:
         folder, config = run_, claimed(run_)
+    check_inside(folder)
     with interruptible(ctx, folder), code(allow_code):
         check_code(config)
         if storage is not None:

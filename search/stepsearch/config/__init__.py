@@ -65,6 +65,14 @@ class StudyConfig(Section):
     teacher: TeacherConfig = TeacherConfig()
     search: SearchConfig = SearchConfig()
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        """Of a run in `runs`, and no other place."""
+        if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+            raise ValueError(f"must be the name of a file, such as mine.toml, got {name!r}")
+        return name
+
     @field_validator("model", mode="before")
     @classmethod
     def _by_code(cls, value: Any) -> Any:
