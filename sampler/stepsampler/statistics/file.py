@@ -276,6 +276,8 @@ def _from_authors(folder: Path, noise: Noise) -> Statistics:
         for file, keys in zip(AUTHORS, (("l",), ("s", "b")), strict=True)
         for key in keys
     }
+    if not found["l"].ndim:
+        raise UserError(f"{folder}: l must have an entry for each level, but is a single number")
     if len(found["l"]) != intervals + 1:
         raise UserError(
             f"{folder}: the folder's name says {intervals:,} intervals, but l has "
