@@ -1,6 +1,7 @@
 """Where bundled files, models and runs lie, and how files are written whole."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,25 @@ def _here(needed: str) -> str:
     found = [str(folder) for folder in runs_here(needed)]
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return f"; there are {', '.join(found[:NAMED])}{more}" if found else ""
+
+
+def check_inside(folder: Path) -> None:
+    """Refuse a run's folder with links that lead out of it: a run would write where they lead.
+
+    Locks are links to nowhere, and nobody writes through them.
+
+    Raises:
+        UserError: names the link and where it leads.
+    """
+    home = folder.resolve()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_symlink() and path.suffix != ".lock":
+            place = home / os.readlink(path)
+            if not place.resolve().is_relative_to(home):
+                raise UserError(
+                    f"{path}: a link out of the run's folder, to {place}, and the run would write "
+                    "there: put what it means in its place"
+                )
 
 
 def _name(study: Path) -> str | None:

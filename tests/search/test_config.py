@@ -111,6 +111,8 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "[baselines]\ngains = [1.0, 1.0]\n", r"gains must differ, got \[1.0, 1.0\]"),
         (MINIMAL + "[search]\ntrials = true\n", "trials: must not be true or false, got true"),
         (MINIMAL + "gain = " + "[" * 50_000, "its lists are nested too deep"),
+        (MINIMAL + "max_steps = " + "9" * 5000, "not TOML.* limit .* for integer"),
+        (MINIMAL + f"max_steps = '{'9' * 5000}'", "space.max_steps: Unable to parse .*9999…$"),
         ("space = 5\n", r"line 1: space: must be a section, \[space\] with its keys, got 5"),
         (MINIMAL + "[search]\npatience = 0\n", "search.patience: .* got 0"),
         ("[space]\nnum_stps = 3\n", "unknown key 'space.num_stps'; did you mean 'num_steps'"),
@@ -188,6 +190,7 @@ def test_settings_of_the_command_line_replace_those_of_the_file(tmp_path):
         "search.trials=0": "^--set: search.trials: .* got 0",
         "trials=7": "--set must be section.key=value, got 'trials=7'",
         "space.gain=" + "[" * 50_000: "--set space.gain: its lists are nested too deep",
+        "space.passes=" + "9" * 5000: "--set: space.passes: Unable to parse",
     }.items():
         with pytest.raises(UserError, match=sentence):
             load_config(written(tmp_path, MINIMAL), given_values([setting]))

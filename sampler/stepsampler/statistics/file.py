@@ -10,7 +10,6 @@ import io
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +26,7 @@ from stepsampler.errors import UserError
 from stepsampler.noise import Noise, NoiseSchedule
 from stepsampler.schedule import MOST_INTERVALS, Schedule, StatisticsSpec
 from stepsampler.solvers import Row, tableau
+from stepsampler.statistics.arrays import BROKEN
 from stepsampler.support.files import replacing
 from stepsampler.support.weights import read_header
 
@@ -276,6 +276,8 @@ def _from_authors(folder: Path, noise: Noise) -> Statistics:
         for file, keys in zip(AUTHORS, (("l",), ("s", "b")), strict=True)
         for key in keys
     }
+    if not found["l"].ndim:
+        raise UserError(f"{folder}: l must have an entry for each level, but is a single number")
     if len(found["l"]) != intervals + 1:
         raise UserError(
             f"{folder}: the folder's name says {intervals:,} intervals, but l has "
@@ -304,7 +306,7 @@ def _read_npz(path: Path, key: str) -> NDArray[Any]:
         raise UserError(f"{path}: there is no {key} in it") from error
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is no npz of numbers") from error
-    except (ValueError, EOFError, RuntimeError, zlib.error) as error:
+    except BROKEN as error:
         pickled = "allow_pickle" in str(error)
         what = "holds objects, which are pickles and can run code" if pickled else "is damaged"
         raise UserError(f"{path}: {key} {what}; only arrays of numbers are read") from error

@@ -104,8 +104,10 @@ def refuse_others(path: Path, head: bytes) -> None:
 
 
 def shortened(text: str, width: int = 40) -> str:
-    """Text of a file for a message, which a line of a megabyte must not fill."""
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    """Text of a file for a message, which a line of a megabyte must not fill, nor what is no text
+    make unprintable."""
+    text = text if len(text) <= width else f"{text[: width - 1]}…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def among(names: Sequence[str], wanted: str | None) -> list[int]:
@@ -139,12 +141,12 @@ def find_column(path: Path, names: Sequence[str], wanted: str | None, notes: lis
     first, *others = found
     if others and (wanted is not None or names[first] in [names[i] for i in others]):
         raise UserError(
-            f"{path}: the column {names[first]} is there {len(found)} times: "
-            f"{', '.join(names[i] for i in found)}"
+            f"{path}: the column {shortened(names[first])} is there {len(found)} times: "
+            f"{listed([shortened(names[i]) for i in found])}"
         )
     if others:
-        rest = ", ".join(names[i] for i in others)
-        notes.append(f"the column {names[first]} is taken, not {rest} (--column)")
+        rest = listed([shortened(names[i]) for i in others])
+        notes.append(f"the column {shortened(names[first])} is taken, not {rest} (--column)")
     return first
 
 

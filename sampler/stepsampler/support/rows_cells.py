@@ -195,7 +195,9 @@ def read_parquet(path: Path, column: str | None) -> Table:
         elif types.is_list(values.type) and types.is_string(values.type.value_type):
             values = values.cast(pyarrow.list_(pyarrow.binary()))
         found = values.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system
         raise UserError(f"{path}: not a whole parquet file, or not a plain column") from error
     rows = [Row(f"row {i}", _decoded(value)) for i, value in enumerate(found)]
     return Table(first_of(rows, notes), notes)

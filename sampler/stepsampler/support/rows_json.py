@@ -149,9 +149,11 @@ def _item(place: str, image: str | None, item: Any, name: str) -> Row:
     if not isinstance(item, dict):
         return Row(place, item, image)
     if isinstance(item, _Object) and [key for key, _ in item.pairs].count(name) > 1:
-        return Row(place, image=image, fault=f"has {name} twice")
+        return Row(place, image=image, fault=f"has {shortened(name)} twice")
     if name not in item:
-        return Row(place, image=image, fault=f"no {name}" if name else "an object, not a text")
+        return Row(
+            place, image=image, fault=f"no {shortened(name)}" if name else "an object, not a text"
+        )
     return Row(place, item[name], image)
 
 
@@ -164,7 +166,7 @@ def _coco(annotations: list[Any], name: str) -> Table:
         image = _name(item.get("image_id")) if isinstance(item, dict) else None
         number = _name(item.get("id", i)) if isinstance(item, dict) else None
         if image is None or not isinstance(number, int) or name not in item:
-            reason = f"has no image_id, id and {name}, as COCO's captions do"
+            reason = f"has no image_id, id and {shortened(name)}, as COCO's captions do"
             strays.append(Row(place, fault=reason))
             continue
         row = Row(place, item[name], str(image))

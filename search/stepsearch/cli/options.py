@@ -97,9 +97,11 @@ def tracking_store(tracking: str) -> str:
         or (tracking and Path(tracking).is_dir())
     ):
         return tracking
+    from stepsearch.engine.store.addresses import passwords_of, without_passwords
+
     raise UserError(
         "--tracking must be local, none or an address such as http://mlflow.example.org or "
-        f"sqlite:///team.db, got {tracking!r}"
+        f"sqlite:///team.db, got {without_passwords(tracking, passwords_of(tracking))!r}"
     )
 
 

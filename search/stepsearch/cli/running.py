@@ -19,7 +19,7 @@ from stepsearch.cli.options import (
     tracking_store,
     which_run,
 )
-from stepsearch.paths import RUNS
+from stepsearch.paths import RUNS, check_inside
 
 if TYPE_CHECKING:
     from stepsearch.config import StudyConfig
@@ -246,6 +246,7 @@ def worker(
     else:
         folder = run_ if storage is not None else run_folder or which_run(run_, "study.json")
         config = claimed(folder)
+    check_inside(folder)
     with interruptible(ctx, folder), code(allow_code):
         check_code(config)
         if storage is not None:

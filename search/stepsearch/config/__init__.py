@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from stepsampler.errors import UserError
 from stepsampler.schedule import BY_STATISTICS
 from stepsampler.support.options import ModelOptions
+from stepsampler.support.rows import shortened
 from stepsearch.config.baselines import BaselinesConfig, TeacherConfig
 from stepsearch.config.code import named
 from stepsearch.config.measuring import EvaluationConfig, SearchConfig
@@ -24,6 +25,7 @@ from stepsearch.config.space import SpaceConfig
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+LONGEST = 400  # characters of what is wrong with a study
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls unknown keys
 
 
@@ -62,6 +64,14 @@ class StudyConfig(Section):
     baselines: BaselinesConfig = BaselinesConfig()
     teacher: TeacherConfig = TeacherConfig()
     search: SearchConfig = SearchConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        """Of a run in `runs`, and no other place."""
+        if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+            raise ValueError(f"must be the name of a file, such as mine.toml, got {name!r}")
+        return name
 
     @field_validator("model", mode="before")
     @classmethod
@@ -117,7 +127,7 @@ def load_config(
         data = tomllib.loads(text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also of an integer of thousands of digits
         raise UserError(f"{path}: not TOML, as a study file is: {error}") from error
     except RecursionError as error:
         raise UserError(f"{path}: its lists are nested too deep") from error
@@ -151,7 +161,11 @@ def _first(error: ValidationError) -> "ErrorDetails":
 
 
 def _sentence(first: "ErrorDetails") -> str:
-    """A problem as one sentence."""
+    """A problem as one sentence, which the value of a file must not fill."""
+    return shortened(" ".join(_said(first).split()), LONGEST)
+
+
+def _said(first: "ErrorDetails") -> str:
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] in UNKNOWN:
         known: dict[str, FieldInfo] = StudyConfig.model_fields

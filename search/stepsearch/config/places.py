@@ -54,7 +54,7 @@ def given_values(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
             raise UserError(f"--set must be section.key=value, got {setting!r}")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except ValueError:  # also of an integer of thousands of digits
             value = text.strip()
         except RecursionError as error:
             raise UserError(f"--set {section}.{key}: its lists are nested too deep") from error

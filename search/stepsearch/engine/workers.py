@@ -18,7 +18,6 @@ from concurrent.futures import (
     FIRST_COMPLETED,
     Executor,
     Future,
-    ProcessPoolExecutor,
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +26,7 @@ from multiprocessing.connection import Connection, Pipe
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +39,7 @@ from stepsearch.config.code import allow_code, allowed
 from stepsearch.engine.jobs.board import Board, join_board, open_board, spread
 from stepsearch.engine.jobs.kinds import Job, Measuring, Picturing, Placing, Polishing
 from stepsearch.engine.launchers.placing import Placed
+from stepsearch.engine.pools import AtOnce, Pool, threads_each
 from stepsearch.engine.store.database import open_database
 from stepsearch.engine.study import read_study, spent, work
 from stepsearch.metrics.evaluator import Evaluator, Measurement
@@ -149,7 +149,7 @@ class Workers:
         threads = threads_each(len(devices))
         # An event would wait for workers that died while they waited for it.
         listener, self._line = Pipe(duplex=False)
-        self._pool: Executor = _Pool(
+        self._pool: Executor = Pool(
             len(devices),
             mp_context=context,
             initializer=_start,
@@ -289,28 +289,6 @@ class Workers:
             raise UserError(DIED) from error
 
 
-def threads_each(workers: int) -> int | None:
-    """Threads of each worker on the CPU: its share of the cores that this process may use.
-
-    None where OMP_NUM_THREADS says how many, which torch follows by itself.
-    """
-    if os.environ.get("OMP_NUM_THREADS"):
-        return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // workers)
-
-
-class _Pool(ProcessPoolExecutor):
-    """Its processes begin with Ctrl-C blocked: while they load they could not yet ignore it."""
-
-    def submit(self, call: Callable[..., T], /, *inputs: Any, **named: Any) -> "Future[T]":
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
-            return super().submit(call, *inputs, **named)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class InThisProcess(Workers):
     """One worker that is the process itself, for work that is done before another one starts."""
 
@@ -319,17 +297,8 @@ class InThisProcess(Workers):
         self.config, self.folder, self.count, self.say = config, folder, 1, note
         self.storage, self._board, self._placed = None, None, None
         _, self._line = Pipe(duplex=False)
-        self._pool = _AtOnce()
+        self._pool = AtOnce()
         _self = _Self(config, folder, 0, device)
-
-
-class _AtOnce(Executor):
-    """Does what is submitted before it returns."""
-
-    def submit(self, call: Callable[..., T], /, *inputs: Any, **named: Any) -> "Future[T]":
-        future: Future[T] = Future()
-        future.set_result(call(*inputs, **named))
-        return future
 
 
 def _start(

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.config.code import open_model_of
 from stepsearch.config.measuring import NONE, EvaluationConfig
 from stepsearch.config.parts import SEEDS
+from stepsearch.metrics.ahead import made_ahead
 from stepsearch.metrics.alignment import (
     ClipAlignment,
     Prompt,
@@ -128,7 +128,7 @@ class Evaluator:
         )
         self.scales, self.frames = evaluation.guidance_scales, evaluation.video_frames
         check_frames(self.model, self.frames)
-        self.reference = _joined_by(evaluation.over, self.reference)
+        self.reference = self.reference.joined_by(evaluation.over)
         self.judge = load_alignment(
             evaluation.alignment, self.prompts, device, evaluation.clip_long_prompts
         )
@@ -261,10 +261,12 @@ class Evaluator:
     ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
         batches = (batch.made for batch in self._batches(schedule, seeds, size))
         prompts = [self.prompt(seed) for seed in seeds]
-        with fitting(self.model, size), self.model.remembering():
+        # extractor and judge beside it, too
+        fits, ahead = fitting(self.model, size), made_ahead(batches, self.model.device)
+        with fits, self.model.remembering(), ahead as made:
             extractors = [self.extractor, *(ruler.extractor for ruler in rulers)]
             (features, *others), aligned, first = observe(
-                batches, extractors, self.judge, prompts, self.frames
+                made, extractors, self.judge, prompts, self.frames
             )
         passes = self.model.passes(schedule)
         if passes != schedule.passes:
@@ -297,15 +299,10 @@ def load_rulers(
         try:
             extractor = load_extractor(name, device)
             known = load_reference(options.reference, extractor, size, cache, exif=options.exif)
-            rulers.append(Metric(extractor, _joined_by(options.over, known)))
+            rulers.append(Metric(extractor, known.joined_by(options.over)))
         except UserError as error:
             why.append(f"no ruler {name!r} beside what the search sees: {error}")
     return rulers, why
-
-
-def _joined_by(over: Literal["mean", "worst"], reference: Reference) -> Reference:
-    search, test = (moments.joined_by(over) for moments in (reference.search, reference.test))
-    return replace(reference, search=search, test=test)
 
 
 def _measurement(

@@ -5,28 +5,15 @@ clean-fid           mu, sigma; for its KID: feats (n, d)
 ADM                 arr_0, uint8 images (n, height, width, 3); mu, sigma; mu_s, sigma_s (unused)
 """
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepsampler.errors import UserError
+from stepsampler.statistics.arrays import BROKEN
 
-# What numpy raises where a file is damaged, encrypted, of another kind, or says it is huge
-BROKEN = (
-    ValueError,
-    OSError,
-    EOFError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-    MemoryError,
-    zlib.error,
-    BadZipFile,
-)
 SHOWN = 24  # bytes of a file that is no .npz
 ROUNDING = 1e-3  # of single precision, over the largest entry
 
@@ -51,6 +38,8 @@ def read_npz(path: Path) -> Foreign:
         with np.load(path, allow_pickle=False) as file:
             t = {k: file[k] for k in ("mu", "sigma", "feats", "arr_0") if k in file.files}
             keys = ", ".join(file.files)
+            if not all(isinstance(array, np.ndarray) for array in t.values()):
+                raise ValueError("a part of another kind, whose bytes numpy gives as they are")
     except BROKEN as error:
         raise UserError(f"{path}: not an .npz of plain arrays: {_why(path, error)}") from error
     mean, cov, features, images = (t.get(k) for k in ("mu", "sigma", "feats", "arr_0"))
@@ -90,7 +79,7 @@ def read_npz(path: Path) -> Foreign:
 
 def _why(path: Path, error: Exception) -> str:
     """What a file is instead, by how it begins."""
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return error.strerror
     with path.open("rb") as file:
         head = file.read(SHOWN)

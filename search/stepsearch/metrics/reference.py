@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -57,6 +58,11 @@ class Reference:
     exif: str = ""  # what was done about the EXIF orientation (`pixels.Exif`), where any has one
     unreadable: int = 0  # files of the images that are left out
     parts: tuple["Reference", ...] = ()  # those of several extractors at once
+
+    def joined_by(self, over: Literal["mean", "worst"]) -> "Reference":
+        """The same for versions of images, whose distances are joined so."""
+        search, test = (moments.joined_by(over) for moments in (self.search, self.test))
+        return replace(self, search=search, test=test)
 
     @classmethod
     def beside(cls, parts: Sequence["Reference"]) -> "Reference":

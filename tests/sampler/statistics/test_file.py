@@ -103,6 +103,7 @@ def test_pickles_are_not_read(tmp_path):
     [
         ("mine", {}, "is named SCALE_INTERVALS_SAMPLES, such as 7.5_250_1024, got 'mine'"),
         ("7.5_250_4", {}, "the folder's name says 250 intervals, but l has 9 levels"),
+        ("7.5_8_4", {"l": np.array(1.0)}, "l must have an entry for each level"),
         ("7.5_8_4", {"s": RANDOM[1][:5]}, "s must be of shape"),
         ("7.5_8_4", {"b": RANDOM[2] * np.nan}, "b must be finite"),
     ],

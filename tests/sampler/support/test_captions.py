@@ -129,6 +129,9 @@ def test_parquet_without_pyarrow_is_one_sentence(tmp_path, monkeypatch):
         ("a.csv", b"a fox,u\n", "2", "no column 2, counted from 0: there are 2"),
         ("a.csv", b"prompt,prompt\nx,y\n", None, "prompt is there 2 times: prompt, prompt"),
         ("a.csv", b"text,TEXT\nx,y\n", "Text", "there 2 times: text, TEXT"),
+        ("a.csv", b"x\xff\ny\n", None, "there are x\ufffd; of a file"),
+        ("a.jsonl", b'{"\x80": 1}\n{"\\n": 1}\n', None, "there are \ufffd, \ufffd$"),
+        ("a.json", b'[{"\\ud800": 1, "\\ud800": 2}]', "\ud800", r"item 0 \(has \ufffd twice\)"),
         ("a.parquet", b"PAR1 no", None, r"a\.parquet: not a whole parquet file"),
     ],
 )
@@ -212,6 +215,19 @@ def test_parquet_gives_its_rows_whatever_is_in_the_others(tmp_path):
         LeftOut("row 2", "not valid UTF-8 (byte 0xe9)"),
         LeftOut("row 3", "empty"),
     ]
+
+
+def test_parquet_whose_pages_are_damaged_is_refused_in_one_sentence(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "p.parquet"
+    parquet.write_table(pyarrow.table({"prompt": ["a fox", "a cat"]}), path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 20 + content[24:])
+    with pytest.raises(UserError, match="not a whole parquet file") as caught:
+        read_captions(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_image_of_coco_shows_its_first_caption_that_is_one(tmp_path):

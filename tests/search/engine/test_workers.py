@@ -14,6 +14,7 @@ from running import ToyWorkers, settings
 from stepsampler import UserError
 from stepsearch.config import StudyConfig
 from stepsearch.engine import workers as pool
+from stepsearch.engine.pools import threads_each
 from stepsearch.engine.run import run_study
 from stepsearch.engine.store.locks import pulse, this_process
 from stepsearch.engine.study import finished, open_study, read_study
@@ -165,7 +166,7 @@ def test_threads_are_those_that_the_environment_says_or_a_share_of_the_cores(
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", omp)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)))
-    assert pool.threads_each(2) == threads
+    assert threads_each(2) == threads
 
 
 def test_every_stage_says_that_it_begins_and_rivals_how_far_they_are(tmp_path):

@@ -1,7 +1,11 @@
+import zipfile
+
 import numpy as np
 import pytest
 
 from stepsampler import UserError
+from stepsampler.noise import NoiseSchedule
+from stepsampler.statistics.file import read_statistics
 from stepsearch.metrics.interchange import read_npz
 
 MU, SIGMA = np.arange(3.0), np.eye(3)
@@ -13,6 +17,12 @@ LAYOUTS = {
     "ADM, reference": {"arr_0": IMAGES, "mu": MU, "sigma": SIGMA, "mu_s": MU, "sigma_s": SIGMA},
     "ADM, samples": {"arr_0": IMAGES, "arr_1": np.arange(2)},
 }
+
+
+def head(shape):
+    """Of a file of one array, without its numbers."""
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -86,3 +96,41 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
     np.save(tmp_path / "s.npy", MU)
     with pytest.raises(UserError, match=r"s\.npy: not an \.npz of plain arrays: one bare array"):
         read_npz(tmp_path / "s.npy")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x93NUMPY\x01\x00\x02\x00((",  # no dictionary, and no end of it
+        b"\x93NUMPY\x01\x00\x06\x00{\n  1",  # numpy's parser of heads that Python 2 wrote
+        head("(9999999999999999999999999999999,)"),
+        head("(-1,)"),
+        head("(10**9,)"),
+        b"bytes that numpy hands out as they are",
+    ],
+)
+def test_arrays_that_nobody_wrote_are_refused_in_one_sentence(tmp_path, content):
+    with zipfile.ZipFile(tmp_path / "s.npz", "w") as file:
+        file.writestr("mu.npy", content)
+        file.writestr("sigma.npy", content)
+        file.writestr("l.npy", content)
+    with pytest.raises(UserError, match=r"s\.npz: not an \.npz of plain arrays: damaged") as caught:
+        read_npz(tmp_path / "s.npz")
+    assert "\n" not in str(caught.value)
+    folder = tmp_path / "7.5_250_1024"  # as the authors of DPM-Solver-v3 have it
+    folder.mkdir()
+    (tmp_path / "s.npz").rename(folder / "l.npz")
+    with pytest.raises(UserError, match=r"l\.npz: l (is damaged|holds objects)"):
+        read_statistics(str(folder), NoiseSchedule.scaled_linear(), (3,))
+
+
+def test_a_zip_whose_parts_lie_outside_of_it_is_refused(tmp_path):
+    np.savez(tmp_path / "l.npz", l=MU)
+    content = bytearray((tmp_path / "l.npz").read_bytes())
+    end = content.rindex(b"PK\x05\x06")
+    content[end + 16 : end + 20] = (2**31).to_bytes(4, "little")  # where its list begins
+    folder = tmp_path / "7.5_250_1024"
+    folder.mkdir()
+    (folder / "l.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"l\.npz is no npz of numbers|l\.npz: l is damaged"):
+        read_statistics(str(folder), NoiseSchedule.scaled_linear(), (3,))

@@ -91,7 +91,8 @@ def _grpc(address: str) -> BaseStorage:
     except ValueError:
         host = port = None
     if not host or not port or parts.path not in ("", "/"):
-        raise UserError(f"--storage must be grpc://host:port, got {address!r}")
+        shown = without_passwords(address, passwords_of(address))
+        raise UserError(f"--storage must be grpc://host:port, got {shown!r}")
     try:
         grpc.channel_ready_future(grpc.insecure_channel(f"{host}:{port}")).result(CONNECT)
     except grpc.FutureTimeoutError:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from stepsampler.errors import UserError
+from stepsearch.paths import check_inside
 
 ALIVE = "alive"  # the folder of the pulses, in that of the run
 BEAT = 5.0  # seconds
@@ -310,8 +311,9 @@ def only_run(folder: Path) -> Iterator[None]:
     What another machine left behind is watched for `SILENCE` seconds first.
 
     Raises:
-        UserError: another one is under way.
+        UserError: another one is under way, or a link leads out of the folder.
     """
+    check_inside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder, f"{ALIVE}/run", "the run")
     with pulse(folder):
