@@ -44,7 +44,7 @@ class FirstCalls:
 
     Schedules that are compared begin with the same noise of the same seeds, most of them at the
     model's highest level. There all ask the network the same, and the answer is known bit for bit.
-    The longest unasked are forgotten, above `limit` bytes.
+    Answers lie in the memory of the CPU; the longest unasked are forgotten, above `limit` bytes.
     """
 
     def __init__(self, time: float, limit: int = KEPT) -> None:
@@ -59,14 +59,15 @@ class FirstCalls:
         key = _digest(x, time, condition)
         known = self._answers.get(key)
         if known is None:
-            known = self._answers[key] = network(x, time, condition)
-            held = sum(answer.nbytes for answer in self._answers.values())
+            answer = network(x, time, condition)
+            self._answers[key] = answer.cpu()
+            held = sum(kept.nbytes for kept in self._answers.values())
             while held > self.limit:
                 held -= self._answers.popitem(last=False)[1].nbytes
-        else:
-            self._answers.move_to_end(key)
-            self.saved += len(x)
-        return known
+            return answer
+        self._answers.move_to_end(key)
+        self.saved += len(x)
+        return known.to(x.device)
 
 
 def _digest(x: Tensor, time: float, condition: Condition) -> bytes:

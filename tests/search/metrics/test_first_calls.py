@@ -75,6 +75,15 @@ def test_what_is_not_the_same_is_asked_anew(tmp_path, plans):
     assert known.saved == 0
 
 
+def test_the_speed_of_a_batch_is_that_of_calls_that_are_made(tmp_path):
+    known = evaluator(tmp_path)
+    seen = rows_of(known.model)
+    known._probe(4)
+    first = len(seen)
+    known._probe(4)
+    assert seen == [4] * 2 * first
+
+
 def test_one_question_differs_in_its_condition_or_its_time():
     calls = FirstCalls(500.0)
     asked = []
