@@ -50,7 +50,10 @@ def made_ahead(batches: Iterator[T], device: torch.device) -> Iterator[Iterator[
         while True:
             batch, error = ready.get()
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # which would keep itself, and the tensors of the failed batch
             if batch is None:
                 return
             yield batch

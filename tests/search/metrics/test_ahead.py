@@ -1,7 +1,9 @@
 """Batches that are made ahead are the same ones, and nothing is left behind."""
 
+import gc
 import threading
-from contextlib import nullcontext
+import weakref
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -69,6 +71,26 @@ def test_what_making_raises_is_raised_after_the_batches_before_it(error):
         found += iter(made.__next__, None)
     assert caught.value is error
     assert not makers()
+
+
+def test_an_error_keeps_nothing_of_the_batch_that_failed():
+    """Else its memory would be missing for the smaller one that is tried next."""
+    held = []
+
+    def batches():
+        tensor = torch.zeros(3)
+        held.append(weakref.ref(tensor))
+        yield 0
+        raise DoesNotFitError("a batch of 4")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(DoesNotFitError), made_ahead(batches(), CUDA) as made:
+            sum(made)
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_who_leaves_early_leaves_nobody_behind():
