@@ -114,7 +114,7 @@ def draw(rows: Sequence[Row], model: models.Model, path: Path) -> None:
     pen = ImageDraw.Draw(sheet)
     large, small = (ImageFont.load_default(size) for size in (14, 12))
     for k, prompt in enumerate(prompts):
-        word = re.sub(r"^a photo of (a |an )?(pair of )?", "", prompt)
+        word = re.sub(r"^(a photo of )?(a |an )?(pair of )?", "", prompt)
         pen.text((LABEL + k * cell + SIDE / 2, 6), word, FAINT, small, anchor="ma")
     for row, top in zip(rows, tops, strict=True):
         color = OURS if row.ours else INK

@@ -281,7 +281,7 @@ def _measure(
         state, value = TrialState.FAIL, None
     list_constraints(trial)
     if sheet := trial.user_attrs.get("sheet"):
-        attach(trial, Path(sheet), folder)
+        attach(trial, Path(sheet), folder, "images")
     values = None if value is None or state != TrialState.COMPLETE else [value]
     if values and config.search.both:
         values.append(trial.user_attrs["alignment"])

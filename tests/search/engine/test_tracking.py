@@ -158,7 +158,7 @@ def test_a_trial_has_its_errors_its_origin_and_its_own_time(tmp_path):
 
 
 def test_pictures_are_in_the_image_grid_by_prompt_and_schedule_once(tmp_path):
-    """MLflow's grid takes what `log_image` wrote under a key: a column for each key, a row for
+    """MLflow's grid takes what `log_image` wrote under a key: a row for each key, a column for
     each run; it looks at runs with the tag `mlflow.loggedImages`."""
     from mlflow import MlflowClient
 

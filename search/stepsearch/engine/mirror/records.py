@@ -178,7 +178,7 @@ class Mirror:
         self._client.set_terminated(run.info.run_id, "FINISHED")
 
     def _pictures(self, run: Any, files: list[str], told: Mapping[str, Any]) -> None:
-        """As MLflow's image grid wants them: a row for each run, a column for each name."""
+        """As MLflow's image grid wants them: a row for each name, a column for each run."""
         if run.data.tags.get(WHOLE):
             return
         from PIL import Image

@@ -38,8 +38,8 @@ def unlisted(trial: FrozenTrial) -> FrozenTrial:
     return trial
 
 
-def attach(to: optuna.Trial | optuna.Study, picture: Path, folder: Path) -> None:
-    """Attach a picture to a trial under way, or to a study, where one of its name is replaced.
+def attach(to: optuna.Trial | optuna.Study, picture: Path, folder: Path, name: str) -> None:
+    """Attach a picture to a trial under way, or to a study, where one of that name is replaced.
 
     A copy of at most `WIDEST` pixels a side goes into the folder of the run.
     """
@@ -50,7 +50,7 @@ def attach(to: optuna.Trial | optuna.Study, picture: Path, folder: Path) -> None
     base.mkdir(exist_ok=True)
     store = FileSystemArtifactStore(base_path=base)
     with TemporaryDirectory() as place:
-        file = Path(place) / f"{picture.stem}.webp"
+        file = Path(place) / f"{name}.webp"
         with Image.open(picture) as whole:
             small = whole.convert("RGB")
         small.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)

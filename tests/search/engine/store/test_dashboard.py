@@ -23,11 +23,11 @@ def picture(folder, size=(3000, 600), color="red"):
 
 def test_the_picture_of_a_trial_is_a_small_copy_that_optuna_finds(study, tmp_path):
     trial = study.ask()
-    attach(trial, picture(tmp_path), tmp_path)
+    attach(trial, picture(tmp_path), tmp_path, "images")
     study.tell(trial, 1.0)
     (frozen,) = study.trials
     (meta,) = get_all_artifact_meta(frozen, storage=study._storage)
-    assert (meta.filename, meta.mimetype) == ("sheet.webp", "image/webp")
+    assert (meta.filename, meta.mimetype) == ("images.webp", "image/webp")
     store = FileSystemArtifactStore(base_path=tmp_path / "artifacts")
     out = tmp_path / "out.webp"
     download_artifact(artifact_store=store, artifact_id=meta.artifact_id, file_path=str(out))
@@ -37,7 +37,7 @@ def test_the_picture_of_a_trial_is_a_small_copy_that_optuna_finds(study, tmp_pat
 
 def test_the_picture_of_a_study_is_replaced_when_its_run_ends_again(study, tmp_path):
     for color in ("red", "blue"):
-        attach(study, picture(tmp_path, (40, 8), color), tmp_path)
+        attach(study, picture(tmp_path, (40, 8), color), tmp_path, "grid")
     (meta,) = get_all_artifact_meta(study)
     with Image.open(tmp_path / "artifacts" / meta.artifact_id) as small:
         red, _, blue = small.convert("RGB").getpixel((5, 5))
@@ -46,7 +46,7 @@ def test_the_picture_of_a_study_is_replaced_when_its_run_ends_again(study, tmp_p
 
 def test_trials_that_are_not_in_the_folder_have_none(tmp_path):
     study = optuna.create_study()
-    attach(study.ask(), picture(tmp_path), tmp_path)
+    attach(study.ask(), picture(tmp_path), tmp_path, "images")
     assert not (tmp_path / "artifacts").exists()
 
 
