@@ -73,7 +73,7 @@ def rows_of(told: dict[str, Any]) -> list[Row]:
             ours = c["name"] == "ours"
             name = "found by the search" if ours else f"{steps} guided steps: best rival"
             note = f"{c['passes']:g} passes, FD {c['scores'][METRIC]['value']:.1f}"
-            name_of = c["name"].replace(", w ", ", w\xa0")  # stays on one line
+            name_of = c["name"].replace(", w ", ", w=")  # stays on one line
             note = note if ours else f"{name_of}\n{note}"
             found.append(Row(name, note, schedule, ours, not ours))
     last = next(c for c in told["steps"][0]["contenders"] if c["passes"] > 100)
