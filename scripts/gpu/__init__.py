@@ -1,0 +1,1 @@
+"""What `scripts/gpu_check` measures: each file has some rows of its table."""
