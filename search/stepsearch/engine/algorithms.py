@@ -27,6 +27,7 @@ NEAR = 0.05  # of a side of the box: how far CMA-ES looks around them at first
 WHOLE = 0.2  # of the trials of gp-local, at first, and every FOURTH after them, see the whole box
 FOURTH = 4
 SIDE = 0.25  # of a side of the box: how far the others lie apart, around the best trial
+MOST = 300  # trials that a GP is fitted to, as that takes the cube of their number in seconds
 ERROR = "error"  # attribute of a trial that failed by itself: the reason
 SMALLEST = 1e-9  # a distance below it has no useful logarithm
 
@@ -35,16 +36,14 @@ def make_algorithm(name: str, *entropy: int, trials: int = 0) -> BaseSampler:
     """Optuna's search algorithm by our name for it, for a search of that many trials."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     if name == "gp":
-        return Informed(GPSampler(seed=seed, deterministic_objective=False))
+        return Informed(_gp(seed))
     if name == "tpe":
         return Informed(TPESampler(seed=seed))
     if name == "gp-cmaes":
-        gp = GPSampler(seed=seed, deterministic_objective=False)
-        return Informed(Handover(gp, int(HANDOVER * trials), seed))
+        return Informed(Handover(_gp(seed), int(HANDOVER * trials), seed))
     if name == "gp-local":
-        whole = GPSampler(seed=seed, deterministic_objective=False)
-        near = GPSampler(seed=seed + 1, deterministic_objective=False, n_startup_trials=1)
-        return Informed(Local(whole, int(WHOLE * trials), near))
+        near = _gp(seed + 1, startup=1)
+        return Informed(Local(_gp(seed), int(WHOLE * trials), near))
     if name == "cmaes":
         return Informed(CmaEsSampler(seed=seed))
     if name == "nsga2":  # with one objective an ordinary genetic algorithm
@@ -52,34 +51,44 @@ def make_algorithm(name: str, *entropy: int, trials: int = 0) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-class Informed(BaseSampler):
-    """An algorithm that learns from pruned and failed trials too, and sees log distances.
+def _gp(seed: int, startup: int = 10) -> BaseSampler:
+    gp = GPSampler(seed=seed, deterministic_objective=False, n_startup_trials=startup)
+    return Informed(gp, few)
 
-    Optuna's algorithms use finished trials only: a GP would ask for a failed point again and again,
-    as nothing that it knows has changed. The logarithm keeps a few hopeless trials from flattening
-    the differences between good ones.
+
+class Informed(BaseSampler):
+    """An algorithm to which trials are shown as `change` makes them.
+
+    By `shown` it learns from pruned and failed trials too, and sees log distances. Optuna's
+    algorithms use finished trials only: a GP would ask for a failed point again and again, as
+    nothing that it knows has changed. The logarithm keeps a few hopeless trials from flattening the
+    differences between good ones.
     """
 
-    def __init__(self, inner: BaseSampler) -> None:
-        self.inner = inner
+    def __init__(
+        self,
+        inner: BaseSampler,
+        change: "Callable[[Sequence[FrozenTrial]], list[FrozenTrial]] | None" = None,
+    ) -> None:
+        self.inner, self.change = inner, change or shown
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self.inner.infer_relative_search_space(_Seen(study, shown), trial)
+        return self.inner.infer_relative_search_space(_Seen(study, self.change), trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.inner.sample_relative(_Seen(study, shown), trial, search_space)
+        return self.inner.sample_relative(_Seen(study, self.change), trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
     ) -> Any:
-        return self.inner.sample_independent(_Seen(study, shown), trial, name, distribution)
+        return self.inner.sample_independent(_Seen(study, self.change), trial, name, distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self.inner.before_trial(_Seen(study, shown), trial)
+        self.inner.before_trial(_Seen(study, self.change), trial)
 
     def after_trial(
         self,
@@ -88,7 +97,7 @@ class Informed(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        self.inner.after_trial(_Seen(study, shown), trial, state, values)
+        self.inner.after_trial(_Seen(study, self.change), trial, state, values)
 
     def reseed_rng(self) -> None:
         self.inner.reseed_rng()
@@ -195,6 +204,34 @@ def better_half(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
             trial.value = bound
         found.append(trial)
     return found
+
+
+def few(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """At most `MOST` of the complete trials: half of them the best, half spread over the search."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    if len(complete) <= MOST:
+        return list(trials)
+    ranked, best = _best_first(complete), MOST // 2
+    others = sorted(ranked[best:], key=lambda t: t.number)
+    places = np.linspace(0, len(others) - 1, MOST - best).astype(int)
+    kept = {t.number for t in (*ranked[:best], *(others[place] for place in places))}
+    return [t for t in trials if t.state != TrialState.COMPLETE or t.number in kept]
+
+
+def _best_first(complete: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Feasible trials by their distance, and the others; of two objectives front after front."""
+    if len(complete[0].values) == 1:
+        feasible = {t.number for t in _feasible(complete)}
+        return sorted(complete, key=lambda t: (t.number not in feasible, _value(t)))
+    left = sorted(complete, key=lambda t: (t.values[0], -t.values[1]))  # FD, alignment
+    found: list[FrozenTrial] = []
+    while len(found) < MOST // 2:
+        front, behind, most = list[FrozenTrial](), list[FrozenTrial](), -inf
+        for trial in left:
+            (front if trial.values[1] > most else behind).append(trial)
+            most = max(most, trial.values[1])
+        found, left = found + front, behind
+    return found + left
 
 
 def _value(trial: FrozenTrial) -> float:
