@@ -88,7 +88,8 @@ def run_session(
             write(result, config, folder)
             report("pictures", 0, 1, "")
             write_pictures(result, config, workers, folder)
-            attach(read_study(folder, config, storage), folder / "grid.png", folder, "grid")
+            if storage is None:
+                attach(read_study(folder, config), folder / "grid.png", folder, "grid")
             report("pictures", 1, 1, "")
         write_page(of_run(folder), folder / PAGE)
         tracker.finish(plain_result(result, config), read_index(folder))

@@ -119,6 +119,7 @@ def test_a_finished_run_says_so_and_where_its_results_lie(tmp_path, monkeypatch,
 
     monkeypatch.setattr(session, "Workers", Pooled)
     monkeypatch.setattr(session, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(session, "attach", lambda *_: None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
     folder = (tmp_path / name).relative_to(tmp_path)
     config = small().model_copy(update={"name": name.replace("/", "")})
