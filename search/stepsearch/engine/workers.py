@@ -3,9 +3,8 @@
 Each worker loads the evaluator once and then serves two kinds of calls: measure a schedule on a
 range of seeds, or take part in the search until its budget is spent.
 
-How long a call may take nobody knows: it depends on the model, the study and the machine. So no
-wait for a worker has a limit, but each says what it waits for, after a minute without anything new
-and ever more rarely.
+How long a call may take nobody knows: it depends on the model, the study and the machine. So a
+wait for a worker has a limit of days (`watch`), and says what it waits for.
 """
 
 import multiprocessing
@@ -42,6 +41,7 @@ from stepsearch.engine.launchers.placing import Placed
 from stepsearch.engine.pools import AtOnce, Pool, threads_each
 from stepsearch.engine.store.database import open_database
 from stepsearch.engine.study import read_study, spent, work
+from stepsearch.engine.watch import Watch
 from stepsearch.metrics.evaluator import Evaluator, Measurement
 from stepsearch.metrics.reference import Reference
 from stepsearch.polish.descent import Polished, Settings
@@ -52,33 +52,10 @@ from stepsearch.space.check import check_box
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
-QUIET = 60.0  # seconds without anything new, after which a wait is said
 LEAVE = 5.0  # seconds in which a worker can end by itself when the run is given up
 SHOWN = 3  # of what is waited for
 LOOK = 1.0  # seconds between two looks at what workers elsewhere have done
 DIED = "a worker process died (out of memory?); run again to resume"
-
-
-class Watch:
-    """When a wait is worth a word: after `QUIET` seconds without news, then twice as long, …"""
-
-    def __init__(self) -> None:
-        self.stir()
-
-    def stir(self) -> None:
-        """There is something new."""
-        self._since, self._next = time.monotonic(), QUIET
-
-    def due(self, waiting_for: Callable[[], str]) -> str | None:
-        """The sentence to say now, if any."""
-        waited = time.monotonic() - self._since
-        if waited < self._next:
-            return None
-        self._next = 2 * waited
-        return (
-            f"nothing new for {waited / 60:.0f} min; waiting for {waiting_for()}; Ctrl-C ends the "
-            "run, and the same command goes on"
-        )
 
 
 @dataclass(frozen=True)

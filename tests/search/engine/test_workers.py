@@ -13,6 +13,7 @@ from running import ToyWorkers, settings
 
 from stepsampler import UserError
 from stepsearch.config import StudyConfig
+from stepsearch.engine import watch as watching
 from stepsearch.engine import workers as pool
 from stepsearch.engine.pools import threads_each
 from stepsearch.engine.run import run_study
@@ -38,7 +39,7 @@ def test_a_run_whose_workers_die_ends_and_says_so(tmp_path):
 
 def test_a_worker_that_hangs_is_said_and_does_not_outlive_the_run(tmp_path, monkeypatch):
     """What hangs hears neither of the end of the line nor of a polite signal."""
-    monkeypatch.setattr(pool, "QUIET", 0.5)
+    monkeypatch.setattr(watching, "QUIET", 0.5)
     monkeypatch.setattr(pool, "LEAVE", 0.5)
     said = []
 
@@ -70,8 +71,8 @@ def test_a_worker_that_hangs_is_said_and_does_not_outlive_the_run(tmp_path, monk
 
 def test_a_wait_is_said_after_a_minute_and_ever_more_rarely(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(pool.time, "monotonic", lambda: now[0])
-    watch, said = pool.Watch(), []
+    monkeypatch.setattr(watching.time, "monotonic", lambda: now[0])
+    watch, said = watching.Watch(), []
     for second in range(1000):
         now[0] = second
         if second == 500:
@@ -79,6 +80,9 @@ def test_a_wait_is_said_after_a_minute_and_ever_more_rarely(monkeypatch):
         if watch.due(lambda: "x"):
             said.append(second)
     assert said == [60, 120, 240, 480, 560, 620, 740, 980]
+    now[0] += 86400 * watching.DAYS
+    with pytest.raises(UserError, match="nothing new for 7 days; no longer waiting for x; run ag"):
+        watch.due(lambda: "x")
 
 
 def test_what_measurements_are_waited_for_is_named(tmp_path, monkeypatch):
@@ -86,7 +90,7 @@ def test_what_measurements_are_waited_for_is_named(tmp_path, monkeypatch):
     workers = InThisProcess(CONFIG, tmp_path)
     workers.say = said.append
     futures = {k: Future() for k in range(5)}
-    monkeypatch.setattr(pool, "QUIET", 0.0)
+    monkeypatch.setattr(watching, "QUIET", 0.0)
 
     def late(waiting, timeout, return_when):
         for future in waiting if said else ():
@@ -101,7 +105,7 @@ def test_what_measurements_are_waited_for_is_named(tmp_path, monkeypatch):
 def test_a_search_says_which_trial_takes_long(tmp_path, monkeypatch):
     """Here the worker measures nothing for a while, and has a trial under way."""
     config, news = settings(trials=4, algorithm="random"), []
-    monkeypatch.setattr(pool, "QUIET", 0.0)
+    monkeypatch.setattr(watching, "QUIET", 0.0)
 
     class Slow(ToyWorkers):
         def search(self):
@@ -123,7 +127,9 @@ def test_a_search_says_which_trial_takes_long(tmp_path, monkeypatch):
     report = lambda *line: workers.report(*line)  # noqa: E731
     workers.report = lambda *line: news.append(line)
     run_study(config, tmp_path, workers, NoTracking(), report)
-    assert any("of process 12 on here; Ctrl-C ends the run" in line[-1] for line in news)
+    assert any(
+        "of process 12 on here, 7 days at most; Ctrl-C ends the run" in line[-1] for line in news
+    )
 
 
 def test_the_last_trial_of_a_worker_that_joined_is_shown_and_tracked(tmp_path):

@@ -1,5 +1,7 @@
 """Workers as tasks of Ray, on the cluster at an address or on this machine."""
 
+import hashlib
+import os
 import socket
 import tempfile
 import time
@@ -16,7 +18,14 @@ from stepsearch.engine.store.database import CONNECT
 
 
 def _work(place: Place, storage: str) -> None:
-    place.work(Path(tempfile.gettempdir()) / "stepsearch", storage)
+    place.work(folder_of(place, storage), storage)
+
+
+def folder_of(place: Place, storage: str) -> Path:
+    """Where this node keeps what it has measured for a run: nobody else's, and of no other run that
+    is called alike."""
+    key = hashlib.sha256(f"{place.config} {storage}".encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"stepsearch-{os.getuid()}" / key
 
 
 def _check_answer(address: str | None) -> None:

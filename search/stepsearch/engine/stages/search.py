@@ -23,7 +23,7 @@ from stepsearch.engine.study import (
     wait_for_others,
 )
 from stepsearch.engine.transfer import STARTED, start_points
-from stepsearch.engine.workers import Watch
+from stepsearch.engine.watch import Watch
 from stepsearch.rivals.baselines import Candidate, Placements
 from stepsearch.space.box import Params, SearchSpace
 

@@ -184,6 +184,16 @@ def test_ray_works_on_a_cluster_that_is_there_and_leaves_it(tmp_path, server, na
         own.shutdown()
 
 
+def test_runs_that_are_called_alike_share_no_folder_on_a_node_of_ray():
+    pytest.importorskip("ray", reason="pip install ray")
+    from stepsearch.engine.launchers.on_ray import folder_of
+
+    one, two = (Place("x", small(n).model_dump_json(), "cpu") for n in (4, 6))
+    folders = {folder_of(place, base) for place in (one, two) for base in ("grpc://a", "grpc://b")}
+    assert len(folders) == 4
+    assert folder_of(one, "grpc://a") == folder_of(one, "grpc://a")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
 def test_a_ray_cluster_that_is_not_there_is_said_at_once(tmp_path, address):
     pytest.importorskip("ray", reason="pip install ray")
