@@ -243,7 +243,7 @@ def spent(study: optuna.Study, options: SearchConfig) -> bool:
     """Whether no trial is to be begun any more: of trials, of minutes, or of what more can pay."""
     return bool(
         len(study.get_trials(deepcopy=False, states=ALIVE)) >= options.trials
-        or searched(study) >= 60 * (options.minutes or inf)
+        or (options.minutes is not None and searched(study) >= 60 * options.minutes)
         or stopped(study, options.patience)
     )
 
@@ -254,6 +254,8 @@ def surplus(study: optuna.Study, number: int, budget: int) -> bool:
     It is if as many of lower numbers are there that have not failed. Those were there before it
     and do not become more, so that of all that are not surplus there are never more than `budget`.
     """
+    if number < budget:  # fewer are there at all
+        return False
     lower = (t for t in study.get_trials(deepcopy=False) if t.number < number)
     return sum(t.state != TrialState.FAIL for t in lower) >= budget
 

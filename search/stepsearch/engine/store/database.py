@@ -5,20 +5,24 @@ PostgreSQL and MySQL by their addresses, or Optuna's gRPC proxy before one of th
 for; what it refuses for good is said.
 """
 
+import copy
 import time
 from abc import update_abstractmethods
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from math import inf
 from typing import Any
 from urllib.parse import urlsplit
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.trial import FrozenTrial, TrialState
 
 from stepsampler.errors import UserError, note
 from stepsearch.engine.store.addresses import passwords_of, without_passwords
 
 SCHEMES = ("postgresql", "mysql", "grpc")
 PATIENCE = 600.0  # seconds for a server that answered before
+FRESH = 0.25  # seconds for which a list of trials is good
 PAUSE = 10.0  # seconds at most between two attempts
 PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds, while others create the tables of a new database
 CONNECT = 10  # seconds for the first answer of a server
@@ -129,12 +133,33 @@ class Shared(BaseStorage):
     done and whose answer was lost is done twice, which leaves a trial that nobody signs, or is told
     as a trial that has ended.
 
+    A list of trials is `FRESH` seconds old at most, and as it is after all that this process wrote.
+    The server sends every trial that is under way for each list, with its attributes: of 64 workers
+    that is the most of what a search asks of it.
+
     Raises:
         UserError: the server stayed away.
     """
 
     def __init__(self, inner: BaseStorage, address: str, say: Callable[[str], None] = note) -> None:
         self.inner, self.address, self.say = inner, address, say
+        self._lists: dict[int, tuple[float, list[FrozenTrial]]] = {}
+        self._written = 0
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        asked, written = time.monotonic(), self._written
+        since, trials = self._lists.get(study_id, (-inf, []))
+        if asked - since > FRESH:
+            trials = self._call("get_all_trials", study_id, deepcopy=False)
+            if written == self._written:  # else another thread's writing may not be in it
+                self._lists[study_id] = asked, trials
+        found = [trial for trial in trials if states is None or trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
 
     def __getstate__(self) -> None:
         raise TypeError("an open storage stays in its process")
@@ -162,12 +187,20 @@ class Shared(BaseStorage):
 
 
 def _forwarded(method: str) -> Callable[..., Any]:
-    def call(self: Shared, *inputs: Any, **named: Any) -> Any:
+    def read(self: Shared, *inputs: Any, **named: Any) -> Any:
         return self._call(method, *inputs, **named)
 
-    return call
+    def write(self: Shared, *inputs: Any, **named: Any) -> Any:
+        try:
+            return self._call(method, *inputs, **named)
+        finally:
+            self._written += 1
+            self._lists.clear()
+
+    return read if method.startswith("get_") else write
 
 
-for _method in BaseStorage.__abstractmethods__:  # all that an Optuna storage must be able to do
+# all that an Optuna storage must be able to do
+for _method in BaseStorage.__abstractmethods__ - {"get_all_trials"}:
     setattr(Shared, _method, _forwarded(_method))
 update_abstractmethods(Shared)  # type: ignore[type-abstract]

@@ -103,6 +103,55 @@ def test_queued_points_are_part_of_the_budget():
     assert not surplus(study, number, 4)
 
 
+def test_trials_are_listed_once_until_something_is_written(monkeypatch):
+    """A list has every trial that is under way: of many workers it is the dearest answer."""
+    inner, asked = optuna.storages.InMemoryStorage(), []
+    listed = inner.get_all_trials
+    inner.get_all_trials = lambda *inputs, **named: asked.append(1) or listed(*inputs, **named)
+    shared = database.Shared(inner, "nowhere")
+    study = optuna.create_study(storage=shared)
+    monkeypatch.setattr(database, "FRESH", 60.0)
+
+    def states(**named):
+        return [trial.state for trial in study.get_trials(**named)]
+
+    first = study.ask()
+    del asked[:]
+    assert states() == states(deepcopy=False) == [TrialState.RUNNING]
+    assert states(states=(TrialState.COMPLETE,)) == []
+    assert len(asked) == 1
+    assert study.get_trials()[0] is not study.get_trials(deepcopy=False)[0], "one's own copy"
+    first.set_user_attr("seen", 1)
+    assert study.trials[0].user_attrs == {"seen": 1}
+    study.tell(first, 1.0)
+    assert states() == [TrialState.COMPLETE]
+    others = optuna.load_study(study_name=study.study_name, storage=inner)
+    others.ask()
+    assert len(states()) == 1
+    monkeypatch.setattr(database, "FRESH", 0.0)
+    assert len(states()) == 2, "what others wrote is seen a moment later"
+
+
+def test_a_list_from_before_a_write_of_another_thread_is_not_kept():
+    inner = optuna.storages.InMemoryStorage()
+    shared, listed = database.Shared(inner, "nowhere"), inner.get_all_trials
+    study = optuna.create_study(storage=shared)
+
+    def slow(*inputs, **named):
+        found = listed(*inputs, **named)
+        inner.get_all_trials = listed
+        writer = threading.Thread(
+            target=study.add_trial, args=(optuna.trial.create_trial(value=1.0),)
+        )
+        writer.start()
+        writer.join()
+        return found
+
+    inner.get_all_trials = slow
+    assert not study.trials
+    assert len(study.trials) == 1
+
+
 def test_a_server_that_restarts_is_waited_for(tmp_path, server, name, capsys):
     study = open_study(tmp_path / name, small(), storage=server.address)
     trial = study.ask()
