@@ -38,7 +38,7 @@ from stepsearch.config.code import allow_code, allowed
 from stepsearch.engine.jobs.board import Board, join_board, open_board, spread
 from stepsearch.engine.jobs.kinds import Job, Measuring, Picturing, Placing, Polishing
 from stepsearch.engine.launchers.placing import Placed
-from stepsearch.engine.pools import AtOnce, Pool, threads_each
+from stepsearch.engine.launchers.pools import AtOnce, Pool, threads_each
 from stepsearch.engine.store.database import open_database
 from stepsearch.engine.study import read_study, spent, work
 from stepsearch.engine.watch import Watch

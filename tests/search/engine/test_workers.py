@@ -15,7 +15,7 @@ from stepsampler import UserError
 from stepsearch.config import StudyConfig
 from stepsearch.engine import watch as watching
 from stepsearch.engine import workers as pool
-from stepsearch.engine.pools import threads_each
+from stepsearch.engine.launchers.pools import threads_each
 from stepsearch.engine.run import run_study
 from stepsearch.engine.store.locks import pulse, this_process
 from stepsearch.engine.study import finished, open_study, read_study
