@@ -70,7 +70,7 @@ class Scene:
         )
 
     def begin(self, host: str | None = None, kind: str = "run") -> int:
-        """Start `run`, a worker that joins it, or `sync`; where `host` is named, on that machine."""
+        """Start `run`, a worker that joins it, or `sync`; on another machine if it has a name."""
         self.count += 1
         words = [kind, str(self.study), "--run", str(self.place)]
         if kind == "sync":
