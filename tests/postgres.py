@@ -27,10 +27,10 @@ class Postgres:
         if not program("initdb"):
             pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-        self._as = {}
-        if os.getuid() == 0:
+        self._as = []
+        if os.getuid() == 0:  # not by subprocess, whose fork gRPC would not survive
             shutil.chown(self.folder, USER)
-            self._as = {"user": USER, "extra_groups": []}
+            self._as = ["runuser", "-u", USER, "--"]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -46,11 +46,10 @@ class Postgres:
 
     def _do(self, name, *options):
         subprocess.run(
-            [program(name), *options, "-D", str(self.folder / "data")],
+            [*self._as, program(name), *options, "-D", str(self.folder / "data")],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self.folder,
-            **self._as,
         )
 
     def start(self):

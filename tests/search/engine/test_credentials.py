@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from reporting import begun
 from sharing import lead, small
 from typer.testing import CliRunner
 
@@ -99,6 +100,23 @@ def test_the_doctor_and_the_artifacts_show_none(here, caplog):
     for address in (f"s3://key:{WORD}@bucket", f"ftp://me:{WORD}@host/x"):
         given = ["--storage", "mysql://127.0.0.1:1/x", "--artifacts", address]
         assert WORD not in said(["run", "x.toml", *given], caplog)
+    no_file_has_it(here)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--tracking", f"http://me:{WORD}@127.0.0.1:1"],
+        ["--tracking", f"foo://me:{WORD}@127.0.0.1/x"],
+        ["--tracking", f"me:{WORD}@127.0.0.1"],
+        ["--storage", STORAGES[0]],
+        ["--storage", STORAGES[5]],
+    ],
+)
+def test_nor_does_sync(here, caplog, options):
+    (here / "runs").mkdir()
+    begun(here / "runs" / "x")
+    assert WORD not in said(["sync", "x.toml", *options], caplog)
     no_file_has_it(here)
 
 
