@@ -40,6 +40,10 @@ def test_ten_thousand_mutations_raise_only_our_own_error():
         (b"", "a JSON file, which begins with {; this one is empty"),
         (b" " * (MAX_BYTES + 1), r"at most 1,000,000 bytes, this file has more"),
         (TEXTS[0].replace("14.6", "NaN", 1).encode(), "not JSON: NaN is no number"),
+        (
+            TEXTS[0].replace('"stable-diffusion"', r'"\ud800"').encode(),
+            r"model: family must be printable, got '\\ud800'",
+        ),
         (TEXTS[0].replace("14.6", "1e999", 1).encode(), "'1e999' is too large a number"),
         (TEXTS[0].replace(": 14.6", ": 1" + "0" * 400, 1).encode(), "step 0: sigma: too large"),
         (TEXTS[0].replace("14.6", "1" + "0" * 5000, 1).encode(), "not JSON: Exceeds the limit"),

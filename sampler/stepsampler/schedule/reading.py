@@ -110,6 +110,8 @@ def model_from(data: Any) -> ModelSpec:
     for name in ("family", "prediction_type"):
         if not isinstance(values[name], str):
             raise ScheduleError(f"model: {name} must be a string, got {shown(values[name])}")
+        if not values[name].isprintable():  # it stands in messages
+            raise ScheduleError(f"model: {name} must be printable, got {shown(values[name])}")
     if not isinstance(values["noise"], list):
         raise ScheduleError(f"model: noise must be a list, got {shown(values['noise'])}")
     noise = tuple(number(s, f"model: noise[{i}]") for i, s in enumerate(values["noise"]))
