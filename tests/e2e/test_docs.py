@@ -228,6 +228,12 @@ def test_the_index_lists_every_page_once():
     assert sorted(listed) == [page.name for page in PAGES if page != INDEX]
 
 
+def test_the_navigation_of_the_site_has_every_page_once():
+    text = (ROOT / "scripts" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r": (docs/[\w-]+\.md)$", text, re.M)
+    assert sorted(listed) == sorted(name_of(page) for page in PAGES)
+
+
 def test_a_newcomer_reads_160_lines_at_most():
     lines = README.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 160

@@ -1,7 +1,6 @@
 """The site is whole, and the JSON schemas hold for what we ship; run by scripts/test_site."""
 
 import json
-import re
 import tomllib
 from pathlib import Path
 
@@ -49,12 +48,6 @@ def test_our_schedules_and_presets_are_valid():
 )
 def test_what_the_readers_refuse_is_refused(name, data, said):
     assert any(said in error.message for error in checked(name).iter_errors(data))
-
-
-def test_every_page_of_docs_is_in_the_navigation():
-    text = (ROOT / "scripts" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = re.findall(r": (docs/[\w-]+\.md)$", text, re.M)
-    assert sorted(listed) == sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))
 
 
 def test_the_site_has_its_pages_and_pictures():
