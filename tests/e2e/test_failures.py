@@ -34,6 +34,7 @@ def rounds(tmp_path_factory):
     )
     said = re.findall(r"^round (\d+): (.*)$", called.stdout, re.MULTILINE)
     assert len(said) == len(PLANS), called.stdout + called.stderr
+    assert called.returncode == int("FAULT" in called.stdout), called.stderr
     return {name: said[k][1] for k, name in enumerate(PLANS)}
 
 

@@ -41,6 +41,7 @@ def quickly(monkeypatch):
     monkeypatch.setattr(workers, "LOOK", 0.1)
     monkeypatch.setenv("PYTHONPATH", TESTS["PYTHONPATH"])
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # of 15, they starve on a busy machine
     monkeypatch.setattr(placing, "Place", ToyPlace)
 
 
