@@ -23,11 +23,11 @@ class Postgres:
 
     password = "s3cret-w0rd"
 
-    def __init__(self):
+    def __init__(self, connections=200):
         if not program("initdb"):
             pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-        self._as = []
+        self.connections, self._as = connections, []
         if os.getuid() == 0:  # not by subprocess, whose fork gRPC would not survive
             shutil.chown(self.folder, USER)
             self._as = ["runuser", "-u", USER, "--"]
@@ -53,7 +53,8 @@ class Postgres:
         )
 
     def start(self):
-        options = f"-p {self.port} -h 127.0.0.1 -k {self.folder} -F -c max_connections=200"
+        options = f"-p {self.port} -h 127.0.0.1 -k {self.folder} -F"
+        options += f" -c max_connections={self.connections}"
         log = str(self.folder / "log")
         self._do("pg_ctl", "start", "-w", "-t", "60", "-s", "-l", log, "-o", options)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
+from cluster.builds import report
 from stepsampler.generate import seeded_noise
 from stepsampler.grids import make_schedule
 from stepsampler.models import LatentModel, load
@@ -127,12 +128,6 @@ def network_time(model: LatentModel) -> Iterator[list[float]]:
         yield inside
     finally:
         del model.net.forward
-
-
-def report(what: str, values: np.ndarray, target: str) -> None:
-    draws = np.random.default_rng(0).choice(values, (5000, len(values)))
-    low, high = np.quantile(np.median(draws, 1), (0.025, 0.975))
-    print(f"{what}: {np.median(values):.4f} [{low:.4f}, {high:.4f}], wanted {target}")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from bench_sampler import conditions, report, seconds
+from bench_sampler import conditions, seconds
 
+from cluster.builds import report
 from stepsampler.grids import make_schedule
 from stepsampler.models import LatentModel, load
 from stepsampler.sample import Denoiser, trajectory

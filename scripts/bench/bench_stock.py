@@ -19,8 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench_sampler import interleave, report
+from bench_sampler import interleave
 
+from cluster.builds import report
 from stepsampler.generate import generate
 from stepsampler.grids import from_sigmas
 from stepsampler.models import LatentModel, from_pipeline, load, quiet

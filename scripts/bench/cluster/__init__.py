@@ -1,0 +1,1 @@
+"""What `worker.py` and `storage.py` measure with."""
