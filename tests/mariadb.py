@@ -24,15 +24,15 @@ class MariaDB:
         if not program("mariadbd") or not program("mariadb-install-db"):
             pytest.skip("MariaDB is not installed (Debian: apt-get install mariadb-server-core)")
         self.folder = Path(tempfile.mkdtemp(prefix="mariadb-"))
-        self._as = {}
         if os.getuid() == 0:
             shutil.chown(self.folder, USER)
-            self._as = {"user": USER, "extra_groups": []}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         base = Path(program("mariadbd")).parents[1]
         common = ["--no-defaults", f"--basedir={base}", f"--datadir={self.folder}/data"]
+        # not by subprocess, whose fork gRPC would not survive
+        common += [f"--user={USER}"] if os.getuid() == 0 else []
         start = self.folder / "start.sql"
         start.write_text(
             "create database if not exists x;\n"
@@ -43,12 +43,12 @@ class MariaDB:
         options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": self.folder}
         command = [program("mariadb-install-db"), *common, *options]
-        subprocess.run(command, check=True, **quiet, **self._as)
+        subprocess.run(command, check=True, **quiet)
         options = [f"--port={self.port}", "--bind-address=127.0.0.1", "--skip-name-resolve"]
         options += [f"--init-file={start}"]
         options += [f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid"]
         command = [program("mariadbd"), *common, *options]
-        self._server = subprocess.Popen(command, **quiet, **self._as)
+        self._server = subprocess.Popen(command, **quiet)
         self._wait()
 
     @property
