@@ -37,7 +37,7 @@ from stepsearch.metrics.evaluator import SELECTION, seeds_of
 from stepsearch.metrics.protocol import Seeds, measure_all
 from stepsearch.paths import write_whole
 
-FRESH = 80_000_000  # test seeds that no study has seen
+FRESH = 100_000_000  # test seeds that no study has seen
 SEEN, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]
 WITH_GAIN = "{}, gain {:g}"
 SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "dtype", "compile")

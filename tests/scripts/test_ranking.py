@@ -12,7 +12,8 @@ from scipy.stats import kendalltau
 
 from stepsearch.metrics.distance import Moments
 
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
+BENCH = Path(__file__).parents[2] / "scripts" / "bench"
+SCRIPTS = BENCH / "evaluation"
 
 
 @pytest.fixture
@@ -211,6 +212,8 @@ def test_other_weights_dtypes_or_batches_recall_nothing(study, tmp_path, monkeyp
 
 def test_seeds_of_the_scripts_are_disjoint(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.syspath_prepend(str(BENCH))
+    import bench_gains
     import bench_peers
     import check_coverage
     import study_ranking
@@ -219,6 +222,7 @@ def test_seeds_of_the_scripts_are_disjoint(monkeypatch):
     from stepsearch.metrics.evaluator import FRONT, SEARCH, SELECTION, TEST
 
     firsts = [SEARCH, SELECTION, TEST, FRONT, bench_peers.FRESH, check_coverage.FIRST]
+    firsts.append(bench_gains.FRESH)
     firsts = sorted([*firsts, *study_ranking.SEEDS.values()])
     assert min(np.diff(firsts)) >= SEEDS
 

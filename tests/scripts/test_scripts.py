@@ -11,10 +11,11 @@ from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsampler.sample import sample
 
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+EVALUATION = SCRIPTS / "bench" / "evaluation"
 
 
-def script(name, folder=SCRIPTS):
+def script(name, folder=EVALUATION):
     """A script as a module."""
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -52,7 +53,7 @@ def test_coverage_is_printed_written_and_resumed(tmp_path, capsys):
 
 
 def test_the_study_of_rankings_says_what_it_would_cost(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "study_ranking.py"), "--dry-run", "--batch", "4"]
+    command = [sys.executable, str(EVALUATION / "study_ranking.py"), "--dry-run", "--batch", "4"]
     command += ["--run", str(tmp_path / "run"), "--docs", str(tmp_path / "docs")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -62,7 +63,7 @@ def test_the_study_of_rankings_says_what_it_would_cost(tmp_path):
 
 
 def test_the_benchmark_of_distances_agrees_with_its_rivals(capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.syspath_prepend(str(EVALUATION))
     script("bench_distance").main(["--sizes", "60x8", "--repeats", "1"])
     head, line = capsys.readouterr().out.splitlines()
     assert head.split()[:5] == ["n", "x", "d", "once", "ours"]
@@ -73,8 +74,8 @@ def test_the_benchmark_of_distances_agrees_with_its_rivals(capsys, monkeypatch):
 
 
 def test_methods_are_compared_at_their_best_guidance_and_resumed(tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS.parent))
-    methods = script("compare_methods", SCRIPTS.parent)
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    methods = script("compare_methods", SCRIPTS)
     options = ["--steps", "2", "--scales", "2", "3", "--images", "12", "--selection", "8", "12"]
     options += ["--trajectories", "2", "--taught", "4", "--iterations", "1", "--part", "2"]
     options += ["--trials", "1", "--trial-images", "8", "--batch", "12"]
@@ -129,7 +130,7 @@ def test_methods_are_compared_at_their_best_guidance_and_resumed(tmp_path, capsy
 
 
 def test_weights_that_are_learned_from_a_teacher_come_nearer_to_it(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS.parent))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
     from methods.learned import Teacher, learn
 
     model = load("tiny")

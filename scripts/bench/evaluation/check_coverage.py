@@ -1,7 +1,7 @@
 """Does the standard error cover? Repeated draws on the bundled model.
 
-    python scripts/bench/check_coverage.py --dry-run                      # passes and hours
-    python scripts/bench/check_coverage.py --dtype bfloat16 --hours 1     # resumes; writes docs
+    python scripts/bench/evaluation/check_coverage.py --dry-run                  # passes and hours
+    python scripts/bench/evaluation/check_coverage.py --dtype bfloat16 --hours 1  # writes docs
 
 Draws one schedule's images on seeds of their own, scores each draw with its block jackknife, and
 compares with the spread and the mean of the draws: the errors should be as large as the spread, and
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     words = " ".join(sys.argv[1:] if argv is None else argv)
     about = {
-        "command": f"python scripts/bench/check_coverage.py {words}".strip(),
+        "command": f"python scripts/bench/evaluation/check_coverage.py {words}".strip(),
         "schedule": f"{args.grid}, {args.steps} steps, guidance {args.guidance_scale:g}",
         "dtype": args.dtype,
         "first_seed": FIRST,

@@ -9,9 +9,9 @@ from stepsearch.paths import write_whole
 ABOUT = """\
 # How far a small subset ranks schedules: the table
 
-Made by `scripts/bench/study_ranking.py`, model in {dtype}. Subsets are disjoint blocks of n images
-of each schedule, as many as "draws" says; the truth is FD on other seeds, the same images for all,
-and on real images that no statistic has seen. "Common": all schedules are ranked on the same
+Made by `scripts/bench/evaluation/study_ranking.py`, model in {dtype}. Subsets are disjoint blocks
+of n images of each schedule, as many as "draws" says; the truth is FD on other seeds, the same
+images for all, and on real images that no statistic has seen. "Common": all schedules are ranked on the same
 block. "Own": tau is over the pairs of schedules that lie on different blocks. "Among the
 teacher's guidance" are the known grids, the only ones whose distance to the teacher is fair; the
 teacher's 100 passes an image, which all schedules share, are not among the passes. tau is the

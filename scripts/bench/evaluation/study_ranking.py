@@ -1,8 +1,8 @@
 """How far can a small subset of images be believed when it ranks schedules?
 
-    python scripts/bench/study_ranking.py --dry-run        # passes and hours
-    python scripts/bench/study_ranking.py --dtype bfloat16 --compile --hours 2  # resumes
-    python scripts/bench/study_ranking.py --device cuda --workers 1 --schedules 60 12 --truth 20000
+    python scripts/bench/evaluation/study_ranking.py --dry-run        # passes and hours
+    python scripts/bench/evaluation/study_ranking.py --dtype bfloat16 --compile --hours 2  # resumes
+    python scripts/bench/evaluation/study_ranking.py --device cuda --schedules 60 12 --truth 20000
 
 Varied schedules on the bundled model (40 at 5 steps, 12 at 8: known grids at the teacher's
 guidance, and random points of a search's box) make images of a pool of seeds, of which the subsets

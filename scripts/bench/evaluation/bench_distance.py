@@ -2,8 +2,8 @@
 
     scripts/test_fid                                      # once: makes .venv-fid, where both are
     export PYTHONPATH=search:sampler
-    .venv-fid/bin/python scripts/bench/bench_distance.py        # a few minutes on two cores
-    .venv-fid/bin/python scripts/bench/bench_distance.py --sizes 500x256
+    .venv-fid/bin/python scripts/bench/evaluation/bench_distance.py  # a few minutes on two cores
+    .venv-fid/bin/python scripts/bench/evaluation/bench_distance.py --sizes 500x256
 
 Features are the same for all, so that no network and no image is timed; each time is the smallest
 of as many calls. Ours takes the covariance of the real images apart once, whatever is scored
