@@ -127,8 +127,8 @@ def compared(rows: list[dict]) -> str:
     return (
         f"Now takes {share('seconds')} of the time by the clock, {share('processor')} of the "
         f"processor's and {share('passes')} of the passes. What it finds has an FD of "
-        f"{less.mean():+.2f}{error} to that of before, the mean over {len(less)} seeds of the "
-        "search and its standard error."
+        f"{less.mean():+.2f}{error} to that of before"
+        + (", the mean over the seeds of the search and its standard error." if error else ".")
     )
 
 

@@ -11,15 +11,15 @@ ABOUT = """\
 
 Made by `scripts/bench/evaluation/study_ranking.py`, model in {dtype}. Subsets are disjoint blocks
 of n images of each schedule, as many as "draws" says; the truth is FD on other seeds, the same
-images for all, and on real images that no statistic has seen. "Common": all schedules are ranked on the same
-block. "Own": tau is over the pairs of schedules that lie on different blocks. "Among the
-teacher's guidance" are the known grids, the only ones whose distance to the teacher is fair; the
-teacher's 100 passes an image, which all schedules share, are not among the passes. tau is the
+images for all, and on real images that no statistic has seen. "Common": all schedules are ranked
+on the same block. "Own": tau is over the pairs of schedules that lie on different blocks. "Among
+the teacher's guidance" are the known grids, the only ones whose distance to the teacher is fair;
+the teacher's 100 passes an image, which all schedules share, are not among the passes. tau is the
 mean over the draws, ± its spread from draw to draw; regrets are in units of the true FD: how much
 worse than the best of all are the best of the five that the statistic likes most, and its
 favourite. "One half of the truth" ranks by FD of one half of the truth's images what the other
-half says is true: so far does the truth agree with itself (grey in the plot).
-Blocks of n that are no whole turns of the 270 prompts differ in the prompts, too.
+half says is true: so far does the truth agree with itself (grey in the plot). Blocks of n that
+are no whole turns of the 270 prompts differ in the prompts, too.
 """
 
 
