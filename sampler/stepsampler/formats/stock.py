@@ -79,7 +79,7 @@ def export(schedule: Schedule, options: Options) -> Text:
         other = f"not {name!r}" if name else "so give one after a colon"
         raise UserError(
             f"diffusers: of the stock schedulers {EULER}, {DPM} and {FLOW} can be given a schedule "
-            f"unchanged, {other}; StepScheduler runs any"
+            f"unchanged, {other}; StepScheduler runs any levels, and guided() all of it"
         )
     if schedule.flow != (name == FLOW):
         kind = "a flow model" if schedule.flow else "a model with betas"

@@ -119,4 +119,5 @@ def evaluate(
         raise typer.Exit(1)
 
 
-app.command("compare")(evaluate)  # by the name under which some look for it
+# By the name under which some look for it
+app.command("compare", help="The same as `evaluate`.")(evaluate)

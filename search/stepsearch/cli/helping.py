@@ -39,9 +39,9 @@ def init(
     if out.suffix != ".toml":
         raise UserError(f"--out must be a .toml file, got {str(out)!r}")
     if out.exists():
-        raise UserError(f"--out: {out} is there already")
+        raise UserError(f"-o {out}: it is there already; name another file")
     write_text(out, text)
-    typer.echo(f"{out}: stepsearch check {out} says what is missing")
+    typer.echo(f"wrote {out}; `stepsearch check {out}` says what is missing")
 
 
 @app.command()

@@ -61,7 +61,7 @@ class Result:
     def overtaken(self) -> dict[str, tuple[Row[Candidate], float, float] | None]:
         """By ruler: the baseline that it puts before the found schedule, by how much, its error.
 
-        None where it puts none before it by more than that error.
+        None where it puts none before it by more than two of that error.
         """
         found = self.found
         if found is None:
@@ -73,7 +73,7 @@ class Result:
             others = [(row, s) for row, s in rows if row.candidate.kind == "baseline"]
             row, best = min(others, key=lambda other: other[1].value)
             ahead, se = scores[place].minus(best)
-            known[name] = (row, ahead, se) if ahead > se else None
+            known[name] = (row, ahead, se) if ahead > 2 * se else None
         return known
 
     @property

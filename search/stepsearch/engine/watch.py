@@ -35,6 +35,6 @@ class Watch:
             return None
         self._next = 2 * waited
         return (
-            f"nothing new for {waited / 60:.0f} min; waiting for {waiting_for()}, {DAYS} days at "
-            "most; Ctrl-C ends the run, and the same command goes on"
+            f"nothing new for {waited / 60:.0f} min; waiting for {waiting_for()}; Ctrl-C ends "
+            "the run, and the same command goes on"
         )

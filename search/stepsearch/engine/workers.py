@@ -248,7 +248,8 @@ class Workers:
             first = [named(key) for key in list(waiting.values())[:SHOWN]]
             more = f" and {len(waiting) - SHOWN} more" if len(waiting) > SHOWN else ""
             numbers = ", ".join(str(process.pid) for process in self._processes())
-            return f"{'; '.join(first)}{more}, in the worker processes {numbers}"
+            process = "process" if len(self._processes()) == 1 else "processes"
+            return f"{'; '.join(first)}{more}, in the worker {process} {numbers}"
 
         while waiting:
             ended, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)

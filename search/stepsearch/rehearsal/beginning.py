@@ -76,7 +76,7 @@ EVERY = {
         SD15.teacher,
         "my-images",
         "my-images",
-        "some hundred at least, of the kind that you want to make",
+        "a thousand at least, of the kind that you want to make",
     ),
 }
 TEXT = """\

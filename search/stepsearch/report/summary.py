@@ -112,7 +112,7 @@ def _outcome(result: Result, config: StudyConfig) -> str:
             f"{len(tested)} of {len(result.screened)} baselines, guided and unguided, by more than "
             "two standard errors of the paired difference."
         )
-    missed = ", ".join(row.candidate.name for row in tested if row not in result.beaten)
+    missed = "; ".join(row.candidate.name for row in tested if row not in result.beaten)
     return f"The found schedule is exported, but the test does not show that it beats: {missed}."
 
 

@@ -32,7 +32,7 @@ def test_a_study_to_begin_with_is_valid_and_explains_itself(name, tmp_path):
     keys = [line for line in study_text(name).splitlines() if "=" in line and line[0] != "#"]
     assert sum("#" in line for line in keys) > 10
     assert max(map(len, keys)) <= 130
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="it is there already"):
         raise command("init", name, "-o", out).exception
 
 

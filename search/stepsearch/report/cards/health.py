@@ -12,7 +12,7 @@ from stepsampler.errors import counted
 from stepsearch.config.parts import SEEDS
 from stepsearch.engine.study import failed, usable
 from stepsearch.report.cards import Card, Data, NotYet
-from stepsearch.report.sources import Source
+from stepsearch.report.sources import Source, Value
 
 PASS, LOOK, FAIL, OPEN = "PASS", "LOOK", "FAIL", "OPEN"
 EDGE = 0.02  # share of an interval that is its edge
@@ -75,7 +75,7 @@ def _noise(source: Source) -> Said:
         return
     near, less = min(known, key=lambda pair: pair[1].value)
     errors = less.value / (less.se or 1.0)
-    what = f"The nearest, {near.name}, is {less.value:+.3g} ± {less.se:.2g} from it"
+    what = f"The best other one, {near.name}, is {less.value:+.3g} ± {less.se:.2g} from it"
     if errors > 2:
         yield PASS, f"{what}: {errors:.1f} standard errors.", ""
     elif errors > -2:
@@ -99,13 +99,19 @@ def _extractors(source: Source) -> Said:
         for c in others
         for m in measured[1:]
         if m in c.minus and metrics[0] in c.minus
-        if (c.minus[m].value > 0) != (c.minus[metrics[0]].value > 0)
+        if _side(c.minus[m]) * _side(c.minus[metrics[0]]) < 0
     ]
     if against:
-        said = "; ".join(against[:3]) + ("; …" if len(against) > 3 else "")
+        more = f" and {len(against) - 3} more" if len(against) > 3 else ""
+        said = "; ".join(against[:3]) + more
         yield LOOK, f"Extractors disagree on {said}.", "Look at the pictures; search under both."
     elif measured[1:]:
-        yield PASS, f"All of {', '.join(measured)} agree on who is better.", ""
+        yield PASS, f"None of {', '.join(measured)} contradicts another on who is better.", ""
+
+
+def _side(less: Value) -> int:
+    """1 or -1 where a difference is beyond two of its errors, else 0."""
+    return (less.value > 2 * (less.se or 0)) - (less.value < -2 * (less.se or 0))
 
 
 def _alignment(source: Source) -> Said:
