@@ -85,7 +85,7 @@ def _parts(result: Result, row: Row[Candidate]) -> dict[str, Score]:
 def verdict(result: Result, config: StudyConfig) -> str:
     """The outcome in a few sentences, claiming no more than the test shows."""
     said = [_outcome(result, config), *_front(result), *_alignment(result, config), *_gap(result)]
-    return " ".join([*said, *_unseen(result)])
+    return " ".join([*said, *_unseen(result, config)])
 
 
 def _outcome(result: Result, config: StudyConfig) -> str:
@@ -112,8 +112,16 @@ def _outcome(result: Result, config: StudyConfig) -> str:
             f"{len(tested)} of {len(result.screened)} baselines, guided and unguided, by more than "
             "two standard errors of the paired difference."
         )
-    missed = "; ".join(row.candidate.name for row in tested if row not in result.beaten)
+    missed = "; ".join(_named(row, result, config) for row in tested if row not in result.beaten)
     return f"The found schedule is exported, but the test does not show that it beats: {missed}."
+
+
+def _named(row: Row[Candidate], result: Result, config: StudyConfig) -> str:
+    """A rival, and that the search may not have chosen it, where it may not."""
+    asked, least = row.measurement.alignment, result.teacher.measurement.alignment
+    if least - asked > config.search.alignment_drop:
+        return f"{row.candidate.name} (alignment {asked:.1%}, less than the study allows)"
+    return row.candidate.name
 
 
 def _alignment(result: Result, config: StudyConfig) -> list[str]:
@@ -139,7 +147,7 @@ def _front(result: Result) -> list[str]:
     return [f"{count} more on the front of FD and alignment, as of the selection, are in front/."]
 
 
-def _unseen(result: Result) -> list[str]:
+def _unseen(result: Result, config: StudyConfig) -> list[str]:
     """What the rulers say that the search did not see, of those that cost the same."""
     agree = [name for name, other in result.overtaken.items() if other is None]
     said = [f"Under {name}, which the search did not see, no baseline is ahead." for name in agree]
@@ -151,7 +159,7 @@ def _unseen(result: Result) -> list[str]:
             row, ahead, se = other
             said.append(
                 f"{name}, which the search did not see, disagrees: under it "
-                f"{row.candidate.name} is first, by {ahead:.2f} ± {se:.2f}."
+                f"{_named(row, result, config)} is first, by {ahead:.2f} ± {se:.2f}."
             )
     return said
 

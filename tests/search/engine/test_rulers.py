@@ -1,6 +1,7 @@
 """Rulers that the search does not see: the test alone looks through them, and says it."""
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,11 +62,27 @@ def test_the_verdict_names_the_rulers_and_whom_they_prefer(ended):
     assert "Under fd_like, which the search did not see, no baseline is ahead." in said
     assert result.overtaken["fd_like"] is None
     row, ahead, se = result.overtaken["fd_contrary"]
-    assert ahead > se > 0
+    assert ahead > 2 * se > 0, "or it is within the noise"
     assert (
         "fd_contrary, which the search did not see, disagrees: under it "
         f"{row.candidate.name} is first, by {ahead:.2f} ± {se:.2f}." in said
     )
+
+
+def test_a_rival_that_shows_less_than_the_study_allows_is_said_to(ended):
+    result, config = ended
+    (rival, *_), teacher = result.of_kind("baseline"), result.teacher
+    asked = np.zeros_like(rival.measurement.aligned)
+    shown = replace(teacher.measurement, aligned=np.ones_like(teacher.measurement.aligned))
+    worse = replace(rival, measurement=replace(rival.measurement, aligned=asked))
+    test = [worse if row is rival else row for row in result.test]
+    test = [replace(row, score=worse.score) for row in test]  # none beats another
+    unbeaten = replace(result, test=test, teacher=replace(teacher, measurement=shown))
+    said = summary.verdict(unbeaten, config)
+    assert f"{rival.candidate.name} (alignment 0.0%, less than the study allows)" in said
+    search = config.search.model_copy(update={"alignment_drop": 1.0})
+    allowed = config.model_copy(update={"search": search})
+    assert "less than the study allows" not in summary.verdict(unbeaten, allowed)
 
 
 def test_every_name_and_number_is_there_in_80_columns(ended):
