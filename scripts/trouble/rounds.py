@@ -35,7 +35,8 @@ class Servers:
     """PostgreSQL and MLflow, for all rounds of a call; each starts with the first that wants it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._postgres, self._mlflow = folder, None, None
+        self.folder, self._postgres, self.port = folder, None, 0
+        self.number = folder / "mlflow.pid"  # a round, in a process of its own, starts another one
         self.tables = folder / "tables" / "mlflow.db"
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -69,7 +70,7 @@ class Servers:
             os.waitpid(stub.forked(self.folder / "mlflow.log", do), 0)
 
     def mlflow(self) -> str:
-        if self._mlflow is None:
+        if not self.number.exists():
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 self.port = free.getsockname()[1]
@@ -84,29 +85,29 @@ class Servers:
         words += ["--backend-store-uri", f"sqlite:///{base / 'mlflow.db'}"]
         words += ["--artifacts-destination", str(base / "artifacts")]
         with (self.folder / "mlflow.log").open("ab") as log:
-            self._mlflow = subprocess.Popen(
+            server = subprocess.Popen(
                 words,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
+        self.number.write_text(str(server.pid))
         until = time.monotonic() + HANG
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 return
-            if time.monotonic() > until or self._mlflow.poll() is not None:
+            if time.monotonic() > until or server.poll() is not None:
                 raise RuntimeError(f"mlflow server does not start, see {self.folder}/mlflow.log")
             time.sleep(0.2)
 
     def stop_mlflow(self) -> None:
         """Kill it, and wait until nobody answers."""
-        if self._mlflow is None:
+        if not self.number.exists():
             return
-        for number in descendants(self._mlflow.pid):
+        for number in descendants(int(self.number.read_text())):
             with suppress(ProcessLookupError):
                 os.kill(number, 9)
-        self._mlflow.wait()
         until = time.monotonic() + HANG
         while time.monotonic() < until:
             try:

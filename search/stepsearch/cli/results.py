@@ -150,8 +150,9 @@ def _doubts(folder: Path, study: Path | None) -> list[str]:
             now = load_config(study).model_dump(mode="json")
         except UserError as error:
             return [f"whether the run was of this study is not known: {error}"]
-        options = ("search.seed", "search.start_from")
-        changed = [d for d in differences(known, now) if d[0] not in options]
+        # Options of `run` may differ; the budget may change while a run goes on, not after it.
+        options = {("search", "seed"), ("search", "start_from"), ("model", "kind")}
+        changed = differences(known, now, options)
         found += [f"the run had {key} = {a!r}, {study} has {b!r}" for key, a, b in changed]
     if not has_ended(folder, config):
         found.append("the run is under way again: this is of its earlier end")

@@ -5,7 +5,7 @@ whatever was copied, edited or lost beside it, and so that a worker elsewhere ne
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,11 @@ def claim_folder(folder: Path, config: StudyConfig, trials: optuna.Study | None 
     write_whole(path, lambda p: p.write_text(config.model_dump_json(indent=1)))
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def differences(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    free: Container[tuple[str, str]] = frozenset(FREE),
+) -> list[tuple[str, Any, Any]]:
     """Settings that may not change and did, with both values. What only one side has is left out:
     another version wrote it."""
     return [
@@ -66,7 +70,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
         for section, values in now.items()
         if isinstance(values, Mapping) and isinstance(before.get(section), Mapping)
         for key, value in values.items()
-        if (section, key) not in FREE and before[section].get(key, value) != value
+        if (section, key) not in free and before[section].get(key, value) != value
     ]
 
 

@@ -84,6 +84,7 @@ def test_export_says_that_the_study_is_not_what_it_was(tmp_path, monkeypatch):
     study.write_text(STUDY.format(images=80).replace("trials = 4", "trials = 60"))
     said = command("export", "toy.toml", "-o", "x.json").output
     assert "  the run had evaluation.images = 60, toy.toml has 80" in said
+    assert "  the run had search.trials = 4, toy.toml has 60" in said
     study.write_text("[space")
     said = command("export", "toy.toml", "-o", "x.json").output
     assert "toy.toml: not TOML, as a study file is" in said
