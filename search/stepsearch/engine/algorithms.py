@@ -266,9 +266,10 @@ def shown(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     Those that failed by themselves, not with their worker, are complete as well, as bad as the
     worst. Trials of several objectives have their own values.
     """
+    trials = [unlisted(trial) for trial in trials]
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     found = []
-    for trial in map(unlisted, trials):
+    for trial in trials:
         if trial.state == TrialState.FAIL and ERROR in trial.user_attrs and complete:
             trial = _worst(trial, complete)
         value = trial.values[0] if trial.values and len(trial.values) == 1 else None
