@@ -63,7 +63,7 @@ def test_a_worker_that_hangs_is_said_and_does_not_outlive_the_run(tmp_path, monk
 
     with pytest.raises(EnoughError):
         run()
-    assert f"waiting for the model to be loaded, in the worker processes {started[0]}" in said[0]
+    assert f"waiting for the model to be loaded, in the worker process {started[0]}" in said[0]
     assert "Ctrl-C ends the run, and the same command goes on" in said[0]
     with pytest.raises(ProcessLookupError):
         os.kill(started[0], 0)
