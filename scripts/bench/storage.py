@@ -4,8 +4,9 @@
     python scripts/bench/storage.py costs [--trials 100 1000 10000] [--against CHECKOUT]
 
 `waiting` lets as many processes of this machine as are asked for take part in a search as workers
-do, whose measurements are sleeps of --seconds, a fifth more or less. What else their time goes to
-is the storage's, but for their own computing: random points, and a distance. When other programs
+do, whose measurements are sleeps of --seconds, a fifth more or less, and which begin one after the
+other over the time of a trial. What else their time goes to is the storage's, but for their own
+computing: random points, and a distance. When other programs
 have the cores a worker's clock stands still, but not a server's: on a busy machine shares are upper
 bounds, and one worker among --under-way trials of others says more. PostgreSQL is Debian's
 (`apt-get install postgresql`), started for this alone; Optuna's proxy stands before it.

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -74,7 +75,8 @@ def worked(
         pool.apply(_create, (folders[0], config, address, others))
     most, before = 0, place.computed()
     with context.Pool(workers, _at_once, (start,)) as pool:
-        jobs = [(folders[k], config, address, k, seconds) for k in range(workers)]
+        # they begin spread over a trial's time: all at once they would queue for this machine's cores
+        jobs = [(folders[k], config, address, k, seconds, workers) for k in range(workers)]
         rows = pool.starmap_async(_work, jobs, chunksize=1)
         while not rows.ready():
             rows.wait(1)
@@ -106,16 +108,19 @@ def _count(folder: Path, config: StudyConfig, address: str | None) -> int:
 def _at_once(start: Any) -> None:
     global _start
     _start = start
+    # a pool ends its processes by this signal, which a handler of Python may hear too late
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _work(
-    folder: Path, config: StudyConfig, address: str | None, number: int, seconds: float
+    folder: Path, config: StudyConfig, address: str | None, number: int, seconds: float, of: int
 ) -> dict[str, float]:
     stub = Stub(seconds, number)
     space = stub.space(config)
     study = open_study(folder, config, number, address)
     spent = timed(study._storage)
     _start.wait()  # so that nobody does two of these
+    time.sleep(seconds * number / of)
     began, (cpu, core), spent[0] = clock(), scheduled(), 0.0
     run_trials(study, folder, config, space, stub, FLOOR)
     return {
