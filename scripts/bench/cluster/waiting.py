@@ -75,7 +75,7 @@ def worked(
         pool.apply(_create, (folders[0], config, address, others))
     most, before = 0, place.computed()
     with context.Pool(workers, _at_once, (start,)) as pool:
-        # they begin spread over a trial's time: all at once they would queue for this machine's cores
+        # over a trial's time: all at once they would queue for this machine's cores
         jobs = [(folders[k], config, address, k, seconds, workers) for k in range(workers)]
         rows = pool.starmap_async(_work, jobs, chunksize=1)
         while not rows.ready():
