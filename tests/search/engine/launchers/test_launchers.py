@@ -18,6 +18,7 @@ from stepsampler import UserError
 from stepsearch.cli.app import app
 from stepsearch.engine import workers
 from stepsearch.engine.jobs import board as jobs
+from stepsearch.engine.jobs import kinds
 from stepsearch.engine.jobs.board import join_board
 from stepsearch.engine.join import leading
 from stepsearch.engine.launchers import placing
@@ -172,7 +173,7 @@ def test_ray_works_on_a_cluster_that_is_there_and_leaves_it(tmp_path, server, na
         launch = Launch("ray", 1, "cpu", options)
         with leading(tmp_path / name, small(), server.address):
             jobs.open_board(tmp_path / name, small(), server.address, "toy").offer(
-                jobs.Measuring.of(schedule(), range(20))
+                kinds.Measuring.of(schedule(), range(20))
             )
             with launched(launch, tmp_path / name, small(), server.address):
                 board = join_board(tmp_path / name, open_database(server.address))
