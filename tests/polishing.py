@@ -23,7 +23,8 @@ class ToyModel(LatentModel):
     _encode = _call = None
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.nets = [], []
+        self.pipeline = SimpleNamespace(vae=torch.nn.Identity())
 
     def uncompiled(self):
         return nullcontext()

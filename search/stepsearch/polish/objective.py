@@ -4,10 +4,13 @@ Two passes over the images. First all of them are made as ever, and their featur
 covariance, and with these the gradient of the distance with respect to each image's features.
 Then, batch by batch, that is pulled back through extractor, decoder, network and solver. So of one
 batch, and of that one network call, memory holds what a gradient needs; of all images it holds the
-features, and the network's predictions, so that they are not made again.
+features, and the network's predictions, so that they are not made again. Of a large network a call
+keeps the inputs of its blocks alone, which are then computed again (diffusers' gradient
+checkpointing).
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepsampler.errors import NotFiniteError, UserError
-from stepsampler.generate import fitting, noise_source
+from stepsampler.generate import BatchSize, fitting, noise_source
 from stepsampler.models import LatentModel, Model
 from stepsampler.sample import Denoiser, execute
 from stepsampler.schedule import Step
@@ -34,6 +37,7 @@ from stepsearch.rivals.placement import Counting
 # slope is that of the objective over steps as large as those of a polish.
 NUDGE = 0.03
 PIECES = 4  # of a batch, whose gradients are taken in turn: one keeps several times a call's memory
+LARGE = 10**7  # parameters: a call of Stable Diffusion's U-Net would keep 8 GiB for one image
 PENALTY = 1.0  # a hundredth of alignment is worth a hundredth of FD
 
 
@@ -65,6 +69,8 @@ class Objective:
         self.references = evaluator.reference.parts or (evaluator.reference,)
         judge = evaluator.judge
         self.judge = judge.judge if isinstance(judge, ClassAlignment) else None
+        size = -(-evaluator.batch_size // PIECES)
+        self.pieces = BatchSize(size, lambda _: None)  # halved for good where memory runs out
 
     def __call__(self, knobs: Knobs, parameters: Tensor, seeds: range) -> Look:
         """Value and gradient with n = len(seeds) images.
@@ -81,12 +87,16 @@ class Objective:
             if not seen.isfinite().all():
                 raise NotFiniteError("the images of the polish are not finite")
             value, distance, share, pull = self._value(seen)
-            for batch, part in zip(batches, torch.split(pull, size), strict=True):
-                for piece, gradient in batch.pieces(part):
-                    piece.pull(tableau.at(leaf), gradient)
-                    batch.passes += piece.passes
-        found = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-        return Look(value, found, distance, share, sum(batch.passes for batch in batches))
+            found, passes = torch.zeros_like(leaf), sum(batch.passes for batch in batches)
+            with recomputing(self.model):
+                for batch, part in zip(batches, torch.split(pull, size), strict=True):
+
+                    def pulled(count: int, batch: _Batch = batch, part: Tensor = part) -> _Pulled:
+                        return batch.pulled(tableau, leaf, part, count)
+
+                    gradient, more = self.pieces.fit(pulled)
+                    found, passes = found + gradient, passes + more
+        return Look(value, found, distance, share, passes)
 
     def see(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """What the objective is made of, (n, features of all extractors, and a probability)."""
@@ -159,6 +169,22 @@ def _none_of(name: str) -> str:
     return f"a polish needs gradients of the extractor: {known} have them, {name} has none here"
 
 
+@contextmanager
+def recomputing(model: LatentModel) -> Iterator[None]:
+    """The model's large networks keep less for a gradient, and compute it again."""
+    with ExitStack() as after:
+        for net in (*model.nets, model.pipeline.vae):
+            large = sum(weights.numel() for weights in net.parameters()) >= LARGE
+            able = getattr(net, "_supports_gradient_checkpointing", False)
+            if large and able and not net.is_gradient_checkpointing:
+                net.enable_gradient_checkpointing()
+                after.callback(net.disable_gradient_checkpointing)
+        yield
+
+
+_Pulled = tuple[Tensor, int]
+
+
 class _Batch:
     """The images of some seeds, which are made twice."""
 
@@ -183,23 +209,30 @@ class _Batch:
         self.passes += counting.passes
         return seen.cpu()
 
-    def pieces(self, gradient: Tensor) -> "Iterator[tuple[_Batch, Tensor]]":
-        """Parts of it, each with its part of a gradient of what was seen."""
-        size = -(-len(self.seeds) // PIECES)
+    def pulled(self, tableau: LiveTableau, leaf: Tensor, gradient: Tensor, size: int) -> _Pulled:
+        """The gradient for what the tableau's numbers follow from, `size` images at a time.
+
+        `gradient` is that for what was seen; the second value is the passes that it took.
+        """
+        found, passes = torch.zeros_like(leaf), 0
         for k in range(0, len(self.seeds), size):
             piece = _Batch(self.objective, self.knobs, self.seeds[k : k + size])
             piece.known = [x0[k : k + size] for x0 in self.known]
-            yield piece, gradient[k : k + size]
+            found += piece._pull(tableau.at(leaf), leaf, gradient[k : k + size])
+            passes += piece.passes
+        return found, passes
 
     @torch.enable_grad()
-    def pull(self, rows: Sequence[Row], gradient: Tensor) -> None:
-        """Add to the gradient of whatever the rows' numbers follow from."""
+    def _pull(self, rows: Sequence[Row], leaf: Tensor, gradient: Tensor) -> Tensor:
         counting = self._counting()
         with fitting(self.objective.model, len(self.seeds)):
             seen = self._seen(rows, Following(counting, self.known, NUDGE))
+            found = torch.zeros_like(leaf)
             if seen.requires_grad:
-                (seen * gradient.to(seen.device)).sum().backward()  # type: ignore[no-untyped-call]
+                whole = (seen * gradient.to(seen.device)).sum()
+                (found,) = torch.autograd.grad(whole, leaf)
         self.passes += counting.passes
+        return found
 
     def _counting(self) -> Counting:
         evaluator, model = self.objective.evaluator, self.objective.model

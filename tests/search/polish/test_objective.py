@@ -155,6 +155,40 @@ def test_on_the_bundled_model_it_is_what_the_search_measures_and_its_gradient(
     assert look.gradient.tolist() == pytest.approx(expected, rel=0.05, abs=0.01)
 
 
+def test_a_large_network_keeps_less_for_a_gradient_and_finds_the_same(tmp_path, monkeypatch):
+    evaluator = tiny(tmp_path)
+    start = from_sigmas([evaluator.model.noise.sigma_max, 1.5], 0.1, [2.0, 1.0], 2)
+    objective, knobs, looks, most = Objective(evaluator), Knobs(start, "gain"), [], []
+    for large in (polished.LARGE, 0):
+        monkeypatch.setattr(polished, "LARGE", large)
+        alive = _Alive()
+        with torch.autograd.graph.saved_tensors_hooks(alive.pack, lambda kept: kept.tensor):
+            looks.append(objective(knobs, knobs.zero(), range(6)))
+        most.append(alive.most)
+    torch.testing.assert_close(looks[1].gradient, looks[0].gradient, rtol=1e-4, atol=1e-6)
+    assert most[1] < most[0] / 3
+    assert not objective.model.nets[0].is_gradient_checkpointing
+
+
+def test_where_memory_runs_out_fewer_images_are_taken_at_a_time(monkeypatch, capsys):
+    """Of a gradient alone: the images themselves fit."""
+    evaluator, knobs = ToyEvaluator(batch_size=16), Knobs(PLAIN, "gain")
+    expected = Objective(evaluator)(knobs, knobs.zero(), range(16))
+    live = evaluator.model.live_images
+
+    def short(latents):
+        if latents.requires_grad and len(latents) > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return live(latents)
+
+    monkeypatch.setattr(evaluator.model, "live_images", short)
+    objective = Objective(evaluator)
+    look = objective(knobs, knobs.zero(), range(16))
+    torch.testing.assert_close(look.gradient, expected.gradient)
+    assert (look.passes, objective.pieces.size) == (expected.passes, 1)
+    assert "a batch of 4 does not fit" in capsys.readouterr().err
+
+
 def test_an_extractor_without_gradients_is_refused():
     evaluator = ToyEvaluator()
     evaluator.extractor = SimpleNamespace(name="clip")
