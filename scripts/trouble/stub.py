@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from small_study import small_study
 
 from stepsampler.errors import NotFiniteError
 from stepsampler.generate import BatchSize, fitting
@@ -43,32 +44,13 @@ from stepsearch.paths import write_whole
 AXES, TARGET = 4, 0.05
 SD = NoiseSchedule.scaled_linear()
 SPEC = SD.spec("stable-diffusion", "epsilon")
-STUDY = """
-[space]
-num_steps = 3
-passes = 6
-max_steps = 6
-[evaluation]
-images = 40
-selection_images = 40
-test_images = 80
-batch_size = 16
-rulers = []
-[baselines]
-rungs = [10]
-guidance_scales = [2.0]
-orders = [2]
-presets = []
-long_steps = []
-rivals = []
-test = 1
-[teacher]
-images = 20
-[search]
-trials = 16
-algorithm = "random"
-finalists = 3
-"""
+STUDY = small_study(
+    space={"max_steps": 6},
+    evaluation={"images": 40, "selection_images": 40, "test_images": 80, "batch_size": 16},
+    baselines={"rungs": [10]},
+    teacher={"images": 20},
+    search={"trials": 16, "algorithm": "random", "finalists": 3},
+)
 LATER = (
     "alembic.command",
     "mlflow.store.tracking.sqlalchemy_store",

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from postgres import Postgres
+from small_study import small_study
 
 from stepsampler import load
 from stepsearch.engine.store.presence import WORKER
@@ -21,31 +22,11 @@ pytest.importorskip("ray", reason="pip install ray")
 HANG = 1800  # seconds, against hanging alone: a machine may have much else to do
 pytestmark = pytest.mark.timeout(2 * HANG)
 TRIALS = 4  # as many as the search begins with, so that both ways measure the same points
-STUDY = f"""
-[space]
-num_steps = 3
-passes = 6
-[evaluation]
-images = 8
-selection_images = 8
-test_images = 16
-batch_size = 8
-rulers = []
-[baselines]
-rungs = [8]
-guidance_scales = [2.0]
-orders = [2]
-presets = []
-long_steps = []
-rivals = []
-test = 1
-[teacher]
-images = 8
-steps = 10
-[search]
-trials = {TRIALS}
-finalists = 2
-"""
+STUDY = small_study(
+    evaluation={"test_images": 16},
+    teacher={"steps": 10},
+    search={"trials": TRIALS, "finalists": 2},
+)
 # Who is silent is dead after a third of the minute of a real run; workers beat every five seconds.
 # The page takes longer to draw than all the rest.
 COMMAND = """

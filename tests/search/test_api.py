@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from reporting import command, toy_run
+from small_study import small_study
 
 import stepsearch
 from stepsampler import UserError
@@ -19,26 +20,7 @@ from stepsearch.compare.evaluating import Asked
 from stepsearch.config import load_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
-SMALL = """
-[space]
-num_steps = 3
-passes = 6
-[evaluation]
-images = 8
-selection_images = 8
-test_images = 8
-batch_size = 8
-rulers = []
-[baselines]
-rungs = [2]
-guidance_scales = [2.0]
-orders = [2]
-presets = []
-test = 1
-[teacher]
-steps = 4
-images = 8
-"""
+SMALL = small_study(baselines={"rungs": [2]}, teacher={"steps": 4})
 
 
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
