@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stepsampler import UserError, load
+from stepsampler.errors import Terminated
 from stepsampler.schedule import Schedule, Step
 from stepsearch.cli.app import app
 from stepsearch.compare.front import Finished
@@ -119,14 +120,15 @@ def test_a_folder_is_itself_and_one_named_like_a_study_file_too(here):
     assert find_runs(here / "runs" / "v1.toml", "best.json") == [here / "runs" / "v1.toml"]
 
 
-def test_ctrl_c_is_one_sentence_and_130(here, monkeypatch):
+@pytest.mark.parametrize(("end", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_ctrl_c_and_sigterm_are_one_sentence_and_their_code(here, monkeypatch, end, code):
     def session(*_, **__):
-        raise KeyboardInterrupt
+        raise end
 
     monkeypatch.setattr("stepsearch.report.session.run_session", session)
     (here / "x.toml").write_text("[space]\nnum_steps = 3\npasses = 6\n")
     said = invoke(app, ["run", "x.toml", "--seed", "1"])
-    assert said.exit_code == 130
+    assert said.exit_code == code
     first, goes_on = said.output.splitlines()
     assert first == "stopped; runs/x-seed1 keeps what is done. This goes on:"
     assert goes_on == "  stepsearch run x.toml --seed 1"

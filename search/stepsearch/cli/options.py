@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from stepsampler.errors import UserError, note
+from stepsampler.errors import INTERRUPTED, TERMINATED, Terminated, UserError, note
 from stepsearch.paths import RUNS, find_runs, runs_here
 
 
@@ -107,13 +107,14 @@ def tracking_store(tracking: str) -> str:
 
 @contextmanager
 def interruptible(ctx: typer.Context, folder: Path) -> Iterator[None]:
-    """One sentence with the command that goes on, and exit code 130, for Ctrl-C."""
+    """One sentence with the command that goes on, for Ctrl-C and SIGTERM; each keeps its code."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as end:
         typer.echo(f"stopped; {folder} keeps what is done. This goes on:", err=True)
         typer.echo(f"  {command_of(ctx)}", err=True)
-        raise typer.Exit(130) from None
+        code = TERMINATED if isinstance(end, Terminated) else INTERRUPTED
+        raise typer.Exit(code) from None
 
 
 def command_of(ctx: typer.Context) -> str:
