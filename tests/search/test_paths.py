@@ -1,6 +1,7 @@
 """Which run a study file stands for; how commands about a run end."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -10,7 +11,9 @@ from stepsampler.errors import Terminated
 from stepsampler.schedule import Schedule, Step
 from stepsearch.cli.app import app
 from stepsearch.compare.front import Finished
+from stepsearch.engine.store.locks import only_run
 from stepsearch.paths import find_runs
+from stepsearch.report.live import watch
 
 invoke = CliRunner().invoke
 
@@ -104,6 +107,26 @@ def test_without_a_name_the_runs_that_exist_are_offered(here, words):
         a_run(here, name)
     with pytest.raises(UserError, match=r"which run\? Name one of them: runs/[ab], r"):
         invoke(app, words, catch_exceptions=False)
+
+
+def test_status_takes_the_only_run_under_way(here, monkeypatch):
+    for name in ("a", "b", "c"):
+        a_run(here, name)
+    shown = []
+    monkeypatch.setattr(watch, "show_status", lambda folder, *_: shown.append(str(folder)))
+    with only_run(Path("runs/b")):
+        said = invoke(app, ["status", "--watch"])
+        assert said.stderr == "note: of runs/b, the only run under way here\n"
+        with only_run(Path("runs/c")), pytest.raises(UserError, match="which run"):
+            invoke(app, ["status"], catch_exceptions=False)
+    assert shown == ["runs/b"]
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(here):
+    (here / "x.toml").write_text("[space]\nnum_steps = 3\npasses = 6\n")
+    with pytest.raises(UserError, match="device 'cuda:98' cannot be used: "):
+        invoke(app, ["run", "x.toml", "--gpus", "98"], catch_exceptions=False)
+    assert not (here / "runs").exists()
 
 
 def test_the_only_run_is_meant_and_nothing_is_written_over(here):

@@ -63,8 +63,9 @@ AllowCode = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead.")]
 
 
-def which_run(given: Path | None, needed: str) -> Path:
+def which_run(given: Path | None, needed: str, live: bool = False) -> Path:
     """The folder of the run that is meant; without a name the only one, or the one that is chosen.
+    With `live` the only one that is under way is the one that is meant.
 
     Raises:
         UserError: there is none; or several, which it names, and nobody to ask.
@@ -77,6 +78,13 @@ def which_run(given: Path | None, needed: str) -> Path:
     if len(found) == 1:
         note(f"of {found[0]}, the only run here")
         return found[0]
+    if live:
+        from stepsearch.engine.store.locks import runs_now
+
+        now = [folder for folder in found if runs_now(folder)]
+        if len(now) == 1:
+            note(f"of {now[0]}, the only run under way here")
+            return now[0]
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UserError(f"which run? Name one of them: {', '.join(map(str, found))}")
     for place, folder in enumerate(found, 1):
