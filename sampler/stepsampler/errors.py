@@ -1,11 +1,18 @@
 """Mistakes that a user can mend."""
 
+import signal
 import sys
 from collections.abc import Callable
+
+INTERRUPTED, TERMINATED = 130, 143  # exit codes of Ctrl-C and SIGTERM, as shells have them
 
 
 class UserError(Exception):
     """One sentence with the place, the rule and the value; shown without a traceback."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, with which SLURM, Docker and systemd end a command: what is open is closed."""
 
 
 class NotFiniteError(UserError):
@@ -34,7 +41,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def run_command_line(app: Callable[..., object], name: str) -> None:
-    """Run a typer app; a UserError becomes one line on stderr and exit code 2."""
+    """Run a typer app; a UserError becomes one line on stderr and exit code 2.
+
+    SIGTERM raises `Terminated`, so that it ends a command as tidily as Ctrl-C.
+    """
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         app(prog_name=name)
     except UserError as error:
@@ -46,4 +58,11 @@ def run_command_line(app: Callable[..., object], name: str) -> None:
         print(f"{name}: {said}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
+    except Terminated:
+        raise SystemExit(TERMINATED) from None
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one does not interrupt the tidying up
+    raise Terminated

@@ -128,6 +128,7 @@ def run(
     Raises:
         UserError: the study is wrong, something is missing, or the folder is another study's.
     """
+    from stepsampler.models import check_gpus
     from stepsearch.config.code import check_code, code
     from stepsearch.engine.claim import remember_storage
     from stepsearch.engine.store.locks import only_run
@@ -135,6 +136,7 @@ def run(
     from stepsearch.report.sources import of_run
 
     config = _config(study, settings or {})
+    check_gpus(devices)
     place = RUNS / config.name if folder is None else Path(folder)
     with code(allow_code), only_run(place):
         check_code(config)

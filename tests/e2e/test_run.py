@@ -19,13 +19,14 @@ pytestmark = pytest.mark.timeout(2 * HANG)
 STUDY = ROOT / "studies" / "tiny-3-steps.toml"
 
 
-def start(folder, *options):
+def start(folder, *options, **how):
     code = "from stepsearch.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "run", STUDY, "--quick", "--run", folder, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **how,
     )
 
 
@@ -133,6 +134,22 @@ def test_kill_and_run_again(tmp_path):
     assert {number: after[number] for number in kept} == kept
     assert not any(t.state.name == "RUNNING" for t in trials(folder))
     load(folder / "best.json")
+
+
+@pytest.mark.parametrize("to", [os.kill, os.killpg])  # as docker stop does, and SLURM
+def test_sigterm_says_what_goes_on_and_leaves_nothing_behind(tmp_path, to):
+    folder = tmp_path / "run"
+    process = start(folder, "--tracking", "none", start_new_session=True)
+    for line in process.stdout:
+        if "rivals" in line:  # its workers are at work
+            break
+    to(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=HANG)
+    assert process.returncode == 143
+    assert len(errors.splitlines()) == 2, errors  # no traceback, no semaphores that are left
+    first, goes_on = errors.splitlines()
+    assert first == f"stopped; {folder} keeps what is done. This goes on:"
+    assert goes_on == f"  stepsearch run {STUDY} --run {folder} --tracking none --quick"
 
 
 def test_export_writes_the_winner(finished_run, tmp_path):

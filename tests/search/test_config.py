@@ -237,6 +237,16 @@ def test_the_settings_that_the_docs_show_are_valid(tmp_path):
         assert load_config(written(tmp_path, study)) != load_config(written(tmp_path, space))
 
 
+@pytest.mark.parametrize("name", ["tiny-3-step.toml", "tiny-3steps", "../study/tiny-3-steps.toml"])
+def test_a_mistyped_study_is_answered_with_the_one_that_was_meant(tmp_path, monkeypatch, name):
+    (tmp_path / "studies").mkdir()
+    for there in ("tiny-3-steps.toml", "tiny-3-steps.json", "other.toml"):
+        written(tmp_path / "studies", MINIMAL).rename(tmp_path / "studies" / there)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"; did you mean '.*studies/tiny-3-steps\.toml'\?$"):
+        load_config(Path("studies", name))
+
+
 def test_an_absent_study_is_named():
     with pytest.raises(UserError, match=r"absent\.toml: No such file"):
         load_config(Path("absent.toml"))

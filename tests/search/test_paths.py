@@ -1,15 +1,19 @@
 """Which run a study file stands for; how commands about a run end."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from stepsampler import UserError, load
+from stepsampler.errors import Terminated
 from stepsampler.schedule import Schedule, Step
 from stepsearch.cli.app import app
 from stepsearch.compare.front import Finished
+from stepsearch.engine.store.locks import only_run
 from stepsearch.paths import find_runs
+from stepsearch.report.live import watch
 
 invoke = CliRunner().invoke
 
@@ -105,6 +109,26 @@ def test_without_a_name_the_runs_that_exist_are_offered(here, words):
         invoke(app, words, catch_exceptions=False)
 
 
+def test_status_takes_the_only_run_under_way(here, monkeypatch):
+    for name in ("a", "b", "c"):
+        a_run(here, name)
+    shown = []
+    monkeypatch.setattr(watch, "show_status", lambda folder, *_: shown.append(str(folder)))
+    with only_run(Path("runs/b")):
+        said = invoke(app, ["status", "--watch"])
+        assert said.stderr == "note: of runs/b, the only run under way here\n"
+        with only_run(Path("runs/c")), pytest.raises(UserError, match="which run"):
+            invoke(app, ["status"], catch_exceptions=False)
+    assert shown == ["runs/b"]
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(here):
+    (here / "x.toml").write_text("[space]\nnum_steps = 3\npasses = 6\n")
+    with pytest.raises(UserError, match="device 'cuda:98' cannot be used: "):
+        invoke(app, ["run", "x.toml", "--gpus", "98"], catch_exceptions=False)
+    assert not (here / "runs").exists()
+
+
 def test_the_only_run_is_meant_and_nothing_is_written_over(here):
     a_run(here, "a")
     said = invoke(app, ["export"])
@@ -119,14 +143,15 @@ def test_a_folder_is_itself_and_one_named_like_a_study_file_too(here):
     assert find_runs(here / "runs" / "v1.toml", "best.json") == [here / "runs" / "v1.toml"]
 
 
-def test_ctrl_c_is_one_sentence_and_130(here, monkeypatch):
+@pytest.mark.parametrize(("end", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_ctrl_c_and_sigterm_are_one_sentence_and_their_code(here, monkeypatch, end, code):
     def session(*_, **__):
-        raise KeyboardInterrupt
+        raise end
 
     monkeypatch.setattr("stepsearch.report.session.run_session", session)
     (here / "x.toml").write_text("[space]\nnum_steps = 3\npasses = 6\n")
     said = invoke(app, ["run", "x.toml", "--seed", "1"])
-    assert said.exit_code == 130
+    assert said.exit_code == code
     first, goes_on = said.output.splitlines()
     assert first == "stopped; runs/x-seed1 keeps what is done. This goes on:"
     assert goes_on == "  stepsearch run x.toml --seed 1"

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from logging import CRITICAL
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "ModelOptions",
     "check_class",
     "check_device",
+    "check_gpus",
     "families",
     "from_pipeline",
     "known_statistics",
@@ -241,6 +243,18 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {device!r} cannot be used: {reason}") from error
+
+
+def check_gpus(devices: Iterable[str]) -> None:
+    """Refuse those among devices that torch does not see, without a byte of the others' memory.
+
+    Raises:
+        UserError: as `check_device` does.
+    """
+    seen = torch.cuda.device_count()
+    for device in devices:
+        if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= seen:
+            check_device(device)
 
 
 def quiet() -> None:

@@ -22,6 +22,7 @@ from stepsampler.schedule import (
     load,
 )
 from stepsampler.support.checks import ScheduleError
+from stepsampler.support.files import meant
 
 SD_NOISE = (  # Stable Diffusion's betas at the timesteps 0, 250, 500, 749 and 999
     0.029167158,
@@ -156,7 +157,7 @@ def open_schedule(name: str | Path, statistics: Sequence[StatisticsSpec] = ()) -
     try:
         return preset(str(name), statistics).schedule
     except ScheduleError as error:
-        raise ScheduleError(f"{name}: no such file, and {error}") from error
+        raise ScheduleError(f"{name}: no such file, and {error}{meant(path, '.json')}") from error
 
 
 @cache

@@ -27,7 +27,7 @@ from stepsampler.schedule.reading import (
     used,
 )
 from stepsampler.support.checks import ScheduleError, keys, no_object, number, one_of, parse, shown
-from stepsampler.support.files import write_text
+from stepsampler.support.files import meant, write_text
 
 __all__ = [
     "PURE_NOISE",
@@ -378,7 +378,7 @@ def load(path: str | Path) -> Schedule:
             raise ScheduleError(f"a schedule has at most {MAX_BYTES:,} bytes, this file has more")
         return Schedule.from_json(content.decode("utf-8-sig"))
     except OSError as error:
-        raise ScheduleError(f"{path}: {error.strerror}") from error
+        raise ScheduleError(f"{path}: {error.strerror}{meant(path)}") from error
     except (ScheduleError, UnicodeDecodeError) as error:
         if Path(path).suffix == ".toml":
             raise ScheduleError(

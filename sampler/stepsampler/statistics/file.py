@@ -27,7 +27,7 @@ from stepsampler.noise import Noise, NoiseSchedule
 from stepsampler.schedule import MOST_INTERVALS, Schedule, StatisticsSpec
 from stepsampler.solvers import Row, tableau
 from stepsampler.statistics.arrays import BROKEN
-from stepsampler.support.files import replacing
+from stepsampler.support.files import meant, replacing
 from stepsampler.support.weights import read_header
 
 FORMAT = "stepsampler.statistics/1"
@@ -301,7 +301,7 @@ def _read_npz(path: Path, key: str) -> NDArray[Any]:
             content = io.BytesIO(file.read(f"{key}.npy"))
         array: NDArray[Any] = np.load(content, allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise UserError(f"{path}: no such file{meant(path)}") from error
     except KeyError as error:
         raise UserError(f"{path}: there is no {key} in it") from error
     except zipfile.BadZipFile as error:

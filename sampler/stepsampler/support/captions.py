@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stepsampler.errors import UserError, counted, note
+from stepsampler.support.files import meant
 from stepsampler.support.rows import Row, Table, fault, listed, shortened
 from stepsampler.support.rows_cells import read_csv, read_parquet, read_tsv
 from stepsampler.support.rows_json import read_json, read_jsonl
@@ -164,4 +165,4 @@ def _table(path: Path, column: str | None) -> Table:
             raise UserError(f"{path}: a text file has no column {column!r}")
         return read_lines(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
+        raise UserError(f"{path}: {error.strerror or error}{meant(path)}") from error

@@ -1,7 +1,7 @@
 """Write files so that a kill or a power loss leaves the old one or the new one."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,3 +44,31 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def meant(path: str | Path, suffix: str | None = None) -> str:
+    """The end of a sentence about a file that is not there: which one was meant, if its name is
+    near. That is one of its folder, or of the folder whose name is near, with its suffix or with
+    `suffix`, which may be left out of `path`."""
+    path = Path(path)
+    if path.exists():
+        return ""
+    folder = path.parent
+    if not folder.is_dir():
+        folder = _nearest(folder, lambda p: p.is_dir()) or folder
+    wanted = suffix or path.suffix
+    name = path.stem if path.suffix == wanted else path.name
+    found = _nearest(folder / name, lambda p: p.suffix == wanted and p.is_file())
+    return "" if found is None else f"; did you mean {str(found)!r}?"
+
+
+def _nearest(path: Path, fits: Callable[[Path], bool]) -> Path | None:
+    """Of those beside `path` the one whose name, but for its suffix, is most like its own."""
+    from difflib import get_close_matches
+
+    try:
+        beside = {p.stem: p for p in path.parent.iterdir() if fits(p)}
+    except OSError:  # no such folder, or one that may not be read
+        return None
+    near = get_close_matches(path.name, beside, 1)
+    return beside[near[0]] if near else None

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stepsampler.errors import UserError
+from stepsampler.support.files import meant
 
 SUFFIX = ".safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -197,7 +198,7 @@ def is_weights_file(name: str) -> bool:
     if suffix in OTHERS:
         raise UserError(f"{name!r} is {OTHERS[suffix]}, which is not supported: take a {SUFFIX}")
     if suffix == SUFFIX and not path.is_file():
-        raise UserError(f"{name!r}: no such file")
+        raise UserError(f"{name!r}: no such file{meant(path)}")
     if path.is_file() and path.suffix != SUFFIX:
         raise UserError(f"{name!r} must be a {SUFFIX} file, by that name")
     return suffix == SUFFIX
@@ -211,7 +212,7 @@ def read_header(what: str, name: str | Path) -> Header:
     """
     path, place = Path(name), f"{what} {str(name)!r}"
     if path.suffix.lower() == SUFFIX and not path.exists():
-        raise UserError(f"{place}: no such file")
+        raise UserError(f"{place}: no such file{meant(path)}")
     if not is_weights_file(str(name)):
         files = sorted(path.glob(f"*{SUFFIX}"))
         hint = f"; in that folder there is {str(files[0])!r}" if files else ""

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from stepsampler.errors import UserError, note
+from stepsampler.errors import INTERRUPTED, TERMINATED, Terminated, UserError, note
 from stepsearch.paths import RUNS, find_runs, runs_here
 
 
@@ -63,8 +63,9 @@ AllowCode = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead.")]
 
 
-def which_run(given: Path | None, needed: str) -> Path:
+def which_run(given: Path | None, needed: str, live: bool = False) -> Path:
     """The folder of the run that is meant; without a name the only one, or the one that is chosen.
+    With `live` the only one that is under way is the one that is meant.
 
     Raises:
         UserError: there is none; or several, which it names, and nobody to ask.
@@ -77,6 +78,13 @@ def which_run(given: Path | None, needed: str) -> Path:
     if len(found) == 1:
         note(f"of {found[0]}, the only run here")
         return found[0]
+    if live:
+        from stepsearch.engine.store.locks import runs_now
+
+        now = [folder for folder in found if runs_now(folder)]
+        if len(now) == 1:
+            note(f"of {now[0]}, the only run under way here")
+            return now[0]
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UserError(f"which run? Name one of them: {', '.join(map(str, found))}")
     for place, folder in enumerate(found, 1):
@@ -107,13 +115,14 @@ def tracking_store(tracking: str) -> str:
 
 @contextmanager
 def interruptible(ctx: typer.Context, folder: Path) -> Iterator[None]:
-    """One sentence with the command that goes on, and exit code 130, for Ctrl-C."""
+    """One sentence with the command that goes on, for Ctrl-C and SIGTERM; each keeps its code."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as end:
         typer.echo(f"stopped; {folder} keeps what is done. This goes on:", err=True)
         typer.echo(f"  {command_of(ctx)}", err=True)
-        raise typer.Exit(130) from None
+        code = TERMINATED if isinstance(end, Terminated) else INTERRUPTED
+        raise typer.Exit(code) from None
 
 
 def command_of(ctx: typer.Context) -> str:

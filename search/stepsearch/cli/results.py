@@ -37,7 +37,7 @@ def _looked_up(given: Path | None, storage: str | None) -> Path:
     """The folder of a run; of a run in a database it need not be on this machine."""
     if storage is not None and given is not None and not given.exists():
         return given
-    return which_run(given, "study.json")
+    return which_run(given, "study.json", live=True)
 
 
 @app.command()

@@ -113,6 +113,7 @@ def run(
     with interruptible(ctx, folder), code(allow_code):
         check_code(config)
         # torch and optuna load here, not for --help
+        from stepsampler.models import check_gpus
         from stepsearch.engine.claim import remember_storage
         from stepsearch.engine.store.locks import only_run
         from stepsearch.engine.store.parcels import check_artifacts
@@ -123,6 +124,7 @@ def run(
             "artifacts": artifacts and check_artifacts(artifacts),
             "launch": _launch(launcher, workers, gpus, device, launch or [], storage),
         }
+        check_gpus(devices)  # before anything is written, or loaded by a worker
         with only_run(folder):
             remember_storage(folder, storage)
             shown = {(True, True): "only json", (True, False): "json", (False, True): "result"}

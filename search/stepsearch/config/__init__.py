@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from stepsampler.errors import UserError
 from stepsampler.schedule import BY_STATISTICS
+from stepsampler.support.files import meant
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.rows import shortened
 from stepsearch.config.baselines import BaselinesConfig, TeacherConfig
@@ -126,7 +127,7 @@ def load_config(
         text = path.read_text(encoding="utf-8-sig")
         data = tomllib.loads(text)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{path}: {error.strerror}{meant(path, '.toml')}") from error
     except ValueError as error:  # also of an integer of thousands of digits
         raise UserError(f"{path}: not TOML, as a study file is: {error}") from error
     except RecursionError as error:

@@ -53,6 +53,7 @@ from stepsearch.space.check import check_box
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 LEAVE = 5.0  # seconds in which a worker can end by itself when the run is given up
+LAST = 0.5  # seconds between the first and the last process of a job that is ended
 SHOWN = 3  # of what is waited for
 LOOK = 1.0  # seconds between two looks at what workers elsewhere have done
 DIED = "a worker process died (out of memory?); run again to resume"
@@ -199,7 +200,7 @@ class Workers:
         try:
             yield from spread(board, jobs, lambda: self._submit(_serve), most, heard)
         except BrokenProcessPool as error:
-            raise UserError(DIED) from error
+            raise _died() from error
 
     def polish(
         self, schedules: Sequence[Schedule], settings: Settings
@@ -236,7 +237,7 @@ class Workers:
         try:
             return self._pool.submit(call, *inputs)
         except BrokenProcessPool as error:
-            raise UserError(DIED) from error
+            raise _died() from error
 
     def _ended(
         self, futures: "Mapping[K, Future[T]]", named: Callable[[K], str]
@@ -264,7 +265,14 @@ class Workers:
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise UserError(DIED) from error
+            raise _died() from error
+
+
+def _died() -> UserError:
+    """What ends all processes of a job at once, as SLURM and systemd do, may reach this one last:
+    then SIGTERM is what to tell of, and not its workers' death."""
+    time.sleep(LAST)
+    return UserError(DIED)
 
 
 class InThisProcess(Workers):
@@ -291,6 +299,7 @@ def _start(
     global _self
     allow_code(may_run_code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     _follow_parent(line)
     number, device = queue.get()
     if device == "cpu" and threads is not None:

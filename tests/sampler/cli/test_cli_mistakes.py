@@ -50,6 +50,27 @@ def test_a_text_in_the_place_of_a_schedule_is_said_to_be_one(tmp_path, monkeypat
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bset.json", "--seeds", "1"], "bset.json: No such file or directory; did you mean 'bes"),
+        (["show", "bes"], "; did you mean 'best.json'?"),
+        (["best.json", "--prompts", "promts.txt"], "; did you mean 'prompts.txt'?"),
+        (["best.json", "--seeds", "1", "--lora", "my-lra.safetensors"], "mean 'my-lora.safetenso"),
+    ],
+)
+def test_a_mistyped_file_is_answered_with_the_one_that_was_meant(
+    tmp_path, monkeypatch, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("prompts.txt", "my-lora.safetensors", "best.txt"):
+        (tmp_path / name).write_text("a fox\n")
+    preset("seed-sd-8").schedule.save("best.json")
+    with pytest.raises(UserError) as caught:
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert said in str(caught.value)
+
+
 @pytest.mark.parametrize("command", ["generate", "batch"])
 def test_a_preset_of_another_family_is_refused_before_a_progress_bar(
     command, tmp_path, monkeypatch, capsys

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 from stepsampler.support.files import write_text
 
@@ -20,3 +22,26 @@ def test_the_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch
     write_text(tmp_path / "x", "abc")
     assert (tmp_path / "x").read_text() == "abc"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_sigterm_leaves_no_half_file_and_has_its_code(tmp_path):
+    """SLURM, `docker stop` and systemd send it; a second one does not interrupt the tidying up."""
+    code = f"""
+import os, signal, sys, time
+from stepsampler.errors import run_command_line
+from stepsampler.support.files import replacing
+
+def app(prog_name):
+    try:
+        with replacing({str(tmp_path / "x")!r}):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("tidy")
+
+run_command_line(app, "x")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "tidy\n", "")
+    assert not list(tmp_path.iterdir())

@@ -21,10 +21,11 @@ def threads_each(workers: int) -> int | None:
 
 
 class Pool(ProcessPoolExecutor):
-    """Its processes begin with Ctrl-C blocked: while they load they could not yet ignore it."""
+    """Its processes begin with Ctrl-C blocked: while they load they could not yet ignore it. Nor
+    does SIGTERM meet them, or this process, half begun: they are to unblock that one."""
 
     def submit(self, call: Callable[..., T], /, *inputs: Any, **named: Any) -> "Future[T]":
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
         try:
             return super().submit(call, *inputs, **named)
         finally:

@@ -14,6 +14,7 @@ from torch.nn.functional import silu
 
 from stepsampler.errors import UserError
 from stepsampler.support.checks import parse
+from stepsampler.support.files import meant
 from stepsearch.paths import write_whole
 
 FORMAT = "stepsearch.amed/1"
@@ -135,7 +136,7 @@ def load(path: Path) -> tuple[Predictor, dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file") from error
+        raise UserError(f"{path}: there is no such file{meant(path)}") from error
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
