@@ -18,8 +18,8 @@ from stepsearch.space.box import SearchSpace
 ROOT = Path(__file__).parents[2]
 TINY = shlex.split(
     "--steps 2 --searching 2 --rivals dmn --scales 2 --rungs 8 10 --trials 2 --images 12 "
-    "--rival-images 400 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 --test 1 "
-    "--ladder 8 --also lite0 --images-test 16 --batch 16 --processes 1"
+    "--rival-images 100 --times 1 --finalists 1 --selection 8 --teacher-steps 3 --long 3 5 "
+    "--long-images 16 --test 1 --ladder 8 --also lite0 --images-test 16 --batch 16 --processes 1"
 )
 
 
@@ -79,8 +79,8 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     by_name = {row["name"]: row for row in rows["contenders"]}
     spent = ours["search_passes"]
     assert tuple(ours["stages"]) == STAGES
-    a_trial = 300 * 4
-    assert 3 * spent - a_trial < oys["stages"]["trials"] <= 3 * spent
+    a_trial = 100 * 4
+    assert spent - a_trial < oys["stages"]["trials"] <= spent
     images = sum(row["passes"] for row in rows["contenders"]) * rows["n"]
     paid = images + sum(by_name[name]["search_passes"] for name in names)
     assert paid <= int(said.split(" passes, about")[0].split()[-1].replace(",", ""))
@@ -127,7 +127,7 @@ def test_every_part_is_run_written_and_recalled(bench, tmp_path):
     (fewer,) = json.loads((tmp_path / "docs/benchmarks.json").read_text())["steps"]
     oys = fewer["contenders"][-4]
     assert [row["kind"] for row in fewer["contenders"]].count("search") == 2
-    assert oys["stages"]["trials"] <= 2 * spent
+    assert spent < oys["stages"]["trials"] <= 2 * spent
     joint = fewer["contenders"][1]
     assert joint["name"].startswith("ours, searched with texture+lite0")
     assert fewer["settings"]["times"] == "2.0"
