@@ -130,6 +130,7 @@ def run(
     """
     from stepsampler.models import check_gpus
     from stepsearch.config.code import check_code, code
+    from stepsearch.config.places import in_keys
     from stepsearch.engine.claim import remember_storage
     from stepsearch.engine.store.locks import only_run
     from stepsearch.report.session import run_session
@@ -138,7 +139,7 @@ def run(
     config = _config(study, settings or {})
     check_gpus(devices)
     place = RUNS / config.name if folder is None else Path(folder)
-    with code(allow_code), only_run(place):
+    with code(allow_code), only_run(place), in_keys():
         check_code(config)
         remember_storage(place, storage)
         show: Any = "nothing" if quiet else "all"

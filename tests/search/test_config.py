@@ -7,7 +7,7 @@ from reporting import command
 from stepsampler import UserError
 from stepsearch.cli.running import QUICK
 from stepsearch.config import load_config
-from stepsearch.config.places import given_values
+from stepsearch.config.places import as_keys, given_values, in_keys
 from stepsearch.metrics.evaluator import FRONT, SEARCH, SELECTION, TEST
 
 MINIMAL = "[space]\nnum_steps = 5\npasses = 10\n"
@@ -245,6 +245,27 @@ def test_a_mistyped_study_is_answered_with_the_one_that_was_meant(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"; did you mean '.*studies/tiny-3-steps\.toml'\?$"):
         load_config(Path("studies", name))
+
+
+@pytest.mark.parametrize(
+    ("said", "keys"),
+    [
+        ("--clip-skip must be 1 to 2", "model.clip_skip must be 1 to 2"),
+        ("give one with --vae", "give one with model.vae"),
+        ("give it with --lora, beside", "give it with model.loras, beside"),
+        (
+            "give --zero-snr or --no-zero-snr",
+            "give model.zero_snr = true or model.zero_snr = false",
+        ),
+        ("--prediction-type sample", 'model.prediction_type = "sample"'),
+        ("--size-of --dtypes", "--size-of --dtypes"),
+    ],
+)
+def test_options_of_a_model_are_told_as_keys_of_a_study(said, keys):
+    assert as_keys(said) == keys
+    with pytest.raises(UserError) as caught, in_keys():
+        raise UserError(said)
+    assert str(caught.value) == keys
 
 
 def test_an_absent_study_is_named():

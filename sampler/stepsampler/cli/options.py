@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -14,8 +15,12 @@ from stepsampler.support.options import ModelOptions, choices_of, commands, flag
 if TYPE_CHECKING:
     from dataclasses import Field
 
-    from stepsampler.schedule import Schedule
+    from stepsampler.noise import Noise
+    from stepsampler.schedule import ModelSpec, Schedule
 
+SHORT = ("sd", "sdxl", "sd3", "flux", "dit")  # models whose noise is known without their files
+SD = ModelOptions(SHORT[0])
+SHIFTS = {"sd3": 3.0, "flux": 3.158}  # FLUX.1's at 1024 x 1024, e^1.15
 NO_PROMPT = "no prompt: give --prompt or --prompts"
 
 ScheduleName = Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")]
@@ -31,10 +36,28 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images per network call.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
 
 
-def with_model(command: Callable[..., None]) -> Callable[..., None]:
+Command = Callable[..., None]
+
+
+def with_model(command: Command) -> Command:
     """A command whose parameter `model` is a `ModelOptions` has an option for each field of it."""
+    return _with(command, commands())
+
+
+def with_model_of_schedule(command: Command) -> Command:
+    """The same for the fields on which a schedule depends; some models go by a short name, too."""
+    return _with(command, commands(of_schedule=True), f"{', '.join(SHORT)}, or ")
+
+
+def with_loading(command: Command) -> Command:
+    """The same without the model itself, which is an argument of the command."""
+    return _with(command, [f for f in commands(of_schedule=True) if f.name != "id"])
+
+
+def _with(command: Command, known: "Sequence[Field[Any]]", others: str = "") -> Command:
+    """`others` are what a model may be beside what its field says."""
     own = inspect.signature(command)
-    options = {key_of(f): f for f in commands()}
+    options = {key_of(f): f for f in known}
 
     @wraps(command)
     def called(**given: Any) -> None:
@@ -53,8 +76,10 @@ def with_model(command: Callable[..., None]) -> Callable[..., None]:
             flag = flag_of(field)
             if bool in get_args(field.type):
                 flag += f"/--no-{flag.removeprefix('--')}"
-            shown = typer.Option(flag, help=field.metadata["help"])
-            default = None if isinstance(field.default, tuple) else field.default
+            about = (others if field.name == "id" else "") + field.metadata["help"]
+            shown = typer.Option(flag, help=about)
+            usual = getattr(parameter.default, field.name)
+            default = None if isinstance(usual, tuple) else usual
             kind: Any = Annotated[_kind(field), shown]
             parameters.append(parameter.replace(name=key, annotation=kind, default=default))
     called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -69,6 +94,31 @@ def _kind(field: "Field[Any]") -> Any:
     if choices_of(field) or str in get_args(field.type):
         return str | None if field.default is None else str
     return field.type
+
+
+def model_of_schedule(options: ModelOptions) -> "tuple[Noise, ModelSpec, str]":
+    """Noise, spec and kind of guidance: of a well-known model by a short name, or a loaded one.
+
+    Raises:
+        UserError: as `open_model`, or options of files beside a short name.
+    """
+    from stepsampler.noise import FlowSchedule, NoiseSchedule
+    from stepsampler.presets import MODELS
+
+    name = options.id
+    others = options.flags_beside(replace(SD, id=name))
+    if name in SHORT and others:
+        raise UserError(f"{others[0]} goes with the files of a model, and {name} has none")
+    if name in SHIFTS:
+        guidance = "distilled" if name == "flux" else "classifier-free"
+        return FlowSchedule(SHIFTS[name]), MODELS[name], guidance
+    if name in SHORT:
+        noise = NoiseSchedule.linear() if name == "dit" else NoiseSchedule.scaled_linear()
+        return noise, MODELS["sd15" if name == "sd" else name], "classifier-free"
+    from stepsampler.models import open_model
+
+    loaded = open_model(options)
+    return loaded.noise, loaded.spec, loaded.guidance
 
 
 def open_plan(name: str, guidance_scale: float | None, model: ModelOptions) -> "Schedule":

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stepsampler.cli.golden import learned_noise
-from stepsampler.cli.options import ScheduleName, cost_of, numbers_of, open_by_statistics
+from stepsampler.cli.options import (
+    SD,
+    ScheduleName,
+    cost_of,
+    model_of_schedule,
+    numbers_of,
+    open_by_statistics,
+    with_loading,
+    with_model_of_schedule,
+)
 from stepsampler.errors import UserError, counted, note
-from stepsampler.presets import MODELS, names, nearest, open_schedule, preset
-from stepsampler.schedule import BY_STATISTICS, SOLVERS, FreeU, ModelSpec
+from stepsampler.presets import names, nearest, open_schedule, preset
+from stepsampler.schedule import BY_STATISTICS, SOLVERS, FreeU
 from stepsampler.support.files import write_text
+from stepsampler.support.options import DEFAULTS, ModelOptions
 
 if TYPE_CHECKING:
     from stepsampler.noise import Noise
@@ -23,7 +33,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
-Model = Annotated[str, typer.Option(help="sd, sdxl, sd3, flux, dit, or a model as for generate.")]
 Solver = Annotated[str, typer.Option(help="ddim, dpmpp-midpoint, unipc-bh2, …")]
 Order = Annotated[int, typer.Option(min=1, help="Highest order of the solver.")]
 Scale = Annotated[float, typer.Option(help="Guidance scale; 1 is none.")]
@@ -35,14 +44,10 @@ WholeTimesteps = Annotated[
 StockSteps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Of the stock pipeline of a model.")
 ]
-StockSize = Annotated[
-    str | None, typer.Option("--size", help="Of its images: 512, or 768x1024, width x height.")
-]
 PRESETS_LEGEND = (
     "passes: network calls an image; ~: the file cannot hold all that was published (show NAME "
     "says what); d: for a model distilled to few steps; -: of a model that cannot be sampled here"
 )
-SHIFTS = {"sd3": 3.0, "flux": 3.158}  # FLUX.1's at 1024 x 1024, e^1.15
 
 
 @app.command()
@@ -64,6 +69,7 @@ def presets(pattern: Annotated[str, typer.Argument(help="Part of the names.")] =
 
 
 @app.command()
+@with_model_of_schedule
 def make(
     grid: Annotated[
         str, typer.Argument(help="A placement such as linspace, a preset or a schedule file.")
@@ -97,7 +103,7 @@ def make(
     statistics: Annotated[
         str | None, typer.Option(help="By which dpm-v3 or a preset goes: a file or folder.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="As for import; default sd.")] = None,
+    model: ModelOptions = SD,
     whole_timesteps: WholeTimesteps = False,
 ) -> None:
     """Write a schedule: a placement with any number of steps, or another schedule, changed.
@@ -113,7 +119,8 @@ def make(
     gains = None if free_u in (None, "off") else FreeU(*numbers_of("--free-u", free_u, 4))
     file = grid.endswith(".json")
     if file or (grid in names() and (grid not in PLACEMENTS or steps is None)):
-        given = {"--steps": steps, "--solver": solver, "--order": order, "--model": model}
+        given = {"--steps": steps, "--solver": solver, "--order": order}
+        given |= dict.fromkeys(model.flags_beside(SD), True)
         given |= {"--analytic": analytic, "--lower-order-final": lower_order_final or None}
         given["--statistics"] = statistics if file else None
         for name, value in given.items():
@@ -126,7 +133,7 @@ def make(
     else:
         if steps is None:
             raise UserError(f"--steps is missing: how many steps has {grid}?")
-        noise, spec, guidance = _model(model or "sd")
+        noise, spec, guidance = model_of_schedule(model)
         if grid == "seed-original" and solver is None and steps <= 10:
             solver = "ddim"  # as that method has it
         first = None
@@ -174,6 +181,7 @@ def make(
 
 
 @app.command()
+@with_loading
 def show(
     schedule: Annotated[
         str, typer.Argument(help="A preset's name or a schedule file; with --steps a model.")
@@ -183,7 +191,7 @@ def show(
     scheduler: Annotated[
         str | None, typer.Option(help="One of diffusers, in place of the model's.")
     ] = None,
-    size: StockSize = None,
+    model: ModelOptions = DEFAULTS,
 ) -> None:
     """Print a schedule, or what the stock pipeline of a model does in so many steps.
 
@@ -193,13 +201,13 @@ def show(
     from stepsampler.cli.display import describe, draw
     from stepsampler.cli.stock import check_options, describe_run
 
-    check_options(steps, schedule, scheduler=scheduler, size=size)
+    check_options(steps, schedule, [*model.flags, *(["--scheduler"] if scheduler else [])])
     if steps is not None:
         if plot:
             raise UserError("--plot draws a schedule, not what a pipeline does")
         from stepsampler.models.stock.run import stock_run
 
-        typer.echo(describe_run(stock_run(schedule, steps, scheduler, size)))
+        typer.echo(describe_run(stock_run(replace(model, id=schedule), steps, scheduler)))
         return
     if plot and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot must end with .png, .svg or .pdf, got {str(plot)!r}")
@@ -210,11 +218,12 @@ def show(
 
 
 @app.command()
+@with_loading
 def diff(
     first: ScheduleName,
     second: ScheduleName,
     steps: StockSteps = None,
-    size: StockSize = None,
+    model: ModelOptions = DEFAULTS,
 ) -> None:
     """Print what differs, step by step; exit with 0 if nothing does, else with 1.
 
@@ -225,10 +234,10 @@ def diff(
     from stepsampler.cli.stock import check_options, compare, rows
 
     if steps is None:
-        check_options(steps, first, size=size)
+        check_options(steps, first, model.flags)
         lines = differences(open_schedule(first), open_schedule(second))
     else:
-        lines = compare(rows(first, steps, size), rows(second, steps, size))
+        lines = compare(rows(first, steps, model), rows(second, steps, model))
     for line in lines:
         typer.echo(line)
     raise typer.Exit(1 if lines else 0)
@@ -280,11 +289,12 @@ def export_schedule(
 
 
 @app.command(name="import")
+@with_model_of_schedule
 def import_schedule(
     file: Annotated[Path, typer.Argument(help="What the other tool takes, or a PNG of ComfyUI.")],
     source: Annotated[str, typer.Option("--from", help="comfyui, sd.cpp or diffusers.")],
     out: Out,
-    model: Model = "sd",
+    model: ModelOptions = SD,
     solver: Solver = "dpmpp-midpoint",
     order: Order = 2,
     guidance_scale: Scale = 7.5,
@@ -300,7 +310,7 @@ def import_schedule(
     from stepsampler.formats import Target, reading
     from stepsampler.formats.files import text_of
 
-    noise, spec, guidance = _model(model)
+    noise, spec, guidance = model_of_schedule(model)
     target = Target(noise, spec, _solver(solver), order, guidance_scale, guidance)
     try:
         found = reading(text_of(file), source, target, lossy=lossy)
@@ -346,22 +356,6 @@ def _config(path: Path | None) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise UserError(f"{path}: a scheduler's config is an object, got {type(config).__name__}")
     return config
-
-
-def _model(name: str) -> "tuple[Noise, ModelSpec, str]":
-    """Noise, spec and kind of guidance: of a well-known model by a short name, or a loaded one."""
-    from stepsampler.noise import FlowSchedule, NoiseSchedule
-
-    if name in SHIFTS:
-        guidance = "distilled" if name == "flux" else "classifier-free"
-        return FlowSchedule(SHIFTS[name]), MODELS[name], guidance
-    if name in ("sd", "sdxl", "dit"):
-        noise = NoiseSchedule.linear() if name == "dit" else NoiseSchedule.scaled_linear()
-        return noise, MODELS["sd15" if name == "sd" else name], "classifier-free"
-    from stepsampler.models import load
-
-    loaded = load(name)
-    return loaded.noise, loaded.spec, loaded.guidance
 
 
 def _statistics(solver: str, place: str | None) -> "StatisticsSpec | None":

@@ -1,5 +1,6 @@
 """What stock pipelines do, as a table, and beside another one or a schedule."""
 
+from dataclasses import replace
 from math import isclose, isnan
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -7,8 +8,11 @@ from stepsampler.errors import UserError
 from stepsampler.presets import names, open_schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stepsampler.models.stock.run import StockRun
     from stepsampler.schedule import Schedule
+    from stepsampler.support.options import ModelOptions
 
 WASTED = 0.03  # share of noise, of a latent of deviation 1, below which a step changes little
 WHOLE = 0.01  # of a timestep
@@ -91,8 +95,9 @@ def _remarks(run: "StockRun") -> list[str]:
     return [f"note: {line}" for line in found]
 
 
-def rows(name: str, steps: int, size: str | None) -> list[Row]:
-    """Of a schedule (a file or preset) or of MODEL or MODEL:SCHEDULER in `steps` steps."""
+def rows(name: str, steps: int, loading: "ModelOptions") -> list[Row]:
+    """Of a schedule (a file or preset) or of MODEL or MODEL:SCHEDULER in `steps` steps, loaded as
+    the options say."""
     if is_schedule(name):
         return _of_schedule(open_schedule(name))
     from stepsampler.models.stock.run import stock_run
@@ -101,7 +106,7 @@ def rows(name: str, steps: int, size: str | None) -> list[Row]:
     head, colon, tail = name.rpartition(":")
     if colon and tail.endswith("Scheduler"):
         model, scheduler = head, tail
-    run = stock_run(model, steps, scheduler, size)
+    run = stock_run(replace(loading, id=model), steps, scheduler)
     return [Row(s.sigma, s.at, run.guidance(s), s.passes) for s in run.steps]
 
 
@@ -147,14 +152,13 @@ def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.6g}"
 
 
-def check_options(steps: int | None, schedule: str, **others: object) -> None:
-    """Refuse what only goes with --steps, and --steps with a schedule.
+def check_options(steps: int | None, schedule: str, others: "Sequence[str]") -> None:
+    """Refuse other options, which only go with --steps, and --steps with a schedule.
 
     Raises:
         UserError: names it.
     """
-    for name, value in others.items():
-        if steps is None and value is not None:
-            raise UserError(f"--{name} goes with a model and --steps")
+    if steps is None and others:
+        raise UserError(f"{others[0]} goes with a model and --steps")
     if steps is not None and is_schedule(schedule):
         raise UserError(f"--steps goes with a model, and {schedule} is a schedule")

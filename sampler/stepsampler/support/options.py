@@ -24,12 +24,14 @@ def facts(
     flag: str | None = None,
     least: int | None = None,
     of_weights: bool = False,
+    of_schedule: bool = False,
     named: Named = "if set",
 ) -> dict[str, Any]:
     """What there is to know of an option; without `help` no command has it.
 
     `flag` is its name on the command line, by default that of the field, `least` its lowest value.
-    `of_weights`: it says something of weights that a dry run does not load.
+    `of_weights`: it says something of weights that a dry run does not load. `of_schedule`: the
+    levels of a schedule for the model depend on it, or whether the model can be loaded.
     """
     return locals()
 
@@ -47,6 +49,7 @@ class ModelOptions:
         metadata=facts(
             "tiny, tiny-second, a folder, a hub id or a .safetensors checkpoint.",
             flag="--model",
+            of_schedule=True,
             named="never",
         ),
     )
@@ -55,6 +58,7 @@ class ModelOptions:
         metadata=facts(
             "Folder or hub id with the configs of a checkpoint file.",
             of_weights=True,
+            of_schedule=True,
             named="always",
         ),
     )
@@ -63,6 +67,7 @@ class ModelOptions:
         metadata=facts(
             "Which weights of a folder or hub id, such as fp16.",
             of_weights=True,
+            of_schedule=True,
             named="never",
         ),
     )
@@ -71,6 +76,7 @@ class ModelOptions:
         metadata=facts(
             "epsilon, v_prediction or sample; overrules what checkpoint and config say.",
             of_weights=True,
+            of_schedule=True,
             named="never",
         ),
     )
@@ -79,6 +85,7 @@ class ModelOptions:
         metadata=facts(
             "Zero terminal SNR or not; overrules what checkpoint and config say.",
             of_weights=True,
+            of_schedule=True,
             named="never",
         ),
     )
@@ -134,10 +141,15 @@ class ModelOptions:
     )
     size: Size | None = field(
         default=None,
-        metadata=facts("Of the images in pixels: 512, or 768x1024, width x height.", named="never"),
+        metadata=facts(
+            "Of the images in pixels: 512, or 768x1024, width x height.",
+            of_schedule=True,
+            named="never",
+        ),
     )
     dtype: Dtype = field(
-        default="float32", metadata=facts("float32, float16 or bfloat16.", named="never")
+        default="float32",
+        metadata=facts("float32, float16 or bfloat16.", of_schedule=True, named="never"),
     )
     frames: int | None = field(
         default=None,
@@ -182,7 +194,12 @@ class ModelOptions:
     @property
     def flags(self) -> list[str]:
         """The names on the command line of what is not as by default."""
-        return [flag_of(f) for f in self._set()]
+        return self.flags_beside(DEFAULTS)
+
+    def flags_beside(self, usual: "ModelOptions") -> list[str]:
+        """The same of what is not as in `usual`."""
+        known = fields(ModelOptions)
+        return [flag_of(f) for f in known if getattr(self, f.name) != getattr(usual, f.name)]
 
     @property
     def named(self) -> dict[str, Any]:
@@ -204,9 +221,10 @@ class ModelOptions:
         return [f for f in fields(ModelOptions) if getattr(self, f.name) != f.default]
 
 
-def commands() -> "list[Field[Any]]":
-    """The fields that commands have as options."""
-    return [f for f in fields(ModelOptions) if f.metadata["help"]]
+def commands(of_schedule: bool = False) -> "list[Field[Any]]":
+    """The fields that commands have as options, or those about schedules alone."""
+    known = [f for f in fields(ModelOptions) if f.metadata["help"]]
+    return [f for f in known if f.metadata["of_schedule"] or not of_schedule]
 
 
 def of_weights() -> dict[str, Any]:

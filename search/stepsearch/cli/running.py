@@ -101,6 +101,7 @@ def run(
 ) -> None:
     """Search, select, test and export. Resumes if the run was cut off."""
     from stepsearch.config.code import check_code, code
+    from stepsearch.config.places import in_keys
 
     origin = None if start_from is None else str(start_from)
     given = {"trials": trials, "seed": seed, "start_from": origin}
@@ -110,7 +111,7 @@ def run(
 
     if artifacts is not None and storage is None:
         raise UserError("--artifacts goes with --storage: a folder's run hands nothing on")
-    with interruptible(ctx, folder), code(allow_code):
+    with interruptible(ctx, folder), code(allow_code), in_keys():
         check_code(config)
         # torch and optuna load here, not for --help
         from stepsampler.models import check_gpus
@@ -202,13 +203,13 @@ def check(
     """Say what a study lacks and costs, and dry-run it; exit with 2 if anything is missing."""
     from stepsearch.config import load_config
     from stepsearch.config.code import check_code, code
-    from stepsearch.config.places import given_values
+    from stepsearch.config.places import given_values, in_keys
 
     config = load_config(study, given_values(settings or ()))
 
     from stepsearch.rehearsal.check import run_check
 
-    with code(allow_code):
+    with code(allow_code), in_keys():
         check_code(config)
         found = run_check(config, study, seconds_per_pass, measure, dry_run, silent=json)
     if json:
@@ -233,6 +234,7 @@ def worker(
 ) -> None:
     """Join a run that is under way with one more process, also from another machine."""
     from stepsearch.config.code import check_code, code
+    from stepsearch.config.places import as_keys, in_keys
     from stepsearch.engine.claim import claimed
     from stepsearch.engine.store.locks import this_process
     from stepsearch.engine.study import work
@@ -249,7 +251,7 @@ def worker(
         folder = run_ if storage is not None else run_folder or which_run(run_, "study.json")
         config = claimed(folder)
     check_inside(folder)
-    with interruptible(ctx, folder), code(allow_code):
+    with interruptible(ctx, folder), code(allow_code), in_keys():
         check_code(config)
         if storage is not None:
             from stepsearch.engine.join import serve
@@ -262,7 +264,7 @@ def worker(
 
         evaluator = Evaluator(config, folder / "cache", device)
         for note in evaluator.notes:
-            typer.echo(note, err=True)
+            typer.echo(as_keys(note), err=True)
         # a word that no worker of another machine or container has: process numbers are not
         number = int(this_process()[3], 16)
         typer.echo(counted(work(folder, config, evaluator, number), "trial"))

@@ -1,11 +1,14 @@
-"""Where a study file says what: the line of a key, and values given on the command line."""
+"""Where a study file says what: the line of a key, values given on the command line, and the key of
+what is an option of a command."""
 
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, get_args
 
 from stepsampler.errors import UserError
+from stepsampler.support.options import choices_of, commands, flag_of
 
 _NAME = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 _DOTTED = rf"{_NAME}(?:\s*\.\s*{_NAME})*"
@@ -69,3 +72,28 @@ def joined(*several: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for section, values in given.items():
             found[section] = {**found.get(section, {}), **values}
     return found
+
+
+def as_keys(text: str) -> str:
+    """A sentence about the options of a model, such as --clip-skip, in the words of a study, which
+    has `model.clip_skip`."""
+    for known in commands():
+        flag, key = flag_of(known), f"model.{known.name}"
+        if bool in get_args(known.type):
+            text = text.replace(f"--no-{flag.removeprefix('--')}", f"{key} = false")
+            key += " = true"
+        flag = rf"(?<![\w-]){flag}(?![\w-])"
+        if choices := choices_of(known):
+            text = re.sub(rf"{flag} ({'|'.join(choices)})\b", rf'{key} = "\1"', text)
+        text = re.sub(flag, key, text)
+    return text
+
+
+@contextmanager
+def in_keys() -> Iterator[None]:
+    """Let a mistake of a study's model be told `as_keys`: models are loaded by commands as well."""
+    try:
+        yield
+    except UserError as error:
+        error.args = tuple(as_keys(str(part)) for part in error.args)
+        raise

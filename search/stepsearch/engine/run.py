@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stepsearch.config import StudyConfig
+from stepsearch.config.places import as_keys
 from stepsearch.engine.claim import alignment_floor, check_identity, claim_folder
 from stepsearch.engine.ladder import passes_spent
 from stepsearch.engine.result import Result
@@ -64,7 +65,7 @@ def run_study(
     check_identity(folder, subject.identity, known)
     report("loading", 1, 1, "")
     for note in subject.notes:
-        report("loading", 1, 1, note)
+        report("loading", 1, 1, as_keys(note))
     tracker.start(config, folder)
     tools, options = Tools(config, subject, workers, tracker, report), config.evaluation
 

@@ -24,6 +24,7 @@ from stepsampler.support.images.pixels import (
     Fit,
     Head,
     UnreadableError,
+    check_bytes,
     read_head,
     read_pixels,
 )
@@ -218,6 +219,7 @@ class ImageFiles:
         with archive or nullcontext():
             for name in self.names:
                 try:
+                    check_bytes(self._size(archive, name))
                     with archive.open(name) if archive else (self.source / name).open("rb") as file:
                         found.append(read_head(name, file, self.exif))
                 except (*BROKEN, UnreadableError) as error:
@@ -300,10 +302,19 @@ class ImageFiles:
             for name in names:
                 data, why = b"", ""
                 try:
-                    data = archive.read(name) if archive else (self.source / name).read_bytes()
-                except BROKEN as error:
+                    check_bytes(size := self._size(archive, name))
+                    if archive:
+                        with archive.open(name) as file:
+                            data = file.read(size)  # it may say less than it unpacks to
+                    else:
+                        data = (self.source / name).read_bytes()
+                except (*BROKEN, UnreadableError) as error:
                     why = _reason(error)
                 yield name, data, why
+
+    def _size(self, archive: zipfile.ZipFile | None, name: str) -> int:
+        """Bytes of a file, unpacked."""
+        return archive.getinfo(name).file_size if archive else (self.source / name).stat().st_size
 
 
 def _within(folder: Path) -> Iterator[str]:

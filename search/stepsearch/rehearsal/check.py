@@ -22,6 +22,7 @@ from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import ModelConfig, StudyConfig
 from stepsearch.config.code import load_function, named_code
 from stepsearch.config.measuring import CLIP
+from stepsearch.config.places import as_keys
 from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.transfer import earlier_best
 from stepsearch.metrics.alignment import check_frames
@@ -136,7 +137,7 @@ def missing(config: StudyConfig) -> list[str]:
         except UserError as error:
             found.append(str(error))
     found.append(_missing_reference(config))
-    return [sentence for sentence in found if sentence]
+    return [as_keys(sentence) for sentence in found if sentence]
 
 
 def _missing_code(config: StudyConfig) -> str | None:

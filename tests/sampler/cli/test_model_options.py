@@ -1,12 +1,16 @@
-"""--variant, --prediction-type and --vae reach each command that samples."""
+"""--variant, --prediction-type, --vae and their like reach each command that loads a model."""
 
 import json
 
+import ldm
 import pipelines
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from stepsampler import load
 from stepsampler.cli.app import app
 from stepsampler.grids import make_schedule
 from stepsampler.models import from_pipeline
@@ -75,6 +79,56 @@ def test_a_batch_that_was_begun_before_the_options_goes_on(place, tmp_path):
     assert CliRunner().invoke(app, called).exit_code == 0
     first = json.loads((tmp_path / "manifest.jsonl").read_text().splitlines()[0])
     assert set(first["additions"]) == {"config", "vae", "lora", "textual_inversion"}
+
+
+@pytest.mark.parametrize("program", [app, search])
+def test_every_command_that_takes_a_model_says_how_it_is_loaded(program):
+    loads = {
+        name: {flag for parameter in command.params for flag in parameter.opts}
+        for name, command in get_command(program).commands.items()
+    }
+    loads = {name: flags for name, flags in loads.items() if "--model" in flags}
+    assert len(loads) >= 5
+    wanted = {"--config", "--variant", "--prediction-type", "--zero-snr", "--size", "--dtype"}
+    assert {name: wanted - flags for name, flags in loads.items() if wanted - flags} == {}
+
+
+@pytest.fixture(scope="module")
+def file(place):
+    """A single file that says nothing of its noise."""
+    path = str(place / "x.safetensors")
+    save_file(ldm.checkpoint(pipelines.stable_diffusion()), path)
+    pipelines.stable_diffusion().save_pretrained(place / "configs")
+    return path, ["--config", str(place / "configs"), "--prediction-type", V, "--zero-snr"]
+
+
+def test_commands_about_schedules_load_a_single_file_by_its_config(file, tmp_path):
+    name, options = file
+
+    def call(*words):
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == 0, (done.output, done.exception)
+        return done.stdout
+
+    made, back = tmp_path / "s.json", tmp_path / "back.json"
+    call("make", "linspace", "--steps", 3, "--model", name, *options, "-o", made)
+    assert load(made).model.prediction_type == V
+    assert load(made).model.noise[-1] == pytest.approx(4096, rel=1e-6)  # pure noise
+    (tmp_path / "c.txt").write_text("3.0, 1.0, 0.0")
+    words = ["--from", "comfyui", "--model", name, *options]
+    call("import", tmp_path / "c.txt", *words, "-o", back)
+    assert load(back).model == load(made).model
+    shown = call("show", name, "--steps", 3, *options).splitlines()
+    assert float(shown[2].split()[3]) > 1000  # the first sigma
+    assert call("diff", name, name, "--steps", 3, *options) == ""
+    said = str(CliRunner().invoke(app, ["show", str(made), *options]).exception)
+    assert said == "--config goes with a model and --steps"
+
+
+def test_a_model_without_files_is_not_loaded_otherwise(tmp_path):
+    words = ["make", "linspace", "--steps", "3", "--zero-snr", "-o", str(tmp_path / "s.json")]
+    said = str(CliRunner().invoke(app, words).exception)
+    assert said == "--zero-snr goes with the files of a model, and sd has none"
 
 
 def test_evaluate_refuses_the_options_where_nothing_is_made(tmp_path):

@@ -1,10 +1,14 @@
+import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from stepsampler import UserError
+from stepsampler.support.images import pixels
 from stepsearch.metrics.images import ImageFiles
 
 
@@ -113,6 +117,36 @@ def test_images_are_drawn_unless_they_are_a_batch_of_ours(tmp_path):
     assert batch.chosen(5).names == batch.names[:5]
     assert batch.chosen(5).note.endswith("batch: 5 of 8 images, the first")
     assert one.chosen(8).note == ""
+
+
+@pytest.mark.parametrize("said", [None, 2_000])  # what the zip says of the size; the truth
+def test_a_small_zip_does_not_fill_the_memory(tmp_path, monkeypatch, said):
+    monkeypatch.setattr(pixels, "LARGEST", 2**20)
+    place, size = tmp_path / "x.zip", 2**26
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    small = (tmp_path / "small.png").read_bytes()
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in "acd":
+            archive.writestr(f"{name}.png", small)
+        archive.writestr("b.png", small + bytes(size - len(small)))
+    if said:
+        told = place.read_bytes().replace(struct.pack("<I", size), struct.pack("<I", said))
+        place.write_bytes(told)
+    tracemalloc.start()
+    try:
+        files = ImageFiles.readable(place, 3, "apply")
+        (batch,) = files.batches(8) if not said else [torch.zeros(3)]
+        list(files._bytes([*files.names, "b.png"]))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**23
+    assert len(batch) == 3
+    if not said:
+        assert "b.png (67,108,864 bytes, more than 1,048,576)" in files.note
+        (tmp_path / "b.png").write_bytes(small + bytes(2**20))
+        with pytest.raises(UserError, match="b.png .1,048,6.* bytes, more than 1,048,576"):
+            ImageFiles.readable(tmp_path, 2, "apply")
 
 
 def test_a_link_to_nowhere_is_named(tmp_path):

@@ -37,12 +37,12 @@ def lacking(place, kind, extractor="lite0", reference=None, search=None, **model
 @pytest.mark.parametrize(
     ("kind", "model", "message"),
     [
-        ("stable-diffusion", {"clip_skip": 9}, "--clip-skip must be 1 to 1, got 9"),
+        ("stable-diffusion", {"clip_skip": 9}, "model.clip_skip must be 1 to 1, got 9"),
         ("stable-diffusion", {"size": 33}, "size must be a multiple of 2 pixels, got 33: the near"),
         ("sd3", {"size": "32x2000"}, "size must be at most [0-9,]+ pixels a side, got 32x2000"),
-        ("sd3", {"long_prompts": "chunk"}, "--long-prompts chunk is not for a StableDiffusion3Pip"),
+        ("sd3", {"long_prompts": "chunk"}, 'model.long_prompts = "chunk" is not for a StableDiff'),
         ("stable-diffusion", {"zero_snr": True}, "zero terminal SNR does not go with a model that"),
-        ("flux-schnell", {"clip_skip": 1}, "--clip-skip is not for a FluxPipeline"),
+        ("flux-schnell", {"clip_skip": 1}, "model.clip_skip is not for a FluxPipeline"),
         ("stable-diffusion", {"size": 64, "extractor": "texture"}, "is for images of 32 x 32"),
         ("sd3", {"size": 64, "reference": "fashion-mnist"}, "is of 32 pixels, images are 64"),
     ],

@@ -75,14 +75,13 @@ class StockRun:
         return self.scale + self.less
 
 
-def stock_run(name: str, steps: int, scheduler: str | None, size: Size | None) -> StockRun:
-    """Load a pipeline as `models.load` does, but of any class, and run it: `run_stock`.
+def stock_run(options: ModelOptions, steps: int, scheduler: str | None) -> StockRun:
+    """Load a pipeline as `models.open_model` does, but of any class, and run it: `run_stock`.
 
     Raises:
         UserError: as for `read_pipeline` and `run_stock`.
     """
     quiet()
-    options = ModelOptions(name, size=size)
     return run_stock(read_pipeline(options), steps, scheduler, options.size)
 
 

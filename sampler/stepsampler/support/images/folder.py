@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from stepsampler.errors import UserError, counted, note
-from stepsampler.support.images.pixels import SUFFIXES, UnreadableError, read_head, read_pixels
+from stepsampler.support.images.pixels import (
+    SUFFIXES,
+    UnreadableError,
+    check_bytes,
+    read_head,
+    read_pixels,
+)
 from stepsampler.support.sizes import Size, sides
 
 NAMED = 20  # refused files that a note names
@@ -78,6 +84,7 @@ def _checked(path: Path, size: Size) -> str:
     """
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise UnreadableError("no file")
+    check_bytes(path.stat().st_size)
     data = path.read_bytes()
     width, height = read_head(path.name, io.BytesIO(data), "apply").size
     wide, high = sides(size)

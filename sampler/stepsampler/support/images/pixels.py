@@ -32,6 +32,7 @@ ORIENTATION = 0x0112
 BITS_PER_SAMPLE = 258  # tag of a TIFF
 DEPTH = 24  # place of a PNG's bits a channel
 SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # in the description of a profile
+LARGEST = 2**29  # bytes of a file, unpacked: those of RGB with as many pixels as PIL takes at most
 SHOWN = 24  # bytes of a file that is no image
 
 
@@ -51,6 +52,16 @@ class Head(NamedTuple):
     profile: bool = False  # of colours other than sRGB, which is not applied
 
 
+def check_bytes(size: int) -> None:
+    """Refuse what would fill the memory, as a zip of a few MB can hold.
+
+    Raises:
+        UnreadableError: a file of more than `LARGEST` bytes.
+    """
+    if size > LARGEST:
+        raise UnreadableError(f"{size:,} bytes, more than {LARGEST:,}")
+
+
 def read_head(name: str, file: IO[bytes], exif: Exif) -> Head:
     """
     Raises:
@@ -59,7 +70,7 @@ def read_head(name: str, file: IO[bytes], exif: Exif) -> Head:
     start = file.read(len(PNG))
     with warnings.catch_warnings(action="ignore"):
         if start == PNG:
-            data = start + file.read()
+            data = start + file.read(LARGEST)  # a zip may say less than it unpacks to
             image = _loaded(data, whole=any(tag in data for tag in TURNED_PNG))
             told = image.info.get("exif") or image.info.keys() & _TEXT_KEYS
             turn = _turn(image) if told else None
