@@ -34,6 +34,11 @@ def counted(n: float, noun: str) -> str:
     return f"{n:,} {noun}{plural if n != 1 else ''}"
 
 
+def percent(share: float, form: str = ".1") -> str:
+    """97.1 %, as all that people read has it."""
+    return f"{share:{form}%}".replace("%", " %")
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of a CPU, whose allocator raises a plain RuntimeError."""
     text = str(error)

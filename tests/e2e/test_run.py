@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -63,11 +64,17 @@ def finished_run(tmp_path_factory):
 def test_a_run_ends_with_a_table_a_schedule_and_pictures(finished_run):
     folder, output = finished_run
     assert "fd_texture128_40" in output
-    assert "Too few images to claim anything" in output
+    result = json.loads((folder / "result.json").read_text())
+    said = f"Too few images to claim anything (--quick). Of these few: {result['verdict']}"
+    assert "".join(said.split()) in "".join(output.split())  # lines are broken
+    shown = [line for line in output.splitlines() if "  search: trial " in line]
+    assert all(" on 20 images, alignment " in t and ", the best so far" in t for t in shown)
+    best = f"the best is trial {shown[-1].split()[3][:-1]}" if shown else "none of them keeps the"
+    assert f"  search: 4 trials done, {best}" in output
+    assert re.search(r"  baselines, 10 images: the best of \d+ baselines: ", output)
     schedule = load(folder / "best.json")
     assert schedule.passes <= 6
     assert schedule.provenance["metric"] == "fd_texture128_40"
-    result = json.loads((folder / "result.json").read_text())
     assert result["trials"] == 4
     assert {row["n"] for row in result["test"]} == {40}
     assert (folder / "grid.png").stat().st_size > 1000

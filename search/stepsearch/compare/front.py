@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, percent
 from stepsampler.schedule import Schedule, load
 from stepsampler.support.files import replacing, write_text
 from stepsearch.compare.figures import with_error
@@ -124,7 +124,7 @@ class Front:
                     str(entry.schedule.num_steps),
                     entry.name,
                     with_error(entry.fd, entry.se),
-                    f"{entry.alignment:.1%}" if isfinite(entry.alignment) else "",
+                    percent(entry.alignment) if isfinite(entry.alignment) else "",
                     difference,
                     "dominated" if beaten else "front",
                 )

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from stepsampler.errors import UserError, counted
+from stepsampler.errors import UserError, counted, percent
 from stepsearch.compare.contenders import Contender, OnSchedule
 from stepsearch.compare.figures import FORMAT, with_error
 from stepsearch.compare.harness import CLIP, Harness
@@ -378,7 +378,7 @@ def cell(score: Score, name: str) -> str:
     """12.3 ± 0.2 (fd_texture128_5k); an asterisk marks a conservative error."""
     if name == "alignment":
         error = f" ± {100 * score.se:.1f}" if isfinite(score.se) else ""
-        return f"{score.value:.1%}{error} ({name})"
+        return f"{percent(score.value)}{error} ({name})"
     return f"{with_error(score.value, score.se)}{'*' if score.conservative else ''} ({name})"
 
 
@@ -388,10 +388,10 @@ def where_time_went(harness: Harness) -> str:
     if not clock.spent:
         return "profile: everything was recalled from the cache, nothing was measured"
     parts = ", ".join(
-        f"{name} {seconds / clock.total:.1%}"
+        f"{name} {percent(seconds / clock.total)}"
         for name, seconds in sorted(clock.spent.items(), key=lambda item: -item[1])
     )
     return (
-        f"profile: {clock.share:.1%} of {clock.total:.1f} s inside networks ({parts}); "
+        f"profile: {percent(clock.share)} of {clock.total:.1f} s inside networks ({parts}); "
         f"{torch.get_num_threads()} threads"
     )

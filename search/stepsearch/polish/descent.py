@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stepsampler.errors import NotFiniteError
+from stepsampler.errors import NotFiniteError, percent
 from stepsampler.schedule import Schedule
 from stepsampler.support.checks import ScheduleError
 from stepsearch.config import StudyConfig
@@ -133,8 +133,8 @@ def _checked(
 
 
 def _news(now: Check, start: Check) -> str:
-    share = "" if isnan(now.alignment) else f", alignment {now.alignment:.1%}"
-    change = "" if now is start else f" ({now.distance / start.distance - 1:+.1%})"
+    share = "" if isnan(now.alignment) else f", alignment {percent(now.alignment)}"
+    change = "" if now is start else f" ({percent(now.distance / start.distance - 1, '+.1')})"
     return f"held out {now.distance:.3f}{change}{share}, {now.passes:,} passes so far"
 
 

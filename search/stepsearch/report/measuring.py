@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stepsampler.errors import UserError, counted
+from stepsampler.errors import UserError, counted, percent
 from stepsampler.schedule import Schedule
 from stepsampler.support.checks import ScheduleError
 from stepsearch.engine.claim import identity_of
@@ -76,7 +76,7 @@ def wanted(source: Source, path: bool, jitter: bool) -> list[list[Entrant]]:
                     plan = jittered(base.schedule, share, seed)
                 except ScheduleError:
                     continue  # its levels lie nearer to one another than that
-                moved.append(Entrant(f"{share:.0%}, draw {seed}", plan, share))
+                moved.append(Entrant(f"{percent(share, '.0')}, draw {seed}", plan, share))
         groups.append(moved)
     return groups
 

@@ -12,6 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stepsampler.errors import percent
 from stepsampler.support.files import write_text
 from stepsearch.compare.figures import with_error
 from stepsearch.report.cards import Filled, fill
@@ -76,7 +77,7 @@ def _pm(value: float, se: float | None) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None or not isfinite(share) else f"{100 * share:.1f} %"
+    return "" if share is None or not isfinite(share) else percent(share)
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -101,9 +101,8 @@ def run_session(
     console.print(table(result, config))
     if (unseen := unseen_table(result)) is not None:
         console.print(unseen)
-    console.print(
-        "Too few images to claim anything (--quick)." if quick else verdict(result, config)
-    )
+    doubt = "Too few images to claim anything (--quick). Of these few: " if quick else ""
+    console.print(f"{doubt}{verdict(result, config)}")
     parts = ", ".join(f"{stage} {passes:,}" for stage, passes in result.passes.items() if passes)
     pruned = f" ({result.pruned} pruned)" if result.pruned else ""
     failed = f", {result.failed} failed" if result.failed else ""

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from stepsampler.errors import percent
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.engine.result import Result
@@ -120,7 +121,7 @@ def _named(row: Row[Candidate], result: Result, config: StudyConfig) -> str:
     """A rival, and that the search may not have chosen it, where it may not."""
     asked, least = row.measurement.alignment, result.teacher.measurement.alignment
     if least - asked > config.search.alignment_drop:
-        return f"{row.candidate.name} (alignment {asked:.1%}, less than the study allows)"
+        return f"{row.candidate.name} (alignment {percent(asked)}, less than the study allows)"
     return row.candidate.name
 
 
@@ -168,7 +169,9 @@ def _gap(result: Result) -> list[str]:
     closed = result.gap_closed
     if closed is None:
         return []
-    return [f"It closes {closed:.0%} of the gap between the best baseline and the teacher."]
+    return [
+        f"It closes {percent(closed, '.0')} of the gap between the best baseline and the teacher."
+    ]
 
 
 def write(result: Result, config: StudyConfig, folder: Path) -> None:
@@ -271,4 +274,4 @@ def _known(value: float) -> float | None:
 
 def _percent(row: Row[Candidate]) -> str:
     share = row.measurement.alignment
-    return f"{share:.1%}" if isfinite(share) else ""
+    return percent(share) if isfinite(share) else ""

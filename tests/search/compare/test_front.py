@@ -74,7 +74,7 @@ def test_runs_become_a_chart_a_table_and_files_and_the_dominated_are_marked(
         ("8", "four", "dominated"),
         ("10", "five", "front"),
     ]
-    assert rows[0][3:5] == ["12.0 ± 0.5", "90.0%"]
+    assert rows[0][3:5] == ["12.0 ± 0.5", "90.0 %"]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["10-passes.json", "6-passes.json", "8-passes.json", "front.md", "front.png"]
     assert load(tmp_path / "out" / "6-passes.json") == load(runs[1] / "best.json")
@@ -93,10 +93,10 @@ def test_with_alignment_as_an_objective_a_worse_distance_may_be_on_the_front(
     assert code == 0
     marks = {(row[0], row[4]): row[-1] for row in table(tmp_path / "out")}
     assert marks == {
-        ("6", "50.0%"): "front",
-        ("6", "80.0%"): "front",
-        ("6", "70.0%"): "dominated",
-        ("8", "70.0%"): "front",
+        ("6", "50.0 %"): "front",
+        ("6", "80.0 %"): "front",
+        ("6", "70.0 %"): "dominated",
+        ("8", "70.0 %"): "front",
     }
     files = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
     assert files == ["6-passes-2.json", "6-passes.json", "8-passes.json"]

@@ -79,7 +79,7 @@ def test_a_rival_that_shows_less_than_the_study_allows_is_said_to(ended):
     test = [replace(row, score=worse.score) for row in test]  # none beats another
     unbeaten = replace(result, test=test, teacher=replace(teacher, measurement=shown))
     said = summary.verdict(unbeaten, config)
-    assert f"{rival.candidate.name} (alignment 0.0%, less than the study allows)" in said
+    assert f"{rival.candidate.name} (alignment 0.0 %, less than the study allows)" in said
     search = config.search.model_copy(update={"alignment_drop": 1.0})
     allowed = config.model_copy(update={"search": search})
     assert "less than the study allows" not in summary.verdict(unbeaten, allowed)

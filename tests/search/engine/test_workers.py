@@ -160,7 +160,8 @@ def test_the_last_trial_of_a_worker_that_joined_is_shown_and_tracked(tmp_path):
     assert result.trials == 4
     number = workers.theirs.number
     assert number in synced[-1]
-    assert any(line[3].startswith(f"trial {number}: 0.001") for line in news)
+    said = next(line[3] for line in news if line[3].startswith(f"trial {number}: 0.001"))
+    assert said.endswith(", the best so far")
     assert max(line[1] for line in news if line[0] == "search") == 4
 
 

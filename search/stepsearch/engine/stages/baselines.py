@@ -108,7 +108,8 @@ def screen(tools: Tools, candidates: list[Candidate]) -> Screened:
             finite = np.isfinite(whole).all()
             last[c.name] = (c, n, frechet_distance(whole, reference) if finite else inf)
         alive.sort(key=lambda c: last[c.name][2])
-        news = f"best: {alive[0].name}: {last[alive[0].name][2]:.3f}"
+        every = counted(len(alive), "baseline")
+        news = f"the best of {every}: {alive[0].name}: {last[alive[0].name][2]:.3f}"
         tools.report(stage, len(jobs), len(jobs), news)
         before = n
     return Screened(alive, list(last.values()), passes)

@@ -8,7 +8,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, percent
 from stepsampler.grids import GRIDS
 from stepsampler.models import known_statistics
 from stepsampler.presets import names, preset
@@ -36,7 +36,7 @@ class Costs:
 
     def lines(self, seconds_per_pass: float | None) -> list[str]:
         total = sum(self.passes.values())
-        parts = ", ".join(f"{stage} {n / total:.0%}" for stage, n in self.passes.items())
+        parts = ", ".join(f"{stage} {percent(n / total, '.0')}" for stage, n in self.passes.items())
         found = [f"at most {total:,} network passes of one image: {parts}"]
         if seconds_per_pass is None:
             found.append("hours: give --seconds-per-pass, or --measure DEVICE to measure it")

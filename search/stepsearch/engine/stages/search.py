@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from stepsampler.errors import counted, percent
 from stepsearch.engine.algorithms import ERROR
 from stepsearch.engine.claim import make_plan, publish, sign
 from stepsearch.engine.stages.tools import Tools
@@ -73,18 +74,19 @@ def search(
     publish(study, folder)
     shown: set[int] = set()
     lost: set[int] = set()
-    record = inf
+    record, holder = inf, -1
     watch, heard = Watch(), 0
     tools.report("search", 0, options.trials, "")
 
     def look() -> None:
         """Show and track what has ended by now, whoever did it."""
-        nonlocal record
+        nonlocal record, holder
         ended = pruned(study)
         for trial in finished(study) + ended:
             if trial.number not in shown:
                 shown.add(trial.number)
-                record = _show(tools, trial, len(shown), len(ended), floor, record)
+                value = _show(tools, trial, len(shown), len(ended), floor, record)
+                record, holder = value, trial.number if value < record else holder
         for trial in failed(study):
             if trial.number not in lost:
                 lost.add(trial.number)
@@ -110,10 +112,16 @@ def search(
         look()  # the last trials of those that joined
         if not again:
             break
+    done = len(finished(study)) + len(pruned(study))
+    best = f"the best is trial {holder}" if holder >= 0 else "none of them keeps the alignment"
+    news = f"{counted(done, 'trial')} done, {best}"
     if reason := stopped(study, options.patience):
-        done = len(finished(study)) + len(pruned(study))
         news = f"stopped after {done} of {options.trials} trials: {reason}"
-        tools.report("search", done, done, news)
+    tools.report(_stage(len(pruned(study))), done, done, news)
+
+
+def _stage(ended: int) -> str:
+    return f"search ({ended} pruned)" if ended else "search"
 
 
 def _under_way(study: optuna.Study) -> str:
@@ -137,8 +145,8 @@ def _show(
     if whole and value < record and not alignment < floor:
         record = value
         origin = trial.user_attrs.get("origin", tools.config.search.algorithm)
-        share = "" if isnan(alignment) else f", alignment {alignment:.1%}"
-        news = f"trial {trial.number}: {value:.3f}{share} ({origin})"
-    stage = f"search ({ended} pruned)" if ended else "search"
-    tools.report(stage, done, tools.config.search.trials, news)
+        share = "" if isnan(alignment) else f", alignment {percent(alignment)}"
+        on = counted(tools.config.evaluation.images, "image")
+        news = f"trial {trial.number}: {value:.3f} on {on}{share} ({origin}), the best so far"
+    tools.report(_stage(ended), done, tools.config.search.trials, news)
     return record

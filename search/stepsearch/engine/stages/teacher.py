@@ -2,6 +2,7 @@
 
 from math import isnan
 
+from stepsampler.errors import percent
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.metrics.evaluator import SEARCH, seeds_of
 from stepsearch.metrics.protocol import Row
@@ -21,7 +22,7 @@ def measure_teacher(tools: Tools, first_seed: int, n: int) -> tuple[Row[Candidat
     alignment = rows[0].measurement.alignment
     if not isnan(alignment):
         stage = "search" if first_seed == SEARCH else "selection"
-        share = f"alignment {alignment:.1%} on {len(seeds)} {stage} seeds"
+        share = f"alignment {percent(alignment)} on {len(seeds)} {stage} seeds"
         tools.report("teacher", 1, 1, share)
     return rows[0], passes
 

@@ -8,7 +8,7 @@ from typing import Any
 from optuna.distributions import FloatDistribution
 from scipy.stats import spearmanr
 
-from stepsampler.errors import counted
+from stepsampler.errors import counted, percent
 from stepsearch.config.parts import SEEDS
 from stepsearch.engine.study import failed, usable
 from stepsearch.report.cards import Card, Data, NotYet
@@ -123,8 +123,8 @@ def _alignment(source: Source) -> Said:
     most = source.config.search.alignment_drop
     drop = teacher.alignment.value - base.alignment.value
     what = (
-        f"Found {base.alignment.value:.1%}, teacher {teacher.alignment.value:.1%} "
-        f"(on {counted(teacher.n, 'image')}); the study allows {most:.1%} less."
+        f"Found {percent(base.alignment.value)}, teacher {percent(teacher.alignment.value)} "
+        f"(on {counted(teacher.n, 'image')}); the study allows {percent(most)} less."
     )
     if drop <= most:
         yield PASS, what, ""
@@ -235,7 +235,8 @@ def _jitter(source: Source) -> Said:
         return
     known = json.loads(path.read_text(encoding="utf-8"))
     told = ", ".join(
-        f"{row['share']:.0%}: {row['minus']:+.3g} ± {row['minus_se']:.2g}" for row in known["rows"]
+        f"{percent(row['share'], '.0')}: {row['minus']:+.3g} ± {row['minus_se']:.2g}"
+        for row in known["rows"]
     )
     what = f"{known['metric']} when every number moves by so much: {told}."
     gain = known.get("gain")
@@ -243,7 +244,7 @@ def _jitter(source: Source) -> Said:
     if gain is not None and first["minus"] > gain / 2:
         yield (
             LOOK,
-            f"{what} Half of the gain is gone at {first['share']:.0%}.",
+            f"{what} Half of the gain is gone at {percent(first['share'], '.0')}.",
             ("Give tools all digits."),
         )
     else:

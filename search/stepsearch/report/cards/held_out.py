@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from stepsampler.errors import percent
 from stepsearch.compare.figures import with_error
 from stepsearch.report.cards import Card, Data, NotYet
 from stepsearch.report.sources import Contender, Source, half_width
@@ -78,7 +79,7 @@ def _cells(row: Data, metrics: list[str], aligned: bool, paired: bool) -> list[s
         found += [_number(score), interval(score)] if paired else [_number(score)]
     if aligned:
         share = row["alignment"]
-        found.append("" if share is None else f"{share:.1%}".replace("%", " %"))
+        found.append("" if share is None else percent(share))
     return found
 
 

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from stepsampler.errors import counted
+from stepsampler.errors import counted, percent
 from stepsearch.compare.figures import with_error
 from stepsearch.report.cards import Data
 from stepsearch.report.live.snapshot import AWAY, FINISHED, STOPPED
@@ -107,7 +107,7 @@ def _pm(entry: Data) -> str:
 
 def _best(data: Data) -> str:
     best = data["best"]
-    share = "" if best["alignment"] is None else f", alignment {best['alignment']:.1%}"
+    share = "" if best["alignment"] is None else f", alignment {percent(best['alignment'])}"
     name = f"{best['name']}: " if best["name"] != f"trial {best['trial']}" else ""
     on = f"on {counted(data['images'], 'image')}"
     cost = counted(best["passes"], "pass")
