@@ -54,7 +54,8 @@ def test_coverage_is_printed_written_and_resumed(tmp_path, capsys):
 
 def test_the_study_of_rankings_says_what_it_would_cost(tmp_path):
     command = [sys.executable, str(EVALUATION / "study_ranking.py"), "--dry-run", "--batch", "4"]
-    command += ["--run", str(tmp_path / "run"), "--docs", str(tmp_path / "docs")]
+    command += ["--schedules", "5", "0", "--run", str(tmp_path / "run")]
+    command += ["--docs", str(tmp_path / "docs")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "docs").exists()
