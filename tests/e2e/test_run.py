@@ -1,4 +1,8 @@
-"""The whole job as a user starts it, with --quick; and what a kill leaves."""
+"""The whole job as a user starts it, with --quick; and what a kill leaves.
+
+The study is a small one: that of scripts/demo, whose rivals need trajectories, is run to its end
+by test_readme.py.
+"""
 
 import json
 import os
@@ -11,19 +15,27 @@ import time
 from pathlib import Path
 
 import pytest
+from small_study import small_study
 
 from stepsampler import load
 
-ROOT = Path(__file__).parents[2]
 HANG = 1800  # seconds, against hanging alone: a machine may have much else to do
 pytestmark = pytest.mark.timeout(2 * HANG)
-STUDY = ROOT / "studies" / "tiny-3-steps.toml"
+DEMO = Path(__file__).parents[2] / "studies" / "tiny-3-steps.toml"
+STUDY = small_study(space={"max_steps": 5})
 
 
-def start(folder, *options, **how):
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    file = tmp_path_factory.mktemp("studies") / "tiny.toml"
+    file.write_text(STUDY)
+    return file
+
+
+def start(study, folder, *options, **how):
     code = "from stepsearch.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, "run", STUDY, "--quick", "--run", folder, *options],
+        [sys.executable, "-c", code, "run", study, "--quick", "--run", folder, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -56,9 +68,9 @@ def complete(folder):
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory):
+def finished_run(tmp_path_factory, study):
     folder = tmp_path_factory.mktemp("run")
-    return folder, finish(start(folder))
+    return folder, finish(start(study, folder))
 
 
 def test_a_run_ends_with_a_table_a_schedule_and_pictures(finished_run):
@@ -102,27 +114,28 @@ def test_mlflow_mirrors_every_trial(finished_run):
     assert "test_fd" in parent.data.metrics
 
 
-def test_the_same_command_again_repeats_nothing_and_says_the_same(finished_run):
+def test_the_same_command_again_repeats_nothing_and_says_the_same(finished_run, study):
     folder, output = finished_run
     before = {p: p.stat().st_mtime_ns for p in (folder / "cache").iterdir()}
-    again = finish(start(folder))
+    again = finish(start(study, folder))
     table = lambda text: [line for line in text.splitlines() if line.startswith("│")]  # noqa: E731
     assert table(again) == table(output)
     assert {p: p.stat().st_mtime_ns for p in (folder / "cache").iterdir()} == before
 
 
-def test_a_run_with_other_settings_refuses_the_folder(finished_run):
+def test_a_run_with_other_settings_refuses_the_folder(finished_run, study):
     folder, _ = finished_run
-    process = start(folder, "--seed", "5")
+    process = start(study, folder, "--seed", "5")
     _, errors = process.communicate(timeout=HANG)
     assert process.returncode == 2
     assert "was started with search.seed = 0, now it is 5" in errors
     assert "Traceback" not in errors
 
 
-def test_kill_and_run_again(tmp_path):
+def test_kill_and_run_again(tmp_path, study):
     folder = tmp_path / "run"
-    process = start(folder, "--trials", "12")
+    options = ("--trials", "12", "--workers", "1")
+    process = start(study, folder, *options)
     deadline = time.monotonic() + HANG
     while time.monotonic() < deadline:  # until some trials are done and others under way
         if (folder / "plan.json").exists() and len(complete(folder)) >= 2:
@@ -135,7 +148,7 @@ def test_kill_and_run_again(tmp_path):
     assert 2 <= len(kept) < 12
     assert not (folder / "best.json").exists()
     (folder / "mlflow.db").unlink()  # the mirror is lost as well; the search does not need it
-    finish(start(folder, "--trials", "12"))
+    finish(start(study, folder, *options))
     after = complete(folder)
     assert len(after) == 12
     assert {number: after[number] for number in kept} == kept
@@ -146,7 +159,7 @@ def test_kill_and_run_again(tmp_path):
 @pytest.mark.parametrize("to", [os.kill, os.killpg])  # as docker stop does, and SLURM
 def test_sigterm_says_what_goes_on_and_leaves_nothing_behind(tmp_path, to):
     folder = tmp_path / "run"
-    process = start(folder, "--tracking", "none", start_new_session=True)
+    process = start(DEMO, folder, "--tracking", "none", start_new_session=True)
     for line in process.stdout:
         if "rivals" in line:  # its workers are at work
             break
@@ -156,14 +169,14 @@ def test_sigterm_says_what_goes_on_and_leaves_nothing_behind(tmp_path, to):
     assert len(errors.splitlines()) == 2, errors  # no traceback, no semaphores that are left
     first, goes_on = errors.splitlines()
     assert first == f"stopped; {folder} keeps what is done. This goes on:"
-    assert goes_on == f"  stepsearch run {STUDY} --run {folder} --tracking none --quick"
+    assert goes_on == f"  stepsearch run {DEMO} --run {folder} --tracking none --quick"
 
 
-def test_export_writes_the_winner(finished_run, tmp_path):
+def test_export_writes_the_winner(finished_run, study, tmp_path):
     folder, _ = finished_run
     code = "from stepsearch.cli import main; main()"
     out = tmp_path / "x.json"
-    command = [sys.executable, "-c", code, "export", STUDY, "--run", folder, "-o", out]
+    command = [sys.executable, "-c", code, "export", study, "--run", folder, "-o", out]
     subprocess.run(command, check=True, capture_output=True)
     assert load(out) == load(folder / "best.json")
     shutil.rmtree(tmp_path)
