@@ -126,8 +126,8 @@ def test_workers_that_cannot_work_end_the_run_with_their_reason(
     tmp_path, server, name, launcher, monkeypatch
 ):
     needs(launcher, monkeypatch)
-    monkeypatch.setattr(placing, "RESTARTS", 1)
-    monkeypatch.setattr("stepsearch.engine.launchers.on_slurm.RESTARTS", 1, raising=False)
+    monkeypatch.setattr(placing, "RESTARTS", 0)
+    monkeypatch.setattr("stepsearch.engine.launchers.on_slurm.RESTARTS", 0, raising=False)
     monkeypatch.setattr(placing, "Place", Place)  # the model is not there
     model = {"id": "/nowhere/at/all"}
     config = small().model_copy(update={"model": type(small().model)(**model)})
