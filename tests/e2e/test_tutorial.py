@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from small_study import small_study
 from typer.testing import CliRunner
 
 from stepsampler import load
@@ -15,16 +16,7 @@ from stepsearch.engine.workers import InThisProcess
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 PROGRAMS = {"stepsample": stepsample, "stepsearch": stepsearch}
-SMALL = """
-[space]
-num_steps = 2
-passes = 4
-[evaluation]
-rulers = []
-[baselines]
-presets = []
-test = 1
-"""
+SMALL = small_study(space={"num_steps": 2, "passes": 4})
 
 
 class AtHome(InThisProcess):
