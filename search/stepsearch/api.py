@@ -111,7 +111,7 @@ def run(
     folder: Given | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
-    devices: Sequence[str] = ("cpu",),
+    devices: Sequence[str] | str = ("cpu",),
     tracking: str = "none",
     storage: str | None = None,
     allow_code: bool = False,
@@ -132,18 +132,22 @@ def run(
     from stepsearch.config.code import check_code, code
     from stepsearch.config.places import in_keys
     from stepsearch.engine.claim import remember_storage
+    from stepsearch.engine.store.addresses import tracking_store
     from stepsearch.engine.store.locks import only_run
     from stepsearch.report.session import run_session
     from stepsearch.report.sources import of_run
 
-    config = _config(study, settings or {})
+    config, tracking = _config(study, settings or {}), tracking_store(tracking)
+    devices = [devices] if isinstance(devices, str) else list(devices)
+    if not devices:
+        raise UserError("devices must name at least one, such as cpu or cuda:0, got none")
     check_gpus(devices)
     place = RUNS / config.name if folder is None else Path(folder)
     with code(allow_code), only_run(place), in_keys():
         check_code(config)
         remember_storage(place, storage)
         show: Any = "nothing" if quiet else "all"
-        run_session(config, place, list(devices), tracking, False, storage, show, at_home=True)
+        run_session(config, place, devices, tracking, False, storage, show, at_home=True)
     return Results(of_run(place))
 
 
@@ -192,7 +196,7 @@ class Options(TypedDict, total=False):
     batch_size: int
     device: str
     cache: Given
-    earlier: Sequence[Given]
+    earlier: Sequence[Given] | Given
 
 
 def evaluate(
@@ -220,7 +224,9 @@ def evaluate(
             given[name] = [given[name]]
     if "cache" in given:
         given["cache"] = Path(given["cache"])
-    given["earlier"] = [Path(path) for path in given.get("earlier", ())]
+    earlier = given.get("earlier", ())
+    several = [earlier] if isinstance(earlier, str | Path) else earlier
+    given["earlier"] = [Path(path) for path in several]
     asked = Asked(
         [w if isinstance(w, Schedule) else Path(w) for w in what],
         model=ModelOptions(model) if isinstance(model, str) else model,
@@ -245,7 +251,9 @@ def compare(
     """
     stock = options.get("stock", ())
     count = len(what) + (1 if isinstance(stock, int) else len(stock))
-    if count + len(options.get("earlier", ())) < 2:
+    earlier = options.get("earlier", ())
+    count += 1 if isinstance(earlier, str | Path) else len(earlier)
+    if count < 2:
         raise UserError(f"a comparison needs at least two contenders, got {count}")
     return evaluate(*what, model=model, **options)
 

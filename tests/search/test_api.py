@@ -128,3 +128,31 @@ def test_every_preset_can_be_drawn_and_names_are_no_markup():
         text = plan._repr_html_()
         assert "nan" not in text
         assert "&lt;b&gt;&amp;: " in text
+
+
+def test_one_device_or_one_earlier_result_needs_no_list(tmp_path, monkeypatch):
+    from stepsearch.report import session
+
+    asked = []
+
+    def noted(config, folder, devices, *_, **__):
+        asked.append(devices)
+        raise UserError("enough")
+
+    monkeypatch.setattr(session, "run_session", noted)
+    (tmp_path / "x.toml").write_text(SMALL)
+    with pytest.raises(UserError, match="enough"):
+        stepsearch.run(tmp_path / "x.toml", tmp_path / "run", devices="cpu")
+    assert asked == [["cpu"]]
+    with pytest.raises(UserError, match="devices must name at least one"):
+        stepsearch.run(tmp_path / "x.toml", tmp_path / "run", devices=())
+    with pytest.raises(UserError, match=r"nowhere\.json"):
+        stepsearch.compare("seed-sd-4", earlier=str(tmp_path / "nowhere.json"), images=8)
+
+
+def test_a_mistyped_store_is_refused_as_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.toml").write_text(SMALL)
+    with pytest.raises(UserError, match="--tracking must be local, none or an address"):
+        stepsearch.run("x.toml", tracking="lokal")
+    assert {path.name for path in tmp_path.iterdir()} == {"x.toml"}

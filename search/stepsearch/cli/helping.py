@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from stepsampler.errors import UserError
-from stepsearch.cli.options import AsJson, tracking_store
+from stepsearch.cli.options import AsJson
+from stepsearch.engine.store.addresses import tracking_store
 
 app = typer.Typer()
 

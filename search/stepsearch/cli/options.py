@@ -95,24 +95,6 @@ def which_run(given: Path | None, needed: str, live: bool = False) -> Path:
     return found[number - 1]
 
 
-def tracking_store(tracking: str) -> str:
-    """The option itself; a typing error would be a folder of that name to MLflow."""
-    if tracking in ("local", "none"):
-        return tracking
-    if (
-        "://" in tracking
-        or tracking.startswith(("databricks", "file:"))
-        or (tracking and Path(tracking).is_dir())
-    ):
-        return tracking
-    from stepsearch.engine.store.addresses import passwords_of, without_passwords
-
-    raise UserError(
-        "--tracking must be local, none or an address such as http://mlflow.example.org or "
-        f"sqlite:///team.db, got {without_passwords(tracking, passwords_of(tracking))!r}"
-    )
-
-
 @contextmanager
 def interruptible(ctx: typer.Context, folder: Path) -> Iterator[None]:
     """One sentence with the command that goes on, for Ctrl-C and SIGTERM; each keeps its code."""

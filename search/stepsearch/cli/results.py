@@ -12,9 +12,9 @@ from stepsearch.cli.options import (
     RunFolder,
     RunOf,
     Storage,
-    tracking_store,
     which_run,
 )
+from stepsearch.engine.store.addresses import tracking_store
 from stepsearch.paths import find_runs
 
 app = typer.Typer()

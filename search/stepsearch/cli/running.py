@@ -16,9 +16,9 @@ from stepsearch.cli.options import (
     Storage,
     StudyFile,
     interruptible,
-    tracking_store,
     which_run,
 )
+from stepsearch.engine.store.addresses import tracking_store
 from stepsearch.paths import RUNS, check_inside
 
 if TYPE_CHECKING:

@@ -58,6 +58,14 @@ def _tested(path: Path) -> Schedule:
             f"{path}: its provenance has no {missing[0]!r}, so it is not what a run ended with; "
             "the same stepsearch run writes it again"
         )
+    known = schedule.provenance
+    try:
+        float(known["value"]), float(known["standard_error"]), float(known.get("alignment") or 0)
+        first, last = map(int, known["test_seeds"])
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its provenance is damaged: {error}") from error
+    if last < first:
+        raise UserError(f"{path}: its provenance is damaged: test_seeds are {first} to {last}")
     return schedule
 
 

@@ -7,6 +7,7 @@ but the one of this package.
 import hashlib
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -18,7 +19,7 @@ from stepsearch.compare.figures import with_error
 from stepsearch.report.cards import Filled, fill
 from stepsearch.report.cards.health import states
 from stepsearch.report.cards.held_out import interval
-from stepsearch.report.sources import Source
+from stepsearch.report.sources import DAMAGED, Source
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -44,7 +45,7 @@ def render(source: Source, cards: Sequence[Filled]) -> str:
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     shown = []
     for filled in cards:
-        charts = filled.card.charts(filled.data) if filled.data is not None else {}
+        filled, charts = _drawn(filled)
         drawn = {name: Markup(svg) for name, svg in charts.items()}  # matplotlib's
         shown.append({"filled": filled, "charts": drawn})
     return _environment().get_template("page/page.html").render(
@@ -54,6 +55,17 @@ def render(source: Source, cards: Sequence[Filled]) -> str:
         script=Markup(script),
         policy=POLICY.format(digest),
     )  # fmt: skip
+
+
+def _drawn(filled: Filled) -> tuple[Filled, dict[str, str]]:
+    """A card with its charts as SVG; what cannot be drawn costs the card, and not the page."""
+    if filled.data is None:
+        return filled, {}
+    try:
+        return filled, filled.card.charts(filled.data)
+    except DAMAGED as error:
+        why = f"{filled.card.needs} cannot be drawn: {error!r}"
+        return replace(filled, data=None, why_not=why), {}
 
 
 @cache

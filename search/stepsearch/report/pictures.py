@@ -75,11 +75,14 @@ def write_index(
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
-    """What `save_each` has said of a folder's pictures; None: nothing that can be read."""
+    """What `save_each` has said of a folder's pictures; None: nothing that is whole."""
     try:
         data = json.loads((folder / FOLDER / INDEX).read_text(encoding="utf-8"))
         rows = [{key: row[key] for key in ("name", "kind", "files")} for row in data["rows"]]
-        return {"seeds": list(data["seeds"]), "prompts": list(data["prompts"]), "rows": rows}
+        seeds, prompts = list(data["seeds"]), list(data["prompts"])
+        if any(len(shown) != len(seeds) for shown in (prompts, *(row["files"] for row in rows))):
+            return None
+        return {"seeds": seeds, "prompts": prompts, "rows": rows}
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from stepsampler.errors import UserError, counted
-from stepsearch.engine.claim import BEST, claimed, has_ended
+from stepsearch.engine.claim import BEST, RESULT, claimed, has_ended
 from stepsearch.engine.mirror.records import Mirror
 from stepsearch.engine.mirror.registry import check_name, register
 from stepsearch.engine.mirror.stores import Store
@@ -13,6 +14,13 @@ from stepsearch.engine.study import read_study
 from stepsearch.engine.tracking import reason_of
 from stepsearch.report.pictures import read_index
 from stepsearch.report.sources import of_run
+
+
+def _ended(mirror: Mirror, result: dict[str, Any], folder: Path) -> None:
+    try:
+        mirror.ended(result, read_index(folder))
+    except (AttributeError, LookupError, TypeError) as error:
+        raise UserError(f"{folder / RESULT} is not whole: {error!r}") from error
 
 
 def sync(folder: Path, storage: str | None, uri: str | None, name: str | None) -> None:
@@ -41,7 +49,7 @@ def sync(folder: Path, storage: str | None, uri: str | None, name: str | None) -
             if study is not None:
                 mirror.trials(study)
             if ended is not None:
-                mirror.ended(ended, read_index(folder))
+                _ended(mirror, ended, folder)
             made = None if name is None else register(name, config, store, mirror.parent)
         except UserError:
             raise

@@ -199,6 +199,22 @@ def test_a_schedule_that_somebody_put_in_the_place_of_a_runs_own_is_refused(
     assert "one/best.json: its provenance has no 'metric', so it is not what a run" in errors
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("value", None), ("standard_error", "x"), ("test_seeds", ["a", 1]), ("test_seeds", [2, 1])],
+)
+def test_a_run_whose_provenance_is_damaged_is_left_out_and_named(
+    tmp_path, monkeypatch, capsys, key, value
+):
+    one, two = finished(tmp_path / "one", 3, 8.0), finished(tmp_path / "two", 4, 7.0)
+    data = json.loads((two / "best.json").read_text())
+    data["provenance"][key] = value
+    (two / "best.json").write_text(json.dumps(data))
+    code, out, _ = command(monkeypatch, capsys, one, two, "-o", tmp_path / "page.html")
+    assert code == 1
+    assert "two/best.json: its provenance is damaged: " in out
+
+
 def test_a_schedule_whose_images_are_not_finite_is_named_and_the_others_are_scored(
     tmp_path, monkeypatch, capsys
 ):

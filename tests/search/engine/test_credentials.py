@@ -29,6 +29,11 @@ STORAGES = [
     f"grpc://me:{WORD}@127.0.0.1:1",
     f"sqlite://me:{WORD}@127.0.0.1/x",
     f"me:{WORD}@127.0.0.1:5432",
+    f"postgresql://me:p[{WORD}@127.0.0.1:1/x",  # urllib takes it for an address of IPv6
+    f"grpc://me:p[{WORD}@127.0.0.1:1",
+    f"postgresql://me:\u2100{WORD}@127.0.0.1:1/x",  # urllib refuses it, and shows the word
+    f"postgresql://me:p@{WORD}@127.0.0.1:1/x",  # drivers take the word for the host
+    f"postgresql://me:{WORD}",  # and here for the port
 ]
 TRACKINGS = [f"me:{WORD}@127.0.0.1:5000", f"http:/me:{WORD}@127.0.0.1", f"x?token={WORD}"]
 

@@ -242,6 +242,22 @@ def test_a_damaged_line_is_named(tmp_path):
         open_study(tmp_path, small())
 
 
+def test_a_line_that_is_a_record_of_something_else_is_named(tmp_path):
+    study = open_study(tmp_path, small())
+    study.set_user_attr("one", 1)
+    study.set_user_attr("two", 2)
+    journal = tmp_path / "journal.log"
+    lines = journal.read_text().splitlines()
+    place = next(k for k, line in enumerate(lines) if '"one"' in line)
+    for damaged in ('"user_attr": true', '"attr": {"one": 1}'):
+        changed = lines[place].replace('"user_attr": {"one": 1}', damaged)
+        changed = changed.replace('"user_attr":{"one":1}', damaged)
+        assert changed != lines[place]
+        journal.write_text("\n".join([*lines[:place], changed, *lines[place + 1 :]]) + "\n")
+        with pytest.raises(UserError, match=rf"line {place + 1} is damaged; the run can go on"):
+            read_study(tmp_path, small())
+
+
 def test_a_damaged_last_line_is_named_before_anything_is_written_behind_it(tmp_path):
     study = open_study(tmp_path, small())
     journal = tmp_path / "journal.log"

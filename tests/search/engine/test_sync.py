@@ -1,5 +1,6 @@
 """`stepsearch sync`: MLflow has afterwards what a run with tracking writes at once."""
 
+import json
 import shutil
 
 from mlflow import MlflowClient
@@ -52,3 +53,33 @@ def test_a_store_that_does_not_answer_is_one_sentence(tmp_path):
     assert str(said.exception).startswith("MLflow: ")
     nothing = command("sync", tmp_path, "--tracking", "none")
     assert str(nothing.exception) == "--tracking none: there is nothing to write to"
+
+
+def test_a_picture_that_is_gone_is_named_and_the_rest_is_written(tmp_path):
+    name = toy_run(tmp_path).test[0].candidate.name
+    index = tmp_path / "pictures" / "pictures.json"
+    data = json.loads(index.read_text())
+    data["rows"][0]["name"] = name  # a schedule that MLflow has
+    index.write_text(json.dumps(data))
+    gone = tmp_path / "pictures" / "0-0.png"
+    gone.unlink()
+    done = command("sync", tmp_path)
+    assert done.exit_code == 0, done.exception
+    assert f"{gone} cannot be read, and MLflow goes without it" in done.stderr
+    assert records(tmp_path)["toy-random-0"][3] == "FINISHED"
+
+
+def test_files_that_are_not_whole_are_named_and_not_taken_for_a_fault_of_mlflow(tmp_path):
+    toy_run(tmp_path)
+    index = tmp_path / "pictures" / "pictures.json"
+    data = json.loads(index.read_text())
+    index.write_text(json.dumps({**data, "prompts": data["prompts"][:1]}))
+    assert command("sync", tmp_path).exit_code == 0
+    path = tmp_path / "result.json"
+    result = json.loads(path.read_text())
+    del result["selection"]
+    path.write_text(json.dumps(result))
+    assert str(command("sync", tmp_path).exception) == f"{path} is not whole: KeyError('selection')"
+    path = tmp_path / "tracking.json"
+    path.write_text('{"run')
+    assert str(command("sync", tmp_path).exception).startswith(f"{path} is damaged: ")

@@ -349,3 +349,23 @@ def test_an_evaluation_has_a_page_with_its_pictures(tmp_path, monkeypatch):
 def json_names(folder):
     data = json.loads((folder / "result.json").read_text())
     return [entry["name"] for entry in data["contenders"]]
+
+
+def test_pictures_with_too_few_prompts_cost_their_card(copied):
+    index = copied / "pictures" / "pictures.json"
+    data = json.loads(index.read_text())
+    index.write_text(json.dumps({**data, "prompts": data["prompts"][:1]}))
+    source = of_run(copied)
+    cards = {card.name: card for card in fill(source)}
+    assert cards["same_seeds"].data is None
+    render(source, list(cards.values()))
+
+
+def test_a_chart_that_cannot_be_drawn_costs_its_card(copied):
+    source = of_run(copied)
+    cards = list(fill(source))
+    place = next(k for k, card in enumerate(cards) if card.name == "history")
+    cards[place] = replace(cards[place], data={**cards[place].data, "importances": {1.0: 0.5}})
+    text = render(source, cards)
+    assert "cannot be drawn" in text
+    assert "On held-out seeds" in text

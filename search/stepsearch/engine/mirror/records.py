@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from stepsampler.errors import UserError, note
 from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import BEST, RESULT
 from stepsearch.engine.mirror.stores import Store
@@ -186,8 +187,14 @@ class Mirror:
         for k, file in enumerate(files):
             name = f"{k:02d} {told['prompts'][k][:PROMPT]} seed {told['seeds'][k]}"
             name = re.sub(r"[^A-Za-z0-9_\-.]+", " ", name)  # MLflow takes no others
-            with Image.open(self.store.folder / "pictures" / file) as picture:
-                self._client.log_image(run.info.run_id, picture.convert("RGB"), key=name, step=0)
+            path = self.store.folder / "pictures" / file
+            try:
+                with Image.open(path) as whole:
+                    picture = whole.convert("RGB")
+            except (OSError, ValueError, SyntaxError) as error:  # all of which Pillow raises
+                note(f"{path} cannot be read, and MLflow goes without it: {error}")
+                continue
+            self._client.log_image(run.info.run_id, picture, key=name, step=0)
         self._client.set_tag(run.info.run_id, WHOLE, len(files))
 
     def _log(
@@ -245,5 +252,10 @@ def _key(folder: Path) -> str:
     path = folder / "tracking.json"
     if not path.exists():
         write_whole(path, lambda p: p.write_text(json.dumps({"run": secrets.token_hex(16)})))
-    word = json.loads(path.read_text())["run"]
+    try:
+        word = json.loads(path.read_text())["run"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}; without it the run gets new records in MLflow"
+        ) from error
     return hashlib.sha256(f"{word} {folder.absolute()}".encode()).hexdigest()

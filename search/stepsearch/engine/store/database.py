@@ -35,7 +35,8 @@ def open_database(address: str) -> "Shared":
     Raises:
         UserError: an address of another kind, a driver that is not installed, or nobody answers.
     """
-    scheme = urlsplit(address).scheme.partition("+")[0]
+    # urlsplit refuses letters of a password, and shows it then
+    scheme = address.partition(":")[0].partition("+")[0]
     if scheme not in SCHEMES:
         shown = without_passwords(address, passwords_of(address))
         raise UserError(
@@ -60,7 +61,7 @@ def open_database(address: str) -> "Shared":
 
 
 def _rdb(address: str, scheme: str) -> BaseStorage:
-    if "+" not in urlsplit(address).scheme:  # the driver that our extra installs
+    if "+" not in address.partition(":")[0]:  # the driver that our extra installs
         address = address.replace(f"{scheme}:", f"{scheme}+{DRIVERS[scheme]}:", 1)
     limited = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT}}
     # Optuna keeps what has ended in memory only behind this call. Its heartbeats are not used:
@@ -89,12 +90,12 @@ def _grpc(address: str) -> BaseStorage:
     import grpc
     from optuna.storages import GrpcStorageProxy
 
-    parts = urlsplit(address)
     try:
-        host, port = parts.hostname, parts.port
+        parts = urlsplit(address)
+        host, port, path = parts.hostname, parts.port, parts.path
     except ValueError:
-        host = port = None
-    if not host or not port or parts.path not in ("", "/"):
+        host = port = path = None
+    if not host or not port or path not in ("", "/"):
         shown = without_passwords(address, passwords_of(address))
         raise UserError(f"--storage must be grpc://host:port, got {shown!r}")
     try:

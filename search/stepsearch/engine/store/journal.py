@@ -7,13 +7,15 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from stepsampler.errors import UserError
 from stepsearch.engine.store.locks import FolderLock
 from stepsearch.paths import naming, write_whole
 
 JOURNAL = "journal.log"
+# Optuna raises all of these for a line that is no record, or one of something else
+DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class JournalLock(FolderLock):
@@ -101,11 +103,28 @@ def open_storage(folder: Path) -> JournalStorage:
     try:
         lock: Any = JournalLock(folder)  # Optuna's base class is private
         return JournalStorage(Journal(str(path), lock_obj=lock))
-    except ValueError as error:
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            if not _is_record(line):
-                raise UserError(
-                    f"{path}: line {number} is damaged; the run can go on from the lines before "
-                    "it if you remove it and those after it"
-                ) from error
-        raise
+    except DAMAGED as error:
+        lines = path.read_bytes().splitlines()
+        good, bad = 0, len(lines)  # lines that Optuna reads without an error, and with
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if _can_be_read(lines[:middle]) else (good, middle)
+        raise UserError(
+            f"{path}: line {bad} is damaged; the run can go on from the lines "
+            "before it if you remove it and those after it"
+        ) from error
+
+
+def _can_be_read(lines: list[bytes]) -> bool:
+    class Lines(BaseJournalBackend):
+        def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+            return [json.loads(line) for line in lines[log_number_from:]]
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            raise NotImplementedError
+
+    try:
+        JournalStorage(Lines())
+    except DAMAGED:
+        return False
+    return True

@@ -55,17 +55,18 @@ def check_artifacts(address: str) -> str:
     Raises:
         UserError: another kind of address, no bucket, or a password in it.
     """
-    parts = urlsplit(address)
-    if "://" in address and (parts.scheme not in ("s3", "gs") or not parts.netloc):
+    scheme, sign, rest = address.partition("://")  # urlsplit refuses letters of a password
+    bucket = rest.partition("/")[0]
+    if sign and (scheme not in ("s3", "gs") or not bucket):
         raise UserError(
-            f"--artifacts must be a folder, s3://bucket or gs://bucket, got {parts.scheme}://…"
+            f"--artifacts must be a folder, s3://bucket or gs://bucket, got {scheme}://…"
         )
-    if "@" in parts.netloc:
+    if sign and "@" in rest:
         raise UserError(
             "--artifacts: no password belongs into the address; the driver finds it in its "
             "environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS)"
         )
-    return address if "://" in address else str(Path(address).absolute())
+    return address if sign else str(Path(address).absolute())
 
 
 class InDatabase:

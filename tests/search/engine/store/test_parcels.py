@@ -82,6 +82,8 @@ def test_a_driver_that_is_missing_is_named():
         ("s3://", "must be a folder"),
         ("s3://key:s3cret@bucket", "no password belongs into the address"),
         ("postgresql://me:s3cret@host/db", "got postgresql://…"),
+        ("s3://key:[s3cret@bucket", "no password belongs into the address"),
+        ("s3://key:s3c/s3cret@bucket", "no password belongs into the address"),
     ],
 )
 def test_an_address_that_is_none_is_one_sentence_without_its_password(address, message):
