@@ -6,6 +6,7 @@ import shutil
 from mlflow import MlflowClient
 from reporting import begun, command, session_of, toy_run
 
+from stepsearch.engine.mirror.records import _sheet
 from stepsearch.report.page import PAGE, write_page
 from stepsearch.report.sources import of_run
 
@@ -83,3 +84,16 @@ def test_files_that_are_not_whole_are_named_and_not_taken_for_a_fault_of_mlflow(
     path = tmp_path / "tracking.json"
     path.write_text('{"run')
     assert str(command("sync", tmp_path).exception).startswith(f"{path} is damaged: ")
+
+
+def test_a_trials_picture_is_of_this_run_wherever_it_was_and_no_other_file(tmp_path):
+    cache, other = tmp_path / "run" / "cache", tmp_path / "other.png"
+    cache.mkdir(parents=True)
+    for path in (cache / "x.png", other):
+        path.write_bytes(b"picture")
+    (cache / "link.png").symlink_to(other)
+    run = tmp_path / "run"
+    for noted in (cache / "x.png", "/where/it/was/cache/x.png"):
+        assert _sheet(run, str(noted)) == (cache / "x.png").resolve()
+    for noted in (None, 3, "", str(other), "../../other.png", "/a/link.png", "/a/gone.png", ".."):
+        assert _sheet(run, noted) is None

@@ -19,6 +19,7 @@ from stepsearch.engine.ladder import passes_spent
 from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.stages.stage import Stage, note_stage, noted_stage
 from stepsearch.engine.store.locks import only_run, this_process
+from stepsearch.engine.store.presence import WORKER
 from stepsearch.engine.study import distance_of, finished, open_study, read_study
 from stepsearch.metrics.distance import Score
 from stepsearch.report.cards import fill
@@ -269,3 +270,12 @@ def test_in_a_terminal_a_run_is_shown_and_ctrl_c_says_what_goes_on(tmp_path):
     assert stage.workers == min(2, os.cpu_count())
     data = json.loads(command("status", folder, "--json").stdout)
     assert (data["state"], data["best"]) == ("not running", None)
+
+
+@pytest.mark.parametrize("worker", [[["host"], "1"], {"a": 1}, 7])
+def test_a_damaged_note_of_a_trial_is_one_sentence(half, worker):
+    folder, study = half
+    study.ask().set_user_attr(WORKER, worker)
+    said = command("status", folder)
+    assert isinstance(said.exception, UserError), said.exception
+    assert f"{folder}: what is noted of its trials is damaged (" in str(said.exception)

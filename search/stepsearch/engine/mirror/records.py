@@ -114,9 +114,8 @@ class Mirror:
         self._log(run, values, params, at=at, steps=rungs)
         if "schedule" in known:
             self._client.log_text(run, known["schedule"], "schedule.json")
-        sheet = known.get("sheet")
-        if sheet and Path(sheet).exists():
-            self._client.log_artifact(run, sheet)
+        if sheet := _sheet(self.store.folder, known.get("sheet")):
+            self._client.log_artifact(run, str(sheet))
         self._client.set_terminated(run, "FINISHED", at)
 
     def ended(self, result: Mapping[str, Any], pictures: Mapping[str, Any] | None) -> None:
@@ -242,6 +241,15 @@ def _plain(name: str) -> str:
 
 def _millis(at: datetime | None) -> int | None:
     return None if at is None else int(at.timestamp() * 1000)
+
+
+def _sheet(folder: Path, noted: object) -> Path | None:
+    """A trial's picture: in this run's own cache, wherever the run was when it was noted, and
+    whatever other file somebody's journal may name."""
+    if not isinstance(noted, str) or not noted:
+        return None
+    path = (folder / "cache" / Path(noted).name).resolve()
+    return path if path.is_file() and path.is_relative_to(folder.resolve()) else None
 
 
 def _key(folder: Path) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import BEST, has_ended
@@ -40,7 +41,19 @@ def snapshot(folder: Path, config: StudyConfig, study: Study, most: Costs) -> Da
     finished run its `verdict`. What is not known (yet) is None.
 
     `most` is what the study costs at most.
+
+    Raises:
+        UserError: what is noted of a trial is damaged.
     """
+    try:
+        return _snapshot(folder, config, study, most)
+    except UserError:
+        raise
+    except DAMAGED as error:
+        raise UserError(f"{folder}: what is noted of its trials is damaged ({error})") from error
+
+
+def _snapshot(folder: Path, config: StudyConfig, study: Study, most: Costs) -> Data:
     every = study.get_trials(deepcopy=False)
     ended = has_ended(folder, config)
     stage = noted_stage(study)
