@@ -87,7 +87,8 @@ def sync(
 
     from stepsearch.report.syncing import sync as write
 
-    write(folder, storage, None if tracking == "local" else tracking, register)
+    if not write(folder, storage, None if tracking == "local" else tracking, register):
+        raise typer.Exit(1)  # something is left out, and named above
 
 
 @app.command()

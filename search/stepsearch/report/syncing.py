@@ -23,10 +23,10 @@ def _ended(mirror: Mirror, result: dict[str, Any], folder: Path) -> None:
         raise UserError(f"{folder / RESULT} is not whole: {error!r}") from error
 
 
-def sync(folder: Path, storage: str | None, uri: str | None, name: str | None) -> None:
+def sync(folder: Path, storage: str | None, uri: str | None, name: str | None) -> bool:
     """Write a run's trials, and what it ended with, to MLflow; register its schedule as `name`.
 
-    `uri` is MLflow's address, by default the database in the run's folder.
+    Whether nothing had to be left out, which is named on stderr. `uri` is MLflow's address, by default the database in the run's folder.
 
     Raises:
         UserError: no run is there, MLflow does not answer, or the run to register is not finished.
@@ -63,3 +63,4 @@ def sync(folder: Path, storage: str | None, uri: str | None, name: str | None) -
         number, new = made
         already = "" if new else ": it was registered before"
         sys.stdout.write(f"models:/{name}/{number}{already}\n")
+    return mirror.whole

@@ -65,7 +65,7 @@ def test_a_picture_that_is_gone_is_named_and_the_rest_is_written(tmp_path):
     gone = tmp_path / "pictures" / "0-0.png"
     gone.unlink()
     done = command("sync", tmp_path)
-    assert done.exit_code == 0, done.exception
+    assert done.exit_code == 1, done.exception
     assert f"{gone} cannot be read, and MLflow goes without it" in done.stderr
     assert records(tmp_path)["toy-random-0"][3] == "FINISHED"
 

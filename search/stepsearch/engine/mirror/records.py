@@ -42,6 +42,7 @@ class Mirror:
         self._experiment = self.parent = ""
         self._trials: set[int] = set()
         self._contenders: dict[str, Any] = {}  # MLflow's runs by the names of schedules
+        self.whole = True  # until a picture is left out
 
     def open(self, config: StudyConfig) -> None:
         """Find the records of this run, or begin them."""
@@ -192,6 +193,7 @@ class Mirror:
                     picture = whole.convert("RGB")
             except (OSError, ValueError, SyntaxError) as error:  # all of which Pillow raises
                 note(f"{path} cannot be read, and MLflow goes without it: {error}")
+                self.whole = False
                 continue
             self._client.log_image(run.info.run_id, picture, key=name, step=0)
         self._client.set_tag(run.info.run_id, WHOLE, len(files))
