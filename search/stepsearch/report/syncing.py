@@ -26,7 +26,8 @@ def _ended(mirror: Mirror, result: dict[str, Any], folder: Path) -> None:
 def sync(folder: Path, storage: str | None, uri: str | None, name: str | None) -> bool:
     """Write a run's trials, and what it ended with, to MLflow; register its schedule as `name`.
 
-    Whether nothing had to be left out, which is named on stderr. `uri` is MLflow's address, by default the database in the run's folder.
+    Whether nothing had to be left out, which is named on stderr. `uri` is MLflow's address, by
+    default the database in the run's folder.
 
     Raises:
         UserError: no run is there, MLflow does not answer, or the run to register is not finished.
