@@ -141,7 +141,8 @@ def _draw(axes: "Axes", series: Sequence[Series], x: Axis, y: Axis) -> list[Any]
     if x.whole:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if y.low is not None:
-        axes.set_ylim(bottom=y.low)
+        top = axes.get_ylim()[1]  # whose margin is of the values alone, and too little for markers
+        axes.set_ylim(y.low, top + 0.05 * (top - y.low))
     return handles
 
 
