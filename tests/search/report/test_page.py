@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 from reporting import begun, command, pictures, small, toy_run
 from running import run
 
@@ -14,7 +16,7 @@ from stepsampler import load
 from stepsampler.formats import export
 from stepsearch.report import charts
 from stepsearch.report.cards import NAMES, fill
-from stepsearch.report.cards.health import checks
+from stepsearch.report.cards.health import _late, checks
 from stepsearch.report.page import render, write_page
 from stepsearch.report.plain import of_source
 from stepsearch.report.sources import of_run
@@ -306,6 +308,17 @@ def test_health_sees_what_is_wrong(copied):
     (copied / "result.json").write_text(json.dumps(known))
     assert state(copied, "gain beyond the noise")["state"] == "FAIL"
     assert state(copied, "images")["state"] == "FAIL"
+
+
+def test_health_counts_trials_that_ended_early_among_those_before_the_best():
+    study = optuna.create_study()
+    for k in range(40):
+        cut = k % 4 > 0
+        state = TrialState.PRUNED if cut else TrialState.COMPLETE
+        value = None if cut else abs(k - 12.0)
+        study.add_trial(optuna.trial.create_trial(value=value, state=state))
+    source = SimpleNamespace(study=study, trials=study.get_trials(states=(TrialState.COMPLETE,)))
+    assert list(_late(source)) == [("PASS", "The best trial came as number 13 of 40.", "")]
 
 
 def test_health_says_when_extractors_disagree(copied):

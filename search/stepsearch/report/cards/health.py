@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from stepsampler.errors import counted, percent
 from stepsearch.config.parts import SEEDS
-from stepsearch.engine.study import failed, usable
+from stepsearch.engine.study import failed, pruned, usable
 from stepsearch.report.cards import Card, Data, NotYet
 from stepsearch.report.sources import Source, Value
 
@@ -187,8 +187,8 @@ def _late(source: Source) -> Said:
     if len(source.trials) < PAIRS:
         return
     best = min(source.trials, key=lambda t: float(t.values[0]))
-    place = [t.number for t in source.trials].index(best.number) + 1
-    count = len(source.trials)
+    every = [*source.trials, *(pruned(source.study) if source.study else ())]
+    place, count = sum(t.number <= best.number for t in every), len(every)
     if place > (1 - LATE) * count:
         yield LOOK, f"The best trial came as number {place} of {count}.", "More trials may pay."
     else:
