@@ -1,6 +1,6 @@
 """Rivals and teacher with the best constant gain each, beside our searches that may use gains too.
 
-    export SPEED="--dtype bfloat16 --compile"
+    export SPEED="--dtype bfloat16 --compile"           # where that pays
     python scripts/bench/bench_gains.py $SPEED --steps 5      # resumes; writes docs/gains.*
 
 What `bench_peers.py` found at n guided steps, in docs/benchmarks.json: every placement, preset and

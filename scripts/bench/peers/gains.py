@@ -5,7 +5,7 @@ from stepsearch.compare.table import with_error
 DRAWN = "gains.json"
 ABOUT = """# Rivals with a gain, and ours
 
-By `python scripts/bench/bench_gains.py --dtype bfloat16 --compile`. A constant gain multiplies what each step takes of the
+By `python scripts/bench/bench_gains.py`; below each table is with which settings. A constant gain multiplies what each step takes of the
 network's predictions; it costs no pass. Each schedule of [benchmarks.md](benchmarks.md) is here as published, and with the
 gain that is best for it on selection seeds, found as its guidance scale was. Ours with gains are searches of now, whose box
 has a gain of each step, and which polish what they find; the median of their seeds is the one that all are compared with.
