@@ -113,8 +113,8 @@ def one_search(
     study = open_study(folder, config)
     reap(study, folder)
     if search.start:
-        enqueue(study, start_points(search.start, space, config.search.finalists))
-    enqueue(study, [(t.params, t.user_attrs["origin"]) for t in given])
+        enqueue(study, folder, start_points(search.start, space, config.search.finalists))
+    enqueue(study, folder, [(t.params, t.user_attrs["origin"]) for t in given])
     rows = []
     for budget in budgets:
         some = config.search.model_copy(update={"trials": budget})

@@ -16,7 +16,7 @@ from trouble import stub
 HANG = 900.0  # seconds, after which a wait of this script is a fault of the package
 DISK = 64  # MB of the disk that is filled
 HOSTS = 4  # machines on which a run is resumed
-ACCEPTED = {0, 2, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
+ACCEPTED = {0, 2, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 
 
 class Fault(Exception):  # noqa: N818  # no error of this script

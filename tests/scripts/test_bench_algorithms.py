@@ -71,7 +71,7 @@ def source(tmp_path):
     space = SearchSpace(config.space, SD, SPEC, "power")
     study = open_study(folder, config)
     centre = dict.fromkeys(space.distributions, 1.0) | {"final_sigma": 0.1}
-    enqueue(study, [(centre, "one"), (centre | {"log_gap_0": 0.5}, "two")])
+    enqueue(study, folder, [(centre, "one"), (centre | {"log_gap_0": 0.5}, "two")])
     run_trials(study, folder, config, space, Toy(), 0.5)
     return folder
 

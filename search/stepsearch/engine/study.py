@@ -103,12 +103,27 @@ def _directions(config: StudyConfig) -> list[StudyDirection]:
     return both if config.search.both else both[:1]
 
 
-def enqueue(study: optuna.Study, points: Sequence[tuple[Params, str]]) -> None:
-    """Queue points with the name of where each comes from; those already known are skipped."""
-    known = {trial.user_attrs.get("origin") for trial in study.get_trials(deepcopy=False)}
-    for params, origin in points:
-        if origin not in known:
-            study.enqueue_trial(params, user_attrs={"origin": origin})
+def enqueue(study: optuna.Study, folder: Path, points: Sequence[tuple[Params, str]]) -> None:
+    """Queue points with the name of where each comes from; those already known are skipped.
+
+    A run that was frozen after it had looked, and for so long that another one took over, finds
+    that out afterwards: what both have queued is withdrawn again.
+    """
+    with locked(folder):
+        known = {trial.user_attrs.get("origin") for trial in study.get_trials(deepcopy=False)}
+        for params, origin in points:
+            if origin not in known:
+                study.enqueue_trial(params, user_attrs={"origin": origin})
+        seen = set()
+        for trial in study.get_trials(deepcopy=False):
+            fixed = trial.system_attrs.get("fixed_params")
+            if not fixed or "retry_of" in trial.user_attrs:
+                continue
+            point = (trial.user_attrs.get("origin"), *sorted(fixed.items()))
+            if point in seen and trial.state == TrialState.WAITING:
+                with suppress(UpdateFinishedTrialError):  # somebody has just asked for it
+                    study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            seen.add(point)
 
 
 def reap(

@@ -172,11 +172,29 @@ def test_known_points_come_first_and_only_once(tmp_path):
     study = open_study(tmp_path, config)
     centre = dict.fromkeys(space.distributions, 1.0) | {"final_sigma": 0.1}
     for _ in range(2):
-        enqueue(study, [(centre, "the baseline")])
+        enqueue(study, tmp_path, [(centre, "the baseline")])
     run_trials(study, tmp_path, config, space, Toy(), 0.5)
     origins = [t.user_attrs.get("origin") for t in study.trials]
     assert origins == ["the baseline", None, None]
     assert study.trials[0].params == centre
+
+
+def test_a_point_that_a_frozen_run_and_its_follower_both_queue_has_one_turn(tmp_path, monkeypatch):
+    config, space = setting(trials=3)
+    study, follower = (open_study(tmp_path, config) for _ in range(2))
+    centre = dict.fromkeys(space.distributions, 1.0) | {"final_sigma": 0.1}
+    own = study.enqueue_trial
+
+    def frozen(params, user_attrs):  # once it had looked
+        follower.enqueue_trial(params, user_attrs=user_attrs)
+        own(params, user_attrs=user_attrs)
+
+    monkeypatch.setattr(study, "enqueue_trial", frozen)
+    enqueue(study, tmp_path, [(centre, "the baseline"), (centre, "another")])
+    run_trials(study, tmp_path, config, space, Toy(), 0.5)
+    ended = study.get_trials(states=(TrialState.COMPLETE,))
+    assert [t.user_attrs.get("origin") for t in ended] == ["the baseline", "another", None]
+    assert not study.get_trials(states=(TrialState.WAITING,))
 
 
 def test_a_broken_trial_does_not_end_the_study(tmp_path):

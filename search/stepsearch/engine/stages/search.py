@@ -68,9 +68,9 @@ def search(
     sign(study, tools.config, tools.subject.identity)
     reap(study, folder)
     if options.start_from and study.user_attrs.get(STARTED) != options.start_from:
-        enqueue(study, start_points(Path(options.start_from), space, options.finalists))
+        enqueue(study, folder, start_points(Path(options.start_from), space, options.finalists))
         study.set_user_attr(STARTED, options.start_from)
-    enqueue(study, points)
+    enqueue(study, folder, points)
     publish(study, folder)
     shown: set[int] = set()
     lost: set[int] = set()
