@@ -25,11 +25,13 @@ def first_points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params
 def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     """The centre of the box under its other solvers, and the same passes on more steps.
 
-    With an axis of the gain also the best baseline half-way from none to the highest gain.
+    With an axis of the gain also the best baseline half-way from none to the highest gain; the
+    others have the best baseline's.
 
     Of more steps the first or the middle ones are guided (an interval, as in Kynkaanniemi et al.
-    2024), together as strongly as all steps of the best baseline; where guidance costs nothing,
-    there are none of these. They have the centre's placement or that of the next best baseline,
+    2024), together as strongly as all steps of the best baseline, or each as strongly where gains
+    give contrast, for which guidance need not; where guidance costs nothing, there are none of
+    these. They have the centre's placement or that of the next best baseline,
     since what is best for few steps can be bad for more. Each is in its own part of the box, which
     an algorithm can be long in finding; they are few, because they are paid for from the trials.
     """
@@ -41,6 +43,7 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     for candidate, scale in zip(guided, strongest, strict=True):
         if candidate.grid and len(places) < PLACES:
             places.setdefault(candidate.grid, scale)
+    gain = best[0].schedule.steps[0].gain if config.gain and best else 1.0
     found = []
 
     def add(grid: str, solver: str, shape: str, scales: list[float]) -> None:
@@ -51,6 +54,7 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         statistics = space.statistics_of(solver)
         scales = under(statistics, scales)
         plan = from_sigmas(sigmas, final, scales, order, solver, space.model, statistics=statistics)
+        plan = replace(plan, steps=tuple(replace(step, gain=gain) for step in plan.steps))
         found.append(Candidate(name, replace(plan, guidance=space.guidance), "found"))
 
     if config.gain and best:
@@ -63,7 +67,8 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         for n in range(config.num_steps + 1, config.most_steps + 1):
             on = config.passes - n
             for grid, scale in places.items():
-                for shape, scales in intervals(n, on, scale, config.guidance_scale[1]).items():
+                most = scale if config.gain else config.guidance_scale[1]
+                for shape, scales in intervals(n, on, scale, most).items():
                     add(grid, usual, f"{n} steps, {shape}", scales)
     return found
 
