@@ -141,7 +141,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
     images = args.trial_images
     return {
         "name": f"gains-{n}-seed-{seed}",
-        "model": {"id": args.model},  # float32: a polish needs gradients
+        "model": {"id": args.model, "dtype": args.dtype, "compile": args.compile},
         "space": {
             "num_steps": n,
             "passes": 2 * n,
@@ -149,26 +149,35 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "guidance": "per-step",
             "guidance_scale": (0.2, 5.0),
             "gain": (0.95, 1.15),
+            "solvers": ("dpmpp-midpoint", "unipc-bh2"),
         },
         "evaluation": {
             "extractor": "+".join(SEEN),
             "rulers": (),
             "images": images,
-            "rungs": (images // 2, images),
-            "selection_images": 3 * images,
+            "rungs": (images // 3, images),
+            "selection_images": 2 * images,
             "test_images": args.batch,  # the test is ours
             "batch_size": args.batch,
         },
         "baselines": {
             "guidance_scales": (2.0,),
-            "orders": (2,),
-            "gains": (1.0, 1.07),
+            "orders": (2, 3),
+            "solvers": ("dpmpp-midpoint", "unipc-bh2"),
+            "gains": (1.07, 1.0),
             "presets": (),
-            "rungs": (images // 4, images // 2),
+            "rungs": (images // 8, images // 2, images),
+            "keep": 0.15,
             "test": 1,
         },
-        "teacher": {"steps": 20, "images": 3 * images},
-        "search": {"trials": args.trials, "finalists": 4, "polish": args.polish, "seed": seed},
+        "teacher": {"steps": 20, "images": 2 * images},
+        "search": {
+            "trials": args.trials,
+            "finalists": 4,
+            "polish": args.polish,
+            "polish_iterations": 9,
+            "seed": seed,
+        },
     }
 
 
@@ -186,7 +195,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--images", type=int, default=2000, help="of the test")
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
     add("--trials", type=int, default=30, help="of each")
-    add("--trial-images", type=int, default=120)
+    add("--trial-images", type=int, default=240)
     add("--polish", type=int, default=1, help="finalists that each of them polishes")
     add("--batch", type=int, default=50)
     add("--model", default="tiny")
