@@ -155,7 +155,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "extractor": "+".join(SEEN),
             "rulers": (),
             "images": images,
-            "rungs": (images // 3, images),
+            "rungs": (images * 2 // 5, images),
             "selection_images": 2 * images,
             "test_images": args.batch,  # the test is ours
             "batch_size": args.batch,
@@ -166,7 +166,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "solvers": ("dpmpp-midpoint", "unipc-bh2"),
             "gains": (1.07, 1.0),
             "presets": (),
-            "rungs": (images // 8, images // 2, images),
+            "rungs": (images // 5, images * 2 // 5, images),
             "keep": 0.15,
             "test": 1,
         },
@@ -195,7 +195,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--images", type=int, default=2000, help="of the test")
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
     add("--trials", type=int, default=30, help="of each")
-    add("--trial-images", type=int, default=240)
+    add("--trial-images", type=int, default=250)
     add("--polish", type=int, default=1, help="finalists that each of them polishes")
     add("--batch", type=int, default=50)
     add("--model", default="tiny")
