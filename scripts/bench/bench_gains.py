@@ -9,8 +9,9 @@ predictions, costs nothing, and is found here for each as a guidance scale is: a
 few selection seeds, the best two on more, by the geometric mean of both FDs that the searches see.
 Of many steps that is done for the fewest, and the others take it over. Each is tested as published
 and with it, on fresh seeds, under these two extractors and the two rulers that nothing was chosen
-by. Our searches of now, one for each of `--search-seeds`, have a gain of each step in their box and
-polish what they find.
+by. Our searches of now, one for each of `--search-seeds`, have a gain in their box, begin at known
+schedules as rivals do, and polish what they find. And the best known schedule with its gain is
+polished as it is, without a search.
 """
 
 import argparse
@@ -33,14 +34,17 @@ from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.distance import Score
-from stepsearch.metrics.evaluator import SELECTION, seeds_of
+from stepsearch.metrics.evaluator import SELECTION, Evaluator, seeds_of
 from stepsearch.metrics.protocol import Seeds, measure_all
 from stepsearch.paths import write_whole
+from stepsearch.polish.descent import Settings, polish
+from stepsearch.polish.knobs import Knobs
 
 FRESH = 100_000_000  # test seeds that no study has seen
 SEEN, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]
 WITH_GAIN = "{}, gain {:g}"
-SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "dtype", "compile")
+SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "iterations")
+SETTINGS += ("dtype", "compile")
 
 
 class Bench(Measure):
@@ -54,26 +58,35 @@ class Bench(Measure):
         chosen = {entry.name: self.gain(entry) for entry in published if entry not in long}
         if shortest:
             chosen |= dict.fromkeys([entry.name for entry in long], self.gain(shortest))
-        entries = list(published)
+        entries, known = list(published), list[tuple[float, Entry]]()
         for entry in published:
-            if (gain := chosen[entry.name]) != 1:
+            gain, value = chosen[entry.name]
+            own = entry
+            if gain != 1:
                 name = WITH_GAIN.format(entry.name, gain)
-                entries.append(replace(entry, name=name, schedule=with_gain(entry.schedule, gain)))
+                own = replace(entry, name=name, schedule=with_gain(entry.schedule, gain))
+                entries.append(own)
+            if entry.kind == "placement":
+                known.append((value, own))
+        if known:
+            entries.append(self.polished(rows["steps"], known))
         entries += [self.searched(rows["steps"], seed) for seed in range(self.args.search_seeds)]
         return {"steps": rows["steps"], "passes": rows["passes"], **self.test(entries)}
 
-    def gain(self, entry: Entry) -> float:
-        """The best of `--gains` on selection seeds; what has gains of its own keeps them."""
-        if any(step.gain != 1 for step in entry.schedule.steps):
-            return 1.0
+    def gain(self, entry: Entry) -> tuple[float, float]:
+        """The best of `--gains` on selection seeds, and its value there.
+
+        What has gains of its own keeps them.
+        """
         few, many = self.args.selection
-        found = self.values(entry, self.args.gains, few)
+        own = any(step.gain != 1 for step in entry.schedule.steps)
+        found = self.values(entry, [1.0] if own else self.args.gains, few)
         best = sorted(found, key=found.__getitem__)[:2]
         found = self.values(entry, best, many)
         gain = min(found, key=found.__getitem__)
         shown = ", ".join(f"{g:g}: {value:.1f}" for g, value in found.items())
         print(f"  {entry.name}: {shown}", flush=True)
-        return gain
+        return gain, found[gain]
 
     def values(self, entry: Entry, gains: Sequence[float], images: int) -> dict[float, float]:
         """The geometric mean of the FDs that searches see, at each gain."""
@@ -86,6 +99,27 @@ class Bench(Measure):
         seeds = Seeds("selection", seeds_of(SELECTION, images))
         scores = compare(contenders, harness, seeds).scores
         return {gain: mean_of(found).value for gain, found in zip(gains, scores, strict=True)}
+
+    def polished(self, n: int, known: Sequence[tuple[float, Entry]]) -> Entry:
+        """The best of these, whose values are on selection seeds, after gradient steps.
+
+        Its passes are those that chose it among all of them, and the polish's.
+        """
+        _, best = min(known, key=lambda pair: pair[0])
+        few, many = self.args.selection
+        images = few * len(self.args.gains) + (many - few) * 2
+        config = StudyConfig.model_validate(study(self.args, n, 0))
+        evaluator = Evaluator(config, self.args.run / "polish", self.args.device)
+        settings = Settings(
+            self.args.iterations,
+            2 * self.args.trial_images,
+            check_images=2 * self.args.trial_images,
+        )
+        print(f"  {best.name}, polished", flush=True)
+        found = polish(evaluator, Knobs(best.schedule, "gain"), settings, tell)
+        choosing = images * sum(entry.schedule.passes for _, entry in known)
+        passes = {"choosing": choosing, "polish": found.passes}
+        return Entry(f"{best.name}, polished", found.schedule, "polish", passes)
 
     def searched(self, n: int, seed: int) -> Entry:
         """What a search of ours finds, with gains and a polish; a killed one goes on."""
@@ -131,6 +165,11 @@ def mean_of(scores: dict[str, Score]) -> Score:
     return Score(float(np.exp(np.mean([np.log(score.value) for score in each]))), left_out)
 
 
+def tell(iteration: int, news: str) -> None:
+    if news:
+        print(f"    {iteration} iterations: {news}", flush=True)
+
+
 def with_gain(schedule: Schedule, gain: float) -> Schedule:
     """The schedule with a constant gain instead of none."""
     return replace(schedule, steps=tuple(replace(step, gain=gain) for step in schedule.steps))
@@ -167,7 +206,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "gains": (1.07, 1.0),
             "presets": (),
             "rungs": (images // 5, images * 2 // 5, images),
-            "keep": 0.15,
+            "keep": 0.25,
             "test": 1,
         },
         "teacher": {"steps": 20, "images": 2 * images},
@@ -175,7 +214,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "trials": args.trials,
             "finalists": 4,
             "polish": args.polish,
-            "polish_iterations": 9,
+            "polish_iterations": 12,
             "seed": seed,
         },
     }
@@ -194,9 +233,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--selection", type=int, nargs=2, default=[100, 300], help="images that choose a gain")
     add("--images", type=int, default=2000, help="of the test")
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
-    add("--trials", type=int, default=30, help="of each")
+    add("--trials", type=int, default=16, help="of each")
     add("--trial-images", type=int, default=250)
     add("--polish", type=int, default=1, help="finalists that each of them polishes")
+    add("--iterations", type=int, default=6, help="of the polish without a search")
     add("--batch", type=int, default=50)
     add("--model", default="tiny")
     add("--device", default="cpu")
