@@ -98,10 +98,10 @@ class Objective:
             with recomputing(self.model):
                 for batch, part in zip(first, torch.split(pull, size), strict=True):
 
-                    def pulled(count: int, batch: _Batch = batch, part: Tensor = part) -> _Pulled:
-                        return batch.pulled(tableau, leaf, part, count)
+                    def pull_back(n: int, batch: _Batch = batch, part: Tensor = part) -> _Pulled:
+                        return batch.pulled(tableau, leaf, part, n)
 
-                    gradient, more = self.pieces.fit(pulled)
+                    gradient, more = self.pieces.fit(pull_back)
                     found, passes = found + gradient, passes + more
         return Look(value, found, distance, share, passes)
 
