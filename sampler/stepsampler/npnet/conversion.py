@@ -4,6 +4,7 @@ Only here is a pickle read, and only by the reader of torch that makes tensors a
 """
 
 import pickle
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,21 @@ PARTS = {
     "embeeding": "embedding",
 }
 NUMBERS = ("alpha", "beta")
+# What torch's reader raises of a file that is cut off, or that somebody made up
+BROKEN = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    OSError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    MemoryError,
+    struct.error,
+)
 
 
 def convert(source: Path, out: Path) -> Layout:
@@ -55,7 +71,7 @@ def _read(source: Path, place: str) -> Any:
         raise UserError(
             f"{place} holds other things than weights, which could run code: it is not read"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
+    except BROKEN as error:
         raise UserError(f"{place} is no checkpoint of torch, or is cut off") from error
 
 
@@ -66,7 +82,7 @@ def _flat(data: Any, place: str) -> dict[str, Tensor]:
         if name in PARTS and isinstance(value, dict):
             found |= {f"{PARTS[name]}.{k}": v for k, v in value.items()}
         elif name in NUMBERS:
-            found[name] = torch.as_tensor(value).reshape(1)
+            found[name] = _number(value, f"{place}: {name}")
         else:
             raise UserError(f"{place} has {str(name)!r}, which no NPNet has")
     missing = {*PARTS.values(), *NUMBERS} - {key.split(".")[0] for key in found}
@@ -75,7 +91,17 @@ def _flat(data: Any, place: str) -> dict[str, Tensor]:
     for key, value in found.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{place}: {key} is no tensor")
+        odd = value.is_quantized or value.is_meta or value.is_complex()
+        if odd or value.layout is not torch.strided:
+            raise UserError(f"{place}: {key} is no tensor of plain numbers")
     return found
+
+
+def _number(value: Any, place: str) -> Tensor:
+    try:
+        return torch.as_tensor(value).reshape(1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{place} must be one number") from error
 
 
 def _layout(tensors: dict[str, Tensor], place: str) -> Layout:
@@ -89,4 +115,8 @@ def _layout(tensors: dict[str, Tensor], place: str) -> Layout:
         raise UserError(
             f"{place}: embedding.linear.weight reads {text} numbers, not {TOKENS} tokens of CLIP"
         )
-    return Layout(square // 2, TOKENS, text // TOKENS)
+    layout = Layout(square // 2, TOKENS, text // TOKENS)
+    if not layout.can_be:
+        sizes = f"latents of side {layout.side} and texts of width {layout.width}"
+        raise UserError(f"{place} is no NPNet: none is for {sizes}")
+    return layout

@@ -12,7 +12,7 @@ from stepsampler.errors import UserError
 from stepsampler.npnet.network import Layout, NPNet
 from stepsampler.schedule import ModelSpec
 from stepsampler.schedule.reading import model_from
-from stepsampler.support.checks import parse
+from stepsampler.support.checks import ScheduleError, parse
 from stepsampler.support.files import replacing
 from stepsampler.support.weights import Header, read_header
 
@@ -89,9 +89,15 @@ def read_layout(path: Path, header: Header) -> Layout:
             "checkpoint"
         )
     try:
-        return Layout.from_json(header.metadata["layout"])
+        layout = Layout.from_json(header.metadata["layout"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{place} does not say what it is made for") from error
+    for name, shape in layout.large.items():  # before a network of these sizes is made
+        if name not in header.tensors:
+            raise UserError(f"{place} has no {name}")
+        if (got := header.tensors[name][1]) != shape:
+            raise UserError(f"{place}: {name} must be of shape {shape}, got {got}")
+    return layout
 
 
 def read_spec(path: Path) -> ModelSpec | None:
@@ -101,7 +107,10 @@ def read_spec(path: Path) -> ModelSpec | None:
         UserError: no such file, another kind of file, or another kind of model than there is.
     """
     said = read_header("NPNet", path).metadata.get("model")
-    return None if said is None else model_from(parse(said))
+    try:
+        return None if said is None else model_from(parse(said))
+    except ScheduleError as error:
+        raise UserError(f"NPNet {str(path)!r} does not say for which model: {error}") from error
 
 
 def write_npnet(path: Path, network: NPNet, metadata: Mapping[str, str] | None = None) -> None:

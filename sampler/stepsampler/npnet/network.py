@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from stepsampler.errors import UserError
 
 HIDDEN, SVD_HEADS, LAST_HIDDEN = 64, 8, 1024
+LARGEST = 1024  # side of a latent, and of Swin's image
+MOST_STAGES, MOST_BLOCKS = 6, 64  # of Swin
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,35 @@ class Layout:
             raise ValueError("sizes must be whole numbers above 0")
         for name in ("depths", "num_heads"):
             swin[name] = tuple(swin[name])
-        return cls(**data, swin=Swin(**swin))
+        layout = cls(**data, swin=Swin(**swin))
+        if not layout.can_be:
+            raise ValueError("no network has these sizes")
+        return layout
+
+    @property
+    def can_be(self) -> bool:
+        """Whether the sizes go together."""
+        swin, stages = self.swin, len(self.swin.depths)
+        return (
+            self.channels == 4  # laid out as a square
+            and 0 < self.side <= LARGEST
+            and 2 * self.side % SVD_HEADS == 0
+            and self.tokens > 0 < self.width
+            and 0 < stages == len(swin.num_heads) <= MOST_STAGES
+            and sum(swin.depths) <= MOST_BLOCKS
+            and 0 < swin.image_size <= LARGEST
+            and swin.image_size % (swin.patch_size << (stages - 1)) == 0
+            and all((swin.embed_dim << i) % heads == 0 for i, heads in enumerate(swin.num_heads))
+        )
+
+    @property
+    def large(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of tensors that tell how much memory the network takes."""
+        embed, patch = self.swin.embed_dim, self.swin.patch_size
+        return {
+            "embedding.linear.weight": (2 * self.channels, self.tokens * self.width),
+            "unet_embedding.swin.patch_embed.proj.weight": (embed, 3, patch, patch),
+        }
 
     @property
     def latent(self) -> tuple[int, int, int]:

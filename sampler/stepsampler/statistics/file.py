@@ -185,19 +185,22 @@ def _checked(found: Statistics) -> Statistics:
     Raises:
         UserError: names what is wrong.
     """
+    shape = found.l.shape
+    if len(shape) != 4 or not 1 < shape[0] <= MOST_INTERVALS + 1:
+        raise UserError(
+            f"{found.place}: l must be of shape (intervals + 1, channels, height, width), with 1 "
+            f"to {MOST_INTERVALS:,} intervals, got {_by(shape) or 'a single number'}"
+        )
     for name in NAMES:
         array = getattr(found, name)
-        if (
-            array.shape != found.l.shape
-            or array.ndim != 4
-            or not 1 < len(array) <= MOST_INTERVALS + 1
-        ):
+        if array.shape != shape:
             raise UserError(
-                f"{found.place}: {name} must be of shape (intervals + 1, channels, height, width), "
-                f"as l, got {_by(array.shape)}"
+                f"{found.place}: {name} must be of shape {_by(shape)}, as l, got {_by(array.shape)}"
             )
-        if array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise UserError(f"{found.place}: {name} must be finite numbers, got {array.dtype}")
+        if array.dtype.kind != "f":
+            raise UserError(f"{found.place}: {name} must be real numbers, got {array.dtype}")
+        if not np.isfinite(array).all():
+            raise UserError(f"{found.place}: {name} must be finite, but has NaN or infinities")
     return found
 
 
@@ -241,7 +244,9 @@ def _from_file(path: Path) -> Statistics:
             (said.get("derivative_error"), "the derivatives"),
             (said.get("diagonal_error"), "the diagonals, of their own size"),
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise UserError(f"{place}: its metadata has no {error}") from error
+    except (TypeError, ValueError) as error:
         raise UserError(f"{place}: its metadata cannot be read: {error}") from error
     for key, fine in {
         "guidance_scale": 0 <= scale < inf,

@@ -12,7 +12,6 @@ from stepsampler.errors import UserError
 from stepsampler.generate import fitting, seeded_noise
 from stepsampler.models import LatentModel, Model
 from stepsampler.sample import execute
-from stepsampler.schedule import ModelSpec
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.rivals.amed.predictor import Told, load
 from stepsearch.rivals.amed.student import Middle, Student, denoiser
@@ -44,8 +43,7 @@ class OnPredictor:
         predictor, about = load(path)
         self.middle = Middle(model)
         assert isinstance(model, LatentModel)
-        known = {**about["model"], "noise": tuple(about["model"]["noise"])}
-        difference = ModelSpec(**known).mismatch(model.spec)
+        difference = about["model"].mismatch(model.spec)
         if difference:
             raise UserError(f"{path} was trained for {difference}")
         setting = predictor.setting

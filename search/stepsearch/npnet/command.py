@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -64,6 +65,10 @@ def train(asked: Asked, options: ModelOptions, settings: Settings) -> None:
     """
     if asked.out.suffix != SUFFIX:
         raise UserError(f"--out must name a {SUFFIX} file, got {str(asked.out)!r}")
+    numbers = {"--inversion-scale": asked.inversion_scale, "--rate": settings.rate}
+    for name, value in numbers.items():
+        if not isfinite(value):
+            raise UserError(f"{name} must be finite, got {value}")
     plan = replace(open_schedule(asked.schedule), golden_noise=None)
     model = open_model(options, asked.device)
     _check(model, plan, asked)
@@ -114,6 +119,8 @@ def train(asked: Asked, options: ModelOptions, settings: Settings) -> None:
         state = hashlib.sha256(said.encode()).hexdigest()[:8]
         trainer = _trainer(network.to(model.device), model, collector, pairs, settings)
         error = trainer.run(folder / f"state-{state}{SUFFIX}", show)
+        if not isfinite(error):
+            raise UserError(f"--rate {settings.rate:g}: no epoch ended with finite weights")
     told = {
         "model": json.dumps(model.spec.__dict__),
         "training": json.dumps(

@@ -205,6 +205,51 @@ def test_a_file_that_is_no_npnet_is_refused(small, tmp_path):
         read_npnet(tmp_path / "b.safetensors")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channels": 3},
+        {"side": 17},
+        {"side": 2048},
+        {"swin": {"embed_dim": 51}},
+        {"swin": {"depths": []}},
+        {"swin": {"depths": [2, 2, 2]}},
+        {"swin": {"depths": [99_999, 2]}},
+        {"swin": {"depths": [1] * 40, "num_heads": [1] * 40}},
+        {"swin": {"num_heads": [5, 7]}},
+        {"swin": {"image_size": 33}},
+        {"swin": {"patch_size": 64}},
+    ],
+    ids=str,
+)
+def test_sizes_that_no_network_has_are_refused(small, tmp_path, change):
+    layout = json.loads(SMALL.to_json())
+    swin = layout["swin"] | change.get("swin", {})
+    said = {"layout": json.dumps(layout | change | {"swin": swin}), "format": "stepsample.npnet/1"}
+    save_file(load_file(small), tmp_path / "b.safetensors", said)
+    with pytest.raises(UserError, match="does not say what it is made for"):
+        read_npnet(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"width": 99_999}, r"embedding.linear.weight must be of shape \(8, 1599984\), got"),
+        (
+            {"swin": {"embed_dim": 9600}},
+            r"patch_embed.proj.weight must be of shape \(9600, 3, 2, 2",
+        ),
+    ],
+)
+def test_a_network_far_larger_than_its_file_is_not_made(small, tmp_path, change, reason):
+    layout = json.loads(SMALL.to_json())
+    swin = layout["swin"] | change.get("swin", {})
+    said = {"layout": json.dumps(layout | change | {"swin": swin}), "format": "stepsample.npnet/1"}
+    save_file(load_file(small), tmp_path / "b.safetensors", said)
+    with pytest.raises(UserError, match=reason):
+        read_npnet(tmp_path / "b.safetensors")
+
+
 class Harmful:
     """What a pickle can do: call anything as it is read."""
 
@@ -253,6 +298,17 @@ def test_conversion_says_what_does_not_fit(tmp_path):
         k.replace("layers.1.down", "layers.0.down"): v for k, v in whole["unet_embedding"].items()
     }
     refused(whole | {"unet_embedding": old}, "layers.0.downsample")
+    for alpha in ("x", None, [1, 2], torch.ones(3)):
+        refused(whole | {"alpha": alpha}, "alpha must be one number")
+    for odd in (
+        torch.ones(64).to_sparse(),
+        torch.ones(64, dtype=torch.complex64),
+        torch.ones(64, device="meta"),
+    ):
+        part = whole["unet_svd"] | {"mlp2.0.bias": odd}
+        refused(whole | {"unet_svd": part}, "unet_svd.mlp2.0.bias is no tensor of plain numbers")
+    empty = whole["embedding"] | {"linear.weight": torch.ones(8, 0)}
+    refused(whole | {"embedding": empty}, "none is for latents of side 64 and texts of width 0")
     with pytest.raises(UserError, match="--out must name a .safetensors file"):
         convert(source, tmp_path / "x.pth")
     assert not out.exists()

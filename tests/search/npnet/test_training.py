@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,7 @@ def test_the_command_writes_a_network_that_the_model_takes(tmp_path):
     [
         ({"out": Path("x.pth")}, PLAN, "--out must name a .safetensors file"),
         ({"inversion_scale": 3.0}, PLAN, "--inversion-scale must differ"),
+        ({"inversion_scale": nan}, PLAN, "--inversion-scale must be finite, got nan"),
         ({}, replace(PLAN, steps=PLAN.steps[:1], final_sigma=0.0), "has no second level"),
         (
             {},
@@ -155,3 +157,14 @@ def test_what_cannot_be_trained_is_said(tmp_path, monkeypatch, options, plan, re
     plan.save(tmp_path / "plan.json")
     with pytest.raises(UserError, match=reason):
         train(asked(tmp_path, **options), ModelOptions(), Settings(1))
+
+
+@pytest.mark.parametrize(
+    ("rate", "reason"), [(inf, "--rate must be finite"), (1e30, "no epoch ended with finite")]
+)
+def test_a_rate_that_trains_nothing_is_refused(tmp_path, monkeypatch, rate, reason):
+    """It wrote the network as it was before, with an error of infinity."""
+    monkeypatch.setattr("stepsearch.npnet.command.FEWEST", 1)
+    with pytest.raises(UserError, match=reason):
+        train(asked(tmp_path), ModelOptions(), Settings(1, rate=rate))
+    assert not (tmp_path / "made.safetensors").exists()

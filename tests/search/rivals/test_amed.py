@@ -1,5 +1,6 @@
 """AMED: the authors' own numbers, and what its parts promise."""
 
+import json
 import sys
 from dataclasses import replace
 
@@ -169,9 +170,14 @@ def test_training_comes_nearer_to_the_teacher_and_resumes(tiny, tmp_path):
     seeds = range(500, 516)
     before = new(tiny, setting, PROMPTS, "").learn(seeds)
     assert whole.learn(seeds) < 0.8 * before
-    other = new(tiny, replace(setting, guidance_scale=3.0), PROMPTS, "")
-    with pytest.raises(UserError, match="that is the state of another training; remove it"):
-        other.run(96, 16, tmp_path / "a", lambda done, loss: None)
+    for other in (
+        new(tiny, replace(setting, guidance_scale=3.0), PROMPTS, ""),
+        new(tiny, setting, PROMPTS[::-1], ""),
+        new(load_model("tiny-second"), setting, PROMPTS, ""),
+        new(tiny, setting, PROMPTS, "", ["a LoRA"]),
+    ):
+        with pytest.raises(UserError, match="that is the state of another training; remove it"):
+            other.run(96, 16, tmp_path / "a", lambda done, loss: None)
 
 
 def test_the_commands_make_both_forms_and_score_them(tiny, tmp_path, monkeypatch, capsys):
@@ -233,7 +239,7 @@ def test_as_a_rival_it_counts_its_passes(tiny, monkeypatch):
     ("change", "message"),
     [
         ({"format": "x"}, "is no predictor of AMED: its metadata has no format"),
-        ({"amed": "{}"}, "is a damaged predictor of AMED: 'setting'"),
+        ({"amed": "{}"}, "is a damaged predictor of AMED: no 'setting'"),
         ({"amed": '{"setting": {"calls": 3, "hidden": 1}}'}, "is a damaged predictor of AMED"),
     ],
 )
@@ -251,6 +257,45 @@ def test_other_files_are_refused(tiny, tmp_path, change, message):
         load(path)
     with pytest.raises(UserError, match="there is no such file"):
         load(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calls": 0}, "calls must be 1 to 1,000, got 0"),
+        ({"calls": 2.5}, "calls must be 1 to 1,000, got 2.5"),
+        ({"order": 4}, "order must be 1 to 3, got 4"),
+        ({"between": -1}, "between must be 1 to 1,000, got -1"),
+        ({"guidance_scale": "2"}, "guidance_scale must be a finite number >= 0, got '2'"),
+        ({"scale_time": 5.0}, "scale_time must be at most 0.5, got 5"),
+        ({"solver": "dpm-v3"}, "solver must be one of ddim, .* got 'dpm-v3'"),
+        ({"prediction": None}, "prediction must be one of data, noise, got None"),
+        (
+            {"bottleneck": 64},
+            r"the shape of enc_layer0.weight must be \(128, 64\), got \(128, 16\)",
+        ),
+        ({"scale_dir": 0.1}, r"the shape of fc_scale_dir.bias must be \(1,\), got none"),
+        ({"bottleneck": 2**20}, "bottleneck must be 0 to 65,536, got 1048576"),
+        ({"model": None}, "model must be an object, got None"),
+        ({"model": {"family": 3}}, "model: prediction_type is missing"),
+        ({"weights": float("nan")}, "its weights are not finite"),
+    ],
+)
+def test_numbers_that_cannot_be_true_are_refused_by_name(tiny, tmp_path, changes, message):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "p.safetensors"
+    predictor = Predictor(TINY)
+    weights = {k: v.contiguous() for k, v in predictor.state_dict().items()}
+    if "weights" in changes:
+        weights["fc_r.bias"] = torch.tensor([changes["weights"]])
+    about = {"setting": vars(TINY) | changes, "model": vars(tiny.spec)}
+    for name in {"model", "weights"} & changes.keys():
+        about["setting"].pop(name)
+        about |= {"model": changes[name]} if name == "model" else {}
+    save_file(weights, path, {"format": "stepsearch.amed/1", "amed": json.dumps(about)})
+    with pytest.raises(UserError, match=f"is a damaged predictor of AMED: {message}"):
+        load(path)
 
 
 def test_models_that_it_is_not_for_are_refused(tiny, tmp_path):

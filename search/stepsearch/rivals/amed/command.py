@@ -10,7 +10,7 @@ from rich.progress import Progress
 from stepsampler.errors import UserError
 from stepsampler.models import Model, check_device, note_cuts, open_model
 from stepsampler.support.options import ModelOptions
-from stepsearch.metrics.evaluator import check_negative_prompt, load_prompts
+from stepsearch.metrics.evaluator import additions_digest, check_negative_prompt, load_prompts
 from stepsearch.rivals.amed.predictor import Setting, save
 from stepsearch.rivals.amed.training import Report, Training, bottleneck, new
 
@@ -24,6 +24,7 @@ def train(
     out: Path,
     negative_prompt: str = "",
     report: Report = lambda done, loss: None,
+    additions: Sequence[str] = (),
 ) -> Training:
     """Train a predictor, or go on where an earlier call was cut off, and write it to `out`.
 
@@ -33,7 +34,7 @@ def train(
         UserError: a model that AMED is not for, or the state of another training.
     """
     setting = replace(setting, bottleneck=bottleneck(model, prompts[0]))
-    training = new(model, setting, prompts, negative_prompt)
+    training = new(model, setting, prompts, negative_prompt, additions)
     state = out.with_name(f"{out.name}.state")
     out.parent.mkdir(parents=True, exist_ok=True)
     with model.uncompiled():
@@ -73,6 +74,7 @@ def write_predictor(
     model = open_model(options, device)
     check_negative_prompt(model, negative_prompt)
     note_cuts(model, texts, [negative_prompt])
+    additions = additions_digest(model, options.loras, options.textual_inversions)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("training", total=trajectories)
@@ -85,6 +87,7 @@ def write_predictor(
             out,
             negative_prompt,
             lambda done, loss: progress.update(task, completed=done),
+            additions,
         )
     numbers = sum(values.numel() for values in training.predictor.parameters())
     passes = training.student.passes(model)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,19 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from stepsampler.errors import UserError
-from stepsampler.support.checks import parse
+from stepsampler.schedule import SOLVERS, WITH_CORRECTOR, WITHOUT_FORMS
+from stepsampler.schedule.reading import model_from
+from stepsampler.support.checks import keys, one_of, parse, shown
 from stepsampler.support.files import meant
 from stepsearch.paths import write_whole
 
 FORMAT = "stepsearch.amed/1"
 HIDDEN, CODE, EMBEDDING = 128, 4, 8  # widths: of the encoder, its output, and a level's embedding
 LONGEST = 10_000.0  # of the embedding, in units of sigma
+STUDENTS = tuple(name for name in SOLVERS if name not in (*WITH_CORRECTOR, *WITHOUT_FORMS))
+MOST = 1000  # calls, and steps that a teacher inserts
+WIDEST = 2**16  # of a bottleneck; of SDXL's latents, 128 x 128, the middle has 1,024
+FARTHEST = 0.5  # of gain and time_scale from 1
 
 
 class Told(NamedTuple):
@@ -37,7 +44,10 @@ class Setting:
     `calls` is the paper's number of function evaluations, before guidance doubles the passes.
     `scale_dir` and `scale_time` bound gain and time_scale to 1 plus or minus so much; 0 is no such
     output. `between` is the paper's M. `bottleneck` is how many numbers the U-Net's middle has, a
-    mean over its channels.
+    mean over its channels; 0 where that is still to be found.
+
+    Raises:
+        UserError: names the field, the rule and the value.
     """
 
     calls: int
@@ -49,6 +59,25 @@ class Setting:
     scale_dir: float = 0.0
     scale_time: float = 0.2
     between: int = 2
+
+    def __post_init__(self) -> None:
+        one_of("solver", self.solver, STUDENTS)
+        one_of("prediction", self.prediction, ("data", "noise"))
+        for name, low, high in (
+            ("calls", 1, MOST),
+            ("bottleneck", 0, WIDEST),
+            ("order", 1, SOLVERS[self.solver]),
+            ("between", 1, MOST),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise UserError(f"{name} must be {low} to {high:,}, got {shown(value)}")
+        for name in ("guidance_scale", "scale_dir", "scale_time"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not (isfinite(value) and value >= 0):
+                raise UserError(f"{name} must be a finite number >= 0, got {shown(value)}")
+            if name != "guidance_scale" and value > FARTHEST:
+                raise UserError(f"{name} must be at most {FARTHEST}, got {value:g}")
 
     @property
     def afs(self) -> bool:
@@ -126,7 +155,7 @@ def save(predictor: Predictor, path: Path, about: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> tuple[Predictor, dict[str, Any]]:
-    """A predictor, and what else its file says.
+    """A predictor, and what else its file says: `model` as a `ModelSpec`.
 
     Raises:
         UserError: not such a file; names it and the reason.
@@ -146,9 +175,24 @@ def load(path: Path) -> tuple[Predictor, dict[str, Any]]:
         )
     try:
         about = parse(metadata["amed"])
-        predictor = Predictor(Setting(**about.pop("setting")))
+        if not isinstance(about, dict):
+            raise UserError("it says no setting")
+        setting = Setting(**keys(about.pop("setting"), Setting, "setting"))
+        about["model"] = model_from(about["model"])
+        predictor = Predictor(setting)
+        expected, got = (
+            {k: tuple(v.shape) for k, v in known.items()}
+            for known in (predictor.state_dict(), tensors)
+        )
+        for name in sorted(expected.keys() | got.keys()):
+            if expected.get(name) != got.get(name):
+                shapes = f"{expected.get(name, 'that of no weight')}, got {got.get(name, 'none')}"
+                raise UserError(f"the shape of {name} must be {shapes}")
+        if not all(values.isfinite().all() for values in tensors.values()):
+            raise UserError("its weights are not finite")
         predictor.load_state_dict(tensors)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is a damaged predictor of AMED: {reason}") from error
+    except KeyError as error:
+        raise UserError(f"{path} is a damaged predictor of AMED: no {error}") from error
+    except (UserError, TypeError) as error:
+        raise UserError(f"{path} is a damaged predictor of AMED: {error}") from error
     return predictor.eval(), about

@@ -1,7 +1,9 @@
 """Training of the predictor: each step of the student is to be where the teacher is."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from stepsampler.generate import seeded_noise
 from stepsampler.models import LatentModel, Model
 from stepsampler.sample import Denoiser, execute, trajectory
 from stepsampler.schedule import Schedule, Step
-from stepsearch.metrics.evaluator import SEARCH
+from stepsearch.metrics.evaluator import SEARCH, model_digest
 from stepsearch.paths import recall, write_whole
 from stepsearch.rivals.amed.predictor import Predictor, Setting, Told
 from stepsearch.rivals.amed.student import Middle, Student, denoiser
@@ -36,6 +38,7 @@ class Training:
     model: LatentModel
     prompts: Sequence[str]
     negative_prompt: str = ""
+    additions: Sequence[str] = ()  # of the model, as of `additions_digest`
     passes: int = 0
     done: int = 0  # trajectories
     losses: list[float] = field(default_factory=list)  # mean squared distance of each batch
@@ -151,10 +154,12 @@ class Training:
         }
         write_whole(path, lambda p: save_file(tensors, p, {"identity": self.identity}))
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """What a state must be of, to go on."""
-        return f"{self.setting} {self.model.spec} {self.negative_prompt!r} {len(self.prompts)}"
+        """Of what a state must be, to go on."""
+        model = (model_digest(self.model), str(self.model.shape), *self.additions)
+        told = (str(self.setting), *model, self.negative_prompt, *self.prompts)
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
     def _recall(self, path: Path) -> None:
         found = recall(path, load_file)
@@ -226,7 +231,13 @@ def bottleneck(model: Model, prompt: str) -> int:
     return middle.of(1).shape[1]
 
 
-def new(model: Model, setting: Setting, prompts: Sequence[str], negative_prompt: str) -> Training:
+def new(
+    model: Model,
+    setting: Setting,
+    prompts: Sequence[str],
+    negative_prompt: str,
+    additions: Sequence[str] = (),
+) -> Training:
     """A training from its beginning, always the same.
 
     Raises:
@@ -239,4 +250,4 @@ def new(model: Model, setting: Setting, prompts: Sequence[str], negative_prompt:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         predictor = Predictor(setting).to(model.device)
-    return Training(predictor, model, prompts, negative_prompt)
+    return Training(predictor, model, prompts, negative_prompt, additions)
