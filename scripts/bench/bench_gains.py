@@ -209,12 +209,12 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "keep": 0.25,
             "test": 1,
         },
-        "teacher": {"steps": 20, "images": 2 * images},
+        "teacher": {"steps": 20, "images": images},
         "search": {
             "trials": args.trials,
             "finalists": 4,
             "polish": args.polish,
-            "polish_iterations": 12,
+            "polish_iterations": 9,
             "seed": seed,
         },
     }

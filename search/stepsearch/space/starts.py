@@ -25,8 +25,8 @@ def first_points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params
 def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     """The centre of the box under its other solvers, and the same passes on more steps.
 
-    With an axis of the gain also the best baseline half-way from none to the highest gain; the
-    others have the best baseline's.
+    These have the solver, and with an axis of the gain all have the gain, of the best baseline;
+    then there is also that one half-way from none to the highest gain.
 
     Of more steps the first or the middle ones are guided (an interval, as in Kynkaanniemi et al.
     2024), together as strongly as all steps of the best baseline, or each as strongly where gains
@@ -44,11 +44,15 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
         if candidate.grid and len(places) < PLACES:
             places.setdefault(candidate.grid, scale)
     gain = best[0].schedule.steps[0].gain if config.gain and best else 1.0
+    rule, highest = config.solvers[0], 2
+    if best and best[0].schedule.solver in config.solvers:
+        rule = best[0].schedule.solver
+        highest = max(step.order for step in best[0].schedule.steps)
     found = []
 
     def add(grid: str, solver: str, shape: str, scales: list[float]) -> None:
         usual, n = solver == config.solvers[0], len(scales)
-        order = min(2 if usual else SOLVERS[solver], config.max_order)
+        order = min(highest if solver == rule else SOLVERS[solver], config.max_order)
         name = ", ".join([grid, *([] if usual else [f"{solver}, order {order}"]), shape])
         *sigmas, final = space.centre(n) if grid == space.grid else GRIDS[grid](n, space.noise)
         statistics = space.statistics_of(solver)
@@ -59,17 +63,17 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
 
     if config.gain and best:
         found += gained(best[:1], [(1 + config.gain[1]) / 2])
-    usual, *others = config.solvers
-    for solver in others:
-        scale = places[space.grid]
-        add(space.grid, solver, f"w {scale:g}", [scale] * config.num_steps)
+    for solver in config.solvers:
+        if solver != rule:
+            scale = places[space.grid]
+            add(space.grid, solver, f"w {scale:g}", [scale] * config.num_steps)
     if space.guidance == CLASSIFIER_FREE:
         for n in range(config.num_steps + 1, config.most_steps + 1):
             on = config.passes - n
             for grid, scale in places.items():
                 most = scale if config.gain else config.guidance_scale[1]
                 for shape, scales in intervals(n, on, scale, most).items():
-                    add(grid, usual, f"{n} steps, {shape}", scales)
+                    add(grid, rule, f"{n} steps, {shape}", scales)
     return found
 
 
