@@ -7,11 +7,11 @@ What `bench_peers.py` found at n guided steps, in docs/benchmarks.json: every pl
 search, ours of then, and rows of many steps. A constant gain multiplies what a step takes of the
 predictions, costs nothing, and is found here for each as a guidance scale is: all of `--gains` on
 few selection seeds, the best two on more, by the geometric mean of both FDs that the searches see.
-Of many steps that is done for the fewest, and the others take it over. Each is tested as published
-and with it, on fresh seeds, under these two extractors and the two rulers that nothing was chosen
-by. Our searches of now, one for each of `--search-seeds`, have a gain in their box, begin at known
-schedules as rivals do, and polish what they find. And the best known schedule with its gain is
-polished as it is, without a search.
+Of rows of many steps the shortest alone is here, since longer ones were no better there. Each is
+tested as published and with it, on fresh seeds, under these two extractors and the two rulers that
+nothing was chosen by. Our searches of now, one for each of `--search-seeds`, have a gain in their
+box, begin at known schedules as rivals do, and polish what they find. And the best known schedule
+with its gain is polished as it is, without a search.
 """
 
 import argparse
@@ -54,13 +54,11 @@ class Bench(Measure):
         """All that is tested at this number of steps."""
         published = [Entry.of(row) for row in rows["contenders"] if row["kind"] != "part"]
         long = [entry for entry in published if entry.kind == "long"]
-        shortest = min(long, key=lambda entry: len(entry.schedule.steps), default=None)
-        chosen = {entry.name: self.gain(entry) for entry in published if entry not in long}
-        if shortest:
-            chosen |= dict.fromkeys([entry.name for entry in long], self.gain(shortest))
+        long.sort(key=lambda entry: len(entry.schedule.steps))
+        published = [entry for entry in published if entry not in long[1:]]
         entries, known = list(published), list[tuple[float, Entry]]()
         for entry in published:
-            gain, value = chosen[entry.name]
+            gain, value = self.gain(entry)
             own = entry
             if gain != 1:
                 name = WITH_GAIN.format(entry.name, gain)

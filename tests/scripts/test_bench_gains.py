@@ -20,15 +20,16 @@ def test_rivals_are_tested_as_published_and_with_the_gain_that_is_best(tmp_path,
     from peers.measure import Entry
 
     model = load("tiny")
-    two, three, own = (
+    two, three, own, four = (
         make_schedule("linspace", n, model.noise, guidance_scale=w, model=model.spec)
-        for n, w in ((2, 2.0), (3, 2.0), (2, 1.5))
+        for n, w in ((2, 2.0), (3, 2.0), (2, 1.5), (4, 2.0))
     )
     has_gain = replace(own, steps=tuple(replace(step, gain=1.02) for step in own.steps))
     known = [
         ("ours", "ours", has_gain),
         ("half way", "part", own),
         ("linspace", "placement", two),
+        ("4 steps", "long", four),
         ("3 steps", "long", three),
     ]
     rows = [
@@ -54,6 +55,7 @@ def test_rivals_are_tested_as_published_and_with_the_gain_that_is_best(tmp_path,
     (column,) = json.loads((tmp_path / "gains.json").read_text())
     by_name = {row["name"]: row for row in column["contenders"]}
     assert "half way" not in by_name, "a part of a search is no rival"
+    assert "4 steps" not in by_name, "of many steps the shortest is there"
     assert not any(name.startswith("ours, gain") for name in by_name), "it has gains of its own"
     gained = (r for r in by_name.values() if ", gain " in r["name"] and r["kind"] != "polish")
     chosen = {row["name"]: row for row in gained}
