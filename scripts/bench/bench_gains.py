@@ -15,11 +15,12 @@ polish what they find.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,8 @@ SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", 
 class Bench(Measure):
     """The rows of each number of steps; images that are measured are in the cache of `--run`."""
 
+    seen = len(SEEN)  # of the metrics, by searches and by whoever chooses
+
     def column(self, rows: dict) -> dict:
         """All that is tested at this number of steps."""
         published = [Entry.of(row) for row in rows["contenders"] if row["kind"] != "part"]
@@ -54,11 +57,7 @@ class Bench(Measure):
         chosen = {entry.name: self.gain(entry) for entry in published if entry not in long}
         if shortest:
             chosen |= dict.fromkeys([entry.name for entry in long], self.gain(shortest))
-        entries = list(published)
-        for entry in published:
-            if (gain := chosen[entry.name]) != 1:
-                name = WITH_GAIN.format(entry.name, gain)
-                entries.append(replace(entry, name=name, schedule=with_gain(entry.schedule, gain)))
+        entries = [*published, *gained(published, chosen)]
         entries += [self.searched(rows["steps"], seed) for seed in range(self.args.search_seeds)]
         return {"steps": rows["steps"], "passes": rows["passes"], **self.test(entries)}
 
@@ -66,26 +65,24 @@ class Bench(Measure):
         """The best of `--gains` on selection seeds; what has gains of its own keeps them."""
         if any(step.gain != 1 for step in entry.schedule.steps):
             return 1.0
-        few, many = self.args.selection
-        found = self.values(entry, self.args.gains, few)
-        best = sorted(found, key=found.__getitem__)[:2]
-        found = self.values(entry, best, many)
-        gain = min(found, key=found.__getitem__)
+        found = self.best({gain: with_gain(entry.schedule, gain) for gain in self.args.gains})
         shown = ", ".join(f"{g:g}: {value:.1f}" for g, value in found.items())
         print(f"  {entry.name}: {shown}", flush=True)
-        return gain
+        return min(found, key=found.__getitem__)
 
-    def values(self, entry: Entry, gains: Sequence[float], images: int) -> dict[float, float]:
-        """The geometric mean of the FDs that searches see, at each gain."""
-        seen = self.harness.metrics[: len(SEEN)]
-        harness = replace(self.harness, metrics=seen)
-        contenders = [
-            self.contender(replace(entry, schedule=with_gain(entry.schedule, gain)))
-            for gain in gains
-        ]
+    def best(self, plans: Mapping[float, Schedule]) -> dict[float, float]:
+        """Of the two that are best on few images their `values` on more."""
+        few, many = self.args.selection
+        found = self.values(plans, few)
+        return self.values({k: plans[k] for k in sorted(found, key=found.__getitem__)[:2]}, many)
+
+    def values(self, plans: Mapping[Any, Schedule], images: int) -> dict[Any, float]:
+        """The geometric mean of the FDs that searches see, of each, on selection seeds."""
+        harness = replace(self.harness, metrics=self.harness.metrics[: self.seen])
+        contenders = [self.contender(Entry(f"{k}", plan, "part")) for k, plan in plans.items()]
         seeds = Seeds("selection", seeds_of(SELECTION, images))
         scores = compare(contenders, harness, seeds).scores
-        return {gain: mean_of(found).value for gain, found in zip(gains, scores, strict=True)}
+        return {k: mean_of(found).value for k, found in zip(plans, scores, strict=True)}
 
     def searched(self, n: int, seed: int) -> Entry:
         """What a search of ours finds, with gains and a polish; a killed one goes on."""
@@ -129,6 +126,19 @@ def mean_of(scores: dict[str, Score]) -> Score:
     each = [score for name, score in scores.items() if name != "alignment"]
     left_out = np.exp(np.mean([np.log(score.left_out) for score in each], axis=0))
     return Score(float(np.exp(np.mean([np.log(score.value) for score in each]))), left_out)
+
+
+def gained(entries: Sequence[Entry], chosen: Mapping[str, float]) -> list[Entry]:
+    """Those with their gain, by name, that have one."""
+    return [
+        replace(
+            entry,
+            name=WITH_GAIN.format(entry.name, chosen[entry.name]),
+            schedule=with_gain(entry.schedule, chosen[entry.name]),
+        )
+        for entry in entries
+        if chosen[entry.name] != 1
+    ]
 
 
 def with_gain(schedule: Schedule, gain: float) -> Schedule:

@@ -18,16 +18,13 @@ KINDS |= {"ours": "ours of before", "now": "ours"}
 
 def page(found: list[dict]) -> str:
     """Markdown of all columns."""
-    lines = [ABOUT]
-    for rows in found:
-        lines += [
-            "",
-            f"## {rows['steps']} guided steps, {rows['passes']} passes",
-            "",
-            *_table(rows),
-        ]
-        lines += ["", *_said(rows)]
-    return "\n".join(lines)
+    return "\n".join([ABOUT, *(line for rows in found for line in section(rows))])
+
+
+def section(rows: dict) -> list[str]:
+    """A column: its table, and how ours stands in it."""
+    head = f"## {rows['steps']} guided steps, {rows['passes']} passes"
+    return ["", head, "", *_table(rows), "", *_said(rows)]
 
 
 def _table(rows: dict) -> list[str]:
