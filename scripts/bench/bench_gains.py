@@ -15,7 +15,7 @@ polish what they find.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -187,8 +187,8 @@ def say(stage: str, done: int, total: int, news: str) -> None:
         print(f"    {stage}: {news}", flush=True)
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(about: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     add = parser.add_argument
     add("--steps", type=int, nargs="+", default=[5, 4, 6, 8, 3, 10])
     add("--gains", type=float, nargs="+", default=[1.0, 1.04, 1.07, 1.1])
@@ -206,26 +206,39 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--processes", type=int, default=1)
     add("--run", type=Path, default=Path("runs/gains"))
     add("--docs", type=Path, default=Path("docs"))
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    args = options(__doc__).parse_args(argv)
     args.extractors, args.held_out = [*SEEN, *UNSEEN], False
     return args
+
+
+def fill(
+    path: Path,
+    args: argparse.Namespace,
+    column: Callable[[int], dict],
+    page: Callable[[list[dict]], str],
+) -> None:
+    """Measure a column for each of `--steps`; file and page are written after each."""
+    done = {rows["steps"]: rows for rows in json.loads(path.read_text())} if path.exists() else {}
+    for n in args.steps:
+        print(f"{n} steps", flush=True)
+        done[n] = column(n) | {"settings": {k: getattr(args, k) for k in SETTINGS}}
+        found = [done[n] for n in sorted(done)]
+        for file, text in ((path, json.dumps(found)), (path.with_suffix(".md"), page(found))):
+            write_whole(file, partial(Path.write_text, data=text + "\n", encoding="utf-8"))
+    print(path.with_suffix(".md").read_text())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
     known = json.loads((args.docs / "benchmarks.json").read_text())["steps"]
-    path = args.docs / DRAWN
-    done = {rows["steps"]: rows for rows in json.loads(path.read_text())} if path.exists() else {}
+    rows = {rows["steps"]: rows for rows in known}
     bench = Bench(args)
-    for n in args.steps:
-        print(f"{n} steps", flush=True)
-        rows = next(rows for rows in known if rows["steps"] == n)
-        done[n] = bench.column(rows) | {"settings": {k: getattr(args, k) for k in SETTINGS}}
-        found = [done[n] for n in sorted(done)]
-        for file, text in ((path, json.dumps(found)), (path.with_suffix(".md"), page(found))):
-            write_whole(file, partial(Path.write_text, data=text + "\n", encoding="utf-8"))
-    print(path.with_suffix(".md").read_text())
+    fill(args.docs / DRAWN, args, lambda n: bench.column(rows[n]), page)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ tested as they are and with the constant gain that is, and so are many steps of 
 import argparse
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
-from bench_gains import Bench, Entry, gained, mean_of, with_gain
+from bench_gains import Bench, fill, gained, mean_of, options, study, with_gain
 from second import judges
 from second.model import pipeline
 from second.sprites import LETTERS
 
 import stepsearch
+from peers.measure import Entry
 from peers.second import page
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import from_pipeline
@@ -39,7 +39,6 @@ from stepsearch.metrics.reference import load_reference
 from stepsearch.paths import write_whole
 
 RULES = {"DPM++(2M)": ("dpmpp-midpoint", 2), "UniPC": ("unipc-bh2", 3)}
-SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "dtype")
 
 
 class Second(Bench):
@@ -115,42 +114,13 @@ class Second(Bench):
         return Entry(f"ours, search seed {seed}", found.schedule, "now", passes)
 
     def study(self, n: int, seed: int) -> dict:
-        images = self.args.trial_images
-        return {
-            "name": f"second-{n}-seed-{seed}",
-            "model": "second.model:pipeline",
-            "space": {
-                "num_steps": n,
-                "passes": 2 * n,
-                "max_steps": 2 * n,
-                "solvers": ("dpmpp-midpoint", "unipc-bh2"),
-                "guidance": "per-step",
-                "gain": (0.94, 1.12),
-                "reuse": 4,
-            },
-            "evaluation": {
-                "extractor": "letters",
-                "reference": str(self.real),
-                "prompts": str(self.prompts),
-                "rulers": (),
-                "images": images,
-                "rungs": (images // 2, images),
-                "selection_images": 3 * images,
-                "test_images": self.args.batch,  # the test is ours
-                "batch_size": self.args.batch,
-            },
-            "baselines": {
-                "guidance_scales": (1.5,),
-                "orders": (2,),
-                "solvers": ("dpmpp-midpoint", "unipc-bh2"),
-                "gains": (1.0, 1.03),
-                "presets": (),
-                "rungs": (images // 4, images // 2),
-                "test": 1,
-            },
-            "teacher": {"steps": 20, "images": images},
-            "search": {"trials": self.args.trials, "finalists": 4, "seed": seed},
-        }
+        found = study(self.args, n, seed) | {"name": f"second-{n}-seed-{seed}"}
+        found["model"], solvers = "second.model:pipeline", [solver for solver, _ in RULES.values()]
+        real = {"reference": str(self.real), "prompts": str(self.prompts)}
+        found["evaluation"] |= {"extractor": "letters", **real}
+        found["space"] |= {"max_steps": 2 * n, "solvers": solvers, "reuse": 4}
+        found["baselines"] |= {"guidance_scales": (1.5,), "solvers": solvers}
+        return found
 
     def real_ones(self) -> dict[str, float]:
         """What a perfect sampler would have, at as many images."""
@@ -164,41 +134,18 @@ class Second(Bench):
         return {**{k: v.value for k, v in found.items()}, "mean": mean.value, "se": mean.se}
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--steps", type=int, nargs="+", default=[5, 4, 8])
-    add("--gains", type=float, nargs="+", default=[0.97, 1.0, 1.03, 1.06, 1.1])
-    add("--scales", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0])
-    add("--long", type=int, nargs="*", default=[20, 100], help="steps of what costs more")
-    add("--known", type=int, default=3, help="schedules of each rule that are tested")
-    add("--selection", type=int, nargs=2, default=[60, 200], help="images that choose")
-    add("--images", type=int, default=1000, help="of the test")
-    add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
-    add("--trials", type=int, default=40, help="of each")
-    add("--trial-images", type=int, default=120)
-    add("--real", type=int, default=2000, help="images that all are compared with")
-    add("--batch", type=int, default=50)
-    add("--run", type=Path, default=Path("runs/second"))
-    add("--docs", type=Path, default=Path("docs"))
-    args = parser.parse_args(argv)
-    args.model, args.dtype, args.processes, args.polish = "second.model", "float32", 1, 0
-    return args
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+    parser = options(__doc__)
+    add = parser.add_argument
+    add("--scales", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0], help="of guidance")
+    add("--long", type=int, nargs="*", default=[20, 100], help="steps of what costs more")
+    add("--known", type=int, default=2, help="schedules of each rule that are tested")
+    add("--real", type=int, default=2000, help="images that all are compared with")
+    parser.set_defaults(steps=[5, 8, 4], gains=[0.97, 1.0, 1.03, 1.07], selection=[60, 200])
+    parser.set_defaults(images=1000, polish=0, model="second.model", run=Path("runs/second"))
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    path = args.docs / "second-model.json"
-    done = {rows["steps"]: rows for rows in json.loads(path.read_text())} if path.exists() else {}
-    bench = Second(args)
-    for n in args.steps:
-        print(f"{n} steps", flush=True)
-        done[n] = bench.column(n) | {"settings": {k: getattr(args, k) for k in SETTINGS}}
-        found = [done[n] for n in sorted(done)]
-        for file, text in ((path, json.dumps(found)), (path.with_suffix(".md"), page(found))):
-            write_whole(file, partial(Path.write_text, data=text + "\n", encoding="utf-8"))
-    print(path.with_suffix(".md").read_text())
+    fill(args.docs / "second-model.json", args, Second(args).column, page)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,14 @@ def page(found: list[dict]) -> str:
 
 
 def section(rows: dict) -> list[str]:
-    """A column: its table, and how ours stands in it."""
+    """A column: its table, how ours stands in it, and with which settings."""
+    return [*table(rows), "", _made(rows)]
+
+
+def table(rows: dict) -> list[str]:
+    """A column without its settings."""
     head = f"## {rows['steps']} guided steps, {rows['passes']} passes"
-    return ["", head, "", *_table(rows), "", *_said(rows)]
+    return ["", head, "", *_table(rows), "", _said(rows)]
 
 
 def _table(rows: dict) -> list[str]:
@@ -44,9 +49,9 @@ def _table(rows: dict) -> list[str]:
     return lines
 
 
-def _said(rows: dict) -> list[str]:
-    """How the median of ours stands to the best of each kind, and what made the numbers."""
-    every, known = rows["contenders"], rows["settings"]
+def _said(rows: dict) -> str:
+    """How the median of ours stands to the best of each kind."""
+    every = rows["contenders"]
     ours = next(row for row in every if row["headline"])
     rivals = [row for row in every if row["kind"] in ("placement", "learned", "search")]
     groups = {
@@ -63,16 +68,19 @@ def _said(rows: dict) -> list[str]:
         if group:
             best = min(group, key=lambda row: row["mean"][0])
             said.append(f"{_percent(*best['over'])} over {name} ({best['name']})")
-    first, last = rows["seeds"]
-    return [
-        f"Ours, {ours['name'].partition(', ')[2]}, in the mean: {'; '.join(said)}.",
-        "",
+    return f"Ours, {ours['name'].partition(', ')[2]}, in the mean: {'; '.join(said)}."
+
+
+def _made(rows: dict) -> str:
+    """What made the numbers."""
+    known, (first, last) = rows["settings"], rows["seeds"]
+    return (
         f"n = {rows['n']:,}, seeds {first:,} to {last:,}, tests in {known['dtype']}; gains "
         f"{', '.join(f'{gain:g}' for gain in known['gains'])} on {known['selection'][0]} images, "
         f"the best two on {known['selection'][1]}; our searches have {known['trials']} trials of "
         f"at most {known['trial_images']} images and polish {known['polish']} finalists, in "
-        "float32.",
-    ]
+        "float32."
+    )
 
 
 def _pair(score: dict) -> tuple[float, float]:

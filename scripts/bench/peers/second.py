@@ -1,6 +1,6 @@
 """The page of `bench_second.py`: that of gains, and what each gain does to what is known."""
 
-from peers.gains import section
+from peers.gains import table
 
 ABOUT = """# The same on a second model
 
@@ -15,11 +15,11 @@ mean, paired image by image. Below each table is what a constant gain does to th
 
 def page(found: list[dict]) -> str:
     """Markdown of all columns."""
-    return "\n".join([ABOUT, *(line for rows in found for line in [*section(rows), *_more(rows)])])
+    return "\n".join([ABOUT, *(line for rows in found for line in [*table(rows), *_more(rows)])])
 
 
 def _more(rows: dict) -> list[str]:
-    real = rows["real"]
+    real, known, (first, last) = rows["real"], rows["settings"], rows["seeds"]
     each = ", ".join(f"{real[key]:.1f}" for key in real if key not in ("mean", "se"))
     curves = rows["curves"]
     gains = list(next(iter(curves.values())))
@@ -27,6 +27,10 @@ def _more(rows: dict) -> list[str]:
         "",
         f"As many draws of the distribution itself, what a perfect sampler gives: {each}; mean "
         f"{real['mean']:.2f} ± {real['se']:.2f}.",
+        "",
+        f"n = {rows['n']:,}, seeds {first:,} to {last:,}; scales of guidance on "
+        f"{known['selection'][0]} images, the best two and gains on {known['selection'][1]}; our "
+        f"searches have {known['trials']} trials of at most {known['trial_images']} images.",
         "",
         f"| gain | {' | '.join(f'{float(gain):g}' for gain in gains)} |",
         "|---|" + "---|" * len(gains),
