@@ -10,23 +10,25 @@ few selection seeds, the best two on more, by the geometric mean of both FDs tha
 Of rows of many steps the shortest alone is here, since longer ones were no better there. Each is
 tested as published and with it, on fresh seeds, under these two extractors and the two rulers that
 nothing was chosen by. Our searches of now, one for each of `--search-seeds`, have a gain in their
-box, begin at known schedules as rivals do, and polish what they find. And the best known schedule
-with its gain is polished as it is, without a search.
+box, begin at known schedules as rivals do, and polish what they find. And the best known guided
+schedule with its gain is polished as it is, without a search.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 
 from peers.gains import DRAWN, page
 from peers.measure import Entry, Measure
+from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.compare.table import as_data, compare
 from stepsearch.config import StudyConfig
@@ -50,24 +52,22 @@ SETTINGS += ("dtype", "compile")
 class Bench(Measure):
     """The rows of each number of steps; images that are measured are in the cache of `--run`."""
 
+    seen = len(SEEN)  # of the metrics, by searches and by whoever chooses
+
     def column(self, rows: dict) -> dict:
         """All that is tested at this number of steps."""
         published = [Entry.of(row) for row in rows["contenders"] if row["kind"] != "part"]
         long = [entry for entry in published if entry.kind == "long"]
         long.sort(key=lambda entry: len(entry.schedule.steps))
         published = [entry for entry in published if entry not in long[1:]]
-        entries, known = list(published), list[tuple[float, Entry]]()
-        for entry in published:
-            gain, value = self.gain(entry)
-            own = entry
-            if gain != 1:
-                name = WITH_GAIN.format(entry.name, gain)
-                own = replace(entry, name=name, schedule=with_gain(entry.schedule, gain))
-                entries.append(own)
-            if entry.kind == "placement":
-                known.append((value, own))
-        if known:
-            entries.append(self.polished(rows["steps"], known))
+        chosen = {entry.name: self.gain(entry) for entry in published}
+        gains = {name: gain for name, (gain, _) in chosen.items()}
+        entries = [*published, *gained(published, gains)]
+        places = [entry for entry in published if entry.kind == "placement" and guided(entry)]
+        if places:  # unguided ones lose alignment
+            best = min(places, key=lambda entry: chosen[entry.name][1])
+            (own,) = gained([best], gains) or [best]
+            entries.append(self.polished(rows["steps"], own, places))
         entries += [self.searched(rows["steps"], seed) for seed in range(self.args.search_seeds)]
         return {"steps": rows["steps"], "passes": rows["passes"], **self.test(entries)}
 
@@ -76,34 +76,33 @@ class Bench(Measure):
 
         What has gains of its own keeps them.
         """
-        few, many = self.args.selection
         own = any(step.gain != 1 for step in entry.schedule.steps)
-        found = self.values(entry, [1.0] if own else self.args.gains, few)
-        best = sorted(found, key=found.__getitem__)[:2]
-        found = self.values(entry, best, many)
-        gain = min(found, key=found.__getitem__)
+        plans = {gain: with_gain(entry.schedule, gain) for gain in self.args.gains}
+        found = self.best({1.0: entry.schedule} if own else plans)
         shown = ", ".join(f"{g:g}: {value:.1f}" for g, value in found.items())
         print(f"  {entry.name}: {shown}", flush=True)
+        gain = min(found, key=found.__getitem__)
         return gain, found[gain]
 
-    def values(self, entry: Entry, gains: Sequence[float], images: int) -> dict[float, float]:
-        """The geometric mean of the FDs that searches see, at each gain."""
-        seen = self.harness.metrics[: len(SEEN)]
-        harness = replace(self.harness, metrics=seen)
-        contenders = [
-            self.contender(replace(entry, schedule=with_gain(entry.schedule, gain)))
-            for gain in gains
-        ]
+    def best(self, plans: Mapping[float, Schedule]) -> dict[float, float]:
+        """Of the two that are best on few images their `values` on more."""
+        few, many = self.args.selection
+        found = self.values(plans, few)
+        return self.values({k: plans[k] for k in sorted(found, key=found.__getitem__)[:2]}, many)
+
+    def values(self, plans: Mapping[Any, Schedule], images: int) -> dict[Any, float]:
+        """The geometric mean of the FDs that searches see, of each, on selection seeds."""
+        harness = replace(self.harness, metrics=self.harness.metrics[: self.seen])
+        contenders = [self.contender(Entry(f"{k}", plan, "part")) for k, plan in plans.items()]
         seeds = Seeds("selection", seeds_of(SELECTION, images))
         scores = compare(contenders, harness, seeds).scores
-        return {gain: mean_of(found).value for gain, found in zip(gains, scores, strict=True)}
+        return {k: mean_of(found).value for k, found in zip(plans, scores, strict=True)}
 
-    def polished(self, n: int, known: Sequence[tuple[float, Entry]]) -> Entry:
-        """The best of these, whose values are on selection seeds, after gradient steps.
+    def polished(self, n: int, best: Entry, among: Sequence[Entry]) -> Entry:
+        """A known schedule after gradient steps.
 
-        Its passes are those that chose it among all of them, and the polish's.
+        Its passes are those that chose it and its gain among all of them, and the polish's.
         """
-        _, best = min(known, key=lambda pair: pair[0])
         few, many = self.args.selection
         images = few * len(self.args.gains) + (many - few) * 2
         config = StudyConfig.model_validate(study(self.args, n, 0))
@@ -115,7 +114,7 @@ class Bench(Measure):
         )
         print(f"  {best.name}, polished", flush=True)
         found = polish(evaluator, Knobs(best.schedule, "gain"), settings, tell)
-        choosing = images * sum(entry.schedule.passes for _, entry in known)
+        choosing = images * sum(entry.schedule.passes for entry in among)
         passes = {"choosing": choosing, "polish": found.passes}
         return Entry(f"{best.name}, polished", found.schedule, "polish", passes)
 
@@ -166,6 +165,23 @@ def mean_of(scores: dict[str, Score]) -> Score:
 def tell(iteration: int, news: str) -> None:
     if news:
         print(f"    {iteration} iterations: {news}", flush=True)
+
+
+def guided(entry: Entry) -> bool:
+    return any(map(is_guided, entry.schedule.steps))
+
+
+def gained(entries: Sequence[Entry], chosen: Mapping[str, float]) -> list[Entry]:
+    """Those with their gain, by name, that have one."""
+    return [
+        replace(
+            entry,
+            name=WITH_GAIN.format(entry.name, chosen[entry.name]),
+            schedule=with_gain(entry.schedule, chosen[entry.name]),
+        )
+        for entry in entries
+        if chosen[entry.name] != 1
+    ]
 
 
 def with_gain(schedule: Schedule, gain: float) -> Schedule:
@@ -223,8 +239,8 @@ def say(stage: str, done: int, total: int, news: str) -> None:
         print(f"    {stage}: {news}", flush=True)
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(about: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     add = parser.add_argument
     add("--steps", type=int, nargs="+", default=[5, 4, 6, 8, 3, 10])
     add("--gains", type=float, nargs="+", default=[1.0, 1.04, 1.07, 1.1])
@@ -243,26 +259,39 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--processes", type=int, default=1)
     add("--run", type=Path, default=Path("runs/gains"))
     add("--docs", type=Path, default=Path("docs"))
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    args = options(__doc__).parse_args(argv)
     args.extractors, args.held_out = [*SEEN, *UNSEEN], False
     return args
+
+
+def fill(
+    path: Path,
+    args: argparse.Namespace,
+    column: Callable[[int], dict],
+    page: Callable[[list[dict]], str],
+) -> None:
+    """Measure a column for each of `--steps`; file and page are written after each."""
+    done = {rows["steps"]: rows for rows in json.loads(path.read_text())} if path.exists() else {}
+    for n in args.steps:
+        print(f"{n} steps", flush=True)
+        done[n] = column(n) | {"settings": {k: getattr(args, k) for k in SETTINGS}}
+        found = [done[n] for n in sorted(done)]
+        for file, text in ((path, json.dumps(found)), (path.with_suffix(".md"), page(found))):
+            write_whole(file, partial(Path.write_text, data=text + "\n", encoding="utf-8"))
+    print(path.with_suffix(".md").read_text())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
     known = json.loads((args.docs / "benchmarks.json").read_text())["steps"]
-    path = args.docs / DRAWN
-    done = {rows["steps"]: rows for rows in json.loads(path.read_text())} if path.exists() else {}
+    rows = {rows["steps"]: rows for rows in known}
     bench = Bench(args)
-    for n in args.steps:
-        print(f"{n} steps", flush=True)
-        rows = next(rows for rows in known if rows["steps"] == n)
-        done[n] = bench.column(rows) | {"settings": {k: getattr(args, k) for k in SETTINGS}}
-        found = [done[n] for n in sorted(done)]
-        for file, text in ((path, json.dumps(found)), (path.with_suffix(".md"), page(found))):
-            write_whole(file, partial(Path.write_text, data=text + "\n", encoding="utf-8"))
-    print(path.with_suffix(".md").read_text())
+    fill(args.docs / DRAWN, args, lambda n: bench.column(rows[n]), page)
 
 
 if __name__ == "__main__":
