@@ -7,25 +7,28 @@ What `bench_peers.py` found at n guided steps, in docs/benchmarks.json: every pl
 search, ours of then, and rows of many steps. A constant gain multiplies what a step takes of the
 predictions, costs nothing, and is found here for each as a guidance scale is: all of `--gains` on
 few selection seeds, the best two on more, by the geometric mean of both FDs that the searches see.
-Of many steps that is done for the fewest, and the others take it over. Each is tested as published
-and with it, on fresh seeds, under these two extractors and the two rulers that nothing was chosen
-by. Our searches of now, one for each of `--search-seeds`, have a gain of each step in their box and
-polish what they find.
+Of rows of many steps the shortest alone is here, since longer ones were no better there. Each is
+tested as published and with it, on fresh seeds, under these two extractors and the two rulers that
+nothing was chosen by. Our searches of now, one for each of `--search-seeds`, have a gain in their
+box, begin at known schedules as rivals do, and polish what they find. And the best known guided
+schedule with its gain is polished as it is, without a search.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 
 from peers.gains import DRAWN, page
 from peers.measure import Entry, Measure
+from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.compare.table import as_data, compare
 from stepsearch.config import StudyConfig
@@ -33,59 +36,87 @@ from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.distance import Score
-from stepsearch.metrics.evaluator import SELECTION, seeds_of
+from stepsearch.metrics.evaluator import SELECTION, Evaluator, seeds_of
 from stepsearch.metrics.protocol import Seeds, measure_all
 from stepsearch.paths import write_whole
+from stepsearch.polish.descent import Settings, polish
+from stepsearch.polish.knobs import Knobs
 
 FRESH = 100_000_000  # test seeds that no study has seen
 SEEN, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]
 WITH_GAIN = "{}, gain {:g}"
-SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "dtype", "compile")
+SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "iterations")
+SETTINGS += ("dtype", "compile")
 
 
 class Bench(Measure):
     """The rows of each number of steps; images that are measured are in the cache of `--run`."""
 
+    seen = len(SEEN)  # of the metrics, by searches and by whoever chooses
+
     def column(self, rows: dict) -> dict:
         """All that is tested at this number of steps."""
         published = [Entry.of(row) for row in rows["contenders"] if row["kind"] != "part"]
         long = [entry for entry in published if entry.kind == "long"]
-        shortest = min(long, key=lambda entry: len(entry.schedule.steps), default=None)
-        chosen = {entry.name: self.gain(entry) for entry in published if entry not in long}
-        if shortest:
-            chosen |= dict.fromkeys([entry.name for entry in long], self.gain(shortest))
-        entries = list(published)
-        for entry in published:
-            if (gain := chosen[entry.name]) != 1:
-                name = WITH_GAIN.format(entry.name, gain)
-                entries.append(replace(entry, name=name, schedule=with_gain(entry.schedule, gain)))
+        long.sort(key=lambda entry: len(entry.schedule.steps))
+        published = [entry for entry in published if entry not in long[1:]]
+        chosen = {entry.name: self.gain(entry) for entry in published}
+        gains = {name: gain for name, (gain, _) in chosen.items()}
+        entries = [*published, *gained(published, gains)]
+        places = [entry for entry in published if entry.kind == "placement" and guided(entry)]
+        if places:  # unguided ones lose alignment
+            best = min(places, key=lambda entry: chosen[entry.name][1])
+            (own,) = gained([best], gains) or [best]
+            entries.append(self.polished(rows["steps"], own, places))
         entries += [self.searched(rows["steps"], seed) for seed in range(self.args.search_seeds)]
         return {"steps": rows["steps"], "passes": rows["passes"], **self.test(entries)}
 
-    def gain(self, entry: Entry) -> float:
-        """The best of `--gains` on selection seeds; what has gains of its own keeps them."""
-        if any(step.gain != 1 for step in entry.schedule.steps):
-            return 1.0
-        few, many = self.args.selection
-        found = self.values(entry, self.args.gains, few)
-        best = sorted(found, key=found.__getitem__)[:2]
-        found = self.values(entry, best, many)
-        gain = min(found, key=found.__getitem__)
+    def gain(self, entry: Entry) -> tuple[float, float]:
+        """The best of `--gains` on selection seeds, and its value there.
+
+        What has gains of its own keeps them.
+        """
+        own = any(step.gain != 1 for step in entry.schedule.steps)
+        plans = {gain: with_gain(entry.schedule, gain) for gain in self.args.gains}
+        found = self.best({1.0: entry.schedule} if own else plans)
         shown = ", ".join(f"{g:g}: {value:.1f}" for g, value in found.items())
         print(f"  {entry.name}: {shown}", flush=True)
-        return gain
+        gain = min(found, key=found.__getitem__)
+        return gain, found[gain]
 
-    def values(self, entry: Entry, gains: Sequence[float], images: int) -> dict[float, float]:
-        """The geometric mean of the FDs that searches see, at each gain."""
-        seen = self.harness.metrics[: len(SEEN)]
-        harness = replace(self.harness, metrics=seen)
-        contenders = [
-            self.contender(replace(entry, schedule=with_gain(entry.schedule, gain)))
-            for gain in gains
-        ]
+    def best(self, plans: Mapping[float, Schedule]) -> dict[float, float]:
+        """Of the two that are best on few images their `values` on more."""
+        few, many = self.args.selection
+        found = self.values(plans, few)
+        return self.values({k: plans[k] for k in sorted(found, key=found.__getitem__)[:2]}, many)
+
+    def values(self, plans: Mapping[Any, Schedule], images: int) -> dict[Any, float]:
+        """The geometric mean of the FDs that searches see, of each, on selection seeds."""
+        harness = replace(self.harness, metrics=self.harness.metrics[: self.seen])
+        contenders = [self.contender(Entry(f"{k}", plan, "part")) for k, plan in plans.items()]
         seeds = Seeds("selection", seeds_of(SELECTION, images))
         scores = compare(contenders, harness, seeds).scores
-        return {gain: mean_of(found).value for gain, found in zip(gains, scores, strict=True)}
+        return {k: mean_of(found).value for k, found in zip(plans, scores, strict=True)}
+
+    def polished(self, n: int, best: Entry, among: Sequence[Entry]) -> Entry:
+        """A known schedule after gradient steps.
+
+        Its passes are those that chose it and its gain among all of them, and the polish's.
+        """
+        few, many = self.args.selection
+        images = few * len(self.args.gains) + (many - few) * 2
+        config = StudyConfig.model_validate(study(self.args, n, 0))
+        evaluator = Evaluator(config, self.args.run / "polish", self.args.device)
+        settings = Settings(
+            self.args.iterations,
+            2 * self.args.trial_images,
+            check_images=2 * self.args.trial_images,
+        )
+        print(f"  {best.name}, polished", flush=True)
+        found = polish(evaluator, Knobs(best.schedule, "gain"), settings, tell)
+        choosing = images * sum(entry.schedule.passes for entry in among)
+        passes = {"choosing": choosing, "polish": found.passes}
+        return Entry(f"{best.name}, polished", found.schedule, "polish", passes)
 
     def searched(self, n: int, seed: int) -> Entry:
         """What a search of ours finds, with gains and a polish; a killed one goes on."""
@@ -131,6 +162,28 @@ def mean_of(scores: dict[str, Score]) -> Score:
     return Score(float(np.exp(np.mean([np.log(score.value) for score in each]))), left_out)
 
 
+def tell(iteration: int, news: str) -> None:
+    if news:
+        print(f"    {iteration} iterations: {news}", flush=True)
+
+
+def guided(entry: Entry) -> bool:
+    return any(map(is_guided, entry.schedule.steps))
+
+
+def gained(entries: Sequence[Entry], chosen: Mapping[str, float]) -> list[Entry]:
+    """Those with their gain, by name, that have one."""
+    return [
+        replace(
+            entry,
+            name=WITH_GAIN.format(entry.name, chosen[entry.name]),
+            schedule=with_gain(entry.schedule, chosen[entry.name]),
+        )
+        for entry in entries
+        if chosen[entry.name] != 1
+    ]
+
+
 def with_gain(schedule: Schedule, gain: float) -> Schedule:
     """The schedule with a constant gain instead of none."""
     return replace(schedule, steps=tuple(replace(step, gain=gain) for step in schedule.steps))
@@ -141,7 +194,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
     images = args.trial_images
     return {
         "name": f"gains-{n}-seed-{seed}",
-        "model": {"id": args.model},  # float32: a polish needs gradients
+        "model": {"id": args.model, "dtype": args.dtype, "compile": args.compile},
         "space": {
             "num_steps": n,
             "passes": 2 * n,
@@ -149,26 +202,35 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "guidance": "per-step",
             "guidance_scale": (0.2, 5.0),
             "gain": (0.95, 1.15),
+            "solvers": ("dpmpp-midpoint", "unipc-bh2"),
         },
         "evaluation": {
             "extractor": "+".join(SEEN),
             "rulers": (),
             "images": images,
-            "rungs": (images // 2, images),
-            "selection_images": 3 * images,
+            "rungs": (images * 2 // 5, images),
+            "selection_images": 2 * images,
             "test_images": args.batch,  # the test is ours
             "batch_size": args.batch,
         },
         "baselines": {
             "guidance_scales": (2.0,),
-            "orders": (2,),
-            "gains": (1.0, 1.07),
+            "orders": (2, 3),
+            "solvers": ("dpmpp-midpoint", "unipc-bh2"),
+            "gains": (1.07, 1.0),
             "presets": (),
-            "rungs": (images // 4, images // 2),
+            "rungs": (images // 5, images * 2 // 5, images),
+            "keep": 0.25,
             "test": 1,
         },
-        "teacher": {"steps": 20, "images": 3 * images},
-        "search": {"trials": args.trials, "finalists": 4, "polish": args.polish, "seed": seed},
+        "teacher": {"steps": 20, "images": images},
+        "search": {
+            "trials": args.trials,
+            "finalists": 4,
+            "polish": args.polish,
+            "polish_iterations": 9,
+            "seed": seed,
+        },
     }
 
 
@@ -177,17 +239,18 @@ def say(stage: str, done: int, total: int, news: str) -> None:
         print(f"    {stage}: {news}", flush=True)
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(about: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     add = parser.add_argument
     add("--steps", type=int, nargs="+", default=[5, 4, 6, 8, 3, 10])
     add("--gains", type=float, nargs="+", default=[1.0, 1.04, 1.07, 1.1])
     add("--selection", type=int, nargs=2, default=[100, 300], help="images that choose a gain")
     add("--images", type=int, default=2000, help="of the test")
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
-    add("--trials", type=int, default=30, help="of each")
-    add("--trial-images", type=int, default=120)
+    add("--trials", type=int, default=16, help="of each")
+    add("--trial-images", type=int, default=250)
     add("--polish", type=int, default=1, help="finalists that each of them polishes")
+    add("--iterations", type=int, default=6, help="of the polish without a search")
     add("--batch", type=int, default=50)
     add("--model", default="tiny")
     add("--device", default="cpu")
@@ -196,26 +259,39 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--processes", type=int, default=1)
     add("--run", type=Path, default=Path("runs/gains"))
     add("--docs", type=Path, default=Path("docs"))
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    args = options(__doc__).parse_args(argv)
     args.extractors, args.held_out = [*SEEN, *UNSEEN], False
     return args
+
+
+def fill(
+    path: Path,
+    args: argparse.Namespace,
+    column: Callable[[int], dict],
+    page: Callable[[list[dict]], str],
+) -> None:
+    """Measure a column for each of `--steps`; file and page are written after each."""
+    done = {rows["steps"]: rows for rows in json.loads(path.read_text())} if path.exists() else {}
+    for n in args.steps:
+        print(f"{n} steps", flush=True)
+        done[n] = column(n) | {"settings": {k: getattr(args, k) for k in SETTINGS}}
+        found = [done[n] for n in sorted(done)]
+        for file, text in ((path, json.dumps(found)), (path.with_suffix(".md"), page(found))):
+            write_whole(file, partial(Path.write_text, data=text + "\n", encoding="utf-8"))
+    print(path.with_suffix(".md").read_text())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
     known = json.loads((args.docs / "benchmarks.json").read_text())["steps"]
-    path = args.docs / DRAWN
-    done = {rows["steps"]: rows for rows in json.loads(path.read_text())} if path.exists() else {}
+    rows = {rows["steps"]: rows for rows in known}
     bench = Bench(args)
-    for n in args.steps:
-        print(f"{n} steps", flush=True)
-        rows = next(rows for rows in known if rows["steps"] == n)
-        done[n] = bench.column(rows) | {"settings": {k: getattr(args, k) for k in SETTINGS}}
-        found = [done[n] for n in sorted(done)]
-        for file, text in ((path, json.dumps(found)), (path.with_suffix(".md"), page(found))):
-            write_whole(file, partial(Path.write_text, data=text + "\n", encoding="utf-8"))
-    print(path.with_suffix(".md").read_text())
+    fill(args.docs / DRAWN, args, lambda n: bench.column(rows[n]), page)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,16 @@ def test_rivals_are_tested_as_published_and_with_the_gain_that_is_best(tmp_path,
     from peers.measure import Entry
 
     model = load("tiny")
-    two, three, own = (
+    two, three, own, four = (
         make_schedule("linspace", n, model.noise, guidance_scale=w, model=model.spec)
-        for n, w in ((2, 2.0), (3, 2.0), (2, 1.5))
+        for n, w in ((2, 2.0), (3, 2.0), (2, 1.5), (4, 2.0))
     )
     has_gain = replace(own, steps=tuple(replace(step, gain=1.02) for step in own.steps))
     known = [
         ("ours", "ours", has_gain),
         ("half way", "part", own),
         ("linspace", "placement", two),
+        ("4 steps", "long", four),
         ("3 steps", "long", three),
     ]
     rows = [
@@ -49,16 +50,24 @@ def test_rivals_are_tested_as_published_and_with_the_gain_that_is_best(tmp_path,
     )
     options = ["--steps", "2", "--gains", "1", "1.07", "1.2", "--selection", "8", "12"]
     options += ["--images", "24", "--batch", "12", "--run", str(tmp_path / "run")]
+    options += ["--trial-images", "20", "--iterations", "1"]
     bench_gains.main([*options, "--docs", str(tmp_path)])
     (column,) = json.loads((tmp_path / "gains.json").read_text())
     by_name = {row["name"]: row for row in column["contenders"]}
     assert "half way" not in by_name, "a part of a search is no rival"
+    assert "4 steps" not in by_name, "of many steps the shortest is there"
     assert not any(name.startswith("ours, gain") for name in by_name), "it has gains of its own"
-    chosen = {name: row for name, row in by_name.items() if ", gain " in name}
+    gained = (r for r in by_name.values() if ", gain " in r["name"] and r["kind"] != "polish")
+    chosen = {row["name"]: row for row in gained}
     assert {name.rpartition(" ")[2] for name in chosen} <= {"1.07", "1.2"}
     for name, row in chosen.items():
         gain = float(name.rpartition(" ")[2])
         assert {step["gain"] for step in row["schedule"]["steps"]} == {gain}
+    (polished,) = (row for row in by_name.values() if row["kind"] == "polish")
+    assert polished["name"].startswith("linspace")
+    assert polished["name"].endswith(", polished")
+    choosing = 4 * (3 * 8 + 2 * (12 - 8))
+    assert polished["search_passes"] > choosing + 2 * 4 * 40  # both checks, and gradients
     for row in by_name.values():
         values = [s["value"] for name, s in row["scores"].items() if name != "alignment"]
         assert len(values) == 4, "two extractors and two rulers"

@@ -10,24 +10,27 @@ network's predictions; it costs no pass. Each schedule of [benchmarks.md](benchm
 gain that is best for it on selection seeds, found as its guidance scale was. Ours with gains are searches of now, whose box
 has a gain of each step, and which polish what they find; the median of their seeds is the one that all are compared with.
 Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances, of which the
-first two were seen by the searches and by whoever chose a gain, the others by nobody. `ours over it` is by how much the median
+first two were seen by the searches and by whoever chose a gain, the others by nobody. `polished` is the best known guided schedule
+with its gain after gradient steps on those two, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
 of ours is below (-) or above (+) a row's mean, paired image by image."""  # noqa: E501
 KINDS = {"placement": "no search", "learned": "learned", "search": "searched", "long": "many steps"}
-KINDS |= {"ours": "ours of before", "now": "ours"}
+KINDS |= {"ours": "ours of before", "now": "ours", "polish": "ours, polish alone"}
 
 
 def page(found: list[dict]) -> str:
     """Markdown of all columns."""
-    lines = [ABOUT]
-    for rows in found:
-        lines += [
-            "",
-            f"## {rows['steps']} guided steps, {rows['passes']} passes",
-            "",
-            *_table(rows),
-        ]
-        lines += ["", *_said(rows)]
-    return "\n".join(lines)
+    return "\n".join([ABOUT, *(line for rows in found for line in section(rows))])
+
+
+def section(rows: dict) -> list[str]:
+    """A column: its table, how ours stands in it, and with which settings."""
+    return [*table(rows), "", _made(rows)]
+
+
+def table(rows: dict) -> list[str]:
+    """A column without its settings."""
+    head = f"## {rows['steps']} guided steps, {rows['passes']} passes"
+    return ["", head, "", *_table(rows), "", _said(rows)]
 
 
 def _table(rows: dict) -> list[str]:
@@ -47,9 +50,9 @@ def _table(rows: dict) -> list[str]:
     return lines
 
 
-def _said(rows: dict) -> list[str]:
-    """How the median of ours stands to the best of each kind, and what made the numbers."""
-    every, known = rows["contenders"], rows["settings"]
+def _said(rows: dict) -> str:
+    """How the median of ours stands to the best of each kind."""
+    every = rows["contenders"]
     ours = next(row for row in every if row["headline"])
     rivals = [row for row in every if row["kind"] in ("placement", "learned", "search")]
     groups = {
@@ -66,16 +69,19 @@ def _said(rows: dict) -> list[str]:
         if group:
             best = min(group, key=lambda row: row["mean"][0])
             said.append(f"{_percent(*best['over'])} over {name} ({best['name']})")
-    first, last = rows["seeds"]
-    return [
-        f"Ours, {ours['name'].partition(', ')[2]}, in the mean: {'; '.join(said)}.",
-        "",
+    return f"Ours, {ours['name'].partition(', ')[2]}, in the mean: {'; '.join(said)}."
+
+
+def _made(rows: dict) -> str:
+    """What made the numbers."""
+    known, (first, last) = rows["settings"], rows["seeds"]
+    return (
         f"n = {rows['n']:,}, seeds {first:,} to {last:,}, tests in {known['dtype']}; gains "
         f"{', '.join(f'{gain:g}' for gain in known['gains'])} on {known['selection'][0]} images, "
         f"the best two on {known['selection'][1]}; our searches have {known['trials']} trials of "
-        f"at most {known['trial_images']} images and polish {known['polish']} finalists, in "
-        "float32.",
-    ]
+        f"at most {known['trial_images']} images and polish {known['polish']} of the finalists; "
+        f"without a search a polish has {known['iterations']} steps. Gradients are in float32."
+    )
 
 
 def _pair(score: dict) -> tuple[float, float]:

@@ -131,7 +131,12 @@ def polish(
         str, typer.Option(help="Bundled prompts, or any file that stepsample batch takes.")
     ] = "fashion-mnist",
     iterations: Annotated[int, typer.Option(min=1, help="Gradient steps, at most.")] = 9,
-    images: Annotated[int, typer.Option(min=8, help="Of fresh seeds, a gradient step.")] = 200,
+    images: Annotated[
+        int,
+        typer.Option(
+            min=8, help="Of fresh seeds, a gradient step; it goes through a quarter of them."
+        ),
+    ] = 500,
     check_images: Annotated[int, typer.Option(min=8, help="Of selection seeds, a check.")] = 400,
     check_every: Annotated[int, typer.Option(min=1, help="Gradient steps between checks.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 50,

@@ -88,7 +88,7 @@ def run_study(
     polished, turned = polish_best(tools, chosen)
     entrants = [*map(found, chosen), *polished]
     selection, selected = select(tools, entrants, screened.best, teacher.measurement.aligned)
-    test, winner = test_chosen(tools, selection)
+    test, winner = test_chosen(tools, selection, teacher.measurement.aligned)
 
     ended = pruned(study)
     every = study.get_trials(deepcopy=False)  # failed ones cost as much

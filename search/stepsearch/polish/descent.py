@@ -21,6 +21,9 @@ from stepsearch.paths import recall, write_whole
 from stepsearch.polish.knobs import Knobs
 from stepsearch.polish.objective import Objective
 
+# Images that have their gradient taken are one of so many. The others are cheap beside them, and
+# say what the distance is: of few images FD is mostly bias, and so is its gradient.
+SHARE = 4
 BETAS = (0.8, 0.98)  # of Adam: a polish has few iterations
 LAST = 0.1  # share of the first rate that the last iteration has; between them it falls evenly
 
@@ -30,7 +33,7 @@ class Settings:
     """How long, and with how many images."""
 
     iterations: int = 9
-    images: int = 200  # of fresh seeds, an iteration
+    images: int = 500  # of fresh seeds, an iteration
     check_every: int = 3
     check_images: int = 400  # of the selection's seeds, always the same
     drop: float = 0.01  # share of the start's alignment that may be lost
@@ -41,18 +44,26 @@ class Settings:
         return [*range(0, self.iterations, self.check_every), self.iterations]
 
     @property
+    def pulled(self) -> int:
+        """Images of an iteration that the gradient goes through."""
+        return -(-self.images // SHARE)
+
+    @property
     def most_images(self) -> int:
         """At most, each counted by what it costs beside one that is only made.
 
         Forward 1, forward and backward 3, and 1 to see the effect of a level.
         """
-        return 5 * self.iterations * self.images + len(self.checks) * self.check_images
+        an_iteration = self.images + 4 * self.pulled
+        return self.iterations * an_iteration + len(self.checks) * self.check_images
 
     @classmethod
     def of_study(cls, config: StudyConfig) -> "Settings":
-        """As a study has its finalists polished."""
+        """As a study has its finalists polished: each look sees twice the images of a trial."""
         images, search = config.evaluation, config.search
-        return cls(search.polish_iterations, images.images, check_images=images.selection_images)
+        return cls(
+            search.polish_iterations, 2 * images.images, check_images=images.selection_images
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ def polish(
             break
         seeds = seeds_of(SEARCH + iteration * settings.images, settings.images)
         try:
-            look = objective(knobs, state.parameters, seeds)
+            look = objective(knobs, state.parameters, seeds, settings.pulled)
             state.step(look.gradient, look.passes)
             model = evaluator.model
             model.check(knobs.schedule(state.parameters))

@@ -72,29 +72,36 @@ class Objective:
         size = -(-evaluator.batch_size // PIECES)
         self.pieces = BatchSize(size, lambda _: None)  # halved for good where memory runs out
 
-    def __call__(self, knobs: Knobs, parameters: Tensor, seeds: range) -> Look:
-        """Value and gradient with n = len(seeds) images.
+    def __call__(
+        self, knobs: Knobs, parameters: Tensor, seeds: range, pulled: int | None = None
+    ) -> Look:
+        """Value with n = len(seeds) images, and the gradient of it by the first `pulled` of them.
+
+        That is all of them if not said; of fewer it is an estimate of the same gradient.
 
         Raises:
             NotFiniteError: the images are not finite.
         """
-        size = self.evaluator.batch_size
-        batches = [_Batch(self, knobs, seeds[k : k + size]) for k in range(0, len(seeds), size)]
+        size, count = self.evaluator.batch_size, pulled or len(seeds)
+        first, others = (_batches(self, knobs, s, size) for s in (seeds[:count], seeds[count:]))
         tableau = LiveTableau(knobs.schedule, parameters)
         leaf = parameters.detach().clone().requires_grad_()
         with self.model.uncompiled():
-            seen = torch.cat([batch.first(tableau.rows) for batch in batches])
+            seen = torch.cat([batch.first(tableau.rows) for batch in first])
+            values = [batch.first(tableau.rows, keep=False) for batch in others]
+            seen = torch.cat([seen, *values])
             if not seen.isfinite().all():
                 raise NotFiniteError("the images of the polish are not finite")
             value, distance, share, pull = self._value(seen)
-            found, passes = torch.zeros_like(leaf), sum(batch.passes for batch in batches)
+            found, passes = torch.zeros_like(leaf), sum(b.passes for b in (*first, *others))
+            pull = pull[:count] * (len(seeds) / count)
             with recomputing(self.model):
-                for batch, part in zip(batches, torch.split(pull, size), strict=True):
+                for batch, part in zip(first, torch.split(pull, size), strict=True):
 
-                    def pulled(count: int, batch: _Batch = batch, part: Tensor = part) -> _Pulled:
-                        return batch.pulled(tableau, leaf, part, count)
+                    def pull_back(n: int, batch: _Batch = batch, part: Tensor = part) -> _Pulled:
+                        return batch.pulled(tableau, leaf, part, n)
 
-                    gradient, more = self.pieces.fit(pulled)
+                    gradient, more = self.pieces.fit(pull_back)
                     found, passes = found + gradient, passes + more
         return Look(value, found, distance, share, passes)
 
@@ -182,6 +189,10 @@ def recomputing(model: LatentModel) -> Iterator[None]:
         yield
 
 
+def _batches(objective: Objective, knobs: Knobs, seeds: range, size: int) -> list["_Batch"]:
+    return [_Batch(objective, knobs, seeds[k : k + size]) for k in range(0, len(seeds), size)]
+
+
 _Pulled = tuple[Tensor, int]
 
 
@@ -195,12 +206,13 @@ class _Batch:
         self.passes = 0
 
     @torch.no_grad()
-    def first(self, rows: Sequence[Row]) -> Tensor:
-        """What is seen of them; the predictions are kept."""
+    def first(self, rows: Sequence[Row], keep: bool = True) -> Tensor:
+        """What is seen of them; the predictions are kept for a gradient."""
 
         def recorded(x: Tensor, step: Step) -> Tensor:
             x0 = counting(x, step)
-            self.known.append(x0.cpu())
+            if keep:
+                self.known.append(x0.cpu())
             return x0
 
         counting = self._counting()

@@ -25,11 +25,13 @@ def first_points(space: SearchSpace, best: list[Candidate]) -> list[tuple[Params
 def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     """The centre of the box under its other solvers, and the same passes on more steps.
 
-    With an axis of the gain also the best baseline half-way from none to the highest gain.
+    These have the solver, and with an axis of the gain all have the gain, of the best baseline;
+    then there is also that one half-way from none to the highest gain.
 
     Of more steps the first or the middle ones are guided (an interval, as in Kynkaanniemi et al.
-    2024), together as strongly as all steps of the best baseline; where guidance costs nothing,
-    there are none of these. They have the centre's placement or that of the next best baseline,
+    2024), together as strongly as all steps of the best baseline, or each as strongly where gains
+    give contrast, for which guidance need not; where guidance costs nothing, there are none of
+    these. They have the centre's placement or that of the next best baseline,
     since what is best for few steps can be bad for more. Each is in its own part of the box, which
     an algorithm can be long in finding; they are few, because they are paid for from the trials.
     """
@@ -41,30 +43,37 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     for candidate, scale in zip(guided, strongest, strict=True):
         if candidate.grid and len(places) < PLACES:
             places.setdefault(candidate.grid, scale)
+    gain = best[0].schedule.steps[0].gain if config.gain and best else 1.0
+    rule, highest = config.solvers[0], 2
+    if best and best[0].schedule.solver in config.solvers:
+        rule = best[0].schedule.solver
+        highest = max(step.order for step in best[0].schedule.steps)
     found = []
 
     def add(grid: str, solver: str, shape: str, scales: list[float]) -> None:
         usual, n = solver == config.solvers[0], len(scales)
-        order = min(2 if usual else SOLVERS[solver], config.max_order)
+        order = min(highest if solver == rule else SOLVERS[solver], config.max_order)
         name = ", ".join([grid, *([] if usual else [f"{solver}, order {order}"]), shape])
         *sigmas, final = space.centre(n) if grid == space.grid else GRIDS[grid](n, space.noise)
         statistics = space.statistics_of(solver)
         scales = under(statistics, scales)
         plan = from_sigmas(sigmas, final, scales, order, solver, space.model, statistics=statistics)
+        plan = replace(plan, steps=tuple(replace(step, gain=gain) for step in plan.steps))
         found.append(Candidate(name, replace(plan, guidance=space.guidance), "found"))
 
     if config.gain and best:
         found += gained(best[:1], [(1 + config.gain[1]) / 2])
-    usual, *others = config.solvers
-    for solver in others:
-        scale = places[space.grid]
-        add(space.grid, solver, f"w {scale:g}", [scale] * config.num_steps)
+    for solver in config.solvers:
+        if solver != rule:
+            scale = places[space.grid]
+            add(space.grid, solver, f"w {scale:g}", [scale] * config.num_steps)
     if space.guidance == CLASSIFIER_FREE:
         for n in range(config.num_steps + 1, config.most_steps + 1):
             on = config.passes - n
             for grid, scale in places.items():
-                for shape, scales in intervals(n, on, scale, config.guidance_scale[1]).items():
-                    add(grid, usual, f"{n} steps, {shape}", scales)
+                most = scale if config.gain else config.guidance_scale[1]
+                for shape, scales in intervals(n, on, scale, most).items():
+                    add(grid, rule, f"{n} steps, {shape}", scales)
     return found
 
 

@@ -74,6 +74,15 @@ def test_an_earlier_end_is_not_taken_for_that_of_a_larger_budget(tmp_path, monke
     assert "the run is under way again: this is of its earlier end" in said
 
 
+def test_a_damaged_result_is_not_told_as_a_run_that_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended(tmp_path / "runs" / "toy")
+    (tmp_path / "runs" / "toy" / "result.json").write_text('{"study": ')
+    said = command("export", "toy.toml", "-o", "x.json").output
+    assert "runs/toy/result.json is damaged: whether its run has ended is not known" in said
+    assert "under way" not in said
+
+
 def test_export_says_that_the_study_is_not_what_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ended(tmp_path / "runs" / "toy")

@@ -127,10 +127,29 @@ def test_the_selection_ranks_and_the_test_exports_the_first(tmp_path):
     assert [row.score.value for row in rows] == sorted(row.score.value for row in rows)
     assert {"found, trial 7", "far", "unguided"} <= {row.candidate.name for row in rows}
     assert passes == 100 * sum(row.candidate.schedule.passes for row in rows)
-    tested, winner = chosen_on_test_seeds(stage, rows)
+    tested, winner = chosen_on_test_seeds(stage, rows, teacher.measurement.aligned)
     first = next(r.candidate for r in rows if r.candidate.kind in ("found", "baseline"))
     assert winner is first
     assert len(tested[0].measurement.features) == settings().evaluation.test_images
+
+
+def test_a_baseline_that_loses_the_alignment_is_tested_but_not_exported(tmp_path):
+    """As an unguided one with a gain at six passes of the bundled model: FD does not see it."""
+    near = make_schedule("linspace", 6, SD, guidance_scale=1.0)
+    toy = {"target": near.steps[-1].sigma, "aligned": lambda s: 0.5 if s.num_steps == 6 else 1.0}
+    stage = tools(tmp_path, **toy)
+    best = [Candidate("unguided", near, "baseline"), Candidate("far", plan("karras"), "baseline")]
+    aligned = measure_teacher(stage, SELECTION, 100)[0].measurement.aligned
+    trials = [found(trial(7, 1.0, plan("beta")))]
+    rows, _ = select(stage, trials, best, aligned)
+    rows = [row for row in rows if row.candidate.kind != "long"]
+    first, second, *_ = (row.candidate for row in rows)
+    assert first.name == "unguided"
+    tested, winner = chosen_on_test_seeds(stage, rows, aligned)
+    assert winner is second
+    assert "unguided" in {row.candidate.name for row in tested}
+    alone = [row for row in rows if row.candidate.name == "unguided"]  # then it is all there is
+    assert chosen_on_test_seeds(stage, alone, aligned)[1] is first
 
 
 def test_what_is_not_finite_is_left_out_with_a_word(tmp_path):

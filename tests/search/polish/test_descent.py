@@ -55,11 +55,11 @@ def test_a_killed_polish_goes_on_where_it_was_and_ends_the_same(tmp_path, monkey
     calls = []
 
     class Killed(Objective):
-        def __call__(self, knobs, parameters, seeds):
+        def __call__(self, knobs, parameters, seeds, pulled):
             calls.append(seeds)
             if len(calls) == 6:
                 raise KeyboardInterrupt
-            return super().__call__(knobs, parameters, seeds)
+            return super().__call__(knobs, parameters, seeds, pulled)
 
     monkeypatch.setattr(descent, "Objective", Killed)
     for _ in range(2):
@@ -92,9 +92,9 @@ def test_each_iteration_has_seeds_of_its_own_and_none_of_the_selection(tmp_path,
     seen = []
 
     class Noting(Objective):
-        def __call__(self, knobs, parameters, seeds):
+        def __call__(self, knobs, parameters, seeds, pulled):
             seen.extend(seeds)
-            return super().__call__(knobs, parameters, seeds)
+            return super().__call__(knobs, parameters, seeds, pulled)
 
     monkeypatch.setattr(descent, "Objective", Noting)
     polish(Measuring(tmp_path), Knobs(PLAIN), SETTINGS)
@@ -104,10 +104,10 @@ def test_each_iteration_has_seeds_of_its_own_and_none_of_the_selection(tmp_path,
 
 def test_images_that_are_not_finite_end_it_with_the_best_so_far(tmp_path, monkeypatch):
     class Broken(Objective):
-        def __call__(self, knobs, parameters, seeds):
+        def __call__(self, knobs, parameters, seeds, pulled):
             if seeds.start >= 6 * 16:
                 raise NotFiniteError("the images are not finite")
-            return super().__call__(knobs, parameters, seeds)
+            return super().__call__(knobs, parameters, seeds, pulled)
 
     monkeypatch.setattr(descent, "Objective", Broken)
     news = []

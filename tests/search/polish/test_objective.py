@@ -91,6 +91,19 @@ def test_passes_are_one_forward_and_three_with_a_gradient_and_one_for_a_level():
     assert max(evaluator.model.calls) == 4  # never more than a batch
 
 
+def test_a_gradient_by_some_of_the_images_is_one_of_the_value_of_all():
+    """The parts, each taken in its turn, have the gradient of all as their mean."""
+    evaluator, knobs, seeds = ToyEvaluator(), Knobs(PLAIN, "gain"), [*range(12)]
+    whole = Objective(evaluator)(knobs, knobs.zero(), seeds)
+    parts = [Objective(evaluator)(knobs, knobs.zero(), seeds[k:] + seeds[:k], 4) for k in (0, 4, 8)]
+    for part in parts:
+        assert part.value == pytest.approx(whole.value)
+        assert part.passes == 12 * 6 + 4 * (3 * 6 + 4)
+    mean = torch.stack([part.gradient for part in parts]).mean(0)
+    torch.testing.assert_close(mean, whole.gradient)
+    assert not torch.allclose(parts[0].gradient, whole.gradient, rtol=0.05)
+
+
 class _Alive:
     """Bytes that autograd keeps, now and at most."""
 

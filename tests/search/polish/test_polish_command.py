@@ -39,12 +39,12 @@ def test_it_says_what_it_costs_and_writes_what_it_found(command):
     code, said, _ = run(str(start), *SHORT, "--extractor", "texture")
     assert code == 0
     first = said.splitlines()[0]
-    assert "2 steps, 4 passes per image; 7 numbers to turn, at most 416 network passes" in first
+    assert "2 steps, 4 passes per image; 7 numbers to turn, at most 224 network passes" in first
     polished = read(out)
     told = polished.provenance
     assert (told["free"], told["metric"]) == ("gain", "fd_texture128_8")
     assert told["selection"][1] <= told["selection"][0]
-    assert told["passes"] == 3 * 8 * 4 + 2 * 8 * (4 + 3 * 4 + 2) <= 416
+    assert told["passes"] == 3 * 8 * 4 + 2 * (8 * 4 + 2 * (3 * 4 + 2)) <= 224
     assert polished.passes == read(start).passes
     assert f"took {told['passes']} network passes" in said
     again = run(str(start), *SHORT, "--extractor", "texture")[1]  # from its state

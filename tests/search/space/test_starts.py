@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 
-from stepsampler.grids import make_schedule
+from stepsampler.grids import from_sigmas, make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsearch.config.space import SpaceConfig
-from stepsearch.rivals.baselines import Candidate
+from stepsearch.rivals.baselines import Candidate, gained
 from stepsearch.space.box import SearchSpace
 from stepsearch.space.starts import first_points
 
@@ -56,6 +58,28 @@ def test_an_interval_in_the_middle_is_what_the_box_makes_of_its_point():
     assert plan.passes == 12
     assert [w > 1 for w in guided] == [w > 1 for w in (1, 1, 3, 3, 3, 3, 1, 1)]
     assert np.allclose(guided, [1, 1, 3, 3, 3, 3, 1, 1], atol=0.65)  # six knots for eight steps
+
+
+def test_where_there_are_gains_steps_of_an_interval_are_guided_as_all_of_a_baseline():
+    """At ten passes of the bundled model with a gain, w 2 was far ahead of stronger guidance."""
+    box = space(max_steps=4, gain=(0.95, 1.15))
+    found = starts(box, gained([baseline("beta", 3, 2.0)], [1.06]))
+    names = [name for name in found if "guided" in name]
+    assert [name.rpartition(", ")[2] for name in names] == ["w 2", "w 2"]
+    assert all(step.gain == 1.06 for name in names for step in found[name].steps)
+
+
+def test_more_steps_have_the_solver_of_the_best_baseline():
+    box = space(solvers=("dpmpp-midpoint", "unipc-bh2"), max_steps=4)
+    best = baseline("beta", 3, 2.0)
+    plan = from_sigmas(
+        best.schedule.sigmas[:-1], 0.0, [2.0] * 3, 3, "unipc-bh2", best.schedule.model
+    )
+    found = starts(box, [replace(best, schedule=plan)])
+    shapes = {name: plan.solver for name, plan in found.items() if "guided" in name}
+    assert len(shapes) == 2
+    assert set(shapes.values()) == {"unipc-bh2"}
+    assert sum(plan.solver == "dpmpp-midpoint" for plan in found.values()) == 1
 
 
 def test_without_a_guided_baseline_nothing_is_guided_in_parts():

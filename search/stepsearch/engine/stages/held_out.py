@@ -1,5 +1,9 @@
 """The test: what the selection chose, once, on fresh seeds."""
 
+import numpy as np
+from numpy.typing import NDArray
+
+from stepsearch.engine.stages.selection import lost
 from stepsearch.engine.stages.teacher import make_teacher
 from stepsearch.engine.stages.tools import Tools, one_of_each_kind
 from stepsearch.metrics.protocol import Row, held_out
@@ -7,9 +11,12 @@ from stepsearch.rivals.baselines import Candidate
 
 
 def test_chosen(
-    tools: Tools, selection: list[Row[Candidate]]
+    tools: Tools, selection: list[Row[Candidate]], teacher: NDArray[np.float32]
 ) -> tuple[list[Row[Candidate]], Candidate]:
     """Rows of the test, and which schedule of it is exported.
+
+    That is the best of the selection that keeps the alignment, which `teacher` has there; found
+    ones of the selection do, but baselines are tested whether they do or not.
 
     Raises:
         UserError: no schedule's images are finite.
@@ -35,7 +42,17 @@ def test_chosen(
         lambda candidate: tools.dropped("test", candidate),
     )
     tested = {row.candidate.name for row in rows}
-    exported = [c for c in ranked if c.kind in ("found", "baseline") and c.name in tested]
-    if not exported:
+    usable = [
+        row
+        for row in selection
+        if row.candidate.kind in ("found", "baseline") and row.candidate.name in tested
+    ]
+    if not usable:
         raise tools.not_finite("the images of all schedules are")
-    return rows, exported[0]
+    most = config.search.alignment_drop
+    aligned = [
+        row
+        for row in usable
+        if row.candidate.kind == "found" or not lost(teacher, row.measurement.aligned, 0) > most
+    ]
+    return rows, (aligned or usable)[0].candidate
