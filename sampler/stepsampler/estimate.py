@@ -39,12 +39,13 @@ from torch import Tensor
 
 from stepsampler.errors import NotFiniteError, UserError, note
 from stepsampler.generate import fitting, noise_source
-from stepsampler.models import LatentModel, model_digest
+from stepsampler.models import LatentModel, Model, model_digest
 from stepsampler.sample import Denoiser, trajectory
 from stepsampler.schedule import MOST_INTERVALS, Schedule, Step
 from stepsampler.statistics.file import Statistics, ends_of
 from stepsampler.support.files import replacing
 from stepsampler.support.images.folder import Pictures
+from stepsampler.support.weights import read_header
 
 EVERY = 4  # levels from one diagonal to the next; between them l is linear
 NUDGE = 0.03  # of the difference for a diagonal, in deviations of the state
@@ -78,6 +79,38 @@ class Sums:
 
 def _knots(levels: int) -> list[int]:
     return sorted({*range(0, levels, EVERY), levels - 1})
+
+
+def suited(model: Model) -> LatentModel:
+    """The model, of which statistics can be made.
+
+    Raises:
+        UserError: a pipeline that samples itself, or another kind of noise (`ends_of`).
+    """
+    if not isinstance(model, LatentModel):
+        raise UserError("statistics are of models that our own loop samples, not of this pipeline")
+    ends_of(model.noise)
+    return model
+
+
+def passes(
+    guidance_scale: float,
+    intervals: int,
+    samples: int,
+    batch_size: int,
+    *,
+    distilled: bool = False,
+    pictures: bool = False,
+) -> int:
+    """Network passes that `estimate` takes; a guided call has two, unless that is distilled.
+
+    A call a level, with pictures two, and one more at every fourth; in the first batch the errors
+    are measured by another one of those that are for differences.
+    """
+    levels, knots = intervals + 1, len(_knots(intervals + 1))
+    differences = knots + levels * pictures
+    each = 1 if distilled or guidance_scale == 1 else 2
+    return each * (samples * (levels + differences) + min(samples, batch_size) * differences)
 
 
 def estimate(
@@ -127,7 +160,7 @@ def estimate(
     if pictures:
         asked += [picture.digest for picture in pictures.found]
     key = hashlib.sha256("\n".join(asked).encode()).hexdigest()
-    kept = out.with_name(f"{out.name}.sums.safetensors")
+    kept = _beside(out)
     sums = _recalled(kept, key) or Sums.none(len(sigmas), model.shape)
     yield min(sums.done, samples)
     while sums.done < samples:
@@ -335,6 +368,18 @@ def _statistics(
     return Statistics(1 - a, s, mean_slope - s * mean, ends, guidance_scale, n, "new", noise)
 
 
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.sums.safetensors")
+
+
+def done_of(out: Path) -> int:
+    """Samples that are behind a call of `estimate` under way; 0 after its end."""
+    try:
+        return int(read_header("sums", str(_beside(out))).metadata["done"])
+    except (UserError, LookupError, ValueError):
+        return 0
+
+
 def _keep(sums: Sums, path: Path, key: str) -> None:
     tensors = {"moments": sums.moments, "diagonal": sums.diagonal, "errors": sums.errors}
     with replacing(path) as temporary:
@@ -343,8 +388,6 @@ def _keep(sums: Sums, path: Path, key: str) -> None:
 
 def _recalled(path: Path, key: str) -> Sums | None:
     """Those of an earlier call with the same settings, if there are any."""
-    from stepsampler.support.weights import read_header
-
     if not path.is_file():
         return None
     try:

@@ -58,14 +58,12 @@ def statistics(
 
     from rich.progress import Progress
 
-    from stepsampler.estimate import estimate
-    from stepsampler.models import LatentModel, note_cuts, open_model
+    from stepsampler.estimate import estimate, passes, suited
+    from stepsampler.models import note_cuts, open_model
     from stepsampler.statistics.file import read_statistics
     from stepsampler.support.images.folder import Pictures
 
-    loaded = open_model(model, device)
-    if not isinstance(loaded, LatentModel):
-        raise UserError("statistics are of models that our own loop samples, not of this pipeline")
+    loaded = suited(open_model(model, device))
     pictures = Pictures.read(images, loaded.size, samples) if images else None
     if pictures and not texts and loaded.conditional:
         texts = texts_of(pictures)
@@ -91,7 +89,10 @@ def statistics(
         for done in progress:
             bar.update(task, completed=done)
     found = read_statistics(str(out), loaded.noise, loaded.shape)
-    typer.echo(f"{out}: statistics {found.spec}; {found.errors}")
+    settings = (guidance_scale, intervals, samples, batch_size)
+    distilled = loaded.guidance == "distilled"
+    took = passes(*settings, distilled=distilled, pictures=pictures is not None)
+    typer.echo(f"{out}: statistics {found.spec}; {found.errors}; took {took:,} network passes")
     if pictures and pictures.refused:
         raise typer.Exit(1)
 

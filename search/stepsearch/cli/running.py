@@ -63,6 +63,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "solvers": ["dpmpp-midpoint"],
     },
     "teacher": {"images": 10, "steps": 20},
+    "statistics": {"samples": 8},
     "search": {"trials": 4, "finalists": 2},
 }
 
@@ -115,7 +116,7 @@ def run(
         check_code(config)
         # torch and optuna load here, not for --help
         from stepsampler.models import check_gpus
-        from stepsearch.engine.claim import remember_storage
+        from stepsearch.engine.claim import check_use, remember_storage
         from stepsearch.engine.store.locks import only_run
         from stepsearch.engine.store.parcels import check_artifacts
         from stepsearch.report.session import run_session
@@ -125,6 +126,7 @@ def run(
             "artifacts": artifacts and check_artifacts(artifacts),
             "launch": _launch(launcher, workers, gpus, device, launch or [], storage),
         }
+        check_use(config, storage)
         check_gpus(devices)  # before anything is written, or loaded by a worker
         with only_run(folder):
             remember_storage(folder, storage)
@@ -148,6 +150,7 @@ def _run_of(
     """
     from stepsearch.config import load_config
     from stepsearch.config.places import given_values, joined
+    from stepsearch.config.statistics import StatisticsConfig
 
     chosen = {key: value for key, value in given.items() if value is not None}
     told = given_values(settings or ())
@@ -156,6 +159,8 @@ def _run_of(
         raise UserError(f"give {flag} or --set search.{twice[0]}, not both")
     overrides = QUICK if quick else {}
     config = load_config(study, joined(overrides, told, {"search": chosen}))
+    if quick and not config.by_statistics:  # as the baselines that are left go by none
+        config = config.model_copy(update={"statistics": StatisticsConfig()})
     variant = ("-quick" if quick else "") + (f"-seed{chosen['seed']}" if "seed" in chosen else "")
     return config, run_folder or RUNS / (config.name + variant)
 
@@ -235,7 +240,7 @@ def worker(
     """Join a run that is under way with one more process, also from another machine."""
     from stepsearch.config.code import check_code, code
     from stepsearch.config.places import as_keys, in_keys
-    from stepsearch.engine.claim import claimed
+    from stepsearch.engine.claim import check_use, claimed
     from stepsearch.engine.store.locks import this_process
     from stepsearch.engine.study import work
 
@@ -253,6 +258,7 @@ def worker(
     check_inside(folder)
     with interruptible(ctx, folder), code(allow_code), in_keys():
         check_code(config)
+        check_use(config, storage)
         if storage is not None:
             from stepsearch.engine.join import serve
 

@@ -4,6 +4,7 @@ import difflib
 import re
 import tomllib
 from dataclasses import Field as DataclassField
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from stepsearch.config.measuring import EvaluationConfig, SearchConfig
 from stepsearch.config.parts import SEEDS, Section
 from stepsearch.config.places import line_of
 from stepsearch.config.space import SpaceConfig
+from stepsearch.config.statistics import StatisticsConfig
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -64,6 +66,7 @@ class StudyConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     baselines: BaselinesConfig = BaselinesConfig()
     teacher: TeacherConfig = TeacherConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
     search: SearchConfig = SearchConfig()
 
     @field_validator("name")
@@ -101,12 +104,25 @@ class StudyConfig(Section):
                     f"{name}.solvers: {BY_STATISTICS} goes by statistics of one guidance scale, "
                     "but the study is one over evaluation.guidance_scales"
                 )
+        own = self.statistics.files
+        if own and any(Path(place).name not in own for place in self.model.statistics):
+            raise ValueError(
+                "model.statistics: names files, but statistics.guidance_scales lets the run make "
+                "some: keep one of both"
+            )
         return self
 
     @property
     def by_statistics(self) -> bool:
         """Whether a solver goes by statistics of the model."""
         return BY_STATISTICS in (*self.space.solvers, *self.baselines.solvers)
+
+    def naming_own(self, folder: Path) -> "StudyConfig":
+        """The same with those statistics named that the run in a folder makes itself, if any."""
+        if not self.statistics.files:
+            return self
+        files = tuple(str(folder / name) for name in self.statistics.files)
+        return self.model_copy(update={"model": replace(self.model, statistics=files)})
 
     @property
     def teacher_scale(self) -> float:

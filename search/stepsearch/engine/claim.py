@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from stepsampler.errors import UserError, note
 from stepsampler.models import Model
+from stepsampler.schedule import BY_STATISTICS
 from stepsearch.config import StudyConfig
 from stepsearch.config.measuring import SearchConfig
 from stepsearch.engine.store.addresses import passwords_of, without_passwords
@@ -36,6 +37,31 @@ FREE = {
     ("model", "kind"),
     ("evaluation", "rulers"),
 }
+
+
+def without_use(config: StudyConfig, storage: str | None = None) -> str | None:
+    """Why the run must not make statistics that the study has it make, or None."""
+    if not config.statistics.files:
+        return None
+    if not config.by_statistics:
+        return (
+            f"statistics.guidance_scales: nothing goes by them, as {BY_STATISTICS} is among the "
+            "solvers of neither space nor baselines"
+        )
+    if config.model.code is not None:
+        return "statistics.guidance_scales: there are none of a model that a function returns"
+    if storage is not None:
+        return (
+            "statistics.guidance_scales: workers elsewhere would lack the files: make them with "
+            "`stepsample statistics`, and name them in model.statistics on every machine"
+        )
+    return None
+
+
+def check_use(config: StudyConfig, storage: str | None) -> None:
+    """Raise UserError where there is a reason (`without_use`)."""
+    if why := without_use(config, storage):
+        raise UserError(why)
 
 
 def claim_folder(folder: Path, config: StudyConfig, trials: optuna.Study | None = None) -> None:
@@ -156,7 +182,7 @@ def claimed(folder: Path) -> StudyConfig:
         raise UserError(f"{folder}: no run has started here; start it with stepsearch run")
     data = _read(path)
     try:
-        return StudyConfig.model_validate_json(json.dumps(data))
+        return StudyConfig.model_validate_json(json.dumps(data)).naming_own(folder)
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
         raise UserError(f"{path}: another version of stepsearch wrote it: {key}") from error

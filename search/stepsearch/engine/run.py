@@ -16,6 +16,7 @@ from stepsearch.engine.stages.held_out import test_chosen
 from stepsearch.engine.stages.polishing import polish_best
 from stepsearch.engine.stages.search import make_box, search
 from stepsearch.engine.stages.selection import finalists, found, select
+from stepsearch.engine.stages.statistics import make_statistics
 from stepsearch.engine.stages.teacher import measure_teacher
 from stepsearch.engine.stages.tools import Report, Tools
 from stepsearch.engine.stopping import stopped
@@ -34,9 +35,10 @@ from stepsearch.metrics.evaluator import SEARCH, SELECTION
 from stepsearch.rivals.baselines import Candidate
 from stepsearch.space.box import Params, SearchSpace
 from stepsearch.space.starts import first_points
+from stepsearch.space.statistics import passes_of_own
 
 # What a search pays for
-STAGES = ("rivals", "baselines", "teacher", "trials", "polish", "selection")
+STAGES = ("statistics", "rivals", "baselines", "teacher", "trials", "polish", "selection")
 Starts = Callable[[SearchSpace, list[Candidate]], list[tuple[Params, str]]]
 
 
@@ -51,7 +53,8 @@ def run_study(
 ) -> Result:
     """Run a study in `folder`, or resume it. `starts` gives the points that the search sees first.
 
-    Its trials are in the folder's journal, or in the database `storage`.
+    Its trials are in the folder's journal, or in the database `storage`. Statistics that the run
+    makes are where `config.naming_own(folder)` names them, for the workers as well.
 
     Raises:
         UserError: something is missing or does not fit, or the first five trials failed.
@@ -60,6 +63,7 @@ def run_study(
     if origin and known.user_attrs.get(STARTED) != origin:
         earlier_best(Path(origin), 1)  # refuses before the first image
     claim_folder(folder, config, known)
+    make_statistics(config, workers, report)
     report("loading", 0, 1, "")
     subject = workers.describe()
     check_identity(folder, subject.identity, known)
@@ -89,7 +93,8 @@ def run_study(
     ended = pruned(study)
     every = study.get_trials(deepcopy=False)  # failed ones cost as much
     searched = tools.versions * passes_spent(every, options)
-    passes = (placed.passes, screened.passes, taught + again, searched, turned, selected)
+    own = passes_of_own(config, subject.guidance)
+    passes = (own, placed.passes, screened.passes, taught + again, searched, turned, selected)
     return Result(
         subject,
         teacher,

@@ -49,6 +49,7 @@ from stepsearch.polish.objective import check_gradients
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, wanted
 from stepsearch.rivals.placement import Placement
 from stepsearch.space.check import check_box
+from stepsearch.space.statistics import make_own
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -161,6 +162,16 @@ class Workers:
             known = (self.storage, subject.identity, self.artifacts)
             self._board = open_board(self.folder, self.config, *known)
         return subject
+
+    def statistics(self, heard: Callable[[], object]) -> list[str]:
+        """Have a worker make those of the study's own that are not there; a sentence of each.
+
+        `heard` is called again and again until then.
+        """
+        made = self._submit(_make_statistics)
+        while not wait([made], LOOK).done:
+            heard()
+        return self.result(made)
 
     def placements(
         self, guidance: str = CLASSIFIER_FREE
@@ -339,6 +350,10 @@ def _describe() -> Subject:
         evaluator.notes,
         statistics,
     )
+
+
+def _make_statistics() -> list[str]:
+    return make_own(_self.config, _self.device)
 
 
 def _do(job: Job[T]) -> T:

@@ -23,6 +23,7 @@ from stepsearch.config import ModelConfig, StudyConfig
 from stepsearch.config.code import load_function, named_code
 from stepsearch.config.measuring import CLIP
 from stepsearch.config.places import as_keys
+from stepsearch.engine.claim import without_use
 from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.transfer import earlier_best
 from stepsearch.metrics.alignment import check_frames
@@ -47,8 +48,7 @@ from stepsearch.paths import local_folder
 from stepsearch.polish.objective import check_sampling, without_gradients
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.report.live.progress import stages
-from stepsearch.rivals.baselines import check_statistics
-from stepsearch.space.guidance import statistics_for
+from stepsearch.space.statistics import check_own
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder")
 ELSEWHERE = (  # of what has a hub id
@@ -122,6 +122,7 @@ def missing(config: StudyConfig) -> list[str]:
     found += map(_missing_extractor, extractors)
     found += _unknown_npnets(config)
     found.append(without_gradients(config.evaluation) if config.search.polish else None)
+    found.append(without_use(config))
     if not any(found) and config.model.code is None:
         found.append(_unfit(config))
     if len(set(extractors)) < len(extractors):
@@ -201,9 +202,7 @@ def _unfit(config: StudyConfig) -> str | None:
         check_frames(loaded, evaluation.video_frames)
         if config.search.polish:
             check_sampling(loaded, evaluation.video_frames)
-        known = [found.spec for found in loaded.statistics]
-        statistics_for(config.space, known)
-        check_statistics(config, loaded.guidance, known)
+        check_own(config, loaded)
     except UserError as error:
         return f"model {model.id!r}: {str(error).removeprefix(f'model {model.id!r}: ')}"
     size = loaded.size

@@ -197,6 +197,7 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     for section in ("space", "baselines"):
         named = (EXACT if s == BY_STATISTICS else s for s in data[section]["solvers"])
         data[section]["solvers"] = list(dict.fromkeys(named))
+    del data["statistics"]
     # A layer to skip is all that a tiny CLIP has.
     data["model"]["clip_skip"] = config.model.clip_skip and 1
     evaluation = data["evaluation"]

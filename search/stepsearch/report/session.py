@@ -47,6 +47,7 @@ def run_session(
     place of it all, while progress goes to stderr, or nowhere. `at_home` lets a single device work
     in this process, where the trials are in the run's folder.
     """
+    config = config.naming_own(folder)
     as_data, quiet = show in ("json", "only json"), show in ("result", "only json", "nothing")
     width = None if sys.stdout.isatty() or as_data else 110  # of a log file
     # names of files and studies are as they are: no markup

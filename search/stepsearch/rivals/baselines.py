@@ -145,7 +145,10 @@ def told(statistics: Sequence[StatisticsSpec]) -> str:
     """Half a sentence: which the model has, or how to have some."""
     if statistics:
         return f"the model's are {'; '.join(map(str, statistics))}"
-    return "[model] statistics names none: `stepsample statistics` makes them"
+    return (
+        "[model] statistics names none: `stepsample statistics` makes them, or the run those of "
+        "statistics.guidance_scales"
+    )
 
 
 def whole(

@@ -9,7 +9,7 @@ import torch
 from toy import DEVIATION, MEAN, gaussian_denoiser
 
 from stepsampler import Schedule, Step, UserError
-from stepsampler.estimate import _slopes, estimate
+from stepsampler.estimate import _slopes, done_of, estimate, passes
 from stepsampler.models import load
 from stepsampler.noise import NoiseSchedule
 from stepsampler.sample import sample
@@ -108,13 +108,16 @@ def test_a_killed_call_goes_on(tmp_path):
     whole = made(model_of(two_modes), tmp_path / "whole.safetensors", 12, 20, 8)
     model, out = model_of(two_modes), tmp_path / "cut.safetensors"
     progress = estimate(model, [""], 1.0, 12, 20, out, batch_size=8)
-    assert [next(progress), next(progress)] == [0, 8]
+    assert (next(progress), done_of(out)) == (0, 0)
+    assert (next(progress), done_of(out)) == (8, 8)
     progress.close()
     first = model.counted.calls
     again = model_of(two_modes)
     assert list(estimate(again, [""], 1.0, 12, 20, out, batch_size=8)) == [8, 16, 20]
     assert first
     assert again.counted.calls == 12 * (13 + 4)
+    assert first + again.counted.calls == passes(1.0, 12, 20, 8)
+    assert done_of(out) == 0
     assert read_statistics(str(out), SD, SHAPE).digest == whole.digest
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
 

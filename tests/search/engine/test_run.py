@@ -66,6 +66,7 @@ def test_every_stage_is_paid_for_failed_trials_too(tmp_path):
     trials = open_study(tmp_path, config).get_trials()
     assert any(t.state == TrialState.FAIL for t in trials)
     assert result.passes == {
+        "statistics": 0,
         "rivals": 2 * 70,
         "baselines": sum(6 * n for _, n, _ in result.screened),
         "teacher": (images + config.evaluation.selection_images) * 2 * config.teacher.steps,

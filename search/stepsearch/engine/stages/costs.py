@@ -21,6 +21,7 @@ from stepsearch.paths import local_folder
 from stepsearch.polish.descent import Settings
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, kinds, wanted
 from stepsearch.rivals.placement import most_passes
+from stepsearch.space.statistics import passes_of_own
 
 FEATURES = 128 * 4  # bytes of an image's features in the cache
 PACKED = 0.6  # of a picture's raw bytes that its PNG takes, roughly
@@ -59,11 +60,13 @@ def _presets(config: StudyConfig) -> int:
 
 
 def _known_statistics(config: StudyConfig) -> list[StatisticsSpec]:
-    """None where a file cannot be read, which is said apart."""
-    try:
-        return known_statistics(config.model) if config.by_statistics else []
-    except UserError:
+    """Of what the run makes, and of the model; where a file cannot be read, that is said apart."""
+    if not config.by_statistics:
         return []
+    try:
+        return [*config.statistics.coming, *known_statistics(config.model)]
+    except UserError:
+        return config.statistics.coming
 
 
 def costs(config: StudyConfig) -> Costs:
@@ -88,6 +91,7 @@ def costs(config: StudyConfig) -> Costs:
     tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
     trials = config.search.trials
     passes = {
+        "statistics": passes_of_own(config),
         "rivals": sum(
             most_passes(name, n, images.batch) * (1 if scale == 1 else 2)
             for (name, n), scale in wanted(config).items()
@@ -112,7 +116,8 @@ def costs(config: StudyConfig) -> Costs:
     made = screened + trials * images.images + finalists * images.selection_images
     made += tested * images.test_images
     versions = len(images.guidance_scales) or 1
-    passes = {stage: n * (1 if stage == "rivals" else versions) for stage, n in passes.items()}
+    once = ("statistics", "rivals")
+    passes = {stage: n * (1 if stage in once else versions) for stage, n in passes.items()}
     rungs = {n: versions * count for n, count in rungs.items()}
     parts = [ceil(n / PART) for n in (images.selection_images, images.test_images)]
     pictures += trials + finalists * parts[0] + tested * parts[1]

@@ -133,7 +133,8 @@ def _time(
     trials, counts = versions * passes_spent(every, config.evaluation), data["trials"]
     behind = counts["finished"] + counts["pruned"]
     each = trials / behind if behind else most.passes["trials"] / config.search.trials
-    places: list[tuple[str, float]] = [("rivals", most.passes["rivals"])]
+    first = ("statistics", "rivals")
+    places: list[tuple[str, float]] = [(name, most.passes[name]) for name in first]
     places += [(f"baselines, {n} images", passes) for n, passes in most.rungs.items()]
     places += [("teacher", most.passes["teacher"]), (SEARCH, 0)]
     places += [(name, most.passes[name]) for name in ("polish", "selection", "test")]
