@@ -1,6 +1,6 @@
 """Memory of `stepsample batch` by the length of a set, and its time an image beside another build.
 
-python scripts/bench/bench_batch.py [--against CHECKOUT] [--counts 1000,10000] [--rounds 3]
+python scripts/bench/cli/bench_batch.py [--against CHECKOUT] [--counts 1000,10000] [--rounds 3]
 
 Of each set, one caption in 200 is broken: empty, a number, a list. The other build, another
 checkout of this repository, is given the whole captions alone, in turns with this one.
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parents[2]
+HERE = Path(__file__).parents[3]
 WORDS = ("ankle boot", "bag", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", "trouser")
 BROKEN = ("", 7, None, ["a bag"], "   ")
 SCHEDULE = "tiny-3-steps"

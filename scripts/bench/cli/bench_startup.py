@@ -1,6 +1,6 @@
 """Time from typing a command to its help, the smallest of several runs.
 
-python scripts/bench/bench_startup.py
+python scripts/bench/cli/bench_startup.py
 """
 
 import subprocess
