@@ -1,6 +1,7 @@
 """NPNets in files: safetensors with the authors' names of tensors, known by their digest."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,13 +115,19 @@ def read_spec(path: Path) -> ModelSpec | None:
 
 
 def write_npnet(path: Path, network: NPNet, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file that `read_npnet` reads, whole or not at all."""
-    from safetensors.torch import save_file
+    """Write a file that `read_npnet` reads, whole or not at all; the same again has its digest."""
+    from safetensors.torch import save
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in as_published(network).items()}
     said = {"format": FORMAT, "layout": network.layout.to_json(), **(metadata or {})}
+    data = save(tensors, said)
+    # safetensors has the keys of metadata in another order each time (findings/)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end]) | {"__metadata__": dict(sorted(said.items()))}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, said)
+        temporary.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def as_published(network: NPNet) -> dict[str, Tensor]:

@@ -358,3 +358,15 @@ def test_check_npnet_takes_one_schedule_of_many_that_names_it():
     learned = replace(PLAN, golden_noise=LearnedNoise("0" * 16))
     check_npnet(ModelOptions(npnet="x.safetensors"), [PLAN, learned])
     check_npnet(ModelOptions(), [PLAN])
+
+
+def test_a_network_that_is_written_again_has_the_same_digest(tmp_path):
+    """Schedules name it by that; the library writes other bytes each time."""
+    network, told = NPNet(SMALL), {"source": "x.pth", "trained": "here", "made": "by us"}
+    paths = [tmp_path / f"{k}.safetensors" for k in range(12)]
+    for path in paths:
+        write_npnet(path, network, told)
+    assert len({digest_of(path) for path in paths}) == 1
+    again = read_npnet(paths[0])
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
