@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `stepsearch polish` makes of well-known schedules of the bundled model, and for how much.
 
-    python scripts/bench/bench_polish.py --out docs/polish --iterations 6 --images 160 \\
+    python scripts/bench/bench_polish.py --out docs/polish --iterations 6 --images 400 \\
         --check-images 240 --freedoms gain weights --starts \\
         "ays-sd15, 7 steps, the first 3 guided, w 2" "kl-optimal, 3 steps, w 2"
 
