@@ -19,7 +19,7 @@ def test_each_start_has_a_row_as_it_was_with_a_gain_and_polished(tmp_path, monke
     data = json.loads((tmp_path / "polish.json").read_text(encoding="utf-8"))
     plain, gain, polished = data["rows"]
     assert [row["spent"] for row in (plain, gain)] == [0, 0]
-    assert polished["spent"] == 2 * 8 * 6 + 8 * (6 + 3 * 6 + 4)
+    assert polished["spent"] == 2 * 8 * 6 + 8 * 6 + 2 * (3 * 6 + 4)
     assert {step["gain"] for step in gain["file"]["steps"]} == {1.07}
     assert [check["iteration"] for check in polished["checks"]] == [0, 1]
     assert str(tmp_path) not in json.dumps(data["settings"])

@@ -18,7 +18,6 @@ from stepsampler.schedule import BY_STATISTICS
 from stepsearch.config import StudyConfig
 from stepsearch.config.measuring import SearchConfig
 from stepsearch.engine.store.addresses import passwords_of, without_passwords
-from stepsearch.engine.store.database import open_database
 from stepsearch.engine.store.journal import JOURNAL
 from stepsearch.paths import write_whole
 from stepsearch.space.box import SearchSpace
@@ -112,14 +111,13 @@ def remember_storage(folder: Path, address: str | None) -> None:
     """Write down where the trials of a run are, without passwords, or check that it is the same.
 
     Raises:
-        UserError: they are elsewhere, so that this run would begin anew; no storage is there.
+        UserError: they are elsewhere, so that this run would begin anew.
     """
     path = folder / STORAGE
     here = None if address is None else without_passwords(address, passwords_of(address))
     if not path.exists():
         if address is None:
             return
-        open_database(address)  # a mistyped one is refused before the folder is bound to it
         if (folder / JOURNAL).exists():
             raise UserError(
                 f"{folder}: its trials are in its {JOURNAL}, not in {here}; go on without "

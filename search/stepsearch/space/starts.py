@@ -47,7 +47,7 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     rule, highest = config.solvers[0], 2
     if best and best[0].schedule.solver in config.solvers:
         rule = best[0].schedule.solver
-        highest = max(step.order for step in best[0].schedule.steps)
+        highest = max(highest, *(step.order for step in best[0].schedule.steps))
     found = []
 
     def add(grid: str, solver: str, shape: str, scales: list[float]) -> None:
