@@ -10,8 +10,8 @@ network's predictions; it costs no pass. Each schedule of [benchmarks.md](benchm
 gain that is best for it on selection seeds, found as its guidance scale was. Ours with gains are searches of now, whose box
 has a gain of each step, and which polish what they find; the median of their seeds is the one that all are compared with.
 Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances, of which the
-first two were seen by the searches and by whoever chose a gain, the others by nobody. `polished` is the best known guided schedule
-with its gain after gradient steps on those two, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
+first two were seen by the searches and by whoever chose a gain, the others by nobody; searches and choices also saw the FD of an
+[untrained network](searching.md#a-guard-against-over-fitting). `polished` is the best known guided schedule with its gain after gradient steps on those three, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
 of ours is below (-) or above (+) a row's mean, paired image by image."""  # noqa: E501
 KINDS = {"placement": "no search", "learned": "learned", "search": "searched", "long": "many steps"}
 KINDS |= {"ours": "ours of before", "now": "ours", "polish": "ours, polish alone"}
