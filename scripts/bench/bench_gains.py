@@ -227,7 +227,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "trials": args.trials,
             "finalists": 4,
             "polish": args.polish,
-            "polish_iterations": 9,
+            "polish_iterations": 8,
             "seed": seed,
         },
     }
@@ -248,7 +248,7 @@ def options(about: str) -> argparse.ArgumentParser:
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
     add("--trials", type=int, default=40, help="of each")
     add("--trial-images", type=int, default=250)
-    add("--polish", type=int, default=2, help="finalists that each of them polishes")
+    add("--polish", type=int, default=1, help="finalists that each of them polishes")
     add("--iterations", type=int, default=4, help="of the polish without a search")
     add("--batch", type=int, default=50)
     add("--model", default="tiny")

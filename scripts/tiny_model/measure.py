@@ -36,7 +36,7 @@ from stepsearch.paths import write_whole
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_model import data
 
-EXTRACTORS = ("texture", "lite0", "squeezenet", "patches")
+EXTRACTORS = ("texture", "lite0", "untrained", "squeezenet", "patches")
 SCALES = (1.25, 1.5, 2.0, 3.0)
 SCREEN = 300  # images that choose guidance scales and placements
 FINALISTS = 2  # placements of each kind that go on

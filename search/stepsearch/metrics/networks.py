@@ -103,11 +103,13 @@ class SqueezeNet(nn.Module):
 
 
 class Untrained(nn.Module):
-    """Convolutions with random weights: three stages, pooled as those of `SmallClassifier`.
+    """Convolutions with random weights, and absolute values: three stages, pooled over space.
 
     Features of networks that have learned nothing tell images apart as well, and other things about
-    them than trained ones (Naeem et al. 2020, arXiv 2002.09797, sec. 4). Every other filter of the
-    first stage has a mean of zero for each colour, so that half of them see no brightness.
+    them than trained ones (Naeem et al. 2020, arXiv 2002.09797, sec. 4). Absolute values instead of
+    rectifiers leave no channel that is 0 in nearly all real images, where the few others would be
+    most of a distance. Every other filter of the first stage has a mean of zero for each colour, so
+    that half of them see no brightness.
     """
 
     WIDTHS = (32, 64, 128)
@@ -133,7 +135,7 @@ class Untrained(nn.Module):
         pooled = []
         for filters in self.filters:
             margin = filters.shape[-1] // 2
-            x = F.conv2d(F.pad(x, (margin,) * 4, mode="reflect"), filters).relu()
+            x = F.conv2d(F.pad(x, (margin,) * 4, mode="reflect"), filters).abs()
             pooled += [x.mean((2, 3)), (x.var((2, 3), correction=0) + 1e-6).sqrt()]
             x = F.avg_pool2d(x, 2)
         return torch.cat(pooled, 1)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from math import inf, isinf, isnan
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +27,7 @@ from stepsearch.polish.objective import Objective
 SHARE = 4
 BETAS = (0.8, 0.98)  # of Adam: a polish has few iterations
 LAST = 0.1  # share of the first rate that the last iteration has; between them it falls evenly
+BACK = 0.4  # of the rate after a check that is no better, from where the best one was
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Settings:
 
     iterations: int = 9
     images: int = 500  # of fresh seeds, an iteration
-    check_every: int = 3
+    check_every: int = 2
     check_images: int = 400  # of the selection's seeds, always the same
     drop: float = 0.01  # share of the start's alignment that may be lost
 
@@ -121,15 +123,16 @@ def polish(
             show(iteration, f"ends here: {error}")
             break
         show(iteration + 1, "")
-    best = min(_kept(state.checks, settings.drop), key=lambda check: check.distance)
+    best = _best(state.checks, settings.drop)
     schedule = knobs.schedule(best.parameters) if best.iteration else knobs.start
     return Polished(schedule, best, state.checks, state.passes)
 
 
-def _kept(checks: list[Check], drop: float) -> list[Check]:
-    """Those that keep the start's alignment; the start does."""
+def _best(checks: list[Check], drop: float) -> Check:
+    """Of those that keep the start's alignment; the start does."""
     floor = (1 - drop) * checks[0].alignment
-    return [c for c in checks if isnan(floor) or c.alignment >= floor]
+    kept = [c for c in checks if isnan(floor) or c.alignment >= floor]
+    return min(kept, key=lambda check: check.distance)
 
 
 def _checked(
@@ -155,7 +158,7 @@ class _State:
     def __init__(self, evaluator: Evaluator, knobs: Knobs, settings: Settings) -> None:
         what = [
             replace(knobs.start, provenance={}).to_json(),
-            f"{knobs.freedom} {knobs.levels} {knobs.rates.tolist()} {asdict(settings)}",
+            f"{knobs.freedom} {knobs.levels} {knobs.rates.tolist()} {asdict(settings)} {BACK}",
             evaluator.identity,
         ]
         key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:24]
@@ -163,6 +166,7 @@ class _State:
         self.settings, self.rates = settings, knobs.rates
         self.tensors = {name: knobs.zero() for name in ("parameters", "mean", "square")}
         self.done, self.passes, self.checks = 0, 0, list[Check]()
+        self.since, self.rate = 0, 1.0  # iterations of these moments; what going back left of rates
         recall(self.path, self._read)
 
     def _read(self, path: Path) -> None:
@@ -173,6 +177,7 @@ class _State:
             known = json.loads(file.metadata()["state"])
         checks = [Check(**check) for check in known["checks"]]
         self.done, self.passes = known["done"], known["passes"]
+        self.since, self.rate = known["since"], known["rate"]
         self.tensors, self.checks = tensors, checks
 
     @property
@@ -180,21 +185,27 @@ class _State:
         return self.tensors["parameters"]
 
     def check(self, check: Check) -> None:
+        """One more; after one that is not the best, what follows starts at the best, and slower."""
         self.checks.append(check)
         self.passes = check.passes
+        best = _best(self.checks, self.settings.drop)
+        if best is not check:
+            self.tensors = {name: torch.zeros_like(self.parameters) for name in self.tensors}
+            self.parameters.copy_(self.parameters.new_tensor(best.parameters))
+            self.since, self.rate = 0, BACK * self.rate
         self._save()
 
     def step(self, gradient: Tensor, passes: int) -> None:
         """One of Adam's (Kingma and Ba 2015), in units of each parameter's rate."""
-        self.done += 1
+        self.done, self.since = self.done + 1, self.since + 1
         share = (self.done - 1) / max(1, self.settings.iterations - 1)
-        rate = 1 - (1 - LAST) * share
+        rate = self.rate * (1 - (1 - LAST) * share)
         moments = []
         for name, beta, value in zip(
             ("mean", "square"), BETAS, (gradient, gradient**2), strict=True
         ):
             self.tensors[name] = beta * self.tensors[name] + (1 - beta) * value
-            moments.append(self.tensors[name] / (1 - beta**self.done))
+            moments.append(self.tensors[name] / (1 - beta**self.since))
         mean, square = moments
         move = rate * self.rates * mean / (square.sqrt() + 1e-12)
         self.tensors["parameters"] = self.parameters - move
@@ -202,6 +213,6 @@ class _State:
         self._save()
 
     def _save(self) -> None:
-        known = {"done": self.done, "passes": self.passes}
+        known = {"done": self.done, "passes": self.passes, "since": self.since, "rate": self.rate}
         state = json.dumps({**known, "checks": [asdict(check) for check in self.checks]})
         write_whole(self.path, lambda path: save_file(self.tensors, path, {"state": state}))

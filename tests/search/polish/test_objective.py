@@ -205,5 +205,7 @@ def test_where_memory_runs_out_fewer_images_are_taken_at_a_time(monkeypatch, cap
 def test_an_extractor_without_gradients_is_refused():
     evaluator = ToyEvaluator()
     evaluator.extractor = SimpleNamespace(name="clip")
-    with pytest.raises(UserError, match="lite0, texture, squeezenet have them, clip has none here"):
+    with pytest.raises(
+        UserError, match="lite0, texture, squeezenet, untrained have them, clip has none here"
+    ):
         Objective(evaluator)

@@ -55,7 +55,11 @@ def test_what_the_model_refuses_is_missing(place, kind, model, message):
 @pytest.mark.parametrize(
     ("extractor", "model", "message"),
     [
-        ("lite0+patches", {}, "lite0, texture, squeezenet have them, patches has none here"),
+        (
+            "lite0+patches",
+            {},
+            "lite0, texture, squeezenet, untrained have them, patches has none here",
+        ),
         ("lite0", {"stock": True}, "gradients of our own loop: a StableDiffusionPipeline samples"),
     ],
 )
