@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from stepsampler import UserError
 from stepsearch.cli.app import app
 from stepsearch.config import StudyConfig
+from stepsearch.engine.claim import remember_storage
 from stepsearch.engine.store import database
 from stepsearch.engine.store.addresses import passwords_of, without_passwords
 from stepsearch.engine.tracking import MlflowTracking
@@ -83,7 +84,12 @@ def test_a_run_that_cannot_begin_keeps_no_password(here, caplog, address, monkey
     )
     text = said(["run", "x.toml", "--storage", address], caplog)
     assert WORD not in text
-    assert (here / "runs" / "x" / "storage.json").exists()
+    assert not (here / "runs" / "x" / "storage.json").exists()  # nothing binds the folder to it
+    no_file_has_it(here)
+
+
+def test_a_run_of_another_storage_is_named_without_its_password(here, caplog):
+    remember_storage(here / "runs" / "x", STORAGES[0])
     no_file_has_it(here)
     other = said(["run", "x.toml", "--storage", f"postgresql://me:{WORD}@elsewhere/x"], caplog)
     assert "its trials are in" in other

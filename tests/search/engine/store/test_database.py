@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from stepsampler import UserError
 from stepsearch.cli.app import app
-from stepsearch.engine.claim import remember_storage
+from stepsearch.engine.claim import remember_storage, trials_in
 from stepsearch.engine.join import LEADER, join
 from stepsearch.engine.store import database, locks
 from stepsearch.engine.store.database import open_database
@@ -333,6 +333,21 @@ def test_a_run_is_not_begun_anew_elsewhere(tmp_path):
     with pytest.raises(UserError, match="its trials are in its journal.log"):
         remember_storage(tmp_path, "postgresql://host/db")
     remember_storage(tmp_path, None)
+
+
+def test_only_a_run_whose_search_has_begun_stays_with_a_storage(tmp_path):
+    def refused(address):
+        with pytest.raises(UserError, match="refused"), trials_in(address, tmp_path):
+            raise UserError("refused")
+        return (tmp_path / "storage.json").exists()
+
+    assert not refused("postgresql://mistyped/db")
+    (tmp_path / "plan.json").write_text("{}")  # with which a search begins
+    assert refused("postgresql://host/db")
+    (tmp_path / "plan.json").unlink()
+    assert refused("postgresql://host/db")  # it was known before
+    with pytest.raises(UserError, match="its trials are in postgresql://host/db"):
+        remember_storage(tmp_path, "postgresql://mistyped/db")
 
 
 def test_many_can_open_a_new_database_at_once(server):
