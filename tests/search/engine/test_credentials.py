@@ -26,6 +26,7 @@ STORAGES = [
     f"postgresql://me:{WORD}@127.0.0.1:port/x",
     f"mysql://me:{WORD}@127.0.0.1:1/x",
     f"mysql+pymysql://127.0.0.1:1/x?passwd={WORD}",
+    f"mysql://127.0.0.1:1/x?sslmode=require&foo={WORD}",  # a key that we do not know
     f"grpc://me:{WORD}@127.0.0.1",
     f"grpc://me:{WORD}@127.0.0.1:1",
     f"sqlite://me:{WORD}@127.0.0.1/x",
@@ -186,3 +187,5 @@ def test_the_words_of_an_address_that_nobody_is_shown():
     assert sum(WORD in passwords_of(address) for address in (*STORAGES, *TRACKINGS)) >= 13
     assert passwords_of("postgresql://me@host:5432/x") == ()
     assert passwords_of("runs/x.toml") == ()
+    for address in ("postgresql://host/db", "mysql://[::1]:3306/x?charset=utf8&user=me&ssl=…"):
+        assert without_passwords(address, passwords_of(address)) == address  # all of it is told
