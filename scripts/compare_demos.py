@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stepsampler.errors import percent
 from stepsearch.paths import write_whole
 
 HERE = Path(__file__).parents[1]
@@ -104,7 +105,7 @@ def cells(found: dict) -> list[str]:
         f"{found['processor']:.0f}",
         f"{sum(found['passes'].values()):,}",
         f"{found['fd']:.2f} ± {found['se']:.2f}",
-        f"{found['alignment']:.1%}",
+        percent(found["alignment"]),
     ]
 
 
