@@ -3,11 +3,13 @@ servers, workers and parents."""
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import optuna
 import pytest
@@ -25,6 +27,8 @@ from stepsearch.engine.join import LEADER, join
 from stepsearch.engine.store import database, locks
 from stepsearch.engine.store.database import open_database
 from stepsearch.engine.study import finished, open_study, read_study, reap, surplus
+
+PATIENCE = 240.0  # seconds, against hanging alone
 
 
 @pytest.fixture(autouse=True)
@@ -266,10 +270,9 @@ def test_a_worker_of_another_study_is_refused(tmp_path, server, name):
         join(tmp_path / "another", other, server.address, print)
 
 
-def test_through_optunas_grpc_proxy(tmp_path, server, name):
+def test_through_optunas_grpc_proxy(tmp_path, server, name, monkeypatch):
     """The proxy in a process of its own, as it runs in a cluster."""
-    import socket
-
+    monkeypatch.setattr(database, "CONNECT", PATIENCE)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -280,10 +283,15 @@ def test_through_optunas_grpc_proxy(tmp_path, server, name):
     address = server.address.replace("postgresql:", "postgresql+psycopg:")
     proxy = subprocess.Popen([sys.executable, "-c", code, address, str(port)])
     try:
+        begun = time.monotonic()  # it imports and makes its tables before it answers
+        while proxy.poll() is None and time.monotonic() - begun < PATIENCE:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
         storage = f"grpc://127.0.0.1:{port}"
         helper = worker(tmp_path / "far" / name, storage, 12, pause=0.05)
         lead(tmp_path / name, small(12), storage)
-        helper.communicate(timeout=60)
+        assert "done" in helper.communicate(timeout=PATIENCE)[0]
         study = read_study(tmp_path / name, small(12), server.address)
         assert len(finished(study)) == 12
     finally:
