@@ -1,5 +1,6 @@
 """The page of `bench_gains.py`: a table for each number of steps, and what it comes to."""
 
+from stepsampler.errors import percent
 from stepsearch.compare.table import with_error
 
 DRAWN = "gains.json"
@@ -45,7 +46,7 @@ def _table(rows: dict) -> list[str]:
         cells = [name, KINDS[row["kind"]], f"{row['passes']:g}"]
         cells += [with_error(*_pair(row["scores"][key])) for key in keys]
         cells += [with_error(*row["mean"]), "" if row["headline"] else _percent(*row["over"])]
-        cells += [f"{row['scores']['alignment']['value']:.1%}", f"{row['search_passes']:,}"]
+        cells += [percent(row["scores"]["alignment"]["value"]), f"{row['search_passes']:,}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -89,4 +90,4 @@ def _pair(score: dict) -> tuple[float, float]:
 
 
 def _percent(value: float, se: float) -> str:
-    return f"{value:+.1%} ± {se:.1%}"
+    return f"{percent(value, '+.1')} ± {percent(se)}"
