@@ -17,7 +17,7 @@ from stepsampler.cli.options import (
     PromptFile,
     ScheduleName,
     check_folder,
-    check_npnet,
+    check_used,
     note_unguided,
     open_plan,
     with_model,
@@ -83,7 +83,7 @@ def generate(
 
     check_folder(out)
     plan = open_plan(schedule, guidance_scale, model)
-    check_npnet(model, [plan])
+    check_used(model, [plan])
     texts, others = given_prompts(prompt, prompts)
     if not texts and seeds is None:
         raise UserError(NO_PROMPT)

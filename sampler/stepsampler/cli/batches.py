@@ -14,7 +14,7 @@ from stepsampler.cli.options import (
     PromptFile,
     ScheduleName,
     check_folder,
-    check_npnet,
+    check_used,
     note_unguided,
     open_plan,
     with_model,
@@ -59,7 +59,7 @@ def batch(
 
     check_folder(out)
     plan = open_plan(schedule, guidance_scale, model)
-    check_npnet(model, [plan])
+    check_used(model, [plan])
     found = read_set(prompts, column, limit, shuffle_seed)
     captions = found.items
     note_unguided(plan, negative_prompt)
@@ -123,7 +123,7 @@ def grid(
         raise UserError(f"--out must name a file, but {str(out)!r} is a folder")
     check_folder(out.parent, "the folder of --out")
     plans = [open_plan(name, guidance_scale, model) for name in schedules]
-    check_npnet(model, plans)
+    check_used(model, plans)
     texts, others = given_prompts(prompt, prompts)
     if not texts:
         raise UserError(NO_PROMPT)

@@ -165,7 +165,7 @@ def _value(value: Any) -> str:
 def draw(plan: Schedule, path: Path) -> None:
     """Write a picture of sigma and guidance over the steps; its format by the suffix.
 
-    Where steps have weights, these too, and those of the solver's rule as rings.
+    Where steps have gains, these too; and weights, with those of the solver's rule as rings.
 
     Raises:
         ValueError: a suffix that matplotlib does not know.
@@ -173,8 +173,10 @@ def draw(plan: Schedule, path: Path) -> None:
     from matplotlib.figure import Figure
 
     own = [i for i in range(plan.num_steps) if plan.steps[i].weights]
-    heights = (2, 1, 1.5) if own else (2, 1)
-    figure = Figure(figsize=(6, 5.5 if own else 4), layout="constrained")
+    gains = [step.gain for step in plan.steps]
+    gained = any(gain != 1 for gain in gains)
+    heights = (2, 1, *([1] * gained), *([1.5] * bool(own)))
+    figure = Figure(figsize=(6, 1 + sum(heights)), layout="constrained")
     above, below, *more = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     steps = range(plan.num_steps)
     above.plot(range(plan.num_steps + 1), plan.sigmas, marker="o", markersize=4)
@@ -186,8 +188,12 @@ def draw(plan: Schedule, path: Path) -> None:
     scales = [step.guidance_scale if step.calls else 0.0 for step in plan.steps]
     below.bar(steps, scales, color=["tab:gray" if w == 1 else "tab:orange" for w in scales])
     below.set_ylabel("guidance")
-    for axes in more:
-        _draw_weights(plan, own, axes)
+    if gained:
+        more[0].plot(steps, gains, "o", markersize=4)
+        more[0].axhline(1, color="tab:gray", linewidth=0.5)
+        more[0].set_ylabel("gain")
+    if own:
+        _draw_weights(plan, own, more[-1])
     (more or [below])[-1].set_xlabel("step")
     below.xaxis.get_major_locator().set_params(integer=True)
     with replacing(path) as temporary:

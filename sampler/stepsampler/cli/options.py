@@ -177,17 +177,28 @@ def note_unguided(plan: "Schedule", negative_prompt: str) -> None:
         note("no step of the schedule is guided: the negative prompt has no effect")
 
 
-def check_npnet(model: ModelOptions, plans: "Sequence[Schedule]") -> None:
-    """Refuse a network of golden noise that no schedule names.
+def check_used(model: ModelOptions, plans: "Sequence[Schedule]") -> None:
+    """Refuse a network of golden noise, and statistics, that no schedule goes by.
 
     Raises:
-        UserError: says how a schedule comes to name one.
+        UserError: says how a schedule comes to name a network, or which statistics they go by.
     """
     if model.npnet is not None and not any(plan.npnet for plan in plans):
         raise UserError(
             f"--npnet {model.npnet}: no schedule here takes its golden noise; `stepsample make "
             f"SCHEDULE --golden-noise {model.npnet} -o FILE` writes one that does"
         )
+    if not model.statistics:
+        return
+    from stepsampler.statistics.file import read_spec
+
+    named = [plan.statistics for plan in plans if plan.statistics]
+    for place in model.statistics:
+        spec = read_spec(place)
+        like = [one for one in named if one.is_like(spec)]
+        if not any(one.digest in (None, spec.digest) or not spec.digest for one in like):
+            by = "; ".join(dict.fromkeys(map(str, named))) or "none"
+            raise UserError(f"--statistics {place} is {spec}, but the schedules here go by {by}")
 
 
 def check_folder(out: Path, name: str = "--out") -> None:

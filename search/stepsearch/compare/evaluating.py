@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import torch
 
-from stepsampler.cli.options import check_npnet
+from stepsampler.cli.options import check_used
 from stepsampler.errors import UserError
-from stepsampler.models import Model, check_device, open_model
+from stepsampler.models import Model, check_device, known_statistics, open_model
 from stepsampler.presets import open_schedule
 from stepsampler.schedule import Schedule
 from stepsampler.support.images.pixels import Exif, Fit
@@ -184,7 +184,8 @@ def evaluate(
     size = side = asked.model.size
     judge = None  # of files: without a model and --size, as they are
     if made:
-        check_npnet(asked.model, [*plans, *map(open_schedule, schedules)])
+        by = known_statistics(asked.model)
+        check_used(asked.model, [*plans, *(open_schedule(path, by) for path in schedules)])
         loaded = open_model(asked.model, asked.device)
         check_negative_prompt(loaded, asked.negative_prompt)
         clock.watch(loaded)

@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pipelines import FAMILIES, SIZE
 from typer.testing import CliRunner
 
-from stepsampler import UserError, load
+from stepsampler import UserError, load, models
 from stepsampler.cli.app import app
 from stepsampler.models import load as load_model
 from stepsampler.noise import NoiseSchedule
@@ -34,6 +36,28 @@ def made(tmp_path_factory):
     assert "of the derivatives" in said
     run("make", "linspace", "--steps", 2, "--solver", "dpm-v3", "--statistics", file, "-o", plan)
     return file, plan
+
+
+def test_statistics_that_no_schedule_goes_by_are_refused(made, tmp_path):
+    """They would not be used: tiny has its own beside it, and other schedules take none."""
+    other, own = tmp_path / "w3.safetensors", tmp_path / "own.json"
+    Statistics(*np.zeros((3, 9, 4, 16, 16)), ends_of(SD), 3.0, 2, "new", SD_NOISE).save(other, {})
+    bundled = Path(models.__file__).parents[1] / "bundled" / "tiny" / "statistics.safetensors"
+    run(
+        *("make", "linspace", "--steps", 2, "--solver", "dpm-v3"),
+        "--statistics",
+        bundled,
+        "-o",
+        own,
+    )
+    run(own, "--prompt", "a coat", "-o", tmp_path / "images")
+    given = ("--statistics", other, "--prompt", "a coat", "-o", tmp_path)
+    for schedule, by in ((own, "of guidance scale 2 in 120 intervals"), ("seed-sd-8", "none")):
+        with pytest.raises(UserError, match=f"w3.* is of .* scale 3 in 8 .* here go by {by}"):
+            run(schedule, *given)
+    file, plan = made
+    with pytest.raises(UserError, match="w3.* is of .* go by of guidance scale 2 in 8 intervals"):
+        run(plan, "--statistics", file, *given)
 
 
 def test_a_schedule_runs_with_the_statistics_that_it_names(made, tmp_path):

@@ -80,6 +80,15 @@ def test_it_fits_says_nothing_and_asks_for_nothing(opened, width):
     assert page.said == []
 
 
+def test_on_a_phone_the_scores_are_seen_without_scrolling(opened):
+    table = opened(360).locator("table.sortable")
+    edges = table.evaluate(
+        "t => [t.rows[0].cells[3], t.parentElement].map(e => e.getBoundingClientRect().right)"
+    )
+    assert table.locator("thead th").nth(3).inner_text().startswith("fd_toy4_400")
+    assert edges[0] <= edges[1]
+
+
 def test_the_policy_lets_no_request_out(opened):
     page = opened()
     page.evaluate("fetch('http://127.0.0.1:9/').catch(() => {})")

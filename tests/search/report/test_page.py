@@ -108,6 +108,18 @@ def test_schedules_are_those_of_the_test(finished):
         assert sum(step["passes"] for step in entry["steps"]) == plan.passes
 
 
+def test_gains_are_drawn_where_a_schedule_has_any(finished, copied):
+    data = json.loads((copied / "result.json").read_text())
+    data["test"][0]["schedule"]["steps"][1]["gain"] = 1.07
+    (copied / "result.json").write_text(json.dumps(data))
+    before, page = (render(run, fill(run)) for run in map(of_run, (finished[0], copied)))
+    assert "What each step takes of the predictions" not in before
+    assert "What each step takes of the predictions" in page
+    assert '<td class="n">1.07</td>' in page
+    (schedule, *_) = of_source(of_run(copied))["cards"]["schedules"]["schedules"]
+    assert [step["gain"] for step in schedule["steps"]][:2] == [1, 1.07]
+
+
 def test_every_tools_text_is_that_of_formats_with_what_it_loses(finished):
     folder, _ = finished
     plan = replace(load(folder / "best.json"), provenance={})

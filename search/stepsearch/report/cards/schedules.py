@@ -9,7 +9,7 @@ MOST = 4  # curves; more hide one another
 
 
 def data(source: Source) -> Data:
-    """`schedules`: sigma, guidance and order of each step."""
+    """`schedules`: sigma, guidance, gain and order of each step."""
     shown = [
         (c.name, c.kind, c.schedule)
         for c in source.contenders
@@ -36,6 +36,7 @@ def plain(name: str, kind: str, plan: Schedule) -> Data:
         {
             "sigma": step.sigma,
             "guidance_scale": step.guidance_scale,
+            "gain": step.gain,
             "order": step.order,
             "passes": plan.passes_of(step),
         }
@@ -52,21 +53,26 @@ def plain(name: str, kind: str, plan: Schedule) -> Data:
 
 
 def charts(data: Data) -> dict[str, str]:
-    """Sigma against step on a log axis, and guidance against step.
+    """Sigma against step on a log axis, and guidance against step; gains where there are any.
 
     A last sigma of 0 has no place on it: the line then ends at the last step."""
-    sigma, guidance = [], []
+    sigma, guidance, gain = [], [], []
     for entry in data["schedules"]:
         levels = [step["sigma"] for step in entry["steps"]]
         levels += [entry["final_sigma"]] if entry["final_sigma"] > 0 else []
         scales = [step["guidance_scale"] for step in entry["steps"]]
         sigma.append(Series(entry["name"], range(1, len(levels) + 1), levels))
         guidance.append(Series(entry["name"], range(1, len(scales) + 1), scales))
+        gains = [step["gain"] for step in entry["steps"]]
+        gain.append(Series(entry["name"], range(1, len(gains) + 1), gains))
     step = Axis("step", whole=True)
-    return {
+    drawn = {
         "sigma": lines("sigma", sigma, step, Axis("sigma (noise level)", log=True)),
         "guidance": lines("guidance", guidance, step, Axis("guidance scale", low=0.0)),
     }
+    if any(value != 1 for series in gain for value in series.y):
+        drawn["gain"] = lines("gain", gain, step, Axis("gain"))
+    return drawn
 
 
 CARD = Card("The schedule", "schedules in result.json or the journal", data, charts)
