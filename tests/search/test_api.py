@@ -64,8 +64,8 @@ def test_a_result_is_what_the_command_prints_and_pandas_takes_it(tmp_path):
     ("settings", "sentence"),
     [
         ({"search.trails": 3}, "settings: unknown key 'search.trails'; did you mean 'trials'"),
-        ({"search.trials": "many"}, "settings: search.trials: must be a valid integer"),
-        ({"name.x": 1}, "settings: name: must be a valid string"),
+        ({"search.trials": "many"}, "settings: search.trials: must be a whole number"),
+        ({"name.x": 1}, "settings: name: must be text"),
         ({"trials": 3}, "settings must be named section.key, got 'trials'"),
     ],
 )

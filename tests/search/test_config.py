@@ -39,7 +39,14 @@ def test_overrides_replace_single_values(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "space: Field required"),
+        ("", "space: must be given"),
+        ("[space]\nnum_steps = 3.5\n", "line 2: space.num_steps: must be a whole number, got 3.5"),
+        (MINIMAL + "guidance_scale = [1.0]\n", r"space.guidance_scale.1: must be given"),
+        (
+            MINIMAL + "guidance_scale = [1.0, 2.0, 3.0]\n",
+            "space.guidance_scale: must have no more than 2 values, got .1.0, 2.0, 3.0.",
+        ),
+        (MINIMAL + "solvers = [3]\n", "space.solvers.0: must be text, got 3"),
         ("[space", "not TOML"),
         (MINIMAL + "[serch]\n", "unknown key 'serch'; did you mean 'search'"),
         (MINIMAL + '[model]\nloras = "a"\n', "model.loras: must be a list, such as .*, got .a."),
@@ -56,7 +63,7 @@ def test_overrides_replace_single_values(tmp_path):
         (MINIMAL + "[search]\nalgorithm = 'sgd'\n", "search.algorithm: .* got 'sgd'"),
         (
             "[space]\nnum_steps = 5\npasses = 4\n",
-            "num_steps <= max_steps <= passes must hold, got 5, None and 4",
+            "space: num_steps = 5 <= passes = 4 must hold",
         ),
         (MINIMAL + "log_gap = [1.0, -1.0]\n", "log_gap: low must not be above high"),
         (MINIMAL + "log_gap = [-1.0, 11.0]\n", "log_gap: high must be <= 10, got 11.0"),

@@ -96,7 +96,14 @@ def generate(
     from stepsampler.generate import generate as make
     from stepsampler.models import note_cuts, open_model
     from stepsampler.models.pixels import strips
-    from stepsampler.support.pictures import MAX_SHEET, keep_png, keeping, save_sheet
+    from stepsampler.support.pictures import (
+        MAX_SHEET,
+        SHEET,
+        image_name,
+        keep_png,
+        keeping,
+        save_sheet,
+    )
 
     loaded = open_model(model, device)
     if not texts and loaded.conditional:
@@ -120,7 +127,7 @@ def generate(
     for batch in track(batches, "sampling", total=-(-len(pairs) // batch_size)):
         for seed, image, strip in zip(batch.seeds, batch.made, strips(batch.made), strict=True):
             line = done // (len(pairs) // len(texts))
-            path = out / f"p{line:04d}-s{seed:05d}.png"
+            path = out / image_name(line, seed)
             place = keep_png(image, path)
             moved += [place.name] if place != path else []
             done += 1
@@ -128,7 +135,7 @@ def generate(
                 shown.append(strip)
     columns = len(pairs) // len(texts) if len(texts) > 1 and seeds else None
     sheet = torch.stack(shown)
-    grid = keeping(out / "grid.png", lambda path: save_sheet(sheet, path, columns))
+    grid = keeping(out / SHEET, lambda path: save_sheet(sheet, path, columns))
     typer.echo(
         f"{out}: {counted(done, 'image')} of {counted(plan.num_steps, 'step')}, "
         f"{counted(loaded.passes(plan), 'pass')} each, and {grid.name}"

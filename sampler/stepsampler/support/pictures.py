@@ -2,8 +2,9 @@
 
 import itertools
 import os
+import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,20 @@ from torch import Tensor
 
 MAX_SHEET = 256  # images on one sheet
 RATE = 16  # frames of a video a second
+SHEET = "grid.png"  # of all images that one command makes, beside them
+_SHEETS = re.compile(r"(.*/)?grid(-\d+)?\.png")
+_IMAGES = re.compile(r"(.*/)?p\d{4,}-s\d{5,}(-\d+)?\.png")
+
+
+def image_name(line: int, seed: int) -> str:
+    """Of the image of prompt number `line`, from 0, and a seed."""
+    return f"p{line:04d}-s{seed:05d}.png"
+
+
+def sheets(names: Collection[str]) -> set[str]:
+    """Those of the paths, with slashes, that are sheets: beside them lie images so named."""
+    folders = {found[1] for name in names if (found := _IMAGES.fullmatch(name))}
+    return {name for name in names if (of := _SHEETS.fullmatch(name)) and of[1] in folders}
 
 
 def save_png(image: Tensor, path: Path) -> None:

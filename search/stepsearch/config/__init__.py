@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 
 LONGEST = 400  # characters of what is wrong with a study
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls unknown keys
+# What is wrong with a value, as pydantic calls it and as we say it
+RULES = {
+    "missing": "must be given",
+    "tuple_type": 'must be a list, such as ["a", "b"] or [0.5, 2.0]',
+    "too_long": "must have no more than {max_length} values",
+    "string_type": "must be text",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+}
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -200,13 +210,14 @@ def _said(first: "ErrorDetails") -> str:
                 return f"unknown key {place!r}; did you mean '{name}.{key}'?"
         near = difflib.get_close_matches(key, known, 1, 0)
         return f"unknown key {place!r}; did you mean {near[0]!r}?"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if first["type"] in RULES:
+        message = RULES[first["type"]].format_map(first.get("ctx", {}))
     if first["type"] in ("missing", "value_error"):
         return f"{place}: {message}" if place else message
     if first["type"] in ("model_type", "dataclass_type"):
         return f"{place}: must be a section, [{place}] with its keys, got {first['input']!r}"
-    message = message.replace("Input should be a valid tuple", 'must be a list, such as ["a", "b"]')
-    return f"{place}: {message.replace('Input should be', 'must be')}, got {first['input']!r}"
+    return f"{place}: {message}, got {first['input']!r}"
 
 
 def _keys(section: Any) -> dict[str, FieldInfo]:

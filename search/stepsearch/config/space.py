@@ -124,9 +124,9 @@ class SpaceConfig(Section):
                 f"got {self.first_sigma[0]}"
             )
         if not self.num_steps <= self.most_steps <= self.passes:
+            between = "" if self.max_steps is None else f" <= max_steps = {self.max_steps}"
             raise ValueError(
-                "num_steps <= max_steps <= passes must hold, "
-                f"got {self.num_steps}, {self.max_steps} and {self.passes}"
+                f"num_steps = {self.num_steps}{between} <= passes = {self.passes} must hold"
             )
         self._check_golden()
         known = [name for name in SOLVERS if name != "heun"]  # its steps have twice the passes

@@ -28,6 +28,7 @@ from stepsampler.support.images.pixels import (
     read_head,
     read_pixels,
 )
+from stepsampler.support.pictures import sheets
 from stepsampler.support.sizes import Size
 
 # Pictures too, but not read: named, so that nobody believes that they count.
@@ -61,7 +62,7 @@ class ImageFiles:
 
     source: Path
     names: list[str]
-    left_out: Sequence[str] = ()  # pictures of a kind that is not read
+    left_out: Sequence[str] = ()  # pictures that are not read, and why is in `note`
     total: int = 0  # of those that these were chosen of
     drawn: bool = False  # rather than the first by name
     exif: Exif = "apply"
@@ -90,8 +91,9 @@ class ImageFiles:
         every = len(names)
         names = sorted(set(names))
         pictures = [n for n in names if n.lower().endswith((*SUFFIXES, *LEFT_OUT))]
-        read = [n for n in pictures if n.lower().endswith(SUFFIXES) and not _aside(n)]
-        left_out = sorted(set(pictures) - set(read))
+        aside = {n for n in pictures if not n.lower().endswith(SUFFIXES) or _aside(n)}
+        left_out = sorted(aside | sheets(pictures))
+        read = sorted(set(pictures) - set(left_out))
         if not read:
             others = f"; not read are {_listed(left_out)}" if left_out else ""
             raise UserError(f"{source}: no images in it ({', '.join(SUFFIXES)}){others}")
@@ -191,7 +193,7 @@ class ImageFiles:
             )
         if self.left_out:
             count = counted(len(self.left_out), "file")
-            what = "of other kinds, hidden, or that a system added"
+            what = "of other kinds, sheets, hidden, or that a system added"
             said.append(f"without {count} {what}: {_listed(self.left_out)}")
         if lost := read_left_out(self.source):
             said.append(f"{counted(len(lost), 'caption')} without an image ({NOT_MADE})")

@@ -167,7 +167,7 @@ def test_every_kind_of_picture_is_read_or_named(tmp_path):
     assert (batch[:4] == batch[0]).all()
     assert files.note == (
         f"{tmp_path}: 1 of 5 images were not RGB: f.pgm; "
-        "without 2 files of other kinds, hidden, or that a system added: e.gif, g.npy"
+        "without 2 files of other kinds, sheets, hidden, or that a system added: e.gif, g.npy"
     )
 
 

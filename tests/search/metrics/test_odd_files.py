@@ -32,9 +32,18 @@ def test_hidden_files_are_left_out_and_named(tmp_path):
     for source in (folder, zipped(tmp_path / "f.zip", [*names, *HIDDEN], folder)):
         files = ImageFiles.find(source)
         assert files.names == names
-        assert f"without 3 files of other kinds, hidden, or that a system added: {HIDDEN[0]}" in (
-            files.note
-        )
+        assert f"sheets, hidden, or that a system added: {HIDDEN[0]}" in (files.note)
+
+
+def test_a_sheet_beside_the_images_of_stepsample_is_none_of_them(tmp_path):
+    folder = pictures(tmp_path / "f", 1)
+    for name in ("p0000-s00000.png", "grid.png", "grid-2.png", "else/grid.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((folder / "000.png").read_bytes())
+    files = ImageFiles.find(folder)
+    assert files.names == ["000.png", "else/grid.png", "p0000-s00000.png"]
+    assert "without 2 files of other kinds, sheets, hidden, " in files.note
+    assert files.note.endswith(": grid-2.png, grid.png")
 
 
 def test_linked_folders_are_walked_once(tmp_path):

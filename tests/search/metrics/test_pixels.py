@@ -82,7 +82,7 @@ def test_what_macos_adds_is_left_out_of_folders_and_zips(tmp_path):
         files = ImageFiles.find(source)
         assert len(files.names) == 3
         assert files.digest() == plain
-        assert "without 2 files of other kinds, hidden, or that a system added: " in files.note
+        assert "without 2 files of other kinds, sheets, hidden, or that a" in files.note
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -209,7 +209,7 @@ def test_only_the_first_frame_counts_and_that_is_said(tmp_path):
         np.testing.assert_array_equal(pixels, np.array(frames[0]))
     assert files.note.endswith(
         "3 of 4 images have more frames or pages than the first, which is read: a.webp, b.png, "
-        "c.tif; without 1 file of other kinds, hidden, or that a system added: e.gif"
+        "c.tif; without 1 file of other kinds, sheets, hidden, or that a system added: e.gif"
     )
 
 
