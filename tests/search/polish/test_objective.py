@@ -2,6 +2,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pipelines
 import pytest
 import torch
 from polishing import PLAIN, SIGMAS, ToyEvaluator, directly
@@ -205,5 +206,18 @@ def test_where_memory_runs_out_fewer_images_are_taken_at_a_time(monkeypatch, cap
 def test_an_extractor_without_gradients_is_refused():
     evaluator = ToyEvaluator()
     evaluator.extractor = SimpleNamespace(name="clip")
-    with pytest.raises(UserError, match="lite0, texture, squeezenet have them, clip has none here"):
+    with pytest.raises(
+        UserError, match="lite0, texture, squeezenet have gradients, clip has none here"
+    ):
+        Objective(evaluator)
+
+
+def test_networks_that_are_offloaded_in_groups_are_refused():
+    net = pipelines.stable_diffusion().unet
+    evaluator = ToyEvaluator()
+    evaluator.model.nets = [net]
+    Objective(evaluator)
+    cpu = torch.device("cpu")
+    net.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    with pytest.raises(UserError, match="is offloaded in groups, and no gradient flows through it"):
         Objective(evaluator)
