@@ -181,8 +181,8 @@ def write(out: Path, table: dict, settings: Settings) -> None:
         f"FD and alignment at n = {n:,} on test seeds; a polish of at most "
         f"{settings.iterations} iterations of {settings.images} images, under texture and lite0 at "
         f"once, checked on {settings.check_images} images of the selection's seeds every "
-        f"{settings.check_every}. Passes spent: forward 1, forward and backward 3; by values alone "
-        "(CMA-ES), where there are no gradients, as many."
+        f"{settings.check_every}. Passes spent: forward 1, forward and backward 3. By values "
+        "alone: CMA-ES, for about as many passes."
     )
     lines = ["# Polish", "", head, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join(cells(row))} |" for row in table["rows"]]
