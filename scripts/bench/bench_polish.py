@@ -4,10 +4,13 @@
     python scripts/bench/bench_polish.py --out docs/polish --iterations 6 --images 400 \\
         --check-images 240 --freedoms gain weights --starts \\
         "ays-sd15, 7 steps, the first 3 guided, w 2" "kl-optimal, 3 steps, w 2"
+    python scripts/bench/bench_polish.py --out docs/polish --iterations 6 --images 400 \\
+        --check-images 240 --freedoms --gains --values gain --add \\
+        --starts "kl-optimal, 3 steps, w 2"
 
 Writes a table (.md) and its numbers (.json): FD under both bundled extractors and alignment on test
-seeds and real images that no polish saw, before and after, with a constant gain alone, and with
-each freedom. Runs again where it was cut off, from --cache.
+seeds and real images that no polish saw, before and after, with a constant gain alone, with each
+freedom, and by values alone at as many passes. Runs again where it was cut off, from --cache.
 """
 
 import argparse
@@ -29,7 +32,8 @@ from stepsearch.config.space import SpaceConfig
 from stepsearch.metrics.distance import score
 from stepsearch.metrics.evaluator import TEST, Evaluator, seeds_of
 from stepsearch.paths import write_whole
-from stepsearch.polish.descent import Settings, polish
+from stepsearch.polish.descent import Adam, Settings, polish
+from stepsearch.polish.evolution import Evolution
 from stepsearch.polish.knobs import Knobs
 
 # Grid, guidance scale of each step, and the gain of all of them.
@@ -40,6 +44,8 @@ STARTS = {
     "ays-sd15, 5 steps, w 2": ("ays-sd15", [2.0] * 5, 1.0),
 }
 FREEDOMS = ("gain", "weights", "none")
+WHAT = {"none": "levels and scales", "gain": "and gains", "weights": "and weights"}
+LISTS = ("starts", "found", "freedoms", "values", "gains")  # options that make rows
 COLUMNS = ("schedule", "after", "passes per image", "passes spent", "texture", "lite0", "alignment")
 
 
@@ -49,7 +55,9 @@ def main() -> None:
     add("--out", type=Path, default=Path("docs/polish"), help="files without their suffix")
     add("--starts", nargs="+", default=list(STARTS), metavar="NAME", help="of the table, in order")
     add("--found", nargs="*", type=Path, default=[], help="schedule files as starts too")
-    add("--freedoms", nargs="+", default=list(FREEDOMS), choices=FREEDOMS)
+    add("--freedoms", nargs="*", default=list(FREEDOMS), choices=FREEDOMS, help="by gradients")
+    add("--values", nargs="*", default=["gain"], choices=FREEDOMS, help="by values alone")
+    add("--add", action="store_true", help="rows to the table of --out, of the same settings")
     add("--gains", nargs="*", type=float, default=[1.07], help="constant ones, for comparison")
     add("--iterations", type=int, default=Settings.iterations)
     add("--images", type=int, default=Settings.images, help="an iteration")
@@ -65,27 +73,60 @@ def main() -> None:
     config = StudyConfig(name="bench-polish", space=space, evaluation=both)
     evaluator = Evaluator(config, args.cache)
     settings = Settings(args.iterations, args.images, args.check_every, args.check_images)
-    rows: list[dict] = []
-    for row in measured(args, evaluator, settings):
-        rows.append(row)
+    table = known(args)
+    there = {row["schedule"] for row in table["rows"]}
+    for row in measured(args, evaluator, settings, there):
+        table["rows"] = added(table["rows"], row)
         print(" | ".join(cells(row)), flush=True)
-        write(args.out, rows, args, settings)
+        write(args.out, table, settings)
 
 
-def measured(args: argparse.Namespace, evaluator: Evaluator, settings: Settings) -> Iterator[dict]:
-    """A row for each schedule as it was, with a constant gain, and polished."""
+def known(args: argparse.Namespace) -> dict:
+    """The table as it is before the first row, with `--add` that which is there."""
+    places = ("out", "cache", "add")
+    used = {k: v for k, v in vars(args).items() if k not in places}
+    used["found"] = [path.name for path in args.found]
+    if not args.add:
+        return {"settings": used, "rows": []}
+    table = json.loads(args.out.with_suffix(".json").read_text(encoding="utf-8"))
+    before = table["settings"]
+    if other := [k for k, v in used.items() if k not in LISTS and before[k] != v]:
+        raise SystemExit(f"--add: the table of {args.out} has another {', '.join(other)}")
+    for k in LISTS:
+        before[k] = list(dict.fromkeys([*before.get(k, []), *used[k]]))
+    return table
+
+
+def added(rows: list[dict], row: dict) -> list[dict]:
+    """The rows with one more, the last of its schedule, without one of the same kind."""
+
+    def name(row: dict) -> tuple[str, str]:
+        return row["schedule"], row["after"].partition(" iterations")[2] or row["after"]
+
+    rows = [other for other in rows if name(other) != name(row)]
+    same = [i for i, other in enumerate(rows, 1) if other["schedule"] == row["schedule"]]
+    place = max(same, default=len(rows))
+    return [*rows[:place], row, *rows[place:]]
+
+
+def measured(
+    args: argparse.Namespace, evaluator: Evaluator, settings: Settings, there: set[str]
+) -> Iterator[dict]:
+    """A row for each schedule as it was, if not `there`; with a constant gain; and polished."""
     starts = {name: start(name, evaluator.model) for name in args.starts}
     starts |= {path.name: load(path) for path in args.found}
     for name, schedule in starts.items():
-        yield tested(args, evaluator, name, "", schedule, 0)
+        if name not in there:
+            yield tested(args, evaluator, name, "", schedule, 0)
         for gain in args.gains if schedule.steps[0].gain == 1 else ():
             steps = tuple(replace(step, gain=gain) for step in schedule.steps)
             own = replace(schedule, steps=steps)
             yield tested(args, evaluator, name, f"a gain of {gain:g}, no search", own, 0)
-        for freedom in args.freedoms:
-            found = polish(evaluator, Knobs(schedule, freedom), settings, say)
-            what = {"none": "levels and scales", "gain": "and gains", "weights": "and weights"}
-            after = f"{found.best.iteration} iterations, {what[freedom]}"
+        ways = [(freedom, Adam) for freedom in args.freedoms]
+        for freedom, way in [*ways, *((freedom, Evolution) for freedom in args.values)]:
+            found = polish(evaluator, Knobs(schedule, freedom), settings, say, way)
+            after = f"{found.best.iteration} iterations, {WHAT[freedom]}"
+            after += ", by values alone" if way is Evolution else ""
             row = tested(args, evaluator, name, after, found.schedule, found.passes)
             yield row | {"checks": [asdict(check) for check in found.checks]}
 
@@ -135,21 +176,20 @@ def cells(row: dict) -> list[str]:
     ]
 
 
-def write(out: Path, rows: list[dict], args: argparse.Namespace, settings: Settings) -> None:
+def write(out: Path, table: dict, settings: Settings) -> None:
+    n = table["settings"]["images_test"]
     head = (
-        f"FD and alignment at n = {args.images_test:,} on test seeds; a polish of at most "
+        f"FD and alignment at n = {n:,} on test seeds; a polish of at most "
         f"{settings.iterations} iterations of {settings.images} images, under texture and lite0 at "
         f"once, checked on {settings.check_images} images of the selection's seeds every "
-        f"{settings.check_every}. Passes spent: forward 1, forward and backward 3."
+        f"{settings.check_every}. Passes spent: forward 1, forward and backward 3. By values "
+        "alone: CMA-ES, for about as many passes."
     )
     lines = ["# Polish", "", head, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    lines += [f"| {' | '.join(cells(row))} |" for row in table["rows"]]
     text = "\n".join(lines) + "\n"
-    places = ("out", "cache")
-    used = {k: v for k, v in vars(args).items() if k not in places}
-    data = {"settings": used | {"found": [path.name for path in args.found]}, "rows": rows}
     write_whole(out.with_suffix(".md"), lambda path: path.write_text(text))
-    dumped = json.dumps(data, indent=1)
+    dumped = json.dumps(table, indent=1)
     write_whole(out.with_suffix(".json"), lambda path: path.write_text(dumped + "\n"))
 
 

@@ -8,20 +8,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_each_start_has_a_row_as_it_was_with_a_gain_and_polished(tmp_path, monkeypatch):
+    """By gradients, and added to that table by values alone."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
     import bench_polish
 
-    few = ["--iterations", "1", "--images", "8", "--check-images", "8", "--images-test", "8"]
-    few += ["--batch", "8", "--freedoms", "gain", "--cache", str(tmp_path / "cache")]
+    few = ["--iterations", "1", "--images", "12", "--check-images", "8", "--images-test", "8"]
+    few += ["--batch", "8", "--cache", str(tmp_path / "cache")]
     few += ["--starts", "kl-optimal, 3 steps, w 2", "--out", str(tmp_path / "polish")]
-    monkeypatch.setattr(sys, "argv", ["bench_polish.py", *few])
-    bench_polish.main()
+    for more in (["--freedoms", "gain", "--values"], ["--freedoms", "--gains", "--add"]):
+        monkeypatch.setattr(sys, "argv", ["bench_polish.py", *few, *more])
+        bench_polish.main()
     data = json.loads((tmp_path / "polish.json").read_text(encoding="utf-8"))
-    plain, gain, polished = data["rows"]
+    plain, gain, polished, by_values = data["rows"]
     assert [row["spent"] for row in (plain, gain)] == [0, 0]
-    assert polished["spent"] == 2 * 8 * 6 + 8 * 6 + 2 * (3 * 6 + 4)
+    assert polished["spent"] == 2 * 8 * 6 + 12 * 6 + 3 * (3 * 6 + 4)
+    assert by_values["spent"] == 2 * 8 * 6 + 10 * 2 * 6  # ten schedules of two images
+    assert by_values["after"].endswith(" iterations, and gains, by values alone")
     assert {step["gain"] for step in gain["file"]["steps"]} == {1.07}
     assert [check["iteration"] for check in polished["checks"]] == [0, 1]
     assert str(tmp_path) not in json.dumps(data["settings"])
     table = (tmp_path / "polish.md").read_text(encoding="utf-8").splitlines()
-    assert sum(line.startswith("| kl-optimal") for line in table) == 3
+    assert sum(line.startswith("| kl-optimal") for line in table) == 4

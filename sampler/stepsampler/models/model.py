@@ -284,3 +284,21 @@ def _plain(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
         yield name, value.dequantize()
     else:
         yield name, value.detach().as_subclass(Tensor)
+
+
+def is_quantised(network: torch.nn.Module) -> bool:
+    """Whether some of its weights have fewer than 16 bits, or are made of others when used."""
+    return any(_quantised(value) for value in network.state_dict().values())
+
+
+def _quantised(value: object) -> bool:
+    if isinstance(value, tuple | list):  # as torch packs them
+        return any(map(_quantised, value))
+    if not isinstance(value, Tensor):
+        return False
+    return (
+        hasattr(value, "__tensor_flatten__")
+        or value.is_quantized
+        or type(value).dequantize is not Tensor.dequantize
+        or (value.dtype.itemsize == 1 and value.dtype != torch.bool)
+    )

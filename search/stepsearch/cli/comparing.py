@@ -149,7 +149,10 @@ def polish(
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Make a schedule better by gradients of the metric itself; steps and guided ones stay."""
+    """Make a schedule better by gradients of the metric; steps and guided ones stay.
+
+    Where none flow, by its values alone (CMA-ES).
+    """
     from stepsearch.config import ModelConfig, StudyConfig
     from stepsearch.config.code import code
     from stepsearch.config.measuring import EvaluationConfig

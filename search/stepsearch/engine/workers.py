@@ -45,7 +45,7 @@ from stepsearch.engine.watch import Watch
 from stepsearch.metrics.evaluator import Evaluator, Measurement
 from stepsearch.metrics.reference import Reference
 from stepsearch.polish.descent import Polished, Settings
-from stepsearch.polish.objective import check_gradients
+from stepsearch.polish.evolution import values_alone
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, wanted
 from stepsearch.rivals.placement import Placement
 from stepsearch.space.check import check_box
@@ -216,7 +216,7 @@ class Workers:
     def polish(
         self, schedules: Sequence[Schedule], settings: Settings
     ) -> Iterator[tuple[int, Polished | str]]:
-        """(place, what gradients made of that schedule, or why there are none), in any order."""
+        """(place, what became of that schedule, or why nothing did), in any order."""
         return self._made(
             {k: Polishing.of(schedule, settings) for k, schedule in enumerate(schedules)}
         )
@@ -335,9 +335,9 @@ def _describe() -> Subject:
     model = evaluator.model
     check_box(_self.config.space, model)
     statistics = [found.spec for found in model.statistics]
-    if _self.config.search.polish:
-        check_gradients(evaluator)
     check_statistics(_self.config, model.guidance, statistics)
+    how = values_alone(evaluator) if _self.config.search.polish else None
+    notes = [f"finalists are {how}"] if how else []
     return Subject(
         model.noise,
         model.spec,
@@ -347,7 +347,7 @@ def _describe() -> Subject:
         model.experts.two,
         model.experts.boundary,
         {ruler.reference.metric: ruler.reference for ruler in evaluator.rulers},
-        evaluator.notes,
+        [*evaluator.notes, *notes],
         statistics,
     )
 

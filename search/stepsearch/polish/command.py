@@ -15,7 +15,8 @@ from stepsampler.presets import open_schedule
 from stepsearch.config import StudyConfig
 from stepsearch.config.parts import SEEDS
 from stepsearch.metrics.evaluator import Evaluator, metric_name
-from stepsearch.polish.descent import Polished, Settings, polish
+from stepsearch.polish.descent import Polished, Settings
+from stepsearch.polish.evolution import polish, values_alone
 from stepsearch.polish.knobs import Freedom, Knobs
 
 
@@ -35,7 +36,7 @@ def write_polished(
 
     Raises:
         UserError: no such schedule, one that is not for the model or has nothing to turn, and what
-            `Evaluator` and `Objective` refuse.
+            `Evaluator` and `polish` refuse.
     """
     if free not in get_args(Freedom):
         raise UserError(f"--free must be one of {', '.join(get_args(Freedom))}, got {free!r}")
@@ -53,7 +54,8 @@ def write_polished(
     evaluator = Evaluator(config, cache, device)
     evaluator.model.check(start)
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
-    for note in evaluator.notes:
+    by = values_alone(evaluator)
+    for note in [*evaluator.notes, *([by] if by else [])]:
         console.print(note)
     console.print(
         f"{source}: {start.num_steps} steps, {start.passes} passes per image; {len(knobs.names)} "

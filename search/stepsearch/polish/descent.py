@@ -1,13 +1,17 @@
-"""Adam on the objective, with held-out checks: a schedule comes out no worse than it went in."""
+"""Descent with held-out checks: a schedule comes out no worse than it went in. Here by gradients.
+
+`evolution` descends by values alone, where no gradient flows.
+"""
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import inf, isinf, isnan
 from pathlib import Path
+from typing import ClassVar
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -56,8 +60,12 @@ class Settings:
 
         Forward 1, forward and backward 3, and 1 to see the effect of a level.
         """
-        an_iteration = self.images + 4 * self.pulled
-        return self.iterations * an_iteration + len(self.checks) * self.check_images
+        return self.iterations * self.an_iteration + len(self.checks) * self.check_images
+
+    @property
+    def an_iteration(self) -> int:
+        """The same of one iteration, without the checks."""
+        return self.images + 4 * self.pulled
 
     @classmethod
     def of_study(cls, config: StudyConfig) -> "Settings":
@@ -94,17 +102,19 @@ def polish(
     knobs: Knobs,
     settings: Settings,
     show: Callable[[int, str], object] = lambda iteration, news: None,
+    way: "type[State] | None" = None,
 ) -> Polished:
     """Descend, and return the best of the checked points whose alignment is kept.
 
+    Each iteration has fresh seeds of the search's. `way` is how, by gradients (`Adam`) if not said.
     What was done of the same polish before is not done again: its state lies in the evaluator's
     cache. A point that cannot be sampled ends it; the best so far is returned.
 
     Raises:
         NotFiniteError: the schedule itself makes images that are not finite.
+        UserError: what the way refuses, before the first image.
     """
-    objective = Objective(evaluator)
-    state = _State(evaluator, knobs, settings)
+    state = (way or Adam)(evaluator, knobs, settings)
     for iteration in range(state.done, settings.iterations + 1):
         if iteration in settings.checks and all(c.iteration != iteration for c in state.checks):
             state.check(_checked(evaluator, knobs, settings, state, iteration))
@@ -115,8 +125,7 @@ def polish(
             break
         seeds = seeds_of(SEARCH + iteration * settings.images, settings.images)
         try:
-            look = objective(knobs, state.parameters, seeds, settings.pulled)
-            state.step(look.gradient, look.passes)
+            state.move(seeds)
             model = evaluator.model
             model.check(knobs.schedule(state.parameters))
         except (NotFiniteError, ScheduleError) as error:
@@ -136,7 +145,7 @@ def _best(checks: list[Check], drop: float) -> Check:
 
 
 def _checked(
-    evaluator: Evaluator, knobs: Knobs, settings: Settings, state: "_State", iteration: int
+    evaluator: Evaluator, knobs: Knobs, settings: Settings, state: "State", iteration: int
 ) -> Check:
     schedule = knobs.schedule(state.parameters) if iteration else knobs.start
     seeds = seeds_of(SELECTION, settings.check_images)
@@ -152,32 +161,49 @@ def _news(now: Check, start: Check) -> str:
     return f"held out {now.distance:.3f}{change}{share}, {now.passes:,} passes so far"
 
 
-class _State:
-    """Parameters, the moments of Adam and the checks so far, as they lie in a file."""
+class State(ABC):
+    """Parameters, what moves them, and the checks so far, as they lie in a file.
+
+    Of each tensor there is one by its name in `NAMES`; `kind` tells ways of the same polish apart.
+    """
+
+    NAMES: ClassVar[tuple[str, ...]]
+    kind: ClassVar[str] = ""
 
     def __init__(self, evaluator: Evaluator, knobs: Knobs, settings: Settings) -> None:
         what = [
             replace(knobs.start, provenance={}).to_json(),
-            f"{knobs.freedom} {knobs.levels} {knobs.rates.tolist()} {asdict(settings)} {BACK}",
+            f"{knobs.freedom} {knobs.levels} {knobs.rates.tolist()} {asdict(settings)}",
             evaluator.identity,
         ]
+        what += [self.kind] if self.kind else []
         key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:24]
         self.path = evaluator.cache / f"polish-{key}.safetensors"
-        self.settings, self.rates = settings, knobs.rates
-        self.tensors = {name: knobs.zero() for name in ("parameters", "mean", "square")}
+        self.knobs, self.settings, self.rates = knobs, settings, knobs.rates
+        self.tensors = self.zero()
         self.done, self.passes, self.checks = 0, 0, list[Check]()
-        self.since, self.rate = 0, 1.0  # iterations of these moments; what going back left of rates
         recall(self.path, self._read)
+
+    def zero(self) -> dict[str, Tensor]:
+        """The tensors before the first iteration."""
+        return {name: self.knobs.zero() for name in self.NAMES}
+
+    @abstractmethod
+    def move(self, seeds: range) -> None:
+        """One iteration, which looks at images of `seeds`.
+
+        Raises:
+            NotFiniteError: they are not finite.
+        """
 
     def _read(self, path: Path) -> None:
         if not path.exists():  # of a file that is not there safetensors says other things
             raise FileNotFoundError(path)
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in self.tensors}
+            tensors = {name: file.get_tensor(name) for name in self.NAMES}
             known = json.loads(file.metadata()["state"])
         checks = [Check(**check) for check in known["checks"]]
         self.done, self.passes = known["done"], known["passes"]
-        self.since, self.rate = known["since"], known["rate"]
         self.tensors, self.checks = tensors, checks
 
     @property
@@ -185,34 +211,57 @@ class _State:
         return self.tensors["parameters"]
 
     def check(self, check: Check) -> None:
-        """One more; after one that is not the best, what follows starts at the best, and slower."""
         self.checks.append(check)
         self.passes = check.passes
-        best = _best(self.checks, self.settings.drop)
-        if best is not check:
-            self.tensors = {name: torch.zeros_like(self.parameters) for name in self.tensors}
-            self.parameters.copy_(self.parameters.new_tensor(best.parameters))
-            self.since, self.rate = 0, BACK * self.rate
         self._save()
 
-    def step(self, gradient: Tensor, passes: int) -> None:
-        """One of Adam's (Kingma and Ba 2015), in units of each parameter's rate."""
-        self.done, self.since = self.done + 1, self.since + 1
-        share = (self.done - 1) / max(1, self.settings.iterations - 1)
-        rate = self.rate * (1 - (1 - LAST) * share)
-        moments = []
-        for name, beta, value in zip(
-            ("mean", "square"), BETAS, (gradient, gradient**2), strict=True
-        ):
-            self.tensors[name] = beta * self.tensors[name] + (1 - beta) * value
-            moments.append(self.tensors[name] / (1 - beta**self.since))
-        mean, square = moments
-        move = rate * self.rates * mean / (square.sqrt() + 1e-12)
-        self.tensors["parameters"] = self.parameters - move
+    def moved(self, parameters: Tensor, passes: int) -> None:
+        """Where an iteration led, and what it took."""
+        self.tensors["parameters"] = parameters
+        self.done += 1
         self.passes += passes
         self._save()
 
     def _save(self) -> None:
-        known = {"done": self.done, "passes": self.passes, "since": self.since, "rate": self.rate}
+        known = {"done": self.done, "passes": self.passes}
         state = json.dumps({**known, "checks": [asdict(check) for check in self.checks]})
         write_whole(self.path, lambda path: save_file(self.tensors, path, {"state": state}))
+
+
+class Adam(State):
+    """Along gradients (Kingma and Ba 2015), in units of each parameter's rate."""
+
+    NAMES = ("parameters", "mean", "square")
+    kind = "adam"
+
+    def __init__(self, evaluator: Evaluator, knobs: Knobs, settings: Settings) -> None:
+        self.objective = Objective(evaluator)
+        super().__init__(evaluator, knobs, settings)
+
+    def check(self, check: Check) -> None:
+        """After one that is not the best what follows starts anew at the best, in smaller steps."""
+        best = _best([*self.checks, check], self.settings.drop)
+        if best is not check:
+            at = self.parameters.new_tensor(best.parameters)
+            self.tensors = self.zero() | {"parameters": at}
+        super().check(check)
+
+    def move(self, seeds: range) -> None:
+        look = self.objective(self.knobs, self.parameters, seeds, self.settings.pulled)
+        falls = [
+            check.iteration
+            for k, check in enumerate(self.checks, 1)
+            if _best(self.checks[:k], self.settings.drop) is not check
+        ]
+        since = self.done + 1 - max(falls, default=0)
+        share = self.done / max(1, self.settings.iterations - 1)
+        rate = BACK ** len(falls) * (1 - (1 - LAST) * share)
+        moments = []
+        for name, beta, value in zip(
+            ("mean", "square"), BETAS, (look.gradient, look.gradient**2), strict=True
+        ):
+            self.tensors[name] = beta * self.tensors[name] + (1 - beta) * value
+            moments.append(self.tensors[name] / (1 - beta**since))
+        mean, square = moments
+        move = rate * self.rates * mean / (square.sqrt() + 1e-12)
+        self.moved(self.parameters - move, look.passes)

@@ -21,6 +21,7 @@ from torch import Tensor
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import BatchSize, fitting, noise_source
 from stepsampler.models import LatentModel, Model
+from stepsampler.models.model import is_quantised
 from stepsampler.sample import Denoiser, execute
 from stepsampler.schedule import Step
 from stepsampler.solvers import Row
@@ -58,7 +59,7 @@ class Objective:
     Alignment counts where the judge of the bundled classes says it; other judges have no gradient.
 
     Raises:
-        UserError: an extractor without gradients, a pipeline that samples itself.
+        UserError: nothing that a gradient flows through (`check_gradients`).
     """
 
     def __init__(self, evaluator: Evaluator, penalty: float = PENALTY) -> None:
@@ -137,28 +138,38 @@ def check_gradients(evaluator: Evaluator) -> None:
     """Refuse what no gradient flows through.
 
     Raises:
-        UserError: an extractor without gradients, a pipeline that samples itself, frames of videos.
+        UserError: an extractor without gradients, and what `check_sampling` refuses.
     """
     check_sampling(evaluator.model, evaluator.frames)
     _live(evaluator.extractor)
 
 
 def check_sampling(model: Model, frames: int) -> None:
-    """Refuse a model or frames of its videos of which a polish has no gradients.
+    """Refuse a model or frames of its videos that no gradient flows through.
 
     Raises:
-        UserError: a pipeline that samples itself, frames of videos.
+        UserError: a pipeline that samples itself, frames of videos, quantised networks (the layers
+            of some have a wrong gradient, and say nothing), or those that diffusers offloads in
+            groups, whose weights leave the device before the gradient.
     """
+    name = type(model.pipeline).__name__
     if not isinstance(model, LatentModel):
-        raise UserError(
-            "a polish needs gradients of our own loop: a "
-            f"{type(model.pipeline).__name__} samples itself"
-        )
+        raise UserError(f"a {name} samples itself, and no gradient flows through it")
     if frames > 1:
         raise UserError(
-            "a polish sees the middle frame of a video: evaluation.video_frames must be 1, got "
-            f"{frames}"
+            f"a gradient sees the middle frame of a video, and evaluation.video_frames is {frames}"
         )
+    for net in model.nets:
+        what = "quantised" if is_quantised(net) else "offloaded in groups" if _grouped(net) else ""
+        if what:
+            raise UserError(
+                f"the network of the {name} is {what}, and no gradient flows through it"
+            )
+
+
+def _grouped(net: torch.nn.Module) -> bool:
+    hooks = [getattr(part, "_diffusers_hook", None) for part in net.modules()]
+    return any(known and known.get_hook("group_offloading") for known in hooks)
 
 
 def without_gradients(options: EvaluationConfig) -> str | None:
@@ -173,7 +184,7 @@ def without_gradients(options: EvaluationConfig) -> str | None:
 
 def _none_of(name: str) -> str:
     known = ", ".join(name for name, kind in EXTRACTORS.items() if hasattr(kind, "live"))
-    return f"a polish needs gradients of the extractor: {known} have them, {name} has none here"
+    return f"{known} have gradients, {name} has none here"
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pretrained import INCEPTION_FILE
 from stepsearch.metrics.reference import BUNDLED_SIZE
 from stepsearch.paths import local_folder
+from stepsearch.polish.evolution import by_values
 from stepsearch.polish.objective import check_sampling, without_gradients
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.report.live.progress import stages
@@ -81,7 +82,8 @@ def run_check(
         seconds_per_pass = seconds_of_a_pass(config, device)
         console.print(f"measured on {device}: {seconds_per_pass:.4f} s a pass")
     most = costs(config)
-    for line in most.lines(seconds_per_pass):
+    notes = [] if absent or not config.search.polish else _polished(config)
+    for line in [*most.lines(seconds_per_pass), *notes]:
         console.print(line)
     found: dict[str, Any] = {
         "study": config.name,
@@ -89,6 +91,7 @@ def run_check(
         "passes": most.passes,
         "bytes": most.disk,
         "seconds_per_pass": seconds_per_pass,
+        "notes": notes,
     }
     if dry:
         quiet()
@@ -121,7 +124,6 @@ def missing(config: StudyConfig) -> list[str]:
     extractors = each(config.evaluation.extractor)
     found += map(_missing_extractor, extractors)
     found += _unknown_npnets(config)
-    found.append(without_gradients(config.evaluation) if config.search.polish else None)
     found.append(without_use(config))
     if not any(found) and config.model.code is None:
         found.append(_unfit(config))
@@ -191,6 +193,18 @@ def _networks(name: str, folder: Path) -> dict[str, tuple[Path, str | None]]:
     }
 
 
+def _polished(config: StudyConfig) -> list[str]:
+    """How finalists are polished if not by gradients, as far as names and configs tell."""
+    model, why = config.model, without_gradients(config.evaluation)
+    folder = None if model.code else local_folder(resolve(model.config or model.id))
+    if why is None and folder is not None and index_of(folder) is not None:
+        try:
+            check_sampling(outline(model, folder), config.evaluation.video_frames)
+        except UserError as error:
+            why = str(error)
+    return [f"finalists are {by_values(why)}"] if why else []
+
+
 def _unfit(config: StudyConfig) -> str | None:
     """What the model itself refuses, or will be refused of its images, as far as configs tell."""
     model, evaluation = config.model, config.evaluation
@@ -200,8 +214,6 @@ def _unfit(config: StudyConfig) -> str | None:
     try:
         loaded = outline(model, folder)
         check_frames(loaded, evaluation.video_frames)
-        if config.search.polish:
-            check_sampling(loaded, evaluation.video_frames)
         check_own(config, loaded)
     except UserError as error:
         return f"model {model.id!r}: {str(error).removeprefix(f'model {model.id!r}: ')}"

@@ -9,6 +9,7 @@ from stepsampler import Schedule, Step, UserError
 from stepsampler.batch import run_batch
 from stepsampler.generate import generate
 from stepsampler.models import from_pipeline, load, model_digest, weights_of
+from stepsampler.models.model import is_quantised
 from stepsampler.support.captions import Caption
 from stepsearch.metrics.evaluator import model_digest as search_digest
 
@@ -92,6 +93,18 @@ def test_layers_that_torch_itself_quantises_have_plain_weights():
     found = dict(weights_of(packed))
     assert list(found) == ["packed.0", "packed.1"]
     assert torch.equal(found["packed.0"], whole.dequantize())
+    assert is_quantised(packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_a_network_is_quantised_by_the_bits_of_its_weights(dtype):
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Embedding(5, 2)).to(dtype)
+    net.register_buffer("places", torch.arange(7))
+    net.register_buffer("mask", torch.ones(2, dtype=torch.bool))
+    assert is_quantised(net) == (dtype == torch.float8_e4m3fn)
+    net = torch.nn.Linear(3, 2)
+    net.weight = torch.nn.Parameter(Rounded(torch.ones(2, 3, dtype=torch.int8), torch.ones(())))
+    assert is_quantised(net)
 
 
 def test_a_pipeline_that_torchao_quantised_samples_and_has_digests(tmp_path):

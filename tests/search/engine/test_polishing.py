@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 from running import SD, ToyWorkers, settings
 
-from stepsampler import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsampler.schedule import Schedule
@@ -146,9 +145,10 @@ def test_a_worker_polishes_on_the_bundled_model(tmp_path):
     assert again.schedule == found.schedule
 
 
-def test_an_extractor_without_gradients_is_refused_before_the_first_image(tmp_path):
+def test_an_extractor_without_gradients_is_said_before_the_first_image(tmp_path):
     workers = InThisProcess(of_tiny(polish=1), tmp_path)
-    workers.describe()
+    assert not any("CMA-ES" in note for note in workers.describe().notes)
     engine_workers._self.load().extractor = SimpleNamespace(name="clip")
-    with pytest.raises(UserError, match="a polish needs gradients of the extractor: .* clip has"):
-        workers.describe()
+    (note,) = (note for note in workers.describe().notes if "CMA-ES" in note)
+    assert note.startswith("finalists are polished by values alone (CMA-ES): lite0, texture")
+    assert note.endswith("clip has none here")

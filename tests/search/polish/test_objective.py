@@ -1,7 +1,9 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import accelerate
 import numpy as np
+import pipelines
 import pytest
 import torch
 from polishing import PLAIN, SIGMAS, ToyEvaluator, directly
@@ -206,6 +208,31 @@ def test_an_extractor_without_gradients_is_refused():
     evaluator = ToyEvaluator()
     evaluator.extractor = SimpleNamespace(name="clip")
     with pytest.raises(
-        UserError, match="lite0, texture, squeezenet, untrained have them, clip has none here"
+        UserError, match="lite0, texture, squeezenet, untrained have gradients, clip has none here"
     ):
         Objective(evaluator)
+
+
+def test_networks_that_are_offloaded_in_groups_are_refused():
+    net = pipelines.stable_diffusion().unet
+    evaluator = ToyEvaluator()
+    evaluator.model.nets = [net]
+    Objective(evaluator)
+    cpu = torch.device("cpu")
+    net.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    with pytest.raises(UserError, match="is offloaded in groups, and no gradient flows through it"):
+        Objective(evaluator)
+
+
+def test_gradients_flow_through_what_accelerate_offloads():
+    """Its hooks leave the weights of a call in reach of the gradient, so that is not refused."""
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1))
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    (plain,) = torch.autograd.grad(net(x).sum(), x)
+    accelerate.cpu_offload(net, execution_device=torch.device("cpu"))
+    assert {weights.device.type for weights in net.parameters()} == {"meta"}
+    (offloaded,) = torch.autograd.grad(net(x).sum(), x)
+    torch.testing.assert_close(offloaded, plain)
+    evaluator = ToyEvaluator()
+    evaluator.model.nets = [net]
+    Objective(evaluator)

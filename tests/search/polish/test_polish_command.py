@@ -51,6 +51,18 @@ def test_it_says_what_it_costs_and_writes_what_it_found(command):
     assert again.splitlines()[-1] == said.splitlines()[-1]
 
 
+def test_it_says_why_it_goes_by_values_alone(command):
+    run, start, out = command
+    few = ("--iterations", "1", "--images", "12", "--check-images", "8", "--free", "none")
+    code, said, _ = run(str(start), *few, "--extractor", "patches")
+    assert code == 0
+    why, cost = said.splitlines()[:2]
+    assert why.startswith("polished by values alone (CMA-ES): ")
+    assert why.endswith("patches has none here")
+    assert "5 numbers to turn, at most 160 network passes" in cost  # 4 x (2 x 8 + 12 + 4 x 3)
+    assert read(out).provenance["passes"] == 4 * (2 * 8 + 8 * 3)  # eight schedules of 24 // 8
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,4 +1,4 @@
-"""Gradient steps on the best trials, which then stand in the selection beside what they were."""
+"""The best trials polished, which then stand in the selection beside what they were."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from stepsearch.rivals.baselines import Candidate
 def polish_best(tools: Tools, trials: Sequence[FrozenTrial]) -> tuple[list[Candidate], int]:
     """The first of the finalists, made better where they can be, and the passes of that.
 
-    One that gradients cannot move, or that no check on selection seeds finds better, has none.
+    One that cannot be moved, or that no check on selection seeds finds better, has none.
     """
     starts = [found(trial) for trial in trials[: tools.config.search.polish]]
     if not starts:
