@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""The demo of an older build and that of this one in turns: time, passes, and what each finds.
+"""The demo of an older build and that of this one: time, passes, and what each finds.
 
     git clone . /tmp/before && git -C /tmp/before checkout 322786e
     python scripts/compare_demos.py /tmp/before --seeds 0 1 2 --out docs/demo
 
 Writes a table (.md) and its numbers (.json). Both have the same test seeds and real images, so that
-their FDs compare. On a busy machine the processor's seconds are of more use than the clock's. Cut
-off, the same command goes on; what a run had taken until then is in its sum.
+their FDs compare. Runs that are done are not made again: what else the machine did may differ from
+run to run, so that the processor's seconds are of more use than the clock's. Cut off, the same
+command goes on; what a run had taken until then is in its sum.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stepsampler.errors import percent
 from stepsearch.paths import write_whole
 
 HERE = Path(__file__).parents[1]
@@ -104,7 +106,7 @@ def cells(found: dict) -> list[str]:
         f"{found['processor']:.0f}",
         f"{sum(found['passes'].values()):,}",
         f"{found['fd']:.2f} ± {found['se']:.2f}",
-        f"{found['alignment']:.1%}",
+        percent(found["alignment"]),
     ]
 
 
@@ -137,7 +139,8 @@ def write(out: Path, rows: list[dict]) -> None:
     lines = [
         "# The demo, before and now",
         "",
-        "Made by `scripts/compare_demos.py`: whole runs in turns, on one machine. FD is of "
+        "Made by `scripts/compare_demos.py`: whole runs on one machine, each at a time of its own. "
+        "Minutes depend on what else it did, the processor's seconds less. FD is of "
         f"{rows[0]['n']:,} test seeds, the same for all.",
         "",
         f"| {' | '.join(COLUMNS)} |",

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from optuna.trial import TrialState
 
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, percent
 from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import (
     alignment_floor,
@@ -173,7 +173,7 @@ def ladder_table(rows: list[dict], budget: int) -> str:
     for s, (plain, ladder) in zip(seeds, pairs, strict=True):
         lines.append(
             f"| {s} | {plain['passes']:,} | {ladder['passes']:,} "
-            f"| {1 - ladder['passes'] / plain['passes']:.0%} "
+            f"| {percent(1 - ladder['passes'] / plain['passes'], '.0')} "
             f"| {plain['fd']:.2f} ± {plain['se']:.2f} | {ladder['fd']:.2f} ± {ladder['se']:.2f} "
             f"| {ladder['fd'] - plain['fd']:+.2f} |"
         )
@@ -184,7 +184,7 @@ def ladder_table(rows: list[dict], budget: int) -> str:
         loss = fds[:, 1] - fds[:, 0]
         lines.append(
             f"| mean ± se over seeds | {passes[:, 0].mean():,.0f} | {passes[:, 1].mean():,.0f} "
-            f"| {1 - passes[:, 1].sum() / passes[:, 0].sum():.0%} "
+            f"| {percent(1 - passes[:, 1].sum() / passes[:, 0].sum(), '.0')} "
             f"| {means[0]:.2f} ± {ses[0]:.2f} | {means[1]:.2f} ± {ses[1]:.2f} "
             f"| {loss.mean():+.2f} ± {loss.std(ddof=1) / np.sqrt(len(loss)):.2f} |"
         )
@@ -204,7 +204,7 @@ def transfer_table(rows: list[dict], arm: str, budgets: list[int]) -> str:
         goal = cold[0]
         then = next((r["passes"] for r in warm if r["fd"] <= goal["fd"]), None)
         cells = f"| {seed} | {goal['fd']:.2f} ± {goal['se']:.2f} | {goal['passes']:,} "
-        saved = "" if then is None else f"{1 - then / goal['passes']:.0%}"
+        saved = "" if then is None else percent(1 - then / goal["passes"], ".0")
         lines.append(cells + f"| {'not reached' if then is None else f'{then:,}'} | {saved} |")
     return "\n".join(lines)
 

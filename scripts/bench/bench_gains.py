@@ -6,9 +6,10 @@
 What `bench_peers.py` found at n guided steps, in docs/benchmarks.json: every placement, preset and
 search, ours of then, and rows of many steps. A constant gain multiplies what a step takes of the
 predictions, costs nothing, and is found here for each as a guidance scale is: all of `--gains` on
-few selection seeds, the best two on more, by the geometric mean of both FDs that the searches see.
+few selection seeds, the best two on more, by the geometric mean of the FDs that the searches see:
+two of trained networks, which count in the test, and as a guard one of an untrained network.
 Of rows of many steps the shortest alone is here, since longer ones were no better there. Each is
-tested as published and with it, on fresh seeds, under these two extractors and the two rulers that
+tested as published and with it, on fresh seeds, under the trained extractors and two rulers that
 nothing was chosen by. Our searches of now, one for each of `--search-seeds`, have a gain in their
 box, begin at known schedules as rivals do, and polish what they find. And the best known guided
 schedule with its gain is polished as it is, without a search.
@@ -43,7 +44,7 @@ from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs
 
 FRESH = 100_000_000  # test seeds that no study has seen
-SEEN, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]
+SEEN, GUARD, UNSEEN = ["texture", "lite0"], "untrained", ["squeezenet", "patches"]
 WITH_GAIN = "{}, gain {:g}"
 SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "iterations")
 SETTINGS += ("dtype", "compile")
@@ -52,7 +53,7 @@ SETTINGS += ("dtype", "compile")
 class Bench(Measure):
     """The rows of each number of steps; images that are measured are in the cache of `--run`."""
 
-    seen = len(SEEN)  # of the metrics, by searches and by whoever chooses
+    seen = len(SEEN) + 1  # of the metrics, by searches and by whoever chooses
 
     def column(self, rows: dict) -> dict:
         """All that is tested at this number of steps."""
@@ -107,11 +108,7 @@ class Bench(Measure):
         images = few * len(self.args.gains) + (many - few) * 2
         config = StudyConfig.model_validate(study(self.args, n, 0))
         evaluator = Evaluator(config, self.args.run / "polish", self.args.device)
-        settings = Settings(
-            self.args.iterations,
-            2 * self.args.trial_images,
-            check_images=2 * self.args.trial_images,
-        )
+        settings = Settings(self.args.iterations, 2 * self.args.trial_images, check_images=many)
         print(f"  {best.name}, polished", flush=True)
         found = polish(evaluator, Knobs(best.schedule, "gain"), settings, tell)
         choosing = images * sum(entry.schedule.passes for entry in among)
@@ -141,12 +138,14 @@ class Bench(Measure):
         contenders = [self.contender(entry) for entry in entries]
         seeds = Seeds("test", seeds_of(FRESH, self.args.images))
         measure_all(contenders, seeds.range, self.args.batch, self.measure)
-        result = compare(contenders, self.harness, seeds)
+        tested = [m for m in self.harness.metrics if m.extractor.name != GUARD]
+        harness = replace(self.harness, metrics=tested)
+        result = compare(contenders, harness, seeds)
         means = [mean_of(scores) for scores in result.scores]
         ours = [m for m, entry in zip(means, entries, strict=True) if entry.kind == "now"]
         middle = median(sorted(m.value for m in ours)[: 2 * ((len(ours) - 1) // 2) + 1])
         headline = next(m for m in ours if m.value == middle)
-        data = as_data(result, self.harness, {"model": self.args.model, "dtype": self.args.dtype})
+        data = as_data(result, harness, {"model": self.args.model, "dtype": self.args.dtype})
         for row, entry, mean in zip(data["contenders"], entries, means, strict=True):
             over = Score(headline.value / mean.value - 1, headline.left_out / mean.left_out - 1)
             row |= {"kind": entry.kind, "search_passes": sum(entry.passes.values())}
@@ -190,7 +189,7 @@ def with_gain(schedule: Schedule, gain: float) -> Schedule:
 
 
 def study(args: argparse.Namespace, n: int, seed: int) -> dict:
-    """A search that sees both extractors, from baselines that have gains as well."""
+    """A search that sees three extractors, from baselines that have gains as well."""
     images = args.trial_images
     return {
         "name": f"gains-{n}-seed-{seed}",
@@ -205,7 +204,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "solvers": ("dpmpp-midpoint", "unipc-bh2"),
         },
         "evaluation": {
-            "extractor": "+".join(SEEN),
+            "extractor": "+".join([*SEEN, GUARD]),
             "rulers": (),
             "images": images,
             "rungs": (images * 2 // 5, images),
@@ -228,7 +227,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "trials": args.trials,
             "finalists": 4,
             "polish": args.polish,
-            "polish_iterations": 9,
+            "polish_iterations": 8,
             "seed": seed,
         },
     }
@@ -247,10 +246,10 @@ def options(about: str) -> argparse.ArgumentParser:
     add("--selection", type=int, nargs=2, default=[100, 300], help="images that choose a gain")
     add("--images", type=int, default=2000, help="of the test")
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
-    add("--trials", type=int, default=16, help="of each")
+    add("--trials", type=int, default=40, help="of each")
     add("--trial-images", type=int, default=250)
     add("--polish", type=int, default=1, help="finalists that each of them polishes")
-    add("--iterations", type=int, default=6, help="of the polish without a search")
+    add("--iterations", type=int, default=4, help="of the polish without a search")
     add("--batch", type=int, default=50)
     add("--model", default="tiny")
     add("--device", default="cpu")
@@ -264,7 +263,7 @@ def options(about: str) -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = options(__doc__).parse_args(argv)
-    args.extractors, args.held_out = [*SEEN, *UNSEEN], False
+    args.extractors, args.held_out = [*SEEN, GUARD, *UNSEEN], False
     return args
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stepsampler.errors import percent
 from stepsampler.grids import GRIDS, from_sigmas
 from stepsampler.models import LatentModel
 from stepsampler.schedule import Schedule, load
@@ -171,7 +172,7 @@ def cells(row: dict) -> list[str]:
         str(row["passes"]),
         f"{row['spent']:,}",
         *distances,
-        f"{share:.1%} ± {error:.1%}",
+        f"{percent(share)} ± {percent(error)}",
     ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from stepsampler.errors import percent
 from stepsampler.grids import GRIDS, from_sigmas
 from stepsampler.models import LatentModel
 from stepsampler.schedule import Schedule
@@ -50,7 +51,7 @@ def main() -> None:
         found = evaluator.measure(plan, seeds_of(TEST, args.images))
         values = [score(*part) for part in evaluator.reference.test.split(found.features)]
         cells = [f"{value.value:.2f} ± {value.se:.2f}" for value in values]
-        cells.append(f"{found.alignment:.1%}")
+        cells.append(percent(found.alignment))
         cells = [f"{grid}, {w:g}", f"{gain:g}", pattern, str(plan.passes), *cells]
         print(f"| {' | '.join(cells)} |", flush=True)
 

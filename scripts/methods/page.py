@@ -1,5 +1,6 @@
 """The tables of `compare_methods.py` in markdown, and what they say in sentences."""
 
+from stepsampler.errors import percent
 from stepsearch.compare.table import with_error
 
 BEATEN = "(loses)"
@@ -48,7 +49,7 @@ def column(rows: dict, names: list[str]) -> list[str]:
             score = row["scores"][key]
             cells += [with_error(score["value"], score["standard_error"])]
             cells += [difference(rows, row["name"], key)]
-        cells.append(f"{row['scores']['alignment']['value']:.1%}")
+        cells.append(percent(row["scores"]["alignment"]["value"]))
         taken = [row[key]["passes"] for key in ("learning", "choosing") if key in row]
         cells.append(" + ".join(f"{passes:,}" for passes in taken))
         lines.append(f"| {' | '.join(cells)} |")

@@ -34,9 +34,10 @@ from stepsearch.metrics.reference import load_reference
 from stepsearch.paths import write_whole
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from stepsampler.errors import percent
 from tiny_model import data
 
-EXTRACTORS = ("texture", "lite0", "squeezenet", "patches")
+EXTRACTORS = ("texture", "lite0", "untrained", "squeezenet", "patches")
 SCALES = (1.25, 1.5, 2.0, 3.0)
 SCREEN = 300  # images that choose guidance scales and placements
 FINALISTS = 2  # placements of each kind that go on
@@ -86,7 +87,7 @@ class Bench:
         print(
             f"{name:<46} "
             + " ".join(f"{e} {row[e]:8.3f} ± {row[e + '_se']:.3f}" for e in EXTRACTORS)
-            + (f"  alignment {row['alignment']:.1%}" if labels else ""),
+            + (f"  alignment {percent(row['alignment'])}" if labels else ""),
             flush=True,
         )
         return row

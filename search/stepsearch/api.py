@@ -131,7 +131,7 @@ def run(
     from stepsampler.models import check_gpus
     from stepsearch.config.code import check_code, code
     from stepsearch.config.places import in_keys
-    from stepsearch.engine.claim import check_use, remember_storage
+    from stepsearch.engine.claim import check_use, trials_in
     from stepsearch.engine.store.addresses import tracking_store
     from stepsearch.engine.store.locks import only_run
     from stepsearch.report.session import run_session
@@ -143,10 +143,9 @@ def run(
         raise UserError("devices must name at least one, such as cpu or cuda:0, got none")
     check_gpus(devices)
     place = RUNS / config.name if folder is None else Path(folder)
-    with code(allow_code), only_run(place), in_keys():
+    with code(allow_code), only_run(place), trials_in(storage, place), in_keys():
         check_code(config)
         check_use(config, storage)
-        remember_storage(place, storage)
         show: Any = "nothing" if quiet else "all"
         run_session(config, place, devices, tracking, False, storage, show, at_home=True)
     return Results(of_run(place))

@@ -1,4 +1,4 @@
-"""Two builds in turns: builds of a few lines here, which write what a run writes."""
+"""Two builds: builds of a few lines here, which write what a run writes."""
 
 import json
 import subprocess

@@ -156,3 +156,6 @@ def test_ctrl_c_and_sigterm_are_one_sentence_and_their_code(here, monkeypatch, e
     assert first == "stopped; runs/x-seed1 keeps what is done. This goes on:"
     assert goes_on == "  stepsearch run x.toml --seed 1"
     assert not (here / "runs" / "x-seed1" / "alive" / "run").is_symlink()
+    a_run(here, "b")  # nor is it asked first which run is meant
+    with pytest.raises(UserError, match=r"best\.json is here already: -o says where"):
+        invoke(app, ["export"], catch_exceptions=False)

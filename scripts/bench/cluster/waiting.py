@@ -20,6 +20,7 @@ import optuna
 
 from cluster.builds import HERE, clock, scheduled
 from cluster.stub import FLOOR, NAME, Stub, settings
+from stepsampler.errors import percent
 from stepsearch.config import StudyConfig
 from stepsearch.engine.study import finished, open_study, read_study, run_trials
 
@@ -48,9 +49,10 @@ def waiting(
             whole = sum(row["whole"] for row in found)
             outside = 1 - sum(row["slept"] for row in found) / whole
             inside, core = (sum(row[k] for row in found) / whole for k in ("storage", "core"))
+            shares = (percent(share, ".2") for share in (outside, inside, core))
             cpu = [1000 * x / count / each for x in (sum(row["cpu"] for row in found), servers)]
             print(
-                f"| {kind} | {count} | {outside:.2%} | {inside:.2%} | {core:.2%} | {cpu[0]:.0f} "
+                f"| {kind} | {count} | {' | '.join(shares)} | {cpu[0]:.0f} "
                 f"| {cpu[1]:.0f} | {most or ''} |",
                 flush=True,
             )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stepsampler.errors import percent
 from stepsampler.grids import make_schedule
 from stepsearch.config import StudyConfig
 from stepsearch.metrics.distance import score, score_infinity, score_kernel
@@ -79,8 +80,8 @@ def write(rows: list[dict], about: dict, folder: Path) -> None:
     write_whole(folder / "coverage.json", lambda p: p.write_text(text + "\n"))
     lines = [
         f"| {r['distance']} | {r['n']:,} | {r['prompts']} | {r['draws']} "
-        f"| {r['mean']:.4g} | {r['spread']:.3g} | {r['mean_error']:.3g} | {r['covered']:.0%} "
-        f"| {'conservative' if r['conservative'] else ''} |"
+        f"| {r['mean']:.4g} | {r['spread']:.3g} | {r['mean_error']:.3g} "
+        f"| {percent(r['covered'], '.0')} | {'conservative' if r['conservative'] else ''} |"
         for r in rows
     ]
     table = ABOUT.format(**about) + "\n".join(lines) + "\n"
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
         print(
             f"{row['distance']:<12} n {row['n']}, prompts {row['prompts']}: "
             f"mean {row['mean']:.4g}, spread {row['spread']:.3g}, mean error "
-            f"{row['mean_error']:.3g}, {row['covered']:.0%} of the "
+            f"{row['mean_error']:.3g}, {percent(row['covered'], '.0')} of the "
             "intervals hold the mean" + (" (marked conservative)" if row["conservative"] else "")
         )
     words = " ".join(sys.argv[1:] if argv is None else argv)

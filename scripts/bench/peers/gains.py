@@ -1,5 +1,6 @@
 """The page of `bench_gains.py`: a table for each number of steps, and what it comes to."""
 
+from stepsampler.errors import percent
 from stepsearch.compare.table import with_error
 
 DRAWN = "gains.json"
@@ -10,8 +11,8 @@ network's predictions; it costs no pass. Each schedule of [benchmarks.md](benchm
 gain that is best for it on selection seeds, found as its guidance scale was. Ours with gains are searches of now, whose box
 has a gain of each step, and which polish what they find; the median of their seeds is the one that all are compared with.
 Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances, of which the
-first two were seen by the searches and by whoever chose a gain, the others by nobody. `polished` is the best known guided schedule
-with its gain after gradient steps on those two, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
+first two were seen by the searches and by whoever chose a gain, the others by nobody; searches and choices also saw the FD of an
+[untrained network](searching.md#a-guard-against-over-fitting). `polished` is the best known guided schedule with its gain after gradient steps on those three, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
 of ours is below (-) or above (+) a row's mean, paired image by image."""  # noqa: E501
 KINDS = {"placement": "no search", "learned": "learned", "search": "searched", "long": "many steps"}
 KINDS |= {"ours": "ours of before", "now": "ours", "polish": "ours, polish alone"}
@@ -45,7 +46,7 @@ def _table(rows: dict) -> list[str]:
         cells = [name, KINDS[row["kind"]], f"{row['passes']:g}"]
         cells += [with_error(*_pair(row["scores"][key])) for key in keys]
         cells += [with_error(*row["mean"]), "" if row["headline"] else _percent(*row["over"])]
-        cells += [f"{row['scores']['alignment']['value']:.1%}", f"{row['search_passes']:,}"]
+        cells += [percent(row["scores"]["alignment"]["value"]), f"{row['search_passes']:,}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -89,4 +90,4 @@ def _pair(score: dict) -> tuple[float, float]:
 
 
 def _percent(value: float, se: float) -> str:
-    return f"{value:+.1%} ± {se:.1%}"
+    return f"{percent(value, '+.1')} ± {percent(se)}"

@@ -9,7 +9,7 @@ import numpy as np
 from peers.plots import draw
 from peers.studies import OURS, UNGUIDED
 from peers.targets import DROP, RULE, by_what_they_saw, losses, metrics, minus, races, targets
-from stepsampler.errors import UserError
+from stepsampler.errors import UserError, percent
 from stepsearch.paths import write_whole
 
 VERDICTS = {True: "met", False: "missed", None: "rivals not screened"}
@@ -140,7 +140,9 @@ def replace_steps(found: dict, rows: dict) -> None:
 
 
 def _pair(value: list[float] | None, form: str = "+.2f") -> str:
-    return "" if value is None else f"{value[0]:{form}} ± {value[1]:{form.lstrip('+')}}"
+    if value is None:
+        return ""
+    return f"{value[0]:{form}} ± {value[1]:{form.lstrip('+')}}".replace("%", " %")
 
 
 def _targets(parts: list[dict]) -> list[str]:
@@ -184,9 +186,9 @@ def _targets(parts: list[dict]) -> list[str]:
             "The target is a share of 30 % of a gap above 4 standard errors (50 % of that of the "
             "best without a search), else to be worse by no more than one standard error.",
             "",
-            f"With alignment: no more than {DROP:.0%} below the teacher's, which is what ours has "
-            "to keep on its selection seeds (up to a standard error if need be), and what no rival "
-            "was asked to.",
+            f"With alignment: no more than {percent(DROP, '.0')} below the teacher's, which is "
+            "what ours has to keep on its selection seeds (up to a standard error if need be), and "
+            "what no rival was asked to.",
         ]
         races = [(rows["steps"], race) for rows in parts for race in rows["races"][metric]]
         if races:
@@ -207,7 +209,7 @@ def _transfer(rows: dict) -> list[str]:
     for row in rows["losses"]:
         cells = [row["test"], row["metric"], row["rival"], _pair(row["difference"])]
         kept = row["kept"]
-        cells += [_pair(row["closed"], ".0%"), "" if kept is None else f"{kept:.0%}"]
+        cells += [_pair(row["closed"], ".0%"), "" if kept is None else percent(kept, ".0")]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Gap: to the row of the most steps, where it is above {RULE} standard errors."]
     for name, test in rows["tests"].items():
@@ -269,7 +271,7 @@ def _test(rows: dict) -> list[str]:
             if axes:
                 cells.append(_pair(list(minus(row, above, metric))) if above else "")
         above = row
-        cells.append(f"{row['scores']['alignment']['value']:.1%}")
+        cells.append(percent(row["scores"]["alignment"]["value"]))
         spent = row["search_passes"]
         cells.append(f"{spent:,}" if spent else "")
         cells.append(f"{row['minutes']:.0f}" if row["minutes"] else "")

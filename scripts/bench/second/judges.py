@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from second.model import pipeline
 from second.sprites import draw
+from stepsampler.errors import percent
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.features import AXES, Extractor, file_digest
 from stepsearch.metrics.networks import WIDTHS, SmallClassifier
@@ -90,7 +91,7 @@ def train(path: Path, seed: int, count: int, epochs: int = 6, batch: int = 100) 
     x, y = _pictures(500, seed + 1000)
     with torch.inference_mode():
         share = (net(x).argmax(1) == y).float().mean().item()
-    print(f"{path.stem} reads {share:.1%} of the letters", flush=True)
+    print(f"{path.stem} reads {percent(share)} of the letters", flush=True)
     write_whole(path, lambda p: save_file(net.state_dict(), p))
 
 

@@ -138,7 +138,7 @@ def polish(
         ),
     ] = 500,
     check_images: Annotated[int, typer.Option(min=8, help="Of selection seeds, a check.")] = 400,
-    check_every: Annotated[int, typer.Option(min=1, help="Gradient steps between checks.")] = 3,
+    check_every: Annotated[int, typer.Option(min=1, help="Gradient steps between checks.")] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 50,
     device: Device = "cpu",
     cache: Annotated[

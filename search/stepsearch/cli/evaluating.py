@@ -35,8 +35,8 @@ def evaluate(
     extractor: Annotated[
         list[str] | None,
         typer.Option(
-            help="texture, lite0, squeezenet, lite0-whole, inception[:PATH], clip:MODEL, "
-            "dinov2:MODEL, or patches, which needs no network; "
+            help="texture, lite0, squeezenet, untrained, lite0-whole, inception[:PATH], "
+            "clip:MODEL, dinov2:MODEL, or patches, which needs no network; "
             "may be given several times; texture+lite0 is the geometric mean of their FD. "
             "Default texture."
         ),

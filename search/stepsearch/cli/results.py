@@ -105,11 +105,11 @@ def export(
     """Write the schedule with which the study's run ended."""
     from stepsampler.schedule import load
 
-    folder, *others = find_runs(run_folder or study or which_run(None, "best.json"), "best.json")
-    if out is None:
+    if out is None:  # before it is asked which run is meant
         out = Path("best.json")
         if out.exists():
             raise UserError(f"{out} is here already: -o says where to write the schedule")
+    folder, *others = find_runs(run_folder or study or which_run(None, "best.json"), "best.json")
     schedule = load(folder / "best.json")
     schedule.save(out)
     doubts = _doubts(folder, study)

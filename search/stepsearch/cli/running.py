@@ -116,7 +116,7 @@ def run(
         check_code(config)
         # torch and optuna load here, not for --help
         from stepsampler.models import check_gpus
-        from stepsearch.engine.claim import check_use, remember_storage
+        from stepsearch.engine.claim import check_use, trials_in
         from stepsearch.engine.store.locks import only_run
         from stepsearch.engine.store.parcels import check_artifacts
         from stepsearch.report.session import run_session
@@ -128,8 +128,7 @@ def run(
         }
         check_use(config, storage)
         check_gpus(devices)  # before anything is written, or loaded by a worker
-        with only_run(folder):
-            remember_storage(folder, storage)
+        with only_run(folder), trials_in(storage, folder):
             shown = {(True, True): "only json", (True, False): "json", (False, True): "result"}
             show: Any = shown.get((json, quiet), "all")
             run_session(config, folder, devices, store, quick, show=show, **shared)

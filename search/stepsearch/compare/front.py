@@ -212,6 +212,8 @@ def _settings(run: Finished, again: bool) -> dict[str, object]:
     settings: dict[str, object] = {f"model.{k}": v for k, v in model.items()}
     if not again:
         evaluation = run.config.evaluation.model_dump()
+        # last, as it hardly changes an image, and a quick run has another n as well
+        evaluation["batch_size"] = evaluation.pop("batch_size")
         settings |= {f"evaluation.{k}": v for k, v in evaluation.items() if k not in ELSEWHERE}
         settings |= {k: run.best.provenance.get(k) for k in ("metric", "test_seeds")}
         settings["the digest of model, reference and prompts"] = run.identity

@@ -4,11 +4,11 @@ import difflib
 import re
 import tomllib
 from dataclasses import Field as DataclassField
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
@@ -20,7 +20,7 @@ from stepsampler.support.rows import shortened
 from stepsearch.config.baselines import BaselinesConfig, TeacherConfig
 from stepsearch.config.code import named
 from stepsearch.config.measuring import EvaluationConfig, SearchConfig
-from stepsearch.config.parts import SEEDS, Section
+from stepsearch.config.parts import SEEDS, Section, no_switch
 from stepsearch.config.places import line_of
 from stepsearch.config.space import SpaceConfig
 from stepsearch.config.statistics import StatisticsConfig
@@ -39,6 +39,12 @@ class ModelConfig(ModelOptions):
     # Of `miniatures.EVERY`: what `stepsearch check` can dry-run without the weights
     kind: str | None = None
     code: str | None = None  # "module:function" that returns the pipeline, with --allow-code
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_switch_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        known = next(f for f in fields(ModelConfig) if f.name == info.field_name)
+        return no_switch(value, known.type)
 
     def __post_init__(self) -> None:
         if self.code is not None:  # also its name: nothing is looked for under it

@@ -16,7 +16,7 @@ NONE = "none"  # prompts: there are none
 class EvaluationConfig(Section):
     """What is measured. Image k of a seed range has seed first + k and prompt k of the list."""
 
-    # What makes features of images: texture, lite0, squeezenet, inception, clip:MODEL,
+    # What makes features of images: texture, lite0, squeezenet, untrained, inception, clip:MODEL,
     # dinov2:MODEL, or several as in texture+lite0.
     extractor: str = "texture"
     # "module:function", with --allow-code: of images, uint8 (n, 3, height, width), and their texts

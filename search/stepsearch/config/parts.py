@@ -1,5 +1,6 @@
 """What the sections of a study share: their base, a range, the names of rivals, limits."""
 
+import json
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -18,8 +19,17 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _a_switch_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic would take true as 1."""
-        wanted = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (wanted, *get_args(wanted)):
-            raise ValueError(f"must not be true or false, got {str(value).lower()}")
-        return value
+        return no_switch(value, cls.model_fields[str(info.field_name)].annotation)
+
+
+def no_switch(value: Any, wanted: Any) -> Any:
+    """The value of a key, of whose type `wanted` is. pydantic would take true as the number 1.
+
+    Raises:
+        ValueError: true or false, or a list with one, where no switch is wanted.
+    """
+    several = value if isinstance(value, list | tuple) else [value]
+    if bool not in (wanted, *get_args(wanted)) and any(isinstance(v, bool) for v in several):
+        rule = "be" if isinstance(value, bool) else "hold"
+        raise ValueError(f"must not {rule} true or false, got {json.dumps(value)}")
+    return value

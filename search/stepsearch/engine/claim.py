@@ -5,7 +5,8 @@ whatever was copied, edited or lost beside it, and so that a worker elsewhere ne
 """
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ def remember_storage(folder: Path, address: str | None) -> None:
             f"{folder}: its trials are in {known}; give that with --storage, not {here}"
         )
     write_whole(path, lambda p: p.write_text(json.dumps({"storage": here})))
+
+
+@contextmanager
+def trials_in(address: str | None, folder: Path) -> Iterator[None]:
+    """`remember_storage` for a run, which forgets it again where it is refused before its search
+    began: a mistyped address must not stay the folder's own.
+
+    Raises:
+        UserError: as `remember_storage` does.
+    """
+    new = not (folder / STORAGE).exists()
+    remember_storage(folder, address)
+    try:
+        yield
+    except UserError:
+        if new and not (folder / PLAN).exists():
+            (folder / STORAGE).unlink(missing_ok=True)
+        raise
 
 
 def publish(study: optuna.Study, folder: Path) -> None:

@@ -20,6 +20,7 @@ from stepsearch.engine.stages.statistics import make_statistics
 from stepsearch.engine.stages.teacher import measure_teacher
 from stepsearch.engine.stages.tools import Report, Tools
 from stepsearch.engine.stopping import stopped
+from stepsearch.engine.store.journal import JOURNAL, mend
 from stepsearch.engine.study import (
     failed,
     finished,
@@ -59,6 +60,8 @@ def run_study(
     Raises:
         UserError: something is missing or does not fit, or the first five trials failed.
     """
+    if storage is None and (folder / JOURNAL).exists():
+        mend(folder)  # refuses before the first image, too
     known, origin = read_study(folder, config, storage), config.search.start_from
     if origin and known.user_attrs.get(STARTED) != origin:
         earlier_best(Path(origin), 1)  # refuses before the first image

@@ -29,7 +29,7 @@ from stepsearch.engine.ladder import ALIVE, RungPruner, climb
 from stepsearch.engine.stopping import stopped
 from stepsearch.engine.store.dashboard import attach, list_constraints
 from stepsearch.engine.store.database import open_database
-from stepsearch.engine.store.journal import JOURNAL, JournalLock, open_storage
+from stepsearch.engine.store.journal import JOURNAL, mend, open_storage
 from stepsearch.engine.store.locks import locked, named
 from stepsearch.engine.store.presence import WORKER, presence_of
 from stepsearch.metrics.evaluator import Evaluator
@@ -56,9 +56,7 @@ def open_study(
     folder.mkdir(parents=True, exist_ok=True)
     if storage is None:
         (folder / JOURNAL).touch()
-        lock = JournalLock(folder)
-        lock.acquire()  # mends what a kill left
-        lock.release()
+        mend(folder)
     trials = _trials(folder, storage)
     study = optuna.create_study(
         study_name=_name(trials, config, folder, storage),

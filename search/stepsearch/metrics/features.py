@@ -16,7 +16,7 @@ from torch import Tensor
 from stepsampler.errors import UserError
 from stepsearch.config.code import digest_of, in_a_sentence, load_function
 from stepsearch.config.measuring import EvaluationConfig
-from stepsearch.metrics.networks import SmallClassifier, SqueezeNet
+from stepsearch.metrics.networks import SmallClassifier, SqueezeNet, Untrained
 from stepsearch.metrics.sliced import Patches
 from stepsearch.paths import bundled
 
@@ -148,6 +148,37 @@ class Texture(Extractor):
         return self.net.features(self.prepare(images))
 
 
+class Drawn(Extractor):
+    """Convolutions that nothing was taught: 448 features, of images of any subject.
+
+    Beside trained extractors it keeps a search or a polish from what these do not mind.
+    """
+
+    name = "untrained"
+    resizing = "antialiased bicubic to 64 pixels if larger, clamped, not quantised"
+    axes: int | None = AXES
+    size = 64
+
+    def __init__(self, device: torch.device) -> None:
+        self.net = Untrained().eval().requires_grad_(False)
+        known = b"".join(weights.numpy().tobytes() for weights in self.net.filters)
+        self.digest = f"{hashlib.sha256(known).hexdigest()[:16]}-{self.size}px"
+        self.net.to(device)
+        self.device = device
+
+    def prepare(self, images: Tensor) -> Tensor:
+        x = images.to(self.device).float()
+        x = resized(x, self.size) if min(x.shape[-2:]) > self.size else x
+        return x / 127.5 - 1
+
+    @torch.inference_mode()
+    def features(self, prepared: Tensor) -> Tensor:
+        return self.net(prepared).cpu()  # type: ignore[no-any-return]
+
+    def live(self, images: Tensor) -> Tensor:
+        return self.net(self.prepare(images))  # type: ignore[no-any-return]
+
+
 class Together(Extractor):
     """Several extractors of the same images; their features stand side by side."""
 
@@ -210,6 +241,7 @@ EXTRACTORS: dict[str, Callable[[torch.device], Extractor]] = {
     "lite0": Lite0,
     "texture": Texture,
     "squeezenet": Squeezed,
+    "untrained": Drawn,
     "patches": Patches,
 }
 PRETRAINED = ("inception", "clip", "dinov2")  # with weights of the user's
@@ -219,7 +251,7 @@ WHOLE = "-whole"
 def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
     """Load an extractor.
 
-    lite0, texture, squeezenet   projected to principal axes of the reference
+    lite0, texture, squeezenet, untrained   projected to principal axes of the reference
     lite0-whole, …               the same features, all of them
     patches                      the sliced Wasserstein distance of patches (`sliced`), no FD
     inception or inception:PATH  official Inception through clean-fid, with its own resizing

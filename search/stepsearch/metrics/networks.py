@@ -2,7 +2,7 @@
 
 Two small classifiers of 32 x 32 pictures, one to take features from, one to judge alignment, are
 trained on real images alone (`scripts/tiny_model/train.py judge`), from different seeds. SqueezeNet
-is one of ImageNet (`scripts/convert_squeezenet.py`).
+is one of ImageNet (`scripts/convert_squeezenet.py`). `Untrained` has the weights it was drawn with.
 """
 
 import torch
@@ -100,3 +100,42 @@ class SqueezeNet(nn.Module):
             if name in self.POOLED:
                 x = F.max_pool2d(x, 3, 2)
         return x.mean((2, 3))
+
+
+class Untrained(nn.Module):
+    """Convolutions with random weights, and absolute values: three stages, pooled over space.
+
+    Features of networks that have learned nothing tell images apart as well, and other things about
+    them than trained ones (Naeem et al. 2020, arXiv 2002.09797, sec. 4). Absolute values instead of
+    rectifiers leave no channel that is 0 in nearly all real images, where the few others would be
+    most of a distance. Every other filter of the first stage has a mean of zero for each colour, so
+    that half of them see no brightness.
+    """
+
+    WIDTHS = (32, 64, 128)
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.filters = nn.ParameterList()
+        before, side = 3, 5
+        for width in self.WIDTHS:
+            drawn = torch.randn(width, before, side, side, generator=generator)
+            if before == 3:
+                drawn[::2] -= drawn[::2].mean((2, 3), keepdim=True)
+            norms = drawn.flatten(1).norm(dim=1)[:, None, None, None]
+            self.filters.append(nn.Parameter(2**0.5 * drawn / norms))
+            before, side = width, 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean and standard deviation over space of every channel of every stage, (n, 448).
+
+        Of images (n, 3, height, width) in [-1, 1], of at least 16 pixels a side.
+        """
+        pooled = []
+        for filters in self.filters:
+            margin = filters.shape[-1] // 2
+            x = F.conv2d(F.pad(x, (margin,) * 4, mode="reflect"), filters).abs()
+            pooled += [x.mean((2, 3)), (x.var((2, 3), correction=0) + 1e-6).sqrt()]
+            x = F.avg_pool2d(x, 2)
+        return torch.cat(pooled, 1)

@@ -31,6 +31,7 @@ from stepsearch.polish.objective import Objective
 SHARE = 4
 BETAS = (0.8, 0.98)  # of Adam: a polish has few iterations
 LAST = 0.1  # share of the first rate that the last iteration has; between them it falls evenly
+BACK = 0.4  # of the rate after a check that is no better, from where the best one was
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Settings:
 
     iterations: int = 9
     images: int = 500  # of fresh seeds, an iteration
-    check_every: int = 3
+    check_every: int = 2
     check_images: int = 400  # of the selection's seeds, always the same
     drop: float = 0.01  # share of the start's alignment that may be lost
 
@@ -131,15 +132,16 @@ def polish(
             show(iteration, f"ends here: {error}")
             break
         show(iteration + 1, "")
-    best = min(_kept(state.checks, settings.drop), key=lambda check: check.distance)
+    best = _best(state.checks, settings.drop)
     schedule = knobs.schedule(best.parameters) if best.iteration else knobs.start
     return Polished(schedule, best, state.checks, state.passes)
 
 
-def _kept(checks: list[Check], drop: float) -> list[Check]:
-    """Those that keep the start's alignment; the start does."""
+def _best(checks: list[Check], drop: float) -> Check:
+    """Of those that keep the start's alignment; the start does."""
     floor = (1 - drop) * checks[0].alignment
-    return [c for c in checks if isnan(floor) or c.alignment >= floor]
+    kept = [c for c in checks if isnan(floor) or c.alignment >= floor]
+    return min(kept, key=lambda check: check.distance)
 
 
 def _checked(
@@ -166,12 +168,13 @@ class State(ABC):
     """
 
     NAMES: ClassVar[tuple[str, ...]]
+    NUMBERS: ClassVar[tuple[str, ...]] = ("done", "passes")
     kind: ClassVar[str] = ""
 
     def __init__(self, evaluator: Evaluator, knobs: Knobs, settings: Settings) -> None:
         what = [
             replace(knobs.start, provenance={}).to_json(),
-            f"{knobs.freedom} {knobs.levels} {knobs.rates.tolist()} {asdict(settings)}",
+            f"{knobs.freedom} {knobs.levels} {knobs.rates.tolist()} {asdict(settings)} {BACK}",
             evaluator.identity,
         ]
         what += [self.kind] if self.kind else []
@@ -201,7 +204,8 @@ class State(ABC):
             tensors = {name: file.get_tensor(name) for name in self.NAMES}
             known = json.loads(file.metadata()["state"])
         checks = [Check(**check) for check in known["checks"]]
-        self.done, self.passes = known["done"], known["passes"]
+        for name in self.NUMBERS:
+            setattr(self, name, known[name])
         self.tensors, self.checks = tensors, checks
 
     @property
@@ -221,7 +225,7 @@ class State(ABC):
         self._save()
 
     def _save(self) -> None:
-        known = {"done": self.done, "passes": self.passes}
+        known = {name: getattr(self, name) for name in self.NUMBERS}
         state = json.dumps({**known, "checks": [asdict(check) for check in self.checks]})
         write_whole(self.path, lambda path: save_file(self.tensors, path, {"state": state}))
 
@@ -230,21 +234,33 @@ class Adam(State):
     """Along gradients (Kingma and Ba 2015), in units of each parameter's rate."""
 
     NAMES = ("parameters", "mean", "square")
+    NUMBERS = (*State.NUMBERS, "since", "rate")
 
     def __init__(self, evaluator: Evaluator, knobs: Knobs, settings: Settings) -> None:
         self.objective = Objective(evaluator)
+        self.since, self.rate = 0, 1.0  # iterations of these moments; what going back left of rates
         super().__init__(evaluator, knobs, settings)
+
+    def check(self, check: Check) -> None:
+        """One more; after one that is not the best, what follows starts at the best, and slower."""
+        best = _best([*self.checks, check], self.settings.drop)
+        if best is not check:
+            self.tensors = self.zero()
+            self.parameters.copy_(self.parameters.new_tensor(best.parameters))
+            self.since, self.rate = 0, BACK * self.rate
+        super().check(check)
 
     def move(self, seeds: range) -> None:
         look = self.objective(self.knobs, self.parameters, seeds, self.settings.pulled)
         share = self.done / max(1, self.settings.iterations - 1)
-        rate = 1 - (1 - LAST) * share
+        rate = self.rate * (1 - (1 - LAST) * share)
+        self.since += 1
         moments = []
         for name, beta, value in zip(
             ("mean", "square"), BETAS, (look.gradient, look.gradient**2), strict=True
         ):
             self.tensors[name] = beta * self.tensors[name] + (1 - beta) * value
-            moments.append(self.tensors[name] / (1 - beta ** (self.done + 1)))
+            moments.append(self.tensors[name] / (1 - beta**self.since))
         mean, square = moments
         move = rate * self.rates * mean / (square.sqrt() + 1e-12)
         self.moved(self.parameters - move, look.passes)

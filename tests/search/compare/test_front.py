@@ -10,6 +10,7 @@ from stepsampler import load
 from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsearch.cli import main
+from stepsearch.cli.running import QUICK
 from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import claim_folder, make_plan
 from stepsearch.metrics.evaluator import FRONT
@@ -115,6 +116,8 @@ def test_without_it_the_same_runs_are_dominated_by_distance_alone(tmp_path, monk
         ({"model": {"dtype": "bfloat16"}}, "model.dtype is 'bfloat16' there and 'float32' here"),
         ({"evaluation": {"extractor": "lite0"}}, "evaluation.extractor is 'lite0' there and"),
         ({"evaluation": {"test_images": 500}}, "evaluation.test_images is 500 there and 1000"),
+        ({"evaluation": QUICK["evaluation"]}, "evaluation.test_images is 40 there and 1000 here"),
+        ({"evaluation": {"batch_size": 20}}, "evaluation.batch_size is 20 there and 50 here"),
         ({"evaluation": {"prompts": "p.txt"}}, "evaluation.prompts is 'p.txt' there and"),
         ({"identity": "other"}, "the digest of model, reference and prompts is 'other' there"),
     ],

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from stepsampler import UserError
 from stepsearch.cli.app import app
 from stepsearch.config import StudyConfig
+from stepsearch.engine.claim import remember_storage
 from stepsearch.engine.store import database
 from stepsearch.engine.store.addresses import passwords_of, without_passwords
 from stepsearch.engine.tracking import MlflowTracking
@@ -25,6 +26,7 @@ STORAGES = [
     f"postgresql://me:{WORD}@127.0.0.1:port/x",
     f"mysql://me:{WORD}@127.0.0.1:1/x",
     f"mysql+pymysql://127.0.0.1:1/x?passwd={WORD}",
+    f"mysql://127.0.0.1:1/x?sslmode=require&foo={WORD}",  # a key that we do not know
     f"grpc://me:{WORD}@127.0.0.1",
     f"grpc://me:{WORD}@127.0.0.1:1",
     f"sqlite://me:{WORD}@127.0.0.1/x",
@@ -83,7 +85,12 @@ def test_a_run_that_cannot_begin_keeps_no_password(here, caplog, address, monkey
     )
     text = said(["run", "x.toml", "--storage", address], caplog)
     assert WORD not in text
-    assert (here / "runs" / "x" / "storage.json").exists()
+    assert not (here / "runs" / "x" / "storage.json").exists()  # nothing binds the folder to it
+    no_file_has_it(here)
+
+
+def test_a_run_of_another_storage_is_named_without_its_password(here, caplog):
+    remember_storage(here / "runs" / "x", STORAGES[0])
     no_file_has_it(here)
     other = said(["run", "x.toml", "--storage", f"postgresql://me:{WORD}@elsewhere/x"], caplog)
     assert "its trials are in" in other
@@ -180,3 +187,5 @@ def test_the_words_of_an_address_that_nobody_is_shown():
     assert sum(WORD in passwords_of(address) for address in (*STORAGES, *TRACKINGS)) >= 13
     assert passwords_of("postgresql://me@host:5432/x") == ()
     assert passwords_of("runs/x.toml") == ()
+    for address in ("postgresql://host/db", "mysql://[::1]:3306/x?charset=utf8&user=me&ssl=…"):
+        assert without_passwords(address, passwords_of(address)) == address  # all of it is told

@@ -271,6 +271,16 @@ def test_a_damaged_last_line_is_named_before_anything_is_written_behind_it(tmp_p
     assert b"unfinished" not in journal.read_bytes()
 
 
+def test_a_damaged_last_line_is_named_before_anything_is_measured(tmp_path):
+    open_study(tmp_path, settings())
+    with (tmp_path / "journal.log").open("ab") as journal:
+        journal.write(b'{"op\0\n')
+    workers = ToyWorkers(settings(), tmp_path)
+    with pytest.raises(UserError, match=r"journal\.log: the last line is damaged"):
+        run_study(settings(), tmp_path, workers, NoTracking(), lambda *_: None)
+    assert workers.images == 0
+
+
 def test_status_writes_nothing_and_needs_no_search(tmp_path):
     claim_folder(tmp_path, small())
     before = sorted(tmp_path.iterdir())

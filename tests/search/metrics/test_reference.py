@@ -81,13 +81,12 @@ def test_absent_references_are_named(tmp_path):
         load_reference("coco", Pixels(), 8, tmp_path)
     with pytest.raises(UserError, match="needs at least two images, got 0"):
         fit(Pixels(), [])
-    with pytest.raises(
-        UserError, match="extractor must be one of lite0, texture, squeezenet, patches, .*'vgg'"
-    ):
+    known = "extractor must be one of lite0, texture, squeezenet, untrained, patches, .*'vgg'"
+    with pytest.raises(UserError, match=known):
         load_extractor("vgg")
 
 
-@pytest.mark.parametrize("name", ["texture", "lite0"])
+@pytest.mark.parametrize("name", ["texture", "lite0", "squeezenet", "untrained"])
 def test_the_bundled_statistics_belong_to_the_bundled_extractor(name, tmp_path):
     extractor = load_extractor(name)
     reference = load_reference("fashion-mnist", extractor, 32, tmp_path)

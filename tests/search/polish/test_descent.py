@@ -2,12 +2,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from polishing import PLAIN, ToyEvaluator, directly, features_of
 
 from stepsampler.errors import NotFiniteError
 from stepsearch.metrics.evaluator import SELECTION
 from stepsearch.polish import descent
-from stepsearch.polish.descent import Settings, polish
+from stepsearch.polish.descent import BACK, Settings, polish
 from stepsearch.polish.knobs import Knobs
 from stepsearch.polish.objective import Objective
 
@@ -48,6 +49,23 @@ def test_the_start_comes_back_where_nothing_is_better(tmp_path):
     assert found.schedule == PLAIN
     assert found.best.iteration == 0
     assert min(check.distance for check in found.checks) < found.best.distance
+
+
+def test_after_a_check_that_is_no_better_it_goes_on_from_the_best_in_smaller_steps(tmp_path):
+    """Judged by a second check that is always the worst, whatever is tried."""
+    worse = {1: 1.0, 2: 0.9}  # alignment by the number of schedules measured
+    evaluator = Measuring(tmp_path, lambda _: worse.get(len(evaluator.measured), 1.0))
+    found = polish(evaluator, Knobs(PLAIN), Settings(3, 16, 1, 24))
+    first, bad, after, last = (
+        torch.tensor(check.parameters, dtype=torch.float64) for check in found.checks
+    )
+    rates = Knobs(PLAIN).rates
+    assert first.eq(0).all()
+    assert bad.abs().max() <= 1.001 * rates.max()
+    # Of Adam the first step after a restart is a whole one: 0.55 is what falls evenly left of it.
+    torch.testing.assert_close(after.abs(), 0.55 * BACK * rates.expand_as(after), rtol=1e-6, atol=0)
+    assert last.sub(after).abs().max() <= BACK * rates.max()
+    assert found.best in found.checks[2:]
 
 
 def test_a_killed_polish_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeypatch):

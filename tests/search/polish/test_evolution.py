@@ -207,8 +207,9 @@ def test_it_is_chosen_where_no_gradient_flows(tmp_path):
     by_gradients = descent.polish(Measuring(tmp_path / "gradients"), KNOBS, SETTINGS)
     assert polish(evaluator, KNOBS, SETTINGS).schedule == by_gradients.schedule
     evaluator.extractor = SimpleNamespace(name="patches")
-    assert "CMA-ES): lite0, texture, squeezenet have gradients, patches has none here" in (
-        values_alone(evaluator)
+    assert (
+        "CMA-ES): lite0, texture, squeezenet, untrained have gradients, patches has none here"
+        in (values_alone(evaluator))
     )
     evaluator.extractor = ToyEvaluator().extractor
     evaluator.model.nets = [torch.nn.Linear(2, 2).to(torch.float8_e4m3fn)]

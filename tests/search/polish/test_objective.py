@@ -208,7 +208,7 @@ def test_an_extractor_without_gradients_is_refused():
     evaluator = ToyEvaluator()
     evaluator.extractor = SimpleNamespace(name="clip")
     with pytest.raises(
-        UserError, match="lite0, texture, squeezenet have gradients, clip has none here"
+        UserError, match="lite0, texture, squeezenet, untrained have gradients, clip has none here"
     ):
         Objective(evaluator)
 

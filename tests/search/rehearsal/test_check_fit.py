@@ -59,7 +59,7 @@ def test_what_the_model_refuses_is_missing(place, kind, model, message):
 @pytest.mark.parametrize(
     ("extractor", "model", "message"),
     [
-        ("lite0+patches", {}, "squeezenet have gradients, patches has none here"),
+        ("lite0+patches", {}, "untrained have gradients, patches has none here"),
         ("lite0", {"stock": True}, "a StableDiffusionPipeline samples itself"),
         ("lite0", {}, None),
     ],

@@ -4,16 +4,18 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
 from reporting import begun, command, session_of, small, toy_run
 
-from stepsampler import UserError
+from stepsampler import UserError, load
 from stepsearch.engine.claim import SETTINGS, STUDY
 from stepsearch.engine.ladder import passes_spent
 from stepsearch.engine.stages.costs import costs
@@ -134,6 +136,20 @@ def test_a_finished_run_has_its_pages_own_verdict(finished_run):
     assert shown.splitlines()[0] == f"{finished_run}: finished"
     assert shown.count("12 of 12 trials finished") == 1
     assert "".join(cards["verdict"]["sentence"].split()) in "".join(shown.split())
+
+
+def test_a_finished_run_shows_the_schedule_that_it_exports(finished_run, tmp_path):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    first, *others = (plan := load(folder / "best.json")).steps
+    source = {"source": "power, order 2, w 2"}  # chosen in the place of the best trial
+    other = replace(plan, steps=(replace(first, sigma=9.5), *others), provenance=source)
+    other.save(folder / "best.json")
+    data = json.loads(command("status", folder, "--json").stdout)
+    assert data["best"]["schedule"]["steps"][0]["sigma"] == first.sigma
+    assert data["exported"]["steps"][0]["sigma"] == 9.5
+    rows = command("status", folder).stdout.splitlines()
+    start = next(k for k, row in enumerate(rows) if row.split()[:2] == ["exported", "power,"])
+    assert rows[start + 2].split()[:2] == ["1", "9.5"]
 
 
 def test_charts_are_drawn_to_scale():

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from ranking.analysis import HALVES, KNOWN, STATISTICS
+from stepsampler.errors import percent
 from stepsearch.paths import write_whole
 
 ABOUT = """\
@@ -58,7 +59,7 @@ def write(rows: list[dict], errors: list[dict], settings: dict, folder: Path) ->
         mark = "conservative" if r["conservative"] else ""
         table += (
             f"| {r['extractor']} | {r['steps']} | {r['n']:,} | {r['draws']} | {r['pairs']} "
-            f"| {r['covered']:.0%} | {r['error_over_spread']:.2f} | {mark} |\n"
+            f"| {percent(r['covered'], '.0')} | {r['error_over_spread']:.2f} | {mark} |\n"
         )
     write_whole(folder / "ranking.md", lambda p: p.write_text(table))
     _plot(rows, folder / "ranking.png")

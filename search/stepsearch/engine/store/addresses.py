@@ -7,13 +7,19 @@ from urllib.parse import unquote
 from stepsampler.errors import UserError
 
 NAMES = ("password", "passwd", "pwd", "token")  # of what an address may have behind its ?
+# And of what is no secret there: which database it is, and how it is read. Any other may be one.
+PLAIN = (
+    *("host", "hostaddr", "port", "user", "dbname", "database", "db", "unix_socket", "options"),
+    *("sslmode", "charset", "connect_timeout", "application_name"),
+)
+_OTHER = re.compile(rf"([?&](?!(?:{'|'.join(PLAIN)})=)[^=&\s'\"]+)=([^&\s'\"]+)")
 
 
 def without_passwords(text: str, passwords: tuple[str, ...] = ()) -> str:
     """The text without what stands before the @ of an address, and without these words."""
     for word in passwords:
         text = text.replace(word, "…")
-    text = re.sub(r"://\S*@", "://…@", text)
+    text = _OTHER.sub(r"\1=…", re.sub(r"://\S*@", "://…@", text))
     return re.sub(rf"({'|'.join(NAMES)})=[^&\s'\"]+", r"\1=…", text)
 
 
@@ -25,9 +31,10 @@ def passwords_of(address: str) -> tuple[str, ...]:
     mistyped = [] if sign else [said.rpartition(":")[2]]  # as http:/me:word@host
     mistyped += said.split("@")  # drivers end the password at the first of several
     if sign and not at:  # as postgresql://me:word, where a port should be
-        place = rest.partition("/")[0].rpartition(":")[2]
-        mistyped += [] if place.isdigit() or place.endswith("]") else [place]
+        _, port, place = rest.partition("/")[0].rpartition(":")
+        mistyped += [] if not port or place.isdigit() or place.endswith("]") else [place]
     words = [said, *mistyped, *re.findall(rf"(?:{'|'.join(NAMES)})=([^&\s]+)", address)]
+    words += [value for _, value in _OTHER.findall(address)]
     # shorter ones are in every text
     return tuple(w for word in words for w in (word, unquote(word)) if len(word) > 3)
 

@@ -46,6 +46,17 @@ class JournalLock(FolderLock):
         return True
 
 
+def mend(folder: Path) -> None:
+    """Cut off of a run's journal what a kill left, before anything is done for it.
+
+    Raises:
+        UserError: its last whole line is no record.
+    """
+    lock = JournalLock(folder)
+    lock.acquire()
+    lock.release()
+
+
 def _mend(path: Path) -> None:
     with path.open("rb+") as file:
         size = end = file.seek(0, os.SEEK_END)

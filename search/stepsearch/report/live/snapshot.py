@@ -15,7 +15,8 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from stepsampler.errors import UserError
-from stepsampler.schedule import Schedule
+from stepsampler.schedule import Schedule, load
+from stepsampler.support.checks import ScheduleError
 from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import BEST, has_ended
 from stepsearch.engine.ladder import infeasible, passes_spent
@@ -38,7 +39,7 @@ SURE = 0.02  # of a stage from which its speed says something
 
 def snapshot(folder: Path, config: StudyConfig, study: Study, most: Costs) -> Data:
     """`stage`, `trials`, `workers`, `passes`, `best` against `baseline`, `history`, and of a
-    finished run its `verdict`. What is not known (yet) is None.
+    finished run its `verdict` and the schedule that is `exported`. What is not known (yet) is None.
 
     `most` is what the study costs at most.
 
@@ -81,6 +82,7 @@ def _snapshot(folder: Path, config: StudyConfig, study: Study, most: Costs) -> D
         data["stage"] |= {"done": len(done) + len(cut), "total": config.search.trials}
     data["history"] = [[e["passes"], e["best"]] for e in trail(study, done, config)]
     data["file"] = str(folder / BEST) if (folder / BEST).exists() else None
+    data["exported"] = _exported(folder) if ended else None
     data["verdict"] = _verdict(folder) if ended else None
     return data
 
@@ -197,6 +199,15 @@ def _entry(trial: FrozenTrial) -> Data:
         "passes": known.get("passes", plan.passes),
         "schedule": plain("", "found", plan),
     }
+
+
+def _exported(folder: Path) -> Data | None:
+    """Which need not be that of the best trial: the selection chooses, on other seeds."""
+    try:
+        schedule = load(folder / BEST)
+    except ScheduleError:  # damaged: `export` says so
+        return None
+    return plain(str(schedule.provenance.get("source", "")), "found", schedule)
 
 
 def _verdict(folder: Path) -> Data | None:

@@ -44,7 +44,9 @@ def view(data: Data) -> RenderableType:
     if (tested := data["verdict"]) and "best" in tested:
         pair = (f"{entry['name']}: {_pm(entry)}" for entry in (tested["found"], tested["best"]))
         grid.add_row("test", Text("\n".join(pair)))
-    if data["best"]:
+    if exported := data["exported"]:
+        grid.add_row("exported", Text("\n".join([exported["name"], *chart(exported)])))
+    elif data["best"]:
         grid.add_row("schedule", Text("\n".join(chart(data["best"]["schedule"]))))
     best = [value for _, value in data["history"] if value is not None]
     if len(best) > 1:

@@ -3,11 +3,13 @@ servers, workers and parents."""
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import optuna
 import pytest
@@ -20,11 +22,13 @@ from typer.testing import CliRunner
 
 from stepsampler import UserError
 from stepsearch.cli.app import app
-from stepsearch.engine.claim import remember_storage
+from stepsearch.engine.claim import remember_storage, trials_in
 from stepsearch.engine.join import LEADER, join
 from stepsearch.engine.store import database, locks
 from stepsearch.engine.store.database import open_database
 from stepsearch.engine.study import finished, open_study, read_study, reap, surplus
+
+PATIENCE = 240.0  # seconds, against hanging alone
 
 
 @pytest.fixture(autouse=True)
@@ -266,10 +270,9 @@ def test_a_worker_of_another_study_is_refused(tmp_path, server, name):
         join(tmp_path / "another", other, server.address, print)
 
 
-def test_through_optunas_grpc_proxy(tmp_path, server, name):
+def test_through_optunas_grpc_proxy(tmp_path, server, name, monkeypatch):
     """The proxy in a process of its own, as it runs in a cluster."""
-    import socket
-
+    monkeypatch.setattr(database, "CONNECT", PATIENCE)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -280,10 +283,15 @@ def test_through_optunas_grpc_proxy(tmp_path, server, name):
     address = server.address.replace("postgresql:", "postgresql+psycopg:")
     proxy = subprocess.Popen([sys.executable, "-c", code, address, str(port)])
     try:
+        begun = time.monotonic()  # it imports and makes its tables before it answers
+        while proxy.poll() is None and time.monotonic() - begun < PATIENCE:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
         storage = f"grpc://127.0.0.1:{port}"
         helper = worker(tmp_path / "far" / name, storage, 12, pause=0.05)
         lead(tmp_path / name, small(12), storage)
-        helper.communicate(timeout=60)
+        assert "done" in helper.communicate(timeout=PATIENCE)[0]
         study = read_study(tmp_path / name, small(12), server.address)
         assert len(finished(study)) == 12
     finally:
@@ -333,6 +341,21 @@ def test_a_run_is_not_begun_anew_elsewhere(tmp_path):
     with pytest.raises(UserError, match="its trials are in its journal.log"):
         remember_storage(tmp_path, "postgresql://host/db")
     remember_storage(tmp_path, None)
+
+
+def test_only_a_run_whose_search_has_begun_stays_with_a_storage(tmp_path):
+    def refused(address):
+        with pytest.raises(UserError, match="refused"), trials_in(address, tmp_path):
+            raise UserError("refused")
+        return (tmp_path / "storage.json").exists()
+
+    assert not refused("postgresql://mistyped/db")
+    (tmp_path / "plan.json").write_text("{}")  # with which a search begins
+    assert refused("postgresql://host/db")
+    (tmp_path / "plan.json").unlink()
+    assert refused("postgresql://host/db")  # it was known before
+    with pytest.raises(UserError, match="its trials are in postgresql://host/db"):
+        remember_storage(tmp_path, "postgresql://mistyped/db")
 
 
 def test_many_can_open_a_new_database_at_once(server):
