@@ -2,10 +2,10 @@
 """What `stepsearch polish` makes of well-known schedules of the bundled model, and for how much.
 
     python scripts/bench/bench_polish.py --out docs/polish --iterations 6 --images 400 \\
-        --check-images 240 --freedoms gain weights --starts \\
+        --check-images 240 --check-every 3 --freedoms gain weights --values --starts \\
         "ays-sd15, 7 steps, the first 3 guided, w 2" "kl-optimal, 3 steps, w 2"
     python scripts/bench/bench_polish.py --out docs/polish --iterations 6 --images 400 \\
-        --check-images 240 --freedoms --gains --values gain --add \\
+        --check-images 240 --check-every 3 --freedoms --gains --values gain --add \\
         --starts "kl-optimal, 3 steps, w 2"
 
 Writes a table (.md) and its numbers (.json): FD under both bundled extractors and alignment on test

@@ -57,7 +57,7 @@ def test_the_better_ones_stand_beside_what_they_were(tmp_path):
     assert [(c.name, c.kind, c.trial) for c in better] == [("found, trial 4, polished", "found", 4)]
     assert better[0].schedule == GOOD
     each = Settings.of_study(stage.config).most_images
-    assert each == 6 * (120 + 4 * 30) + 3 * 100
+    assert each == 6 * (120 + 4 * 30) + 4 * 100
     assert passes == 2 * each  # of the refused one none are known
     assert news[0] == (
         "polish",
