@@ -270,6 +270,11 @@ def test_a_mistyped_study_is_answered_with_the_one_that_was_meant(tmp_path, monk
         ),
         ("--prediction-type sample", 'model.prediction_type = "sample"'),
         ("--size-of --dtypes", "--size-of --dtypes"),
+        ("--dtype of --size 64", "model.dtype of model.size 64"),
+        (
+            "`stepsample statistics --model tiny` makes some: --statistics names them",
+            "`stepsample statistics --model tiny` makes some: model.statistics names them",
+        ),
     ],
 )
 def test_options_of_a_model_are_told_as_keys_of_a_study(said, keys):

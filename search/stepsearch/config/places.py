@@ -13,6 +13,8 @@ from stepsampler.support.options import choices_of, commands, flag_of
 _NAME = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 _DOTTED = rf"{_NAME}(?:\s*\.\s*{_NAME})*"
 _TABLE = re.compile(rf"\s*\[\s*({_DOTTED})\s*\]")
+# Of a sentence: a command, or an option with the word behind it
+_OPTION = re.compile(r"`[^`]*`|(?<![\w-])(?P<flag>--[\w-]+)(?P<after> \w+)?")
 _KEY = re.compile(rf"\s*({_DOTTED})\s*=")
 
 
@@ -76,17 +78,22 @@ def joined(*several: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def as_keys(text: str) -> str:
     """A sentence about the options of a model, such as --clip-skip, in the words of a study, which
-    has `model.clip_skip`."""
-    for known in commands():
-        flag, key = flag_of(known), f"model.{known.name}"
-        if bool in get_args(known.type):
-            text = text.replace(f"--no-{flag.removeprefix('--')}", f"{key} = false")
-            key += " = true"
-        flag = rf"(?<![\w-]){flag}(?![\w-])"
-        if choices := choices_of(known):
-            text = re.sub(rf"{flag} ({'|'.join(choices)})\b", rf'{key} = "\1"', text)
-        text = re.sub(flag, key, text)
-    return text
+    has `model.clip_skip`; commands in it stay as they are."""
+    known = {flag_of(option): option for option in commands()}
+
+    def key(found: re.Match[str]) -> str:
+        flag, after = found["flag"] or "", found["after"] or ""
+        off = flag.replace("--no-", "--", 1)
+        option = known.get(flag) or known.get(off)
+        if option is None:
+            return found[0]
+        name = f"model.{option.name}"
+        if bool in get_args(option.type):
+            return f"{name} = {'true' if flag in known else 'false'}{after}"
+        value = after.strip()
+        return f'{name} = "{value}"' if value in choices_of(option) else name + after
+
+    return _OPTION.sub(key, text)
 
 
 @contextmanager
