@@ -1,6 +1,5 @@
 """The commands of `stepsearch` about what a run has found: status, report, sync, export."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,7 +133,7 @@ def _doubts(folder: Path, study: Path | None) -> list[str]:
     if not (folder / "study.json").exists():
         return []
     from stepsearch.config import load_config
-    from stepsearch.engine.claim import RESULT, claimed, differences, has_ended
+    from stepsearch.engine.claim import RESULT, claimed, differences, has_ended, is_damaged
 
     found = []
     try:
@@ -157,11 +156,7 @@ def _doubts(folder: Path, study: Path | None) -> list[str]:
         changed = differences(known, now, options)
         found += [f"the run had {key} = {a!r}, {study} has {b!r}" for key, a, b in changed]
     if not has_ended(folder, config):
-        try:
-            json.loads((folder / RESULT).read_bytes())
-        except FileNotFoundError:
-            pass
-        except ValueError:
+        if is_damaged(folder / RESULT):
             return [*found, f"{folder / RESULT} is damaged: whether its run has ended is not known"]
         found.append("the run is under way again: this is of its earlier end")
     return found

@@ -232,6 +232,17 @@ def has_ended(folder: Path, config: StudyConfig) -> bool:
         return False
 
 
+def is_damaged(result: Path) -> bool:
+    """Whether a `result.json` is there that cannot be read, so that no one knows of an end."""
+    try:
+        _read(result)
+    except FileNotFoundError:
+        return False
+    except (OSError, UserError):
+        return True
+    return False
+
+
 def make_plan(
     folder: Path,
     identity: str,

@@ -97,8 +97,8 @@ def _outcome(result: Result, config: StudyConfig) -> str:
                 f"baseline is exported: {result.winner.name}."
             )
         return (
-            "No trial kept the teacher's alignment, so the best baseline is exported: "
-            f"{result.winner.name}."
+            "No trial but those of baselines kept the teacher's alignment, so the best baseline is "
+            f"exported: {result.winner.name}."
         )
     if result.winner.kind != "found":
         return (

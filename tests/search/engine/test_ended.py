@@ -74,12 +74,16 @@ def test_an_earlier_end_is_not_taken_for_that_of_a_larger_budget(tmp_path, monke
     assert "the run is under way again: this is of its earlier end" in said
 
 
-def test_a_damaged_result_is_not_told_as_a_run_that_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", ['{"study": ', "[]"])
+def test_a_damaged_result_is_not_told_as_a_run_that_goes_on(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     ended(tmp_path / "runs" / "toy")
-    (tmp_path / "runs" / "toy" / "result.json").write_text('{"study": ')
+    (tmp_path / "runs" / "toy" / "result.json").write_text(text)
     said = command("export", "toy.toml", "-o", "x.json").output
     assert "runs/toy/result.json is damaged: whether its run has ended is not known" in said
+    assert "under way" not in said
+    said = command("status", "runs/toy").output
+    assert "runs/toy/result.json is damaged, and the same stepsearch run makes it anew" in said
     assert "under way" not in said
 
 

@@ -165,7 +165,7 @@ def test_without_an_aligned_trial_the_best_baseline_is_exported(tmp_path):
     )
     assert result.found is None
     assert result.winner.kind == "baseline"
-    assert verdict(result, config).startswith("No trial kept the teacher's alignment")
+    assert verdict(result, config).startswith("No trial but those of baselines kept the")
     assert as_data(result, config)["beaten"] == []
 
 

@@ -133,6 +133,21 @@ def test_the_selection_ranks_and_the_test_exports_the_first(tmp_path):
     assert len(tested[0].measurement.features) == settings().evaluation.test_images
 
 
+def test_a_trial_of_the_schedule_of_a_baseline_was_not_found(tmp_path):
+    """Searches begin with such trials; as a found one it would be exported for its own baseline."""
+    stage = tools(tmp_path)
+    names = ("karras", "beta", "exponential", "quadratic", "trailing", "leading")
+    best = [Candidate(name, plan(name), "baseline") for name in names]
+    best.append(Candidate("unguided", plan("karras", 6, 1.0), "baseline"))
+    aligned = measure_teacher(stage, SELECTION, 100)[0].measurement.aligned
+    near = make_schedule("linspace", 3, SD, guidance_scale=2.0)
+    copies = [found(trial(k, 1.0, plan(name))) for k, name in enumerate(("karras", "leading"))]
+    rows, _ = select(stage, [*copies, found(trial(7, 1.0, near))], best, aligned)
+    assert [r.candidate.name for r in rows if r.candidate.kind == "found"] == ["found, trial 7"]
+    # a baseline further down the list enters, as its copy is among the finalists
+    assert {"karras", "leading"} <= {row.candidate.name for row in rows}
+
+
 def test_a_baseline_that_loses_the_alignment_is_tested_but_not_exported(tmp_path):
     """As an unguided one with a gain at six passes of the bundled model: FD does not see it."""
     near = make_schedule("linspace", 6, SD, guidance_scale=1.0)

@@ -14,6 +14,7 @@ from stepsearch.engine.study import schedule_of
 from stepsearch.metrics.evaluator import SELECTION, seeds_of
 from stepsearch.metrics.protocol import Row
 from stepsearch.rivals.baselines import Candidate, long_baselines
+from stepsearch.space.likeness import same
 
 
 def finalists(
@@ -54,10 +55,14 @@ def select(
     """Rows of the found ones, the best baselines and long ones on the selection seeds; passes.
 
     Best first. Finalists that lose too much of the teacher's alignment, which `teacher` has for
-    the first of these seeds, are left out, or only kept as members of the Pareto front.
+    the first of these seeds, are left out, or only kept as members of the Pareto front. A trial of
+    the very schedule of a baseline, as searches begin with, was not found: the baseline enters.
     """
     config, subject = tools.config, tools.subject
-    entrants = one_of_each_kind([*trials, *best[: config.baselines.test + 2]], best)
+    own = [c for c in trials if not any(same(c.schedule, b.schedule) for b in best)]
+    entrants = [*own, *best[: config.baselines.test + 2]]
+    copied = [b for b in best if any(same(c.schedule, b.schedule) for c in trials)]
+    entrants = one_of_each_kind([*entrants, *(b for b in copied if b not in entrants)], best)
     entrants += long_baselines(config, subject.noise, subject.spec, subject.guidance)
     seeds = seeds_of(SELECTION, config.evaluation.selection_images)
     rows, passes = tools.score(entrants, seeds, "selection")

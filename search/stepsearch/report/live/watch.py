@@ -11,7 +11,7 @@ from rich.live import Live
 
 from stepsampler.errors import UserError
 from stepsearch.config import StudyConfig
-from stepsearch.engine.claim import SETTINGS, STUDY, claimed
+from stepsearch.engine.claim import RESULT, SETTINGS, STUDY, claimed, is_damaged
 from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.store.database import open_database
 from stepsearch.engine.study import read_study
@@ -78,6 +78,8 @@ def _print(console: Console, data: Data) -> None:
     if data["file"]:
         ended = data["state"] == FINISHED or data["verdict"]
         so = "ended" if ended else "under way again; of an earlier end"
+        if not ended and is_damaged(damaged := Path(data["folder"]) / RESULT):
+            so = f"{damaged} is damaged, and the same stepsearch run makes it anew; of its end"
         console.print(f"  {so}: {data['file']}")
     if said := ending(data):
         console.print(said)
