@@ -32,7 +32,8 @@ class SpaceConfig(Section):
     log_gap: Range = (-1.0, 1.0)  # of a curve: how much each gap is stretched, as a logarithm
     rho: Range = (0.5, 3.0)  # of power, in timesteps, or of karras, in sigma
     first_sigma: Range | None = None  # None: where the baseline starts
-    final_sigma: Range = (0.02, 0.6)  # below the model's sigma_min means exactly 0
+    # Below the model's sigma_min: in the lower half, in logarithm, 0, in the upper sigma_min.
+    final_sigma: Range = (0.02, 0.6)
     sigma_min: Range | None = None  # of karras, the last before a final 0; None: the model's
     # Of a model with two networks, the sigma below which the second one works; None: the model's
     boundary: Range | None = None

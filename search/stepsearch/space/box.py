@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from math import ceil
+from math import ceil, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -287,9 +287,7 @@ class SearchSpace:
     def _sigmas(self, params: Params, n: int) -> list[float]:
         """n + 1 falling sigmas."""
         c = self.config
-        final_sigma = params["final_sigma"]
-        if final_sigma < self.noise.sigma_min:
-            final_sigma = 0.0
+        final_sigma = self._final(params["final_sigma"])
         final = self.noise.timestep(final_sigma)
         highest = self.noise.sigma_max
         if c.placement == "power":
@@ -308,6 +306,14 @@ class SearchSpace:
         gaps = self._gaps(baseline) * np.exp(self._curve("log_gap", params, _middles(n)))
         timesteps = first - (first - final) * np.cumsum([0, *gaps[:-1]]) / gaps.sum()
         return [*(self.noise.sigma(t) for t in timesteps), final_sigma]
+
+    def _final(self, value: float) -> float:
+        """0 or the model's lowest level below that, divided at the middle in logarithm.
+
+        Known schedules end at either, and what is tried near one must not jump to the other.
+        """
+        lowest = self.noise.sigma_min
+        return 0.0 if value < sqrt(self.config.final_sigma[0] * lowest) else max(value, lowest)
 
     def _fitted_rho(self, point: Params, sigmas: list[float]) -> float:
         """The exponent whose power law is nearest to `sigmas`, in log sigma."""
