@@ -24,7 +24,7 @@ class Beginning:
 
 
 MORE = "max_steps = 10                  # of more steps fewer are guided\n"
-FLOW = "final_sigma = [0.0005, 0.1]     # below 0.001 means exactly 0\n"
+FLOW = "final_sigma = [0.0005, 0.1]     # below 0.0007 means exactly 0\n"
 SD15 = Beginning(
     "Stable Diffusion 1.5 with the passes of 8 guided steps",
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
