@@ -19,6 +19,11 @@ def written(tmp_path, text):
     return path
 
 
+def test_a_folder_is_no_study(tmp_path):
+    with pytest.raises(UserError, match="must be a study file, got a folder; .* is for --run"):
+        load_config(tmp_path)
+
+
 def test_a_minimal_study_has_defaults_and_the_name_of_its_file(tmp_path):
     config = load_config(written(tmp_path, MINIMAL))
     assert (config.name, config.model.id, config.search.algorithm) == ("x", "tiny", "gp-local")
@@ -60,6 +65,7 @@ def test_overrides_replace_single_values(tmp_path):
         ("search = 'gp'\n" + MINIMAL, "search: .* got 'gp'"),
         (MINIMAL + "[baselines]\norders = [1, 1]\n", r"orders must differ, got \[1, 1\]"),
         (MINIMAL + "[search]\ntrials = 0\n", "search.trials: .* got 0"),
+        ("[model]\nsize = [3, 4]\n" + MINIMAL, r"model.size: .* got \[3, 4\]"),
         (MINIMAL + "[search]\nalgorithm = 'sgd'\n", "search.algorithm: .* got 'sgd'"),
         (
             "[space]\nnum_steps = 5\npasses = 4\n",
@@ -241,7 +247,7 @@ def test_the_studies_of_the_repository_are_valid():
 def test_the_settings_that_the_docs_show_are_valid(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "searching.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 16
+    assert len(blocks) == 17
     space = "[space]\nnum_steps = 8\npasses = 16\n"
     for block in blocks:
         study = block if "[space]" in block else space + block

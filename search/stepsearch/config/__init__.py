@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LONGEST = 400  # characters of what is wrong with a study
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls unknown keys
+TYPES = ("bool", "float", "int", "str")  # that a value may be of: part of a place for pydantic
 # What is wrong with a value, as pydantic calls it and as we say it
 RULES = {
     "missing": "must be given",
@@ -158,6 +159,10 @@ def load_config(
     try:
         text = path.read_text(encoding="utf-8-sig")
         data = tomllib.loads(text)
+    except IsADirectoryError as error:
+        raise UserError(
+            f"{path}: must be a study file, got a folder; that of a run is for --run"
+        ) from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}{meant(path, '.toml')}") from error
     except ValueError as error:  # also of an integer of thousands of digits
@@ -199,7 +204,7 @@ def _sentence(first: "ErrorDetails") -> str:
 
 
 def _said(first: "ErrorDetails") -> str:
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(str(part) for part in first["loc"] if part not in TYPES)
     if first["type"] in UNKNOWN:
         known: dict[str, FieldInfo] = StudyConfig.model_fields
         for part in first["loc"][:-1]:
