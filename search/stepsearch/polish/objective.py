@@ -21,7 +21,6 @@ from torch import Tensor
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.generate import BatchSize, fitting, noise_source
 from stepsampler.models import LatentModel, Model
-from stepsampler.models.model import is_quantised
 from stepsampler.sample import Denoiser, execute
 from stepsampler.schedule import Step
 from stepsampler.solvers import Row
@@ -31,7 +30,7 @@ from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.evaluator import Evaluator
 from stepsearch.metrics.features import EXTRACTORS, WHOLE, Extractor, Live, Together, each
 from stepsearch.polish.knobs import Knobs
-from stepsearch.rivals.live import Following, LiveTableau
+from stepsearch.rivals.live import Following, LiveTableau, check_networks
 from stepsearch.rivals.placement import Counting
 
 # Of a sigma. Networks answer to the time roughly from timestep to timestep; over this much their
@@ -148,9 +147,7 @@ def check_sampling(model: Model, frames: int) -> None:
     """Refuse a model or frames of its videos that no gradient flows through.
 
     Raises:
-        UserError: a pipeline that samples itself, frames of videos, quantised networks (the layers
-            of some have a wrong gradient, and say nothing), or those that diffusers offloads in
-            groups, whose weights leave the device before the gradient.
+        UserError: a pipeline that samples itself, frames of videos, and what `check_networks` says.
     """
     name = type(model.pipeline).__name__
     if not isinstance(model, LatentModel):
@@ -159,17 +156,7 @@ def check_sampling(model: Model, frames: int) -> None:
         raise UserError(
             f"a gradient sees the middle frame of a video, and evaluation.video_frames is {frames}"
         )
-    for net in model.nets:
-        what = "quantised" if is_quantised(net) else "offloaded in groups" if _grouped(net) else ""
-        if what:
-            raise UserError(
-                f"the network of the {name} is {what}, and no gradient flows through it"
-            )
-
-
-def _grouped(net: torch.nn.Module) -> bool:
-    hooks = [getattr(part, "_diffusers_hook", None) for part in net.modules()]
-    return any(known and known.get_hook("group_offloading") for known in hooks)
+    check_networks(model)
 
 
 def without_gradients(options: EvaluationConfig) -> str | None:

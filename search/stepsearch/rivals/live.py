@@ -14,12 +14,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stepsampler.errors import UserError
+from stepsampler.models import LatentModel
+from stepsampler.models.model import is_quantised
 from stepsampler.sample import Denoiser
 from stepsampler.schedule import Schedule, Step
 from stepsampler.solvers import Row, Update, tableau
 
 NUDGE = 0.003  # of a sigma, to see how a float32 prediction depends on it
 DIFFERENCE = 1e-4  # of a parameter, up and down
+
+
+def check_networks(model: LatentModel) -> None:
+    """Refuse networks that no gradient flows through.
+
+    Raises:
+        UserError: quantised ones (the layers of some have a wrong gradient, and say nothing:
+            findings/torchao_int8_gradient_lost.sh), and those that diffusers offloads in groups,
+            whose weights leave the device before the gradient.
+    """
+    for net in model.nets:
+        hooks = [getattr(part, "_diffusers_hook", None) for part in net.modules()]
+        grouped = any(known and known.get_hook("group_offloading") for known in hooks)
+        what = "quantised" if is_quantised(net) else "offloaded in groups" if grouped else ""
+        if what:
+            name = type(model.pipeline).__name__
+            raise UserError(
+                f"the network of the {name} is {what}, and no gradient flows through it"
+            )
 
 
 class LiveTableau:

@@ -24,6 +24,7 @@ from stepsearch.rivals.dmn import dmn
 from stepsearch.rivals.gits import POINTS, gits
 from stepsearch.rivals.hso import hso
 from stepsearch.rivals.ld3 import CHECK, ITERATIONS, ld3
+from stepsearch.rivals.live import check_networks
 from stepsearch.rivals.oss import oss
 from stepsearch.rivals.teacher import TEACHER_STEPS
 
@@ -58,7 +59,7 @@ def place(
 
     Raises:
         UserError: an unknown method, or one that does not know this kind of model, its dtype or so
-            many steps.
+            many steps, or that learns and has no gradients of the network.
     """
     if name not in RIVALS:
         raise UserError(f"the method must be one of {', '.join(RIVALS)}, got {name!r}")
@@ -76,6 +77,8 @@ def place(
         raise UserError(
             f"{name} learns by gradients: the model's dtype must be float32, got {dtype}"
         )
+    if name in LEARNING:
+        check_networks(model)
     if name == "amed":
         return _amed(model, prompts, num_steps, guidance_scale, batch_size, negative_prompt)
     most = MOST_STEPS.get(name, num_steps)

@@ -228,6 +228,7 @@ class TinyModel(LatentModel):
 
     _encode = _call = None
     shape, device, guidance = (8,), "cpu", "classifier-free"
+    nets = ()
     spec, dtype = ModelSpec("toy", "epsilon", (1.0,)), torch.float32
 
     def __init__(self, noise=SD):
@@ -314,6 +315,16 @@ def test_ld3_learns_from_the_float32_network_whatever_the_study_computes_in(tmp_
     assert found["bfloat16"] == found["float32"]
     with pytest.raises(UserError, match="dtype must be float32, got bfloat16"):
         rivals.place(models["bfloat16"], ["a"], "ld3", 2, 1.0, 8)
+
+
+@pytest.mark.parametrize("name", ["ld3", "amed"])
+def test_what_learns_by_gradients_refuses_a_quantised_network(name):
+    """The layers of some give a wrong gradient without a word."""
+    model = TinyModel()
+    model.pipeline = object()
+    model.nets = (torch.nn.Linear(2, 2).to(torch.float8_e4m3fn),)
+    with pytest.raises(UserError, match="is quantised, and no gradient flows through it"):
+        rivals.place(model, ["a"], name, 3, 2.0, 5)
 
 
 def test_an_unknown_method_is_refused():
