@@ -207,10 +207,9 @@ def test_what_own_code_raises_is_a_sentence_with_its_line(here):
 
 
 def test_a_metric_has_no_gradients_for_a_polish(here):
-    from stepsearch.rehearsal.check import missing
+    from stepsearch.polish.objective import without_gradients
 
-    with code(True):
-        (sentence,) = missing(load_config("mine.toml", {"search": {"polish": 1, "finalists": 1}}))
+    sentence = without_gradients(load_config("mine.toml").evaluation)
     assert "evaluation.metric house:dark has none here" in sentence
 
 

@@ -136,6 +136,9 @@ def test_the_only_run_is_meant_and_nothing_is_written_over(here):
     assert load(here / "best.json") == load(here / "runs" / "a" / "best.json")
     with pytest.raises(UserError, match=r"best\.json is here already: -o says where"):
         invoke(app, ["export"], catch_exceptions=False)
+    a_run(here, "b")  # nor is it asked first which run is meant
+    with pytest.raises(UserError, match=r"best\.json is here already: -o says where"):
+        invoke(app, ["export"], catch_exceptions=False)
 
 
 def test_a_folder_is_itself_and_one_named_like_a_study_file_too(here):
@@ -156,6 +159,3 @@ def test_ctrl_c_and_sigterm_are_one_sentence_and_their_code(here, monkeypatch, e
     assert first == "stopped; runs/x-seed1 keeps what is done. This goes on:"
     assert goes_on == "  stepsearch run x.toml --seed 1"
     assert not (here / "runs" / "x-seed1" / "alive" / "run").is_symlink()
-    a_run(here, "b")  # nor is it asked first which run is meant
-    with pytest.raises(UserError, match=r"best\.json is here already: -o says where"):
-        invoke(app, ["export"], catch_exceptions=False)

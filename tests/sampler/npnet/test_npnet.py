@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from stepsampler import GoldenNoise, LearnedNoise, ModelSpec, Schedule, ScheduleError, Step
 from stepsampler.cli.app import app
-from stepsampler.cli.options import check_npnet
+from stepsampler.cli.options import check_used
 from stepsampler.errors import UserError
 from stepsampler.generate import generate, seeded_noise
 from stepsampler.models import load
@@ -354,10 +354,10 @@ def test_a_pipeline_that_samples_itself_takes_none(small):
         load("tiny", stock=True).check(replace(PLAN, golden_noise=LearnedNoise(digest_of(TINY))))
 
 
-def test_check_npnet_takes_one_schedule_of_many_that_names_it():
+def test_check_used_takes_one_schedule_of_many_that_names_it():
     learned = replace(PLAN, golden_noise=LearnedNoise("0" * 16))
-    check_npnet(ModelOptions(npnet="x.safetensors"), [PLAN, learned])
-    check_npnet(ModelOptions(), [PLAN])
+    check_used(ModelOptions(npnet="x.safetensors"), [PLAN, learned])
+    check_used(ModelOptions(), [PLAN])
 
 
 def test_a_network_that_is_written_again_has_the_same_digest(tmp_path):

@@ -169,5 +169,7 @@ def test_a_polish_goes_by_the_middle_frame_and_refuses_more(folder):
     expected = plain.model.decode(latents)
     assert expected.shape == (2, 5, 3, 32, 32)
     torch.testing.assert_close(live, expected[:, 2].float(), atol=1.0, rtol=0)
-    with pytest.raises(UserError, match="evaluation.video_frames must be 1, got 3"):
+    with pytest.raises(
+        UserError, match="the middle frame of a video, and evaluation.video_frames is 3"
+    ):
         Objective(evaluator(folder, video_frames=3), 0.0)
