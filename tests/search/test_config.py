@@ -5,7 +5,7 @@ import pytest
 from reporting import command
 
 from stepsampler import UserError
-from stepsearch.cli.running import QUICK
+from stepsearch.cli.running import QUICK, _run_of
 from stepsearch.config import load_config
 from stepsearch.config.places import as_keys, given_values, in_keys
 from stepsearch.metrics.evaluator import FRONT, SEARCH, SELECTION, TEST
@@ -230,6 +230,14 @@ def test_no_range_of_seeds_reaches_into_the_next(tmp_path, section, text):
     load_config(written(tmp_path, study.format(TEST - SELECTION)))
     with pytest.raises(UserError, match=f"{section}.* 10000000, got .*10000001"):
         load_config(written(tmp_path, study.format(TEST - SELECTION + 1)))
+
+
+def test_a_quick_run_polishes_no_more_than_its_finalists(tmp_path):
+    study = written(tmp_path, MINIMAL + "[search]\nfinalists = 3\npolish = 3\n")
+    config, _ = _run_of(study, None, True, None, {})
+    assert (config.search.finalists, config.search.polish) == (2, 2)
+    config, _ = _run_of(written(tmp_path, MINIMAL), None, True, None, {})
+    assert config.search.polish == 0
 
 
 def test_a_quick_run_takes_every_solver_of_a_study(tmp_path):

@@ -157,6 +157,9 @@ def _run_of(
         flag = f"--{twice[0].replace('_', '-')}"
         raise UserError(f"give {flag} or --set search.{twice[0]}, not both")
     overrides = QUICK if quick else {}
+    if quick:  # of fewer finalists no more can be polished
+        polish = load_config(study, joined(told, {"search": chosen})).search.polish
+        overrides = joined(QUICK, {"search": {"polish": min(polish, 2), "polish_iterations": 1}})
     config = load_config(study, joined(overrides, told, {"search": chosen}))
     if quick and not config.by_statistics:  # as the baselines that are left go by none
         config = config.model_copy(update={"statistics": StatisticsConfig()})
