@@ -69,31 +69,6 @@ def test_the_centre_is_the_grid_at_other_numbers_of_steps_too():
     assert box.schedule(point).passes == 8  # one of seven guided steps is all that eight passes pay
 
 
-def test_a_final_sigma_below_the_model_s_lowest_is_zero():
-    box = space()
-    schedule = box.schedule(centre(box) | {"final_sigma": 0.021, "order": 3.4})
-    assert schedule.final_sigma == 0
-    assert [step.order for step in schedule.steps] == [1, 2, 3, 3, 1]
-
-
-def test_near_a_schedule_that_ends_at_the_model_s_lowest_level_the_end_does_not_jump():
-    """Half of what a search tried beside KL-optimal had ended at 0, and was far worse."""
-    box = space(3, 6, final_sigma=(0.02, 0.6))
-    start = make_schedule("kl-optimal", 3, SD)
-    assert start.final_sigma == pytest.approx(SD.sigma_min)
-    point, _ = box.params(start)
-    ends = {
-        share: box.schedule(point | {"final_sigma": SD.sigma_min * (0.02 / SD.sigma_min) ** share})
-        for share in (-0.2, 0.2, 0.45, 0.55, 1.0)
-    }
-    assert ends[-0.2].final_sigma > SD.sigma_min
-    assert ends[0.2].final_sigma == ends[0.45].final_sigma == SD.sigma_min
-    assert ends[0.55].final_sigma == ends[1.0].final_sigma == 0
-    last = replace(start.steps[-1], order=1)
-    at_zero = replace(start, final_sigma=0.0, steps=(*start.steps[:-1], last))
-    assert box.params(at_zero)[0]["final_sigma"] == 0.02
-
-
 def test_linear_guidance_falls_and_goes_off():
     box = space(passes=10, guidance="linear")
     point = centre(box) | {"guidance_scale": 1.5, "guidance_slope": -1.25}
