@@ -47,7 +47,7 @@ FRESH = 100_000_000  # test seeds that no study has seen
 SEEN, GUARD, UNSEEN = ["texture", "lite0"], "untrained", ["squeezenet", "patches"]
 WITH_GAIN = "{}, gain {:g}"
 SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "iterations")
-SETTINGS += ("dtype", "compile")
+SETTINGS += ("dtype", "compile", "guard")
 
 
 class Bench(Measure):
@@ -263,7 +263,7 @@ def options(about: str) -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = options(__doc__).parse_args(argv)
-    args.extractors, args.held_out = [*SEEN, GUARD, *UNSEEN], False
+    args.extractors, args.held_out, args.guard = [*SEEN, GUARD, *UNSEEN], False, GUARD
     return args
 
 

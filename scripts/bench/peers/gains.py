@@ -11,8 +11,9 @@ network's predictions; it costs no pass. Each schedule of [benchmarks.md](benchm
 gain that is best for it on selection seeds, found as its guidance scale was. Ours with gains are searches of now, whose box
 has a gain of each step, and which polish what they find; the median of their seeds is the one that all are compared with.
 Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances, of which the
-first two were seen by the searches and by whoever chose a gain, the others by nobody; searches and choices also saw the FD of an
-[untrained network](searching.md#a-guard-against-over-fitting). `polished` is the best known guided schedule with its gain after gradient steps on those three, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
+first two were seen by the searches and by whoever chose a gain, the others by nobody; whether those also saw the FD of an
+[untrained network](searching.md#a-guard-against-over-fitting) is below each table. `polished` is the best known guided schedule
+with its gain after gradient steps on what the searches see, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
 of ours is below (-) or above (+) a row's mean, paired image by image."""  # noqa: E501
 KINDS = {"placement": "no search", "learned": "learned", "search": "searched", "long": "many steps"}
 KINDS |= {"ours": "ours of before", "now": "ours", "polish": "ours, polish alone"}
@@ -76,12 +77,15 @@ def _said(rows: dict) -> str:
 def _made(rows: dict) -> str:
     """What made the numbers."""
     known, (first, last) = rows["settings"], rows["seeds"]
+    guard = known.get("guard", "")  # earlier columns had none
+    seen = f"{guard} was seen beside the first two" if guard else "there was no guard"
     return (
         f"n = {rows['n']:,}, seeds {first:,} to {last:,}, tests in {known['dtype']}; gains "
         f"{', '.join(f'{gain:g}' for gain in known['gains'])} on {known['selection'][0]} images, "
         f"the best two on {known['selection'][1]}; our searches have {known['trials']} trials of "
         f"at most {known['trial_images']} images and polish {known['polish']} of the finalists; "
-        f"without a search a polish has {known['iterations']} steps. Gradients are in float32."
+        f"without a search a polish has {known['iterations']} steps. Gradients are in float32; "
+        f"{seen}."
     )
 
 
