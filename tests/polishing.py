@@ -1,4 +1,4 @@
-"""A model without a network, whose objective is smooth: what gradients are checked on."""
+"""A model without a network, whose objective is smooth: what polishes are checked on."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ class ToyModel(LatentModel):
         self.calls, self.nets = [], []
         self.pipeline = SimpleNamespace(vae=torch.nn.Identity())
 
-    def uncompiled(self):
+    def beginning_alike(self, first):
         return nullcontext()
 
     def encode(self, texts, negative=False):
@@ -51,7 +51,7 @@ class ToyModel(LatentModel):
 class ToyExtractor:
     name = "toy"
 
-    def live(self, images):
+    def __call__(self, images):
         x = images.flatten(1)
         return x + 0.4 * x.roll(1, 1) ** 2
 
@@ -59,27 +59,19 @@ class ToyExtractor:
 class ToyReference:
     """Of real images that no schedule meets: its features have a covariance and a mean."""
 
-    parts, basis, width = (), None, AXES
-
     def __init__(self):
         rows = np.random.default_rng(3).normal(size=(50, AXES)) @ np.diag([2, 1, 1, 0.5, 0.5, 0.2])
         self.search = Moments.of(rows + 0.5)
-
-    def project(self, features):
-        return features
 
 
 class ToyEvaluator:
     negative_prompt, judge, identity = "", None, "toy"
 
-    frames = 1  # of a video
+    scales, frames = (), 1
 
     def __init__(self, cache=None, batch_size=4):
         self.model, self.extractor, self.reference = ToyModel(), ToyExtractor(), ToyReference()
         self.batch_size, self.cache = batch_size, cache
-
-    def in_float32(self):
-        return self.model
 
     def prompt(self, seed):
         return SimpleNamespace(text="a", label=None)
@@ -91,7 +83,7 @@ def features_of(evaluator, schedule, seeds):
     for k in range(0, len(seeds), size):
         draw = noise_source(seeds[k : k + size], model.shape)
         latents = sample(model.denoiser(None, None), draw(), schedule, draw)
-        found.append(evaluator.extractor.live(model.live_images(latents)).double().numpy())
+        found.append(evaluator.extractor(model.live_images(latents)).double().numpy())
     return np.concatenate(found)
 
 

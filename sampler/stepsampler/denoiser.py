@@ -2,8 +2,8 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import lcm
@@ -45,21 +45,25 @@ class FirstCalls:
     Schedules that are compared begin with the same noise of the same seeds, most of them at the
     model's highest level. There all ask the network the same, and the answer is known bit for bit.
     Answers lie in the memory of the CPU; the longest unasked are forgotten, above `limit` bytes.
+    Of schedules that differ in later steps alone (`beginning_alike`), more is known.
     """
 
     def __init__(self, time: float, limit: int = KEPT) -> None:
         self.time, self.limit = time, limit
+        self.known_from = time  # whether it was asked before is looked for there and above
         self.saved = 0  # network passes that were not needed
         self._answers: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def __call__(self, network: Network, x: Tensor, time: float, condition: Condition) -> Tensor:
         """The network's output; gradients pass by what is known."""
-        if time < self.time or torch.is_grad_enabled():
+        if time < min(self.time, self.known_from) or torch.is_grad_enabled():
             return network(x, time, condition)
         key = _digest(x, time, condition)
         known = self._answers.get(key)
         if known is None:
             answer = network(x, time, condition)
+            if time < self.time:
+                return answer
             self._answers[key] = answer.cpu()
             held = sum(kept.nbytes for kept in self._answers.values())
             while held > self.limit:
@@ -68,6 +72,16 @@ class FirstCalls:
         self._answers.move_to_end(key)
         self.saved += len(x)
         return known.to(x.device)
+
+    @contextmanager
+    def beginning_alike(self, first: bool) -> Iterator[None]:
+        """Inside, all answers of the first schedule are kept, and the others look for them."""
+        before = self.time, self.known_from
+        self.time, self.known_from = 0.0 if first else self.time, 0.0
+        try:
+            yield
+        finally:
+            self.time, self.known_from = before
 
 
 def _digest(x: Tensor, time: float, condition: Condition) -> bytes:

@@ -1,16 +1,11 @@
 #!/usr/bin/env python3
 """What `stepsearch polish` makes of well-known schedules of the bundled model, and for how much.
 
-    python scripts/bench/bench_polish.py --out docs/polish --iterations 6 --images 400 \\
-        --check-images 240 --check-every 3 --freedoms gain weights --values --starts \\
-        "ays-sd15, 7 steps, the first 3 guided, w 2" "kl-optimal, 3 steps, w 2"
-    python scripts/bench/bench_polish.py --out docs/polish --iterations 6 --images 400 \\
-        --check-images 240 --check-every 3 --freedoms --gains --values gain --add \\
-        --starts "kl-optimal, 3 steps, w 2"
+    python scripts/bench/bench_polish.py --freedoms gain weights
 
 Writes a table (.md) and its numbers (.json): FD under both bundled extractors and alignment on test
-seeds and real images that no polish saw, before and after, with a constant gain alone, with each
-freedom, and by values alone at as many passes. Runs again where it was cut off, from --cache.
+seeds and real images that no polish saw, before and after, with a constant gain alone, and with
+each freedom. Runs again where it was cut off, from --cache.
 """
 
 import argparse
@@ -32,8 +27,7 @@ from stepsearch.config.space import SpaceConfig
 from stepsearch.metrics.distance import score
 from stepsearch.metrics.evaluator import TEST, Evaluator, seeds_of
 from stepsearch.paths import write_whole
-from stepsearch.polish.descent import Adam, Settings, polish
-from stepsearch.polish.evolution import Evolution
+from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs
 
 # Grid, guidance scale of each step, and the gain of all of them.
@@ -45,7 +39,7 @@ STARTS = {
 }
 FREEDOMS = ("gain", "weights", "none")
 WHAT = {"none": "levels and scales", "gain": "and gains", "weights": "and weights"}
-LISTS = ("starts", "found", "freedoms", "values", "gains")  # options that make rows
+LISTS = ("starts", "found", "freedoms", "gains")  # options that make rows
 COLUMNS = ("schedule", "after", "passes per image", "passes spent", "texture", "lite0", "alignment")
 
 
@@ -55,14 +49,12 @@ def main() -> None:
     add("--out", type=Path, default=Path("docs/polish"), help="files without their suffix")
     add("--starts", nargs="+", default=list(STARTS), metavar="NAME", help="of the table, in order")
     add("--found", nargs="*", type=Path, default=[], help="schedule files as starts too")
-    add("--freedoms", nargs="*", default=list(FREEDOMS), choices=FREEDOMS, help="by gradients")
-    add("--values", nargs="*", default=["gain"], choices=FREEDOMS, help="by values alone")
+    add("--freedoms", nargs="*", default=["gain"], choices=FREEDOMS)
     add("--add", action="store_true", help="rows to the table of --out, of the same settings")
     add("--gains", nargs="*", type=float, default=[1.07], help="constant ones, for comparison")
     add("--iterations", type=int, default=Settings.iterations)
-    add("--images", type=int, default=Settings.images, help="an iteration")
+    add("--images", type=int, default=Settings.images, help="an iteration, of each number")
     add("--check-images", type=int, default=Settings.check_images)
-    add("--check-every", type=int, default=Settings.check_every)
     add("--images-test", type=int, default=1500)
     add("--batch", type=int, default=50)
     add("--cache", type=Path, default=Path("runs/polish"))
@@ -72,7 +64,7 @@ def main() -> None:
     both = EvaluationConfig(extractor="texture+lite0", batch_size=args.batch)
     config = StudyConfig(name="bench-polish", space=space, evaluation=both)
     evaluator = Evaluator(config, args.cache)
-    settings = Settings(args.iterations, args.images, args.check_every, args.check_images)
+    settings = Settings(args.iterations, args.images, args.check_images)
     table = known(args)
     there = {row["schedule"] for row in table["rows"]}
     for row in measured(args, evaluator, settings, there):
@@ -122,11 +114,9 @@ def measured(
             steps = tuple(replace(step, gain=gain) for step in schedule.steps)
             own = replace(schedule, steps=steps)
             yield tested(args, evaluator, name, f"a gain of {gain:g}, no search", own, 0)
-        ways = [(freedom, Adam) for freedom in args.freedoms]
-        for freedom, way in [*ways, *((freedom, Evolution) for freedom in args.values)]:
-            found = polish(evaluator, Knobs(schedule, freedom), settings, say, way)
+        for freedom in args.freedoms:
+            found = polish(evaluator, Knobs(schedule, freedom), settings, say)
             after = f"{found.best.iteration} iterations, {WHAT[freedom]}"
-            after += ", by values alone" if way is Evolution else ""
             row = tested(args, evaluator, name, after, found.schedule, found.passes)
             yield row | {"checks": [asdict(check) for check in found.checks]}
 
@@ -138,9 +128,9 @@ def start(name: str, model: LatentModel) -> Schedule:
     return replace(plan, steps=tuple(replace(step, gain=gain) for step in plan.steps))
 
 
-def say(iteration: int, news: str) -> None:
+def say(done: float, news: str) -> None:
     if news:
-        print(f"  {iteration}: {news}", flush=True)
+        print(f"  {done:g}: {news}", flush=True)
 
 
 def tested(
@@ -181,9 +171,7 @@ def write(out: Path, table: dict, settings: Settings) -> None:
     head = (
         f"FD and alignment at n = {n:,} on test seeds; a polish of at most "
         f"{settings.iterations} iterations of {settings.images} images, under texture and lite0 at "
-        f"once, checked on {settings.check_images} images of the selection's seeds every "
-        f"{settings.check_every}. Passes spent: forward 1, forward and backward 3. By values "
-        "alone: CMA-ES, for about as many passes."
+        f"once, checked on {settings.check_images} images of the selection's seeds."
     )
     lines = ["# Polish", "", head, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join(cells(row))} |" for row in table["rows"]]

@@ -15,8 +15,7 @@ from stepsampler.schedule import Schedule
 from stepsearch.metrics.evaluator import SEARCH, seeds_of
 from stepsearch.paths import write_whole
 from stepsearch.polish.knobs import Knobs
-from stepsearch.polish.objective import NUDGE
-from stepsearch.rivals.live import Following, LiveTableau
+from stepsearch.rivals.live import FAR, Following, LiveTableau
 from stepsearch.rivals.placement import Counting
 
 TEACHER = 50  # steps of DPM++(2M)
@@ -81,7 +80,7 @@ def learn(teacher: Teacher, calls: int, iterations: int, batch: int) -> tuple[Sc
         goal = goals[first : first + batch].to(model.device)
         rows = LiveTableau(knobs.schedule, parameters).at(parameters)
         start = part.latents * knobs.start.sigmas[0]
-        *_, end = execute(Following(part, nudge=NUDGE), start, rows)
+        *_, end = execute(Following(part, nudge=FAR), start, rows)
         loss = (end - goal).square().mean()
         adam.zero_grad()
         loss.backward()

@@ -206,13 +206,6 @@ def test_what_own_code_raises_is_a_sentence_with_its_line(here):
                 load_function("model", "bad:f")
 
 
-def test_a_metric_has_no_gradients_for_a_polish(here):
-    from stepsearch.polish.objective import without_gradients
-
-    sentence = without_gradients(load_config("mine.toml").evaluation)
-    assert "evaluation.metric house:dark has none here" in sentence
-
-
 def test_a_metric_cannot_change_the_images_that_others_see(here):
     import torch
 

@@ -235,6 +235,11 @@ class LatentModel(Shaped, Model):
         finally:
             self._first_calls = None
 
+    @contextmanager
+    def beginning_alike(self, first: bool) -> Iterator[None]:
+        with self._remembered.beginning_alike(first):
+            yield
+
     @cached_property
     def _remembered(self) -> FirstCalls:
         return FirstCalls(self.noise.network_time(self.noise.sigma_max) * NEARLY)

@@ -99,6 +99,11 @@ class Model(ABC):
         """Inside, network calls that many schedules have in common are made once."""
         yield
 
+    @contextmanager
+    def beginning_alike(self, first: bool) -> Iterator[None]:
+        """Inside, `remembering` knows all calls that a schedule has in common with the first."""
+        yield
+
     @property
     def saved(self) -> int:
         """Passes so far that this spared."""

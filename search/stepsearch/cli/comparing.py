@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 # Options of a polish that are for runs, too
-POLISH = {"schedule", "out", "free", "levels", "iterations", "images", "check_every"}
+POLISH = {"schedule", "out", "free", "levels", "iterations", "images"}
 POLISH |= {"check_images", "cache", "device", "allow_code"}
 
 
@@ -130,15 +130,16 @@ def polish(
     prompts: Annotated[
         str, typer.Option(help="Bundled prompts, or any file that stepsample batch takes.")
     ] = "fashion-mnist",
-    iterations: Annotated[int, typer.Option(min=1, help="Gradient steps, at most.")] = 9,
+    iterations: Annotated[
+        int, typer.Option(min=1, help="Looks at what each number does, at most.")
+    ] = 3,
     images: Annotated[
         int,
         typer.Option(
-            min=8, help="Of fresh seeds, a gradient step; it goes through a quarter of them."
+            min=8, help="Of fresh seeds, an iteration: of the schedule, and with each number moved."
         ),
-    ] = 500,
+    ] = 250,
     check_images: Annotated[int, typer.Option(min=8, help="Of selection seeds, a check.")] = 400,
-    check_every: Annotated[int, typer.Option(min=1, help="Gradient steps between checks.")] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per network call.")] = 50,
     device: Device = "cpu",
     cache: Annotated[
@@ -149,10 +150,7 @@ def polish(
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Make a schedule better by gradients of the metric; steps and guided ones stay.
-
-    Where none flow, by its values alone (CMA-ES).
-    """
+    """Make a schedule better on the metric itself; steps and guided ones stay."""
     from stepsearch.config import ModelConfig, StudyConfig
     from stepsearch.config.code import code
     from stepsearch.config.measuring import EvaluationConfig
@@ -179,7 +177,6 @@ def polish(
     how = {
         "iterations": iterations,
         "images": images,
-        "check_every": check_every,
         "check_images": check_images,
     }
     with code(allow_code):

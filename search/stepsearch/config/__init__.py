@@ -109,8 +109,6 @@ class StudyConfig(Section):
                 f"search.polish_iterations times evaluation.images must be at most {SEEDS:,}, got "
                 f"{looked_at:,}"
             )
-        if self.search.polish and self.evaluation.guidance_scales:
-            raise ValueError("search.polish is for schedules as they are, not over guidance_scales")
         if self.space.guidance == "off" and self.evaluation.guidance_scales:
             raise ValueError(
                 'evaluation.guidance_scales: there is no guidance to scale, space.guidance is "off"'

@@ -45,7 +45,6 @@ from stepsearch.engine.watch import Watch
 from stepsearch.metrics.evaluator import Evaluator, Measurement
 from stepsearch.metrics.reference import Reference
 from stepsearch.polish.descent import Polished, Settings
-from stepsearch.polish.evolution import values_alone
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, wanted
 from stepsearch.rivals.placement import Placement
 from stepsearch.space.check import check_box
@@ -336,8 +335,6 @@ def _describe() -> Subject:
     check_box(_self.config.space, model)
     statistics = [found.spec for found in model.statistics]
     check_statistics(_self.config, model.guidance, statistics)
-    how = values_alone(evaluator) if _self.config.search.polish else None
-    notes = [f"finalists are {how}"] if how else []
     return Subject(
         model.noise,
         model.spec,
@@ -347,7 +344,7 @@ def _describe() -> Subject:
         model.experts.two,
         model.experts.boundary,
         {ruler.reference.metric: ruler.reference for ruler in evaluator.rulers},
-        [*evaluator.notes, *notes],
+        evaluator.notes,
         statistics,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -42,15 +42,6 @@ class Extractor(Protocol):
         return self.features(self.prepare(images))
 
 
-@runtime_checkable
-class Live(Protocol):
-    """An extractor that gradients flow through."""
-
-    def live(self, images: Tensor) -> Tensor:
-        """What it makes of float images of whole numbers in [0, 255], on their device."""
-        ...
-
-
 class Lite0(Extractor):
     """EfficientNet-Lite0, trained on ImageNet (Apache-2.0): 1,280 pooled features at 64 pixels."""
 
@@ -76,13 +67,7 @@ class Lite0(Extractor):
 
     @torch.inference_mode()
     def features(self, prepared: Tensor) -> Tensor:
-        return self._pooled(prepared).cpu()
-
-    def live(self, images: Tensor) -> Tensor:
-        return self._pooled(self.prepare(images))
-
-    def _pooled(self, prepared: Tensor) -> Tensor:
-        return self.net.extract_features(prepared).mean((2, 3)).float()  # type: ignore[no-any-return]
+        return self.net.extract_features(prepared).mean((2, 3)).float().cpu()  # type: ignore[no-any-return]
 
 
 class Squeezed(Extractor):
@@ -114,9 +99,6 @@ class Squeezed(Extractor):
     def features(self, prepared: Tensor) -> Tensor:
         return self.net(prepared).cpu()  # type: ignore[no-any-return]
 
-    def live(self, images: Tensor) -> Tensor:
-        return self.net(self.prepare(images))  # type: ignore[no-any-return]
-
 
 class Texture(Extractor):
     """A small classifier of the bundled model's own data, pooled at four depths: 416 features."""
@@ -143,9 +125,6 @@ class Texture(Extractor):
     @torch.inference_mode()
     def features(self, prepared: Tensor) -> Tensor:
         return self.net.features(prepared).cpu()
-
-    def live(self, images: Tensor) -> Tensor:
-        return self.net.features(self.prepare(images))
 
 
 class Drawn(Extractor):
@@ -174,9 +153,6 @@ class Drawn(Extractor):
     @torch.inference_mode()
     def features(self, prepared: Tensor) -> Tensor:
         return self.net(prepared).cpu()  # type: ignore[no-any-return]
-
-    def live(self, images: Tensor) -> Tensor:
-        return self.net(self.prepare(images))  # type: ignore[no-any-return]
 
 
 class Together(Extractor):

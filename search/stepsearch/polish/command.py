@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isnan
+from math import ceil, isnan
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,8 +15,7 @@ from stepsampler.presets import open_schedule
 from stepsearch.config import StudyConfig
 from stepsearch.config.parts import SEEDS
 from stepsearch.metrics.evaluator import Evaluator, metric_name
-from stepsearch.polish.descent import Polished, Settings
-from stepsearch.polish.evolution import polish, values_alone
+from stepsearch.polish.descent import Polished, Settings, polish
 from stepsearch.polish.knobs import Freedom, Knobs
 
 
@@ -53,21 +52,22 @@ def write_polished(
         raise UserError(f"{source}: nothing of it is free: it has one unguided step; --free gain")
     evaluator = Evaluator(config, cache, device)
     evaluator.model.check(start)
+    versions = max(1, len(evaluator.scales))
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
-    by = values_alone(evaluator)
-    for note in [*evaluator.notes, *([by] if by else [])]:
+    for note in evaluator.notes:
         console.print(note)
+    most = start.passes * versions * settings.most_images(len(knobs.names))
     console.print(
         f"{source}: {start.num_steps} steps, {start.passes} passes per image; {len(knobs.names)} "
-        f"numbers to turn, at most {start.passes * settings.most_images:,} network passes"
+        f"numbers to turn, at most {most:,} network passes"
     )
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("polishing", total=settings.iterations)
 
-        def show(iteration: int, news: str) -> None:
-            progress.update(task, completed=iteration)
+        def show(done: float, news: str) -> None:
+            progress.update(task, completed=done)
             if news:
-                progress.console.print(f"{iteration:3d} iterations: {news}")
+                progress.console.print(f"{ceil(done):3d} iterations: {news}")
 
         found = polish(evaluator, knobs, settings, show)
     metric = metric_name(evaluator.reference, settings.check_images)

@@ -1,84 +1,56 @@
-"""Descent with held-out checks: a schedule comes out no worse than it went in. Here by gradients.
+"""Descent with held-out checks: a schedule comes out no worse than it went in."""
 
-`evolution` descends by values alone, where no gradient flows.
-"""
-
-import hashlib
-import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from math import inf, isinf, isnan
-from pathlib import Path
-from typing import ClassVar
+from dataclasses import dataclass, field
+from math import inf, isfinite, isinf, isnan
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from stepsampler.errors import NotFiniteError, percent
+from stepsampler.errors import NotFiniteError, UserError, percent
 from stepsampler.schedule import Schedule
-from stepsampler.support.checks import ScheduleError
 from stepsearch.config import StudyConfig
 from stepsearch.metrics.distance import frechet_distance
-from stepsearch.metrics.evaluator import SEARCH, SELECTION, Evaluator, seeds_of
-from stepsearch.paths import recall, write_whole
+from stepsearch.metrics.evaluator import SEARCH, SELECTION, Evaluator, Measurement, seeds_of
 from stepsearch.polish.knobs import Knobs
-from stepsearch.polish.objective import Objective
+from stepsearch.polish.linear import Linear
 
-# Images that have their gradient taken are one of so many. The others are cheap beside them, and
-# say what the distance is: of few images FD is mostly bias, and so is its gradient.
-SHARE = 4
-BETAS = (0.8, 0.98)  # of Adam: a polish has few iterations
-LAST = 0.1  # share of the first rate that the last iteration has; between them it falls evenly
-BACK = 0.4  # of the rate after a check that is no better, from where the best one was
+Array = NDArray[np.float64]
+
+# How far each number may move at first, in rates of `Knobs`; and of that after a check that is
+# better, and after one that is not.
+FARTHEST, ON, BACK = 8.0, 1.3, 0.4
+TRIES = 3  # checks of an iteration
 
 
 @dataclass(frozen=True)
 class Settings:
     """How long, and with how many images."""
 
-    iterations: int = 9
-    images: int = 500  # of fresh seeds, an iteration
-    check_every: int = 2
+    iterations: int = 3
+    images: int = 250  # of fresh seeds, an iteration; of each as many as there are numbers, and one
     check_images: int = 400  # of the selection's seeds, always the same
     drop: float = 0.01  # share of the start's alignment that may be lost
 
-    @property
-    def checks(self) -> list[int]:
-        """Iterations before which it is checked; the start and the end are among them."""
-        return [*range(0, self.iterations, self.check_every), self.iterations]
-
-    @property
-    def pulled(self) -> int:
-        """Images of an iteration that the gradient goes through."""
-        return -(-self.images // SHARE)
-
-    @property
-    def most_images(self) -> int:
-        """At most, each counted by what it costs beside one that is only made.
-
-        Forward 1, forward and backward 3, and 1 to see the effect of a level.
-        """
-        return self.iterations * self.an_iteration + len(self.checks) * self.check_images
-
-    @property
-    def an_iteration(self) -> int:
-        """The same of one iteration, without the checks."""
-        return self.images + 4 * self.pulled
+    def most_images(self, numbers: int) -> int:
+        """Images at most of a schedule that has so many numbers to turn."""
+        iteration = (numbers + 1) * self.images + TRIES * self.check_images
+        return self.iterations * iteration + self.check_images
 
     @classmethod
     def of_study(cls, config: StudyConfig) -> "Settings":
-        """As a study has its finalists polished: each look sees twice the images of a trial."""
-        images, search = config.evaluation, config.search
+        """As a study has its finalists polished."""
+        images = config.evaluation
         return cls(
-            search.polish_iterations, 2 * images.images, check_images=images.selection_images
+            config.search.polish_iterations,
+            images.images,
+            check_images=images.selection_images,
         )
 
 
 @dataclass(frozen=True)
 class Check:
-    """The held-out values after so many iterations."""
+    """The held-out values in an iteration; of the start in iteration 0."""
 
     iteration: int
     parameters: list[float]
@@ -101,167 +73,141 @@ def polish(
     evaluator: Evaluator,
     knobs: Knobs,
     settings: Settings,
-    show: Callable[[int, str], object] = lambda iteration, news: None,
-    way: "type[State] | None" = None,
+    show: Callable[[float, str], object] = lambda done, news: None,
 ) -> Polished:
     """Descend, and return the best of the checked points whose alignment is kept.
 
-    Each iteration has fresh seeds of the search's. `way` is how, by gradients (`Adam`) if not said.
-    What was done of the same polish before is not done again: its state lies in the evaluator's
-    cache. A point that cannot be sampled ends it; the best so far is returned.
+    An iteration sees what each number does to images of fresh seeds (`Linear`), and checks the move
+    that should be best by that; where it is not better, shorter ones. `show` gets the iterations
+    that are done, parts of one too. What was measured before lies in the evaluator's cache: a
+    killed polish goes on. Numbers that the model does not take otherwise stay: a pipeline with one
+    scale for all steps keeps its scale.
 
     Raises:
         NotFiniteError: the schedule itself makes images that are not finite.
-        UserError: what the way refuses, before the first image.
+        UserError: the model takes none of the numbers otherwise.
     """
-    state = (way or Adam)(evaluator, knobs, settings)
-    for iteration in range(state.done, settings.iterations + 1):
-        if iteration in settings.checks and all(c.iteration != iteration for c in state.checks):
-            state.check(_checked(evaluator, knobs, settings, state, iteration))
-            show(iteration, _news(state.checks[-1], state.checks[0]))
-        if isinf(state.checks[0].distance):
+    return _Descent(evaluator, knobs, settings, show).run()
+
+
+@dataclass
+class _Descent:
+    evaluator: Evaluator
+    knobs: Knobs
+    settings: Settings
+    show: Callable[[float, str], object]
+    passes: int = 0
+    checks: list[Check] = field(default_factory=list)
+
+    def run(self) -> Polished:
+        units = self._units()
+        start = self._check(0, np.zeros(len(self.knobs.names)))
+        if start is None or isinf(start.distance):
             raise NotFiniteError("the images of the schedule itself are not finite")
-        if iteration == settings.iterations:
-            break
-        seeds = seeds_of(SEARCH + iteration * settings.images, settings.images)
-        try:
-            state.move(seeds)
-            model = evaluator.model
-            model.check(knobs.schedule(state.parameters))
-        except (NotFiniteError, ScheduleError) as error:
-            show(iteration, f"ends here: {error}")
-            break
-        show(iteration + 1, "")
-    best = _best(state.checks, settings.drop)
-    schedule = knobs.schedule(best.parameters) if best.iteration else knobs.start
-    return Polished(schedule, best, state.checks, state.passes)
-
-
-def _best(checks: list[Check], drop: float) -> Check:
-    """Of those that keep the start's alignment; the start does."""
-    floor = (1 - drop) * checks[0].alignment
-    kept = [c for c in checks if isnan(floor) or c.alignment >= floor]
-    return min(kept, key=lambda check: check.distance)
-
-
-def _checked(
-    evaluator: Evaluator, knobs: Knobs, settings: Settings, state: "State", iteration: int
-) -> Check:
-    schedule = knobs.schedule(state.parameters) if iteration else knobs.start
-    seeds = seeds_of(SELECTION, settings.check_images)
-    found = evaluator.measure(schedule, seeds)
-    distance = frechet_distance(found.features, evaluator.reference.search) if found.finite else inf
-    passes = state.passes + schedule.passes * settings.check_images
-    return Check(iteration, state.parameters.tolist(), distance, found.alignment, passes)
-
-
-def _news(now: Check, start: Check) -> str:
-    share = "" if isnan(now.alignment) else f", alignment {percent(now.alignment)}"
-    change = "" if now is start else f" ({percent(now.distance / start.distance - 1, '+.1')})"
-    return f"held out {now.distance:.3f}{change}{share}, {now.passes:,} passes so far"
-
-
-class State(ABC):
-    """Parameters, what moves them, and the checks so far, as they lie in a file.
-
-    Of each tensor there is one by its name in `NAMES`; `kind` tells ways of the same polish apart.
-    """
-
-    NAMES: ClassVar[tuple[str, ...]]
-    kind: ClassVar[str] = ""
-
-    def __init__(self, evaluator: Evaluator, knobs: Knobs, settings: Settings) -> None:
-        what = [
-            replace(knobs.start, provenance={}).to_json(),
-            f"{knobs.freedom} {knobs.levels} {knobs.rates.tolist()} {asdict(settings)}",
-            evaluator.identity,
-        ]
-        what += [self.kind] if self.kind else []
-        key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:24]
-        self.path = evaluator.cache / f"polish-{key}.safetensors"
-        self.knobs, self.settings, self.rates = knobs, settings, knobs.rates
-        self.tensors = self.zero()
-        self.done, self.passes, self.checks = 0, 0, list[Check]()
-        recall(self.path, self._read)
-
-    def zero(self) -> dict[str, Tensor]:
-        """The tensors before the first iteration."""
-        return {name: self.knobs.zero() for name in self.NAMES}
-
-    @abstractmethod
-    def move(self, seeds: range) -> None:
-        """One iteration, which looks at images of `seeds`.
-
-        Raises:
-            NotFiniteError: they are not finite.
-        """
-
-    def _read(self, path: Path) -> None:
-        if not path.exists():  # of a file that is not there safetensors says other things
-            raise FileNotFoundError(path)
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in self.NAMES}
-            known = json.loads(file.metadata()["state"])
-        checks = [Check(**check) for check in known["checks"]]
-        self.done, self.passes = known["done"], known["passes"]
-        self.tensors, self.checks = tensors, checks
+        self.show(0, self._news(start))
+        farthest, known = FARTHEST, None
+        for iteration in range(1, self.settings.iterations + 1):
+            best = self.best
+            seen = self._look(iteration, np.array(best.parameters), units)
+            if seen is None:
+                self.show(iteration, "ends here: the images are not finite")
+                break
+            # about a point that no check was better than, all looks count
+            known = seen if known is None else known.beside(seen)
+            farthest = self._tried(iteration, np.array(best.parameters), units, known, farthest)
+            if self.best is not best:
+                known = None
+        best = self.best
+        schedule = self.knobs.schedule(best.parameters) if best.iteration else self.knobs.start
+        return Polished(schedule, best, self.checks, self.passes)
 
     @property
-    def parameters(self) -> Tensor:
-        return self.tensors["parameters"]
+    def best(self) -> Check:
+        """Of those that keep the start's alignment; the start does."""
+        floor = (1 - self.settings.drop) * self.checks[0].alignment
+        kept = [c for c in self.checks if isnan(floor) or c.alignment >= floor]
+        return min(kept, key=lambda check: check.distance)
 
-    def check(self, check: Check) -> None:
+    def _tried(
+        self, iteration: int, at: Array, units: Array, known: Linear, radius: float
+    ) -> float:
+        """Check moves until one is better; the radius up to which the next may be tried."""
+        for back in range(TRIES):
+            tried = radius * BACK**back
+            check = self._check(iteration, at + known.best(tried) @ units)
+            if check is not None:
+                self.show(iteration, self._news(check))
+            if check is not None and self.best is check:
+                return tried * ON
+        return radius * BACK  # with more images known, once more as far as the second was
+
+    def _look(self, iteration: int, at: Array, units: Array) -> Linear | None:
+        """What each number does about a point, by fresh seeds; None if images are not finite."""
+        images, count = self.settings.images, len(units)
+        seeds = seeds_of(SEARCH + (iteration - 1) * images, images)
+        first = self.checks[0].alignment
+        share = first if isfinite(first) and first > 0 else 1.0
+        model = self.evaluator.model
+        with model.beginning_alike(first=True):
+            here = self._measure(self.knobs.schedule(at.tolist()), seeds)
+        if not here.finite:
+            return None
+        features = np.asarray(here.features, np.float64)
+        slopes, aligned = np.zeros((count, *features.shape)), np.zeros((count, images))
+        with model.beginning_alike(first=False):
+            for k, unit in enumerate(units):
+                self.show(iteration - 1 + (k + 1) / (count + 1), "")
+                sign, plan = self._moved(at, unit)
+                there = self._measure(plan, seeds) if plan else here
+                if there.finite:
+                    slopes[k] = sign * (there.features - features)
+                    aligned[k] = sign * (there.aligned - here.aligned) / share
+        reference = self.evaluator.reference.search
+        kept = np.asarray(here.aligned / share, np.float64)
+        return Linear(reference, features, slopes, kept, aligned)
+
+    def _check(self, iteration: int, parameters: Array) -> Check | None:
+        """None where there is no such schedule."""
+        schedule = self._taken(parameters) if iteration else self.knobs.start
+        if schedule is None:
+            return None
+        found = self._measure(schedule, seeds_of(SELECTION, self.settings.check_images))
+        reference = self.evaluator.reference.search
+        distance = frechet_distance(found.features, reference) if found.finite else inf
+        check = Check(iteration, parameters.tolist(), distance, found.alignment, self.passes)
         self.checks.append(check)
-        self.passes = check.passes
-        self._save()
+        return check
 
-    def moved(self, parameters: Tensor, passes: int) -> None:
-        """Where an iteration led, and what it took."""
-        self.tensors["parameters"] = parameters
-        self.done += 1
-        self.passes += passes
-        self._save()
+    def _measure(self, schedule: Schedule, seeds: range) -> Measurement:
+        self.passes += schedule.passes * len(seeds) * max(1, len(self.evaluator.scales))
+        return self.evaluator.measure(schedule, seeds)
 
-    def _save(self) -> None:
-        known = {"done": self.done, "passes": self.passes}
-        state = json.dumps({**known, "checks": [asdict(check) for check in self.checks]})
-        write_whole(self.path, lambda path: save_file(self.tensors, path, {"state": state}))
+    def _units(self) -> Array:
+        """A row for each number of which the model takes another value, as long as its rate."""
+        rows = np.diag(self.knobs.rates.numpy())
+        free = [row for row in rows if self._moved(np.zeros(len(rows)), row)[1]]
+        if not free:
+            raise UserError(
+                "the model takes no schedule beside this one: there is nothing to polish"
+            )
+        return np.array(free)
 
+    def _moved(self, at: Array, unit: Array) -> tuple[int, Schedule | None]:
+        """To one side of a point, or the other; and the schedule there, if the model takes it."""
+        tried = ((sign, self._taken(at + sign * unit)) for sign in (1, -1))
+        return next(((sign, plan) for sign, plan in tried if plan), (1, None))
 
-class Adam(State):
-    """Along gradients (Kingma and Ba 2015), in units of each parameter's rate."""
+    def _taken(self, parameters: Array) -> Schedule | None:
+        """The schedule there, if it is one that the model takes."""
+        try:
+            schedule = self.knobs.schedule(parameters.tolist())
+            self.evaluator.model.check(schedule)
+        except UserError:  # a ScheduleError is one
+            return None
+        return schedule
 
-    NAMES = ("parameters", "mean", "square")
-    kind = "adam"
-
-    def __init__(self, evaluator: Evaluator, knobs: Knobs, settings: Settings) -> None:
-        self.objective = Objective(evaluator)
-        super().__init__(evaluator, knobs, settings)
-
-    def check(self, check: Check) -> None:
-        """After one that is not the best what follows starts anew at the best, in smaller steps."""
-        best = _best([*self.checks, check], self.settings.drop)
-        if best is not check:
-            at = self.parameters.new_tensor(best.parameters)
-            self.tensors = self.zero() | {"parameters": at}
-        super().check(check)
-
-    def move(self, seeds: range) -> None:
-        look = self.objective(self.knobs, self.parameters, seeds, self.settings.pulled)
-        falls = [
-            check.iteration
-            for k, check in enumerate(self.checks, 1)
-            if _best(self.checks[:k], self.settings.drop) is not check
-        ]
-        since = self.done + 1 - max(falls, default=0)
-        share = self.done / max(1, self.settings.iterations - 1)
-        rate = BACK ** len(falls) * (1 - (1 - LAST) * share)
-        moments = []
-        for name, beta, value in zip(
-            ("mean", "square"), BETAS, (look.gradient, look.gradient**2), strict=True
-        ):
-            self.tensors[name] = beta * self.tensors[name] + (1 - beta) * value
-            moments.append(self.tensors[name] / (1 - beta**since))
-        mean, square = moments
-        move = rate * self.rates * mean / (square.sqrt() + 1e-12)
-        self.moved(self.parameters - move, look.passes)
+    def _news(self, now: Check) -> str:
+        start = self.checks[0]
+        share = "" if isnan(now.alignment) else f", alignment {percent(now.alignment)}"
+        change = "" if now is start else f" ({percent(now.distance / start.distance - 1, '+.1')})"
+        return f"held out {now.distance:.3f}{change}{share}, {now.passes:,} passes so far"

@@ -16,8 +16,13 @@ from stepsampler.solvers import shares
 
 Freedom = Literal["gain", "weights", "none"]
 PAST = 2  # predictions that a step's own weights are of, where its rule takes no more
-# Of Adam, for each kind: about the relative change of an iteration.
+# The unit of a move, for each kind: a relative change over which features follow in a line.
 RATES = {"gap": 0.02, "end": 0.02, "scale": 0.02, "gain": 0.025, "weight": 0.025}
+
+
+def most_numbers(steps: int, passes: int) -> int:
+    """Of a schedule at most, with gains: levels and gains of each step, scales of guided ones."""
+    return 2 * steps + 1 + max(0, passes - steps)
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,6 @@ from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.pretrained import INCEPTION_FILE
 from stepsearch.metrics.reference import BUNDLED_SIZE
 from stepsearch.paths import local_folder
-from stepsearch.polish.evolution import by_values
-from stepsearch.polish.objective import check_sampling, without_gradients
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.report.live.progress import stages
 from stepsearch.space.statistics import check_own
@@ -82,8 +80,7 @@ def run_check(
         seconds_per_pass = seconds_of_a_pass(config, device)
         console.print(f"measured on {device}: {seconds_per_pass:.4f} s a pass")
     most = costs(config)
-    notes = [] if absent or not config.search.polish else _polished(config)
-    for line in [*most.lines(seconds_per_pass), *notes]:
+    for line in most.lines(seconds_per_pass):
         console.print(line)
     found: dict[str, Any] = {
         "study": config.name,
@@ -91,7 +88,6 @@ def run_check(
         "passes": most.passes,
         "bytes": most.disk,
         "seconds_per_pass": seconds_per_pass,
-        "notes": notes,
     }
     if dry:
         quiet()
@@ -191,18 +187,6 @@ def _networks(name: str, folder: Path) -> dict[str, tuple[Path, str | None]]:
         for part, value in entries.items()
         if isinstance(value, list) and value[0] is not None and part.startswith(NETWORKS)
     }
-
-
-def _polished(config: StudyConfig) -> list[str]:
-    """How finalists are polished if not by gradients, as far as names and configs tell."""
-    model, why = config.model, without_gradients(config.evaluation)
-    folder = None if model.code else local_folder(resolve(model.config or model.id))
-    if why is None and folder is not None and index_of(folder) is not None:
-        try:
-            check_sampling(outline(model, folder), config.evaluation.video_frames)
-        except UserError as error:
-            why = str(error)
-    return [f"finalists are {by_values(why)}"] if why else []
 
 
 def _unfit(config: StudyConfig) -> str | None:

@@ -22,6 +22,9 @@ from stepsampler.schedule import Schedule, Step
 from stepsampler.solvers import Row, Update, tableau
 
 NUDGE = 0.003  # of a sigma, to see how a float32 prediction depends on it
+# Networks answer to the time roughly from timestep to timestep; over this much their slope is that
+# over steps as large as those of a polish.
+FAR = 0.03
 DIFFERENCE = 1e-4  # of a parameter, up and down
 
 

@@ -10,7 +10,6 @@ from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
-from stepsearch.engine import workers as engine_workers
 from stepsearch.engine.run import run_study
 from stepsearch.engine.stages.polishing import polish_best
 from stepsearch.engine.stages.tools import Tools
@@ -108,10 +107,6 @@ def test_a_run_exports_the_polished_one_where_the_selection_ranks_it_first(tmp_p
             {"search": {"polish": 1, "polish_iterations": 200_000}},
             "search.polish_iterations times evaluation.images must be at most 10,000,000",
         ),
-        (
-            {"search": {"polish": 1}, "evaluation": {"guidance_scales": [2.0, 3.0]}},
-            "search.polish is for schedules as they are",
-        ),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(changes, message):
@@ -143,12 +138,3 @@ def test_a_worker_polishes_on_the_bundled_model(tmp_path):
     assert found.best.distance <= found.checks[0].distance
     ((_, again),) = workers.polish([start], Settings.of_study(config))  # from the cache
     assert again.schedule == found.schedule
-
-
-def test_an_extractor_without_gradients_is_said_before_the_first_image(tmp_path):
-    workers = InThisProcess(of_tiny(polish=1), tmp_path)
-    assert not any("CMA-ES" in note for note in workers.describe().notes)
-    engine_workers._self.load().extractor = SimpleNamespace(name="clip")
-    (note,) = (note for note in workers.describe().notes if "CMA-ES" in note)
-    assert note.startswith("finalists are polished by values alone (CMA-ES): lite0, texture")
-    assert note.endswith("clip has none here")

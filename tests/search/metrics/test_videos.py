@@ -18,7 +18,6 @@ from stepsearch.engine.study import finished, open_study, schedule_of
 from stepsearch.metrics.alignment import check_frames, observe
 from stepsearch.metrics.distance import score
 from stepsearch.metrics.evaluator import Evaluator
-from stepsearch.polish.objective import Objective
 from stepsearch.rehearsal.check import missing
 from stepsearch.rehearsal.dryrun import dry_run, kind_of, shrunk
 
@@ -162,14 +161,10 @@ def test_a_folder_says_which_of_them_it_is(kind, tmp_path):
     assert kind_of(settings(model={"id": str(tmp_path)})) == kind
 
 
-def test_a_polish_goes_by_the_middle_frame_and_refuses_more(folder):
+def test_a_gradient_goes_by_the_middle_frame(folder):
     plain = evaluator(folder)
     latents = torch.zeros(2, *plain.model.shape)
     live = plain.model.live_images(latents)
     expected = plain.model.decode(latents)
     assert expected.shape == (2, 5, 3, 32, 32)
     torch.testing.assert_close(live, expected[:, 2].float(), atol=1.0, rtol=0)
-    with pytest.raises(
-        UserError, match="the middle frame of a video, and evaluation.video_frames is 3"
-    ):
-        Objective(evaluator(folder, video_frames=3), 0.0)

@@ -1,157 +1,261 @@
-import json
+"""Polishing: what comes out, passes, seeds, a cut, and what cannot be moved or sampled."""
+
+from dataclasses import replace
+from math import log
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
 from polishing import PLAIN, ToyEvaluator, directly, features_of
+from running import settings
 
-from stepsampler.errors import NotFiniteError
-from stepsearch.metrics.evaluator import SELECTION
-from stepsearch.polish import descent
-from stepsearch.polish.descent import BACK, Settings, polish
-from stepsearch.polish.knobs import Knobs
-from stepsearch.polish.objective import Objective
+from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.grids import from_sigmas, make_schedule
+from stepsampler.models import load
+from stepsearch.config import StudyConfig
+from stepsearch.engine.jobs.kinds import Polishing
+from stepsearch.metrics.distance import Average, Moments
+from stepsearch.metrics.evaluator import SEARCH, SELECTION, Evaluator
+from stepsearch.polish.descent import BACK, FARTHEST, ON, TRIES, Settings, polish
+from stepsearch.polish.knobs import Knobs, most_numbers
+from stepsearch.rehearsal.dryrun import shrunk
+from stepsearch.rehearsal.miniatures import EVERY
 
-SETTINGS = Settings(iterations=8, images=16, check_every=4, check_images=24)
+SETTINGS = Settings(iterations=3, images=60, check_images=40)
+KNOBS = Knobs(PLAIN, "gain")
 
 
 class Measuring(ToyEvaluator):
-    """Measures as well; `aligned` is of a schedule. Schedules can be `broken`."""
+    """Measures, and notes each schedule with its seeds; `aligned` is of a schedule."""
 
-    def __init__(self, cache, aligned=lambda schedule: 1.0):
-        super().__init__(cache, 8)
-        self.aligned, self.measured = aligned, []
+    def __init__(self, aligned=lambda schedule: 1.0):
+        super().__init__(None, 8)
+        self.seen, self.aligned = [], aligned
 
     def measure(self, schedule, seeds):
-        assert seeds.start == SELECTION
-        self.measured.append(schedule)
-        found = features_of(self, schedule, seeds)
-        return SimpleNamespace(features=found, finite=True, alignment=self.aligned(schedule))
+        self.seen.append((schedule, seeds))
+        features, share = self.features(schedule, seeds), self.aligned(schedule)
+        aligned = np.full(len(seeds), share)
+        return SimpleNamespace(features=features, finite=True, aligned=aligned, alignment=share)
+
+    def features(self, schedule, seeds):
+        return features_of(self, schedule, seeds)
 
 
-def test_a_polish_lowers_the_objective_on_seeds_that_it_does_not_learn_from(tmp_path):
-    evaluator = Measuring(tmp_path)
-    found = polish(evaluator, Knobs(PLAIN), SETTINGS)
-    assert [check.iteration for check in found.checks] == [0, 4, 8]
-    start, best = found.checks[0].distance, found.best.distance
-    assert best < 0.97 * start
-    unseen = range(5_000, 5_040)
+class Valley(Measuring):
+    """A metric of the user's with one best point: gains of 1.1 and scales of 2.2 and 1.4."""
+
+    def __init__(self):
+        super().__init__()
+        whole = Moments.of(np.zeros((3, 1)))
+        self.reference.search = Average(whole.mean, whole.cov, whole.n)
+
+    def features(self, schedule, seeds):
+        off = [10 * log(step.gain / 1.1) for step in schedule.steps]
+        scales = [step.guidance_scale - 1 for step in schedule.steps[:2]]
+        off += [10 * log(scale / best) for scale, best in zip(scales, (1.2, 0.4), strict=True)]
+        return np.full((len(seeds), 1), np.square(off).sum() - 3.0)
+
+
+def test_a_polish_lowers_the_objective_on_seeds_that_it_does_not_learn_from():
+    evaluator = Measuring()
+    found = polish(evaluator, KNOBS, Settings(3, 200, 200))
+    assert found.best.distance < 0.93 * found.checks[0].distance
+    unseen = range(5_000, 5_400)
     before, after = (directly(evaluator, plan, unseen) for plan in (PLAIN, found.schedule))
-    assert after < before - 0.02
-    assert found.passes <= PLAIN.passes * SETTINGS.most_images <= 1.1 * found.passes
-    assert found.passes == found.checks[-1].passes
+    assert after < before - 0.05
 
 
-def test_the_start_comes_back_where_nothing_is_better(tmp_path):
-    """Each check after the first loses alignment, whatever its distance."""
-    evaluator = Measuring(tmp_path, lambda schedule: 1.0 if schedule == PLAIN else 0.98)
-    found = polish(evaluator, Knobs(PLAIN), SETTINGS)
+def test_it_comes_near_the_bottom_of_a_metric_whose_values_are_negative():
+    """Of a metric the slope alone is known: each check that is no better halves the moves."""
+    knobs = Knobs(PLAIN, "gain", levels=False)
+    found = polish(Valley(), knobs, replace(SETTINGS, iterations=12))
+    start = found.checks[0].distance
+    assert found.best.distance + 3 < 0.05 * (start + 3)
+    assert found.schedule.sigmas == PLAIN.sigmas
+
+
+def test_the_start_comes_back_where_nothing_keeps_the_alignment():
+    evaluator = Measuring(lambda schedule: 1.0 if schedule == PLAIN else 0.98)
+    found = polish(evaluator, KNOBS, SETTINGS)
     assert found.schedule == PLAIN
     assert found.best.iteration == 0
     assert min(check.distance for check in found.checks) < found.best.distance
 
 
-def test_after_a_check_that_is_no_better_it_goes_on_from_the_best_in_smaller_steps(tmp_path):
-    """Judged by a second check that is always the worst, whatever is tried."""
-    worse = {1: 1.0, 2: 0.9}  # alignment by the number of schedules measured
-    evaluator = Measuring(tmp_path, lambda _: worse.get(len(evaluator.measured), 1.0))
-    found = polish(evaluator, Knobs(PLAIN), Settings(3, 16, 1, 24))
-    first, bad, after, last = (
-        torch.tensor(check.parameters, dtype=torch.float64) for check in found.checks
-    )
-    rates = Knobs(PLAIN).rates
-    assert first.eq(0).all()
-    assert bad.abs().max() <= 1.001 * rates.max()
-    # Of Adam the first step after a restart is a whole one: 0.55 is what falls evenly left of it.
-    torch.testing.assert_close(after.abs(), 0.55 * BACK * rates.expand_as(after), rtol=1e-6, atol=0)
-    assert last.sub(after).abs().max() <= BACK * rates.max()
-    assert found.best in found.checks[2:]
+def test_after_a_check_that_is_no_better_moves_are_shorter_and_after_a_better_one_longer():
+    worse = {1: 1.0}  # alignment by the number of checks; of all others but the last it is lost
+
+    def aligned(schedule):
+        checks = sum(seeds.start >= SELECTION for _, seeds in evaluator.seen)
+        return worse.get(checks, 1.0 if checks == TRIES + 1 else 0.9)
+
+    evaluator = Measuring(aligned)
+    found = polish(evaluator, KNOBS, replace(SETTINGS, iterations=2))
+    rates = KNOBS.rates.numpy()
+    points = [np.array(check.parameters) / rates for check in found.checks]
+    for back, point in enumerate(points[1 : TRIES + 1]):
+        assert np.abs(point).max() <= FARTHEST * BACK**back * 1.0001
+    assert found.best is found.checks[TRIES]
+    last = FARTHEST * BACK ** (TRIES - 1) * ON
+    assert np.abs(points[TRIES + 1] - points[TRIES]).max() <= last * 1.0001
 
 
-def test_a_killed_polish_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeypatch):
-    whole = polish(Measuring(tmp_path / "whole"), Knobs(PLAIN), SETTINGS)
-    calls = []
-
-    class Killed(Objective):
-        def __call__(self, knobs, parameters, seeds, pulled):
-            calls.append(seeds)
-            if len(calls) == 6:
-                raise KeyboardInterrupt
-            return super().__call__(knobs, parameters, seeds, pulled)
-
-    monkeypatch.setattr(descent, "Objective", Killed)
-    for _ in range(2):
-        evaluator = Measuring(tmp_path / "cut")
-        try:
-            found = polish(evaluator, Knobs(PLAIN), SETTINGS)
-        except KeyboardInterrupt:
-            continue
-    assert len(calls) == 8 + 1
-    assert calls[5] == calls[6]
-    assert len(evaluator.measured) == 1  # the first two checks are known
-    assert found.schedule == whole.schedule
-    assert found.passes == whole.passes
-    others = Settings(8, 16, 4, 32)
-    assert polish(Measuring(tmp_path / "cut"), Knobs(PLAIN), others).checks[0].iteration == 0
+def test_it_takes_no_more_passes_than_announced():
+    evaluator = Measuring()
+    found = polish(evaluator, KNOBS, SETTINGS)
+    taken = PLAIN.passes * sum(len(seeds) for _, seeds in evaluator.seen)
+    assert found.passes == taken
+    assert taken <= PLAIN.passes * SETTINGS.most_images(len(KNOBS.names))
+    never = polish(Measuring(lambda plan: float(plan == PLAIN)), KNOBS, SETTINGS)
+    assert never.passes == PLAIN.passes * SETTINGS.most_images(len(KNOBS.names))
 
 
-def test_a_state_that_is_cut_off_is_made_again_and_said(tmp_path, capsys):
-    """As by a full disk or a power cut; it had been a traceback until somebody removed it."""
-    few = Settings(1, 8, 1, 8)
-    whole = polish(Measuring(tmp_path), Knobs(PLAIN), few)
-    (path,) = tmp_path.glob("polish-*.safetensors")
-    path.write_bytes(path.read_bytes()[:100])
-    again = polish(Measuring(tmp_path), Knobs(PLAIN), few)
-    assert (again.schedule, again.passes) == (whole.schedule, whole.passes)
-    assert f"{path} is damaged, what it held is made again" in capsys.readouterr().err
+@pytest.mark.parametrize(("steps", "guided", "final"), [(3, 3, 0.1), (5, 1, 0.1), (4, 2, 0.0)])
+def test_no_schedule_of_a_budget_has_more_numbers_than_said(steps, guided, final):
+    sigmas = np.geomspace(10, 0.5, steps).tolist()
+    plan = from_sigmas(sigmas, final, [2.0] * guided + [1.0] * (steps - guided), 1)
+    count = len(Knobs(plan, "gain").names)
+    assert count <= most_numbers(steps, plan.passes)
+    assert count == most_numbers(steps, plan.passes) or final == 0
 
 
-def test_each_iteration_has_seeds_of_its_own_and_none_of_the_selection(tmp_path, monkeypatch):
-    seen = []
-
-    class Noting(Objective):
-        def __call__(self, knobs, parameters, seeds, pulled):
-            seen.extend(seeds)
-            return super().__call__(knobs, parameters, seeds, pulled)
-
-    monkeypatch.setattr(descent, "Objective", Noting)
-    polish(Measuring(tmp_path), Knobs(PLAIN), SETTINGS)
-    assert len(set(seen)) == len(seen) == 8 * 16
-    assert max(seen) < SELECTION
+def test_an_iteration_has_fresh_seeds_and_all_numbers_the_same():
+    evaluator = Measuring()
+    polish(evaluator, KNOBS, SETTINGS)
+    looks = [seeds for _, seeds in evaluator.seen if seeds.start < SELECTION]
+    each = [range(SEARCH + 60 * k, SEARCH + 60 * (k + 1)) for k in range(3)]
+    assert list(dict.fromkeys(looks)) == each
+    assert all(looks.count(seeds) == len(KNOBS.names) + 1 for seeds in each)
+    checks = {seeds for _, seeds in evaluator.seen if seeds.start >= SELECTION}
+    assert checks == {range(SELECTION, SELECTION + 40)}
 
 
-def test_images_that_are_not_finite_end_it_with_the_best_so_far(tmp_path, monkeypatch):
-    class Broken(Objective):
-        def __call__(self, knobs, parameters, seeds, pulled):
-            if seeds.start >= 6 * 16:
-                raise NotFiniteError("the images are not finite")
-            return super().__call__(knobs, parameters, seeds, pulled)
+def test_numbers_that_the_model_does_not_take_otherwise_stay(monkeypatch):
+    """As of a pipeline with one scale for all steps."""
+    plan = from_sigmas([9.0, 3.0, 1.1], 0.1, [2.0, 2.0, 2.0], 2)
+    evaluator = Measuring()
 
-    monkeypatch.setattr(descent, "Objective", Broken)
+    def check(schedule):
+        if len({step.guidance_scale for step in schedule.steps}) > 1:
+            raise UserError("its scale is one for all steps")
+
+    monkeypatch.setattr(evaluator.model, "check", check)
+    found = polish(evaluator, Knobs(plan, "gain"), SETTINGS)
+    assert {step.guidance_scale for step in found.schedule.steps} == {2.0}
+    assert found.schedule.steps[0].gain != 1
+
+    def nothing(schedule):
+        raise UserError("it takes one schedule")
+
+    monkeypatch.setattr(evaluator.model, "check", nothing)
+    with pytest.raises(UserError, match="there is nothing to polish"):
+        polish(evaluator, Knobs(plan, "gain"), SETTINGS)
+
+
+def test_a_number_stays_where_moving_it_makes_images_that_are_not_finite():
+    class Overflowing(Measuring):
+        def measure(self, schedule, seeds):
+            found = super().measure(schedule, seeds)
+            found.finite = seeds.start >= SELECTION or schedule.steps[0].gain == 1
+            return found
+
+    found = polish(Overflowing(), KNOBS, replace(SETTINGS, iterations=1))
+    assert found.best.iteration == 1
+    assert found.best.parameters[KNOBS.names.index("gain 0")] == 0
+
+
+def test_images_that_are_not_finite_end_it_with_the_best_so_far():
+    class Broken(Measuring):
+        def measure(self, schedule, seeds):
+            found = super().measure(schedule, seeds)
+            found.finite = seeds.start != SEARCH + 60
+            return found
+
     news = []
-    found = polish(Measuring(tmp_path), Knobs(PLAIN), SETTINGS, lambda k, text: news.append(text))
-    assert found.best.iteration == 4
-    assert "ends here: the images are not finite" in news
+    found = polish(Broken(), KNOBS, SETTINGS, lambda k, text: news.append(text))
+    assert found.best.iteration == 1
+    assert news[-1] == "ends here: the images are not finite"
 
 
-def test_a_schedule_that_cannot_be_sampled_is_refused(tmp_path, monkeypatch):
-    evaluator = Measuring(tmp_path)
+def test_a_schedule_that_cannot_be_sampled_is_refused(monkeypatch):
+    evaluator = Measuring()
     broken = SimpleNamespace(features=None, finite=False, alignment=float("nan"))
     monkeypatch.setattr(evaluator, "measure", lambda schedule, seeds: broken)
     with pytest.raises(NotFiniteError, match="the images of the schedule itself are not finite"):
-        polish(evaluator, Knobs(PLAIN), SETTINGS)
+        polish(evaluator, KNOBS, SETTINGS)
 
 
-def test_the_state_is_data_that_anybody_can_read(tmp_path):
-    from safetensors import safe_open
-
-    polish(Measuring(tmp_path), Knobs(PLAIN), SETTINGS)
-    (path,) = tmp_path.glob("polish-*.safetensors")
-    with safe_open(path, framework="np") as file:
-        assert json.loads(file.metadata()["state"])["done"] == 8
-        assert set(file.keys()) == {"parameters", "mean", "square"}
+def of_tiny(folder, **evaluation):
+    known = settings(polish=1, polish_iterations=1).model_dump()
+    known["evaluation"] = {"images": 8, "selection_images": 8, "rulers": [], **evaluation}
+    config = StudyConfig.model_validate(known)
+    return Evaluator(config, folder), Settings.of_study(config)
 
 
-@pytest.mark.parametrize(("iterations", "every", "checks"), [(0, 3, [0]), (7, 3, [0, 3, 6, 7])])
-def test_the_start_and_the_end_are_checked(iterations, every, checks):
-    assert sorted(set(Settings(iterations, 8, every, 8).checks)) == checks
+def start_of(steps):
+    model = load("tiny")
+    return make_schedule("kl-optimal", steps, model.noise, guidance_scale=2.0, model=model.spec)
+
+
+def test_a_killed_polish_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeypatch):
+    knobs = Knobs(start_of(2), "gain")
+    evaluator, how = of_tiny(tmp_path / "whole")
+    whole, made = polish(evaluator, knobs, how), []
+    measure = Evaluator._measure
+
+    def counted(self, schedule, *rest):
+        if len(made) == 4:
+            made.append(None)
+            raise KeyboardInterrupt
+        made.append(schedule)
+        return measure(self, schedule, *rest)
+
+    monkeypatch.setattr(Evaluator, "_measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        polish(of_tiny(tmp_path / "cut")[0], knobs, how)
+    found = polish(of_tiny(tmp_path / "cut")[0], knobs, how)
+    assert (found.schedule, found.checks) == (whole.schedule, whole.checks)
+    schedules = [(plan.to_json()) for plan in made if plan]
+    assert len(schedules) == 2 + len(knobs.names) + len(whole.checks) - 1  # none was made twice
+
+
+def test_what_numbers_have_in_common_is_made_once(tmp_path):
+    """A gain of the last step changes no call of the network."""
+    evaluator, how = of_tiny(tmp_path)
+    polish(evaluator, Knobs(start_of(2), "gain"), how)
+    # Of two guided steps: the first call is known to all other schedules of the search's seeds and
+    # to all checks but the first, the second to the two that end otherwise.
+    numbers = len(Knobs(start_of(2), "gain").names)
+    first = 2 * 8 * numbers
+    assert evaluator.saved >= first + 2 * 8 * 2
+
+
+def test_a_pipeline_that_samples_itself_is_polished(tmp_path):
+    """A real one, though tiny and random."""
+    plain = StudyConfig(name="s", space={"num_steps": 2, "passes": 4}, model={"kind": "bria"})
+    config = shrunk(plain, "bria", tmp_path)
+    EVERY["bria"]().save_pretrained(tmp_path / "model")
+    evaluator = Evaluator(config, tmp_path / "cache")
+    start = from_sigmas([0.9, 0.5], 0.0, [3.0, 3.0], 1, "ddim", evaluator.model.spec)
+    found = Polishing.of(start, Settings(iterations=1, images=8, check_images=8)).do(evaluator)
+    moved = Knobs(start, "gain").schedule(found.checks[1].parameters)
+    assert moved.steps[1].sigma != 0.5
+    assert moved.steps[0].gain != 1
+
+
+@pytest.mark.parametrize("extractor", ["patches", "texture+lite0"])
+def test_a_run_polishes_by_any_extractor(extractor, tmp_path):
+    evaluator, how = of_tiny(tmp_path, extractor=extractor, images=12)
+    found = Polishing.of(start_of(2), how).do(evaluator)
+    first, second, *_ = found.checks
+    assert found.best.distance <= first.distance
+    assert second.parameters != first.parameters
+
+
+def test_passes_are_those_of_all_guidance_scales(tmp_path):
+    start = start_of(2)
+    evaluator, how = of_tiny(tmp_path, guidance_scales=[1.5, 2.5])
+    found = polish(evaluator, Knobs(start, "gain"), how)
+    looked = 1 + len(Knobs(start, "gain").names) + len(found.checks)
+    assert found.passes == 2 * start.passes * 8 * looked

@@ -8,7 +8,7 @@ import torch
 
 from stepsampler.support.pictures import save_png
 from stepsearch.config import StudyConfig
-from stepsearch.rehearsal.check import missing, run_check
+from stepsearch.rehearsal.check import missing
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +54,6 @@ def lacking(*given, **options):
 def test_what_the_model_refuses_is_missing(place, kind, model, message):
     (sentence,) = lacking(place, kind, **model)
     assert re.search(message, sentence)
-
-
-@pytest.mark.parametrize(
-    ("extractor", "model", "message"),
-    [
-        ("lite0+patches", {}, "squeezenet, untrained have gradients, patches has none here"),
-        ("lite0", {"stock": True}, "a StableDiffusionPipeline samples itself"),
-        ("lite0", {}, None),
-    ],
-)
-def test_how_finalists_are_polished_without_gradients_is_said(place, extractor, model, message):
-    """As the run does; it lacks nothing."""
-    study = studied(place, "stable-diffusion", extractor, search={"polish": 1}, **model)
-    found = run_check(study, place / "study.toml", None, None, dry=False, silent=True)
-    assert found["missing"] == []
-    assert [message in note for note in found["notes"]] == ([True] if message else [])
 
 
 def test_what_the_model_takes_lacks_nothing(place):

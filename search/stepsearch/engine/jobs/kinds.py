@@ -13,8 +13,7 @@ from safetensors.numpy import load, save
 from stepsampler.errors import NotFiniteError, UserError, counted
 from stepsampler.schedule import Schedule
 from stepsearch.metrics.evaluator import Evaluator, Measurement
-from stepsearch.polish.descent import Check, Polished, Settings
-from stepsearch.polish.evolution import polish
+from stepsearch.polish.descent import Check, Polished, Settings, polish
 from stepsearch.polish.knobs import Knobs
 from stepsearch.rivals.placement import Placement, recall_or_place
 
@@ -131,7 +130,7 @@ class Placing(Job[Placement]):
 
 @dataclass(frozen=True)
 class Polishing(Job[Polished | str]):
-    """Make a schedule better by gradients or values of its metric, or say why that cannot be."""
+    """Make a schedule better on its metric, or say why that cannot be."""
 
     kind = "polish"
     schedule: str

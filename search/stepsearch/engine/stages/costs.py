@@ -19,6 +19,7 @@ from stepsearch.metrics.alignment import SHEET
 from stepsearch.metrics.protocol import PART
 from stepsearch.paths import local_folder
 from stepsearch.polish.descent import Settings
+from stepsearch.polish.knobs import most_numbers
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, kinds, wanted
 from stepsearch.rivals.placement import most_passes
 from stepsearch.space.statistics import passes_of_own
@@ -90,6 +91,8 @@ def costs(config: StudyConfig) -> Costs:
     finalists = config.search.finalists + config.search.polish + options.test + 4
     tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
     trials = config.search.trials
+    numbers = most_numbers(space.most_steps, space.passes)
+    polished = Settings.of_study(config).most_images(numbers)
     passes = {
         "statistics": passes_of_own(config),
         "rivals": sum(
@@ -103,7 +106,7 @@ def costs(config: StudyConfig) -> Costs:
         * 2
         * config.teacher.steps,
         "trials": trials * images.images * space.passes,
-        "polish": config.search.polish * Settings.of_study(config).most_images * space.passes,
+        "polish": config.search.polish * space.passes * polished,
         "selection": images.selection_images
         * (finalists * space.passes + 2 * long * max(options.long_steps, default=0)),
         "test": images.test_images

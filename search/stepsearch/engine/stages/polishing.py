@@ -8,6 +8,7 @@ from stepsampler.errors import counted
 from stepsearch.engine.stages.selection import found
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.polish.descent import Settings
+from stepsearch.polish.knobs import Knobs
 from stepsearch.rivals.baselines import Candidate
 
 
@@ -20,7 +21,10 @@ def polish_best(tools: Tools, trials: Sequence[FrozenTrial]) -> tuple[list[Candi
     if not starts:
         return [], 0
     settings = Settings.of_study(tools.config)
-    most = settings.most_images * sum(start.schedule.passes for start in starts)
+    most = sum(
+        settings.most_images(len(Knobs(start.schedule, "gain").names)) * start.schedule.passes
+        for start in starts
+    )
     cost = f"{counted(len(starts), 'schedule')}, at most {most:,} network passes"
     tools.report("polish", 0, len(starts), cost)
     better, spent = {}, 0
