@@ -32,7 +32,7 @@ GOOD = plan("karras", w=3.0)
 
 def made(schedule: Schedule, better: bool, settings: Settings) -> Polished:
     checks = [Check(0, [], 9.0, 1.0, 10), Check(3, [], 6.0 if better else 9.5, 1.0, 50)]
-    return Polished(schedule, checks[better], checks, settings.most_images)
+    return Polished(schedule, checks[better], checks, settings.most_images(9))
 
 
 class Polishing(ToyWorkers):
@@ -56,13 +56,15 @@ def test_the_better_ones_stand_beside_what_they_were(tmp_path):
     assert [(c.name, c.kind, c.trial) for c in better] == [("found, trial 4, polished", "found", 4)]
     assert better[0].schedule == GOOD
     each = Settings.of_study(stage.config).most_images
-    assert each == 6 * (120 + 4 * 30) + 4 * 100
-    assert passes == 2 * each  # of the refused one none are known
+    assert each(9) == 2 * (10 * 60 + 3 * 100) + 100
+    assert passes == 2 * each(9)  # of the refused one none are known
+    # of three and of six guided steps: levels and the last, scales, gains
+    most = (6 + 6) * each(3 + 1 + 3 + 3) + 12 * each(6 + 1 + 6 + 6)
     assert news[0] == (
         "polish",
         0,
         3,
-        f"3 schedules, at most {each * (6 + 12 + 6):,} network passes",
+        f"3 schedules, at most {most:,} network passes",
     )
     assert [line[3] for line in news[1:]] == [
         "found, trial 7: no check was better and kept the alignment",
@@ -90,7 +92,7 @@ def test_a_run_exports_the_polished_one_where_the_selection_ranks_it_first(tmp_p
     workers = Reaching(config, tmp_path, target=0.31)
     result = run_study(config, tmp_path, workers, NoTracking(), lambda *line: None)
     assert result.winner.name.endswith(", polished")
-    assert result.passes["polish"] == Settings.of_study(config).most_images
+    assert result.passes["polish"] == Settings.of_study(config).most_images(9)
     names = [row.candidate.name for row in result.selection]
     assert result.winner.name.removesuffix(", polished") in names
 

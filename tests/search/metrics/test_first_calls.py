@@ -121,3 +121,31 @@ def test_gradients_flow_as_ever():
     x = torch.ones(3, requires_grad=True)
     calls(lambda x, *_: 2 * x, x, 1.0, {}).sum().backward()
     torch.testing.assert_close(x.grad, torch.full((3,), 2.0))
+
+
+def test_schedules_that_begin_alike_are_asked_from_where_they_part():
+    calls, asked = FirstCalls(900.0), []
+
+    def network(x, time, condition):
+        asked.append(time)
+        return x + time
+
+    def sampled(*times):
+        x = torch.ones(2, 3)
+        for time in times:
+            x = calls(network, x, time, {})
+        return x
+
+    with torch.no_grad():
+        with calls.beginning_alike(first=True):
+            sampled(950.0, 500.0, 100.0)
+        asked.clear()
+        with calls.beginning_alike(first=False):
+            assert sampled(950.0, 500.0, 90.0).eq(1 + 950 + 500 + 90).all()
+            assert asked == [90.0]
+            sampled(950.0, 400.0, 100.0)  # the same last time, from another state
+            sampled(950.0, 400.0, 100.0)  # and what is not the first schedule's is not kept
+            assert asked == [90.0, 400.0, 100.0, 400.0, 100.0]
+        asked.clear()
+        sampled(950.0, 500.0)
+    assert asked == [500.0]

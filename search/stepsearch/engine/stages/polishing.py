@@ -8,7 +8,7 @@ from stepsampler.errors import counted
 from stepsearch.engine.stages.selection import found
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.polish.descent import Settings
-from stepsearch.polish.knobs import Knobs
+from stepsearch.polish.knobs import most_numbers
 from stepsearch.rivals.baselines import Candidate
 
 
@@ -21,14 +21,15 @@ def polish_best(tools: Tools, trials: Sequence[FrozenTrial]) -> tuple[list[Candi
     if not starts:
         return [], 0
     settings = Settings.of_study(tools.config)
+    plans = [start.schedule for start in starts]
     most = sum(
-        settings.most_images(len(Knobs(start.schedule, "gain").names)) * start.schedule.passes
-        for start in starts
+        plan.passes * settings.most_images(most_numbers(plan.num_steps, plan.passes))
+        for plan in plans
     )
     cost = f"{counted(len(starts), 'schedule')}, at most {most:,} network passes"
     tools.report("polish", 0, len(starts), cost)
     better, spent = {}, 0
-    jobs = tools.workers.polish([start.schedule for start in starts], settings)
+    jobs = tools.workers.polish(plans, settings)
     for done, (place, came) in enumerate(jobs, 1):
         name = starts[place].name
         if isinstance(came, str):
