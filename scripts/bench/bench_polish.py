@@ -4,8 +4,9 @@
     python scripts/bench/bench_polish.py --freedoms gain weights
 
 Writes a table (.md) and its numbers (.json): FD under both bundled extractors and alignment on test
-seeds and real images that no polish saw, before and after, with a constant gain alone, and with
-each freedom. Runs again where it was cut off, from --cache.
+seeds and real images that no polish saw, and two rulers that it does not look through; before and
+after, with a constant gain alone, and with each freedom. Runs again where it was cut off, from
+--cache.
 """
 
 import argparse
@@ -30,17 +31,21 @@ from stepsearch.paths import write_whole
 from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs
 
-# Grid, guidance scale of each step, and the gain of all of them.
+# Grid, guidance scale of each step, their gain, and solver. With a gain: the best known for
+# three guided steps in docs/gains.md.
 STARTS = {
-    "ays-sd15, 7 steps, the first 3 guided, w 2": ("ays-sd15", [2.0] * 3 + [1.0] * 4, 1.0),
-    "the same with a gain of 1.07": ("ays-sd15", [2.0] * 3 + [1.0] * 4, 1.07),
-    "kl-optimal, 3 steps, w 2": ("kl-optimal", [2.0] * 3, 1.0),
-    "ays-sd15, 5 steps, w 2": ("ays-sd15", [2.0] * 5, 1.0),
+    "kl-optimal, 3 steps, w 2": ("kl-optimal", [2.0] * 3, 1.0, "dpmpp-midpoint"),
+    "kl-optimal, 3 steps, UniPC, w 2, gain 1.04": ("kl-optimal", [2.0] * 3, 1.04, "unipc-bh2"),
+    "ays-sd15, 7 steps, the first 3 guided, w 2": (
+        *("ays-sd15", [2.0] * 3 + [1.0] * 4),
+        *(1.0, "dpmpp-midpoint"),
+    ),
 }
 FREEDOMS = ("gain", "weights", "none")
 WHAT = {"none": "levels and scales", "gain": "and gains", "weights": "and weights"}
 LISTS = ("starts", "found", "freedoms", "gains")  # options that make rows
-COLUMNS = ("schedule", "after", "passes per image", "passes spent", "texture", "lite0", "alignment")
+SEEN, UNSEEN = ("texture", "lite0"), ("squeezenet", "patches")
+COLUMNS = ("schedule", "after", "passes per image", "passes spent", *SEEN, *UNSEEN, "alignment")
 
 
 def main() -> None:
@@ -61,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     space = SpaceConfig(num_steps=2, passes=4)
-    both = EvaluationConfig(extractor="texture+lite0", batch_size=args.batch)
+    both = EvaluationConfig(extractor="+".join(SEEN), rulers=UNSEEN, batch_size=args.batch)
     config = StudyConfig(name="bench-polish", space=space, evaluation=both)
     evaluator = Evaluator(config, args.cache)
     settings = Settings(args.iterations, args.images, args.check_images)
@@ -122,9 +127,9 @@ def measured(
 
 
 def start(name: str, model: LatentModel) -> Schedule:
-    grid, scales, gain = STARTS[name]
+    grid, scales, gain, solver = STARTS[name]
     *sigmas, final = GRIDS[grid](len(scales), model.noise)
-    plan = from_sigmas(sigmas, final, scales, 2, "dpmpp-midpoint", model.spec)
+    plan = from_sigmas(sigmas, final, scales, 2, solver, model.spec)
     return replace(plan, steps=tuple(replace(step, gain=gain) for step in plan.steps))
 
 
@@ -145,7 +150,10 @@ def tested(
     found = evaluator.measure(schedule, seeds_of(TEST, args.images_test))
     row = {"schedule": name, "after": after, "passes": schedule.passes, "spent": spent}
     parts = evaluator.reference.test.split(found.features)
-    for extractor, part in zip(("texture", "lite0"), parts, strict=True):
+    parts += [
+        (found.rulers[ruler.reference.metric], ruler.reference.test) for ruler in evaluator.rulers
+    ]
+    for extractor, part in zip((*SEEN, *UNSEEN), parts, strict=True):
         value = score(*part)
         row[extractor] = [value.value, value.se]
     aligned = found.aligned
@@ -155,7 +163,7 @@ def tested(
 
 def cells(row: dict) -> list[str]:
     share, error = row["alignment"]
-    distances = [f"{row[k][0]:.2f} ± {row[k][1]:.2f}" for k in ("texture", "lite0")]
+    distances = [f"{row[k][0]:.2f} ± {row[k][1]:.2f}" for k in (*SEEN, *UNSEEN)]
     return [
         row["schedule"],
         row["after"] or "as it was",
@@ -171,7 +179,8 @@ def write(out: Path, table: dict, settings: Settings) -> None:
     head = (
         f"FD and alignment at n = {n:,} on test seeds; a polish of at most "
         f"{settings.iterations} iterations of {settings.images} images, under texture and lite0 at "
-        f"once, checked on {settings.check_images} images of the selection's seeds."
+        f"once, checked on {settings.check_images} images of the selection's seeds. Two rulers, of "
+        "SqueezeNet's features and of patches, were seen by nobody."
     )
     lines = ["# Polish", "", head, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join(cells(row))} |" for row in table["rows"]]
