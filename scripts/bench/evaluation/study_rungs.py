@@ -1,7 +1,7 @@
 """What could be a better first rung than FD of a few images of a trial's own?
 
     python scripts/bench/evaluation/study_rungs.py --dry-run     # passes and hours
-    python scripts/bench/evaluation/study_rungs.py               # resumes; 0.3 hours of a core
+    python scripts/bench/evaluation/study_rungs.py               # resumes; 0.1 hours of a free core
 
 Asked are the cross-entropy of the bundled judge, a mean over images without FD's bias (as in
 Dual-Solver, arXiv 2603.03973), and FD with the images of a baseline of the same seeds as a control
@@ -122,10 +122,10 @@ def report(bench: Rungs, args: argparse.Namespace, bases: dict[str, int]) -> dic
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=16, help="schedules, of 3 steps")
+    parser.add_argument("--count", type=int, default=12, help="schedules, of 3 steps")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--images", type=int, default=512, help="of each schedule")
-    parser.add_argument("--further", type=int, default=1024, help="of the baseline")
+    parser.add_argument("--further", type=int, default=512, help="of the baseline")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--compile", action="store_true", help="the network, by torch")
