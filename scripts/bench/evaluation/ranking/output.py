@@ -37,32 +37,96 @@ marked conservative.
 """
 
 
+RUNGS = """
+## A better first rung?
+
+Made by `scripts/bench/evaluation/study_rungs.py`: {count} schedules of {steps} steps, {images}
+images each on common seeds, model in {dtype}. tau is Kendall's, of a ranking by a block of n
+images with FD of all images outside it ({images} - n): mean over the draws, ± its spread. "Own
+seeds" has schedules on different blocks, "known grids" those at the teacher's guidance alone, on
+common seeds. The last columns are the spread of the difference of two schedules over the blocks,
+both on the same or each on its own; that of the judge is in nats, all others in units of FD. The
+control variate is the best known grid ({bases}), which is not ranked itself: taken
+off is beta times (its FD_n on the same seeds - its FD of {further:,} images on other seeds).
+
+On common seeds and at equal n, beta 1 takes the same constant from all schedules: the ranking and
+the spread of differences are those of FD by itself.
+
+| extractor | n | draws | statistic | tau | own seeds | known grids | spread, common | own |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+LADDERS = """
+Along a ladder, on common seeds: FD of n images predicted from the first of them, for every
+schedule but the baseline. "Mean shift" takes off the mean difference of all others, which is what
+the search does with its finished trials; "baseline" that of the baseline alone, beta 1.
+
+| extractor | from | to | prediction | bias | root mean square error |
+|---|---|---|---|---|---|
+"""
+
+
 def write(rows: list[dict], errors: list[dict], settings: dict, folder: Path) -> None:
     """ranking.json, ranking.md and ranking.png."""
     data = {**settings, "rows": rows, "paired": errors}
     text = json.dumps(data, indent=1, allow_nan=False)
     write_whole(folder / "ranking.json", lambda p: p.write_text(text + "\n"))
+    rewrite(folder)
+    _plot(rows, folder / "ranking.png")
+
+
+def rewrite(folder: Path) -> None:
+    """ranking.md, of what is there: ranking.json and ranking-rungs.json."""
+    made = {"ranking.json": _ranking, "ranking-rungs.json": _rungs}
+    parts = [
+        of(json.loads((folder / name).read_text()))
+        for name, of in made.items()
+        if (folder / name).exists()
+    ]
+    write_whole(folder / "ranking.md", lambda p: p.write_text("".join(parts)))
+
+
+def _ranking(data: dict) -> str:
     heads = (
         "extractor | steps | statistic | among | schedules | seeds | n | draws | truth n | tau "
         "| of the best ten | top-5 regret | regret | passes a schedule"
     )
-    lines = [ABOUT.format(**settings), f"| {heads} |", "|---" * (heads.count("|") + 1) + "|"]
+    lines = [ABOUT.format(**data), f"| {heads} |", "|---" * (heads.count("|") + 1) + "|"]
     lines += [
         f"| {r['extractor']} | {r['steps']} | {r['statistic']} | {r['among']} | {r['schedules']} "
         f"| {r['seeds']} | {r['n']:,} | {r['draws']} | {r['truth_images']:,} | {_tau(r)} "
         f"| {_number(r['tau_best_ten'])} | {_number(r['top5_regret'])} | {_number(r['regret'])} "
         f"| {r['passes']:,} |"
-        for r in rows
+        for r in data["rows"]
     ]
     table = "\n".join(lines) + "\n" + PAIRED
-    for r in errors:
+    for r in data["paired"]:
         mark = "conservative" if r["conservative"] else ""
         table += (
             f"| {r['extractor']} | {r['steps']} | {r['n']:,} | {r['draws']} | {r['pairs']} "
             f"| {percent(r['covered'], '.0')} | {r['error_over_spread']:.2f} | {mark} |\n"
         )
-    write_whole(folder / "ranking.md", lambda p: p.write_text(table))
-    _plot(rows, folder / "ranking.png")
+    return table
+
+
+def _rungs(data: dict) -> str:
+    bases = "; ".join(f"{name}: {grid}" for name, grid in data["baselines"].items())
+    table = RUNGS.format(**data, count=len(data["schedules"]), bases=bases)
+    table += "".join(
+        f"| {r['extractor']} | {r['n']} | {r['draws']} | {r['statistic']} | {_tau(r)} "
+        f"| {r['tau_own']:.2f} | {r['tau_known']:.2f} "
+        f"| {r['sd_common']:.2f} | {r['sd_own']:.2f} |\n"
+        for r in data["rows"]
+    )
+    return (
+        table
+        + LADDERS
+        + "".join(
+            f"| {r['extractor']} | {r['few']} | {r['many']} | {r['how']} "
+            f"| {percent(r['bias'], '+.1')} | {percent(r['rms'], '.1')} |\n"
+            for r in data["ladders"]
+        )
+    )
 
 
 def _tau(row: dict) -> str:
