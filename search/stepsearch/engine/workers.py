@@ -45,6 +45,7 @@ from stepsearch.engine.watch import Watch
 from stepsearch.metrics.evaluator import Evaluator, Measurement
 from stepsearch.metrics.reference import Reference
 from stepsearch.polish.descent import Polished, Settings
+from stepsearch.polish.knobs import numbers_of
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, wanted
 from stepsearch.rivals.placement import Placement
 from stepsearch.space.check import check_box
@@ -216,8 +217,9 @@ class Workers:
         self, schedules: Sequence[Schedule], settings: Settings
     ) -> Iterator[tuple[int, Polished | str]]:
         """(place, what became of that schedule, or why nothing did), in any order."""
+        numbers = numbers_of(self.config.space)
         return self._made(
-            {k: Polishing.of(schedule, settings) for k, schedule in enumerate(schedules)}
+            {k: Polishing.of(schedule, settings, numbers) for k, schedule in enumerate(schedules)}
         )
 
     def search(self) -> list["Future[int]"]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import exp
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,11 +13,24 @@ from stepsampler.errors import UserError
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule, Step
 from stepsampler.solvers import shares
+from stepsearch.config.space import SpaceConfig
 
 Freedom = Literal["gain", "weights", "none"]
 PAST = 2  # predictions that a step's own weights are of, where its rule takes no more
 # The unit of a move, for each kind: a relative change over which features follow in a line.
 RATES = {"gap": 0.02, "end": 0.02, "scale": 0.02, "gain": 0.025, "weight": 0.025}
+
+
+def numbers_of(space: SpaceConfig) -> dict[str, Any]:
+    """What of `Knobs` moves in a study: what its box searches one by one, and nothing else.
+
+    So what comes out can be exported wherever what the box finds can be.
+    """
+    return {
+        "freedom": "gain" if space.gain else "none",
+        "levels": space.placement == "curve" and not space.whole_timesteps,
+        "one_scale": space.guidance == "constant",
+    }
 
 
 def most_numbers(steps: int, passes: int) -> int:
@@ -31,7 +44,8 @@ class Knobs:
 
     gap     logarithms of the gaps in log sigma between the first level and the last positive one
     end     logarithm of that last one, which is the final sigma unless that is 0
-    scale   logarithm of the strength w - 1 of each guided step, where it is above 0
+    scale   logarithm of the strength w - 1 of each guided step, where it is above 0; or, with
+            `one_scale`, of all of them
     gain    logarithm of each step's gain; or
     weight  what is added to the shares of its rule (`solvers.shares`)
 
@@ -45,6 +59,7 @@ class Knobs:
     start: Schedule
     freedom: Freedom = "weights"
     levels: bool = True
+    one_scale: bool = False
 
     def __post_init__(self) -> None:
         if any(step.guidance_reuse for step in self.start.steps):  # it is of a step computed before
@@ -85,16 +100,22 @@ class Knobs:
             found += [("gap", str(i)) for i in range(gaps)]
         if self.levels and gaps > 0:
             found.append(("end", ""))
-        for i, step in enumerate(self.start.steps):
-            # of a distilled one the network is told the scale, which has no gradient here
-            if is_guided(step) and step.guidance_scale > 1 and self.start.guidance != "distilled":
-                found.append(("scale", str(i)))
+        # a distilled network is told the scale
+        free = [i for i, step in enumerate(self.start.steps) if self._strengthened(step)]
+        if self.one_scale:
+            found += [("scale", "of all")] if free else []
+        else:
+            found += [("scale", str(i)) for i in free]
         for i, step in enumerate(self.start.steps):
             if self.freedom == "weights" and self._own(step):
                 found += [("weight", f"{i}, {j}") for j in range(self._count(i))]
             elif self.freedom != "none":
                 found.append(("gain", str(i)))
         return found
+
+    def _strengthened(self, step: Step) -> bool:
+        guided = is_guided(step) and self.start.guidance != "distilled"
+        return guided and step.guidance_scale > 1
 
     def _own(self, step: Step) -> bool:
         return not step.corrector and self.start.solver != "heun"
@@ -121,8 +142,9 @@ class Knobs:
 
     def _step(self, plan: Schedule, i: int, at: dict[tuple[str, str], float]) -> Step:
         step = plan.steps[i]
-        if ("scale", str(i)) in at:
-            scale = 1 + (step.guidance_scale - 1) * exp(at["scale", str(i)])
+        place = ("scale", "of all" if self.one_scale else str(i))
+        if place in at and self._strengthened(step):
+            scale = 1 + (step.guidance_scale - 1) * exp(at[place])
             step = replace(step, guidance_scale=scale)
         if ("gain", str(i)) in at:
             step = replace(step, gain=step.gain * exp(at["gain", str(i)]))

@@ -305,9 +305,9 @@ def test_a_worker_without_a_leader_waits_says_so_and_leaves(tmp_path, server, na
         ),
         (Picturing.of(schedule(), range(2)), np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)),
         (Placing("gits", 3, 2.0), Placement([3.0, 1.1, 0.0], 70, 0.5, "{}")),
-        (Polishing.of(schedule(), Settings(3)), "learns by gradients"),
+        (Polishing.of(schedule(), Settings(3), {"freedom": "none"}), "nothing to polish"),
         (
-            Polishing.of(schedule(), Settings(3)),
+            Polishing.of(schedule(), Settings(3), {"freedom": "none"}),
             Polished(schedule(4), CHECKS[1], list(CHECKS), 70),
         ),
     ],

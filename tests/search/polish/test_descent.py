@@ -22,7 +22,7 @@ from stepsearch.rehearsal.dryrun import shrunk
 from stepsearch.rehearsal.miniatures import EVERY
 
 SETTINGS = Settings(iterations=3, images=60, check_images=40)
-KNOBS = Knobs(PLAIN, "gain")
+KNOBS, GAINS = Knobs(PLAIN, "gain"), {"freedom": "gain"}
 
 
 class Measuring(ToyEvaluator):
@@ -238,7 +238,9 @@ def test_a_pipeline_that_samples_itself_is_polished(tmp_path):
     EVERY["bria"]().save_pretrained(tmp_path / "model")
     evaluator = Evaluator(config, tmp_path / "cache")
     start = from_sigmas([0.9, 0.5], 0.0, [3.0, 3.0], 1, "ddim", evaluator.model.spec)
-    found = Polishing.of(start, Settings(iterations=1, images=8, check_images=8)).do(evaluator)
+    found = Polishing.of(start, Settings(iterations=1, images=8, check_images=8), GAINS).do(
+        evaluator
+    )
     moved = Knobs(start, "gain").schedule(found.checks[1].parameters)
     assert moved.steps[1].sigma != 0.5
     assert moved.steps[0].gain != 1
@@ -247,7 +249,7 @@ def test_a_pipeline_that_samples_itself_is_polished(tmp_path):
 @pytest.mark.parametrize("extractor", ["patches", "texture+lite0"])
 def test_a_run_polishes_by_any_extractor(extractor, tmp_path):
     evaluator, how = of_tiny(tmp_path, extractor=extractor, images=12)
-    found = Polishing.of(start_of(2), how).do(evaluator)
+    found = Polishing.of(start_of(2), how, GAINS).do(evaluator)
     first, second, *_ = found.checks
     assert found.best.distance <= first.distance
     assert second.parameters != first.parameters

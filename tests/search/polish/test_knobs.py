@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,8 @@ from stepsampler.grids import from_sigmas, make_schedule
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.sample import trajectory
 from stepsampler.schedule import Schedule, Step
-from stepsearch.polish.knobs import Knobs
+from stepsearch.config.space import SpaceConfig
+from stepsearch.polish.knobs import Knobs, numbers_of
 
 SD = NoiseSchedule.scaled_linear()
 NOISE = torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
@@ -98,3 +100,33 @@ def test_reused_guidance_has_no_gradient():
     steps = (Step(4.0, 3.0), Step(1.0, 3.0, guidance_reuse=True))
     with pytest.raises(UserError, match="a schedule that reuses guidance cannot be polished"):
         Knobs(Schedule(steps))
+
+
+def test_one_scale_of_all_guided_steps_stays_one():
+    plan = from_sigmas([14.0, 4.0, 1.0], 0.1, [3.0, 3.0, 1.0], 2)
+    knobs = Knobs(plan, "none", levels=False, one_scale=True)
+    assert knobs.names == ["scale of all"]
+    moved = knobs.schedule([0.1])
+    strength = 2 * math.exp(0.1)
+    assert [s.guidance_scale for s in moved.steps] == pytest.approx([1 + strength] * 2 + [1])
+    unguided = from_sigmas([14.0, 4.0, 1.0], 0.1, [1.0] * 3, 2)
+    assert not Knobs(unguided, "none", levels=False, one_scale=True).names
+
+
+@pytest.mark.parametrize(
+    ("space", "kinds"),
+    [
+        ({"guidance": "per-step"}, {"gap", "end", "scale"}),
+        ({"guidance": "per-step", "gain": (1.0, 1.1)}, {"gap", "end", "scale", "gain"}),
+        ({"guidance": "per-step", "whole_timesteps": True}, {"scale"}),
+        ({"guidance": "per-step", "placement": "karras"}, {"scale"}),
+    ],
+)
+def test_a_study_moves_what_its_box_has(space, kinds):
+    plan = from_sigmas([14.0, 4.0, 1.0], 0.1, [3.0, 3.0, 1.0], 2)
+    config = SpaceConfig(num_steps=3, passes=6, **space)
+    knobs = Knobs(plan, **numbers_of(config))
+    assert {name.split()[0] for name in knobs.names} == kinds
+    assert not knobs.one_scale
+    constant = config.model_copy(update={"guidance": "constant"})
+    assert Knobs(plan, **numbers_of(constant)).one_scale

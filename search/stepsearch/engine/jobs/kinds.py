@@ -135,18 +135,19 @@ class Polishing(Job[Polished | str]):
     kind = "polish"
     schedule: str
     settings: dict[str, Any]
+    numbers: dict[str, Any]  # of `Knobs`
 
     @classmethod
-    def of(cls, schedule: Schedule, settings: Settings) -> Self:
-        return cls(schedule.to_json(), asdict(settings))
+    def of(cls, schedule: Schedule, settings: Settings, numbers: dict[str, Any]) -> Self:
+        return cls(schedule.to_json(), asdict(settings), numbers)
 
     @property
     def said(self) -> str:
         return f"the polish of {counted(Schedule.from_json(self.schedule).num_steps, 'step')}"
 
     def do(self, evaluator: Evaluator) -> Polished | str:
-        knobs = Knobs(Schedule.from_json(self.schedule), "gain")
         try:
+            knobs = Knobs(Schedule.from_json(self.schedule), **self.numbers)
             return polish(evaluator, knobs, Settings(**self.settings))
         except (UserError, NotFiniteError) as error:
             return str(error)
