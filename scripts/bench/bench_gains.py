@@ -31,7 +31,7 @@ import torch
 from peers.contenders import Remembering
 from peers.gains import DRAWN, page
 from peers.measure import Entry, Measure, with_gain
-from peers.rivals import Rivals
+from peers.rivals import RIVALS, Rivals
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.compare.table import as_data, compare
@@ -65,7 +65,7 @@ class Bench(Measure):
         long = [entry for entry in published if entry.kind == "long"]
         long.sort(key=lambda entry: len(entry.schedule.steps))
         published = [entry for entry in published if entry not in long[1:]]
-        published += [make(name) for name, make in self.rivals(rows).items()]
+        published += [make() for make in self.rivals(rows).values()]
         chosen = {entry.name: self.gain(entry) for entry in published}
         gains = {name: gain for name, (gain, _) in chosen.items()}
         entries = [*published, *gained(published, gains)]
@@ -78,10 +78,11 @@ class Bench(Measure):
         entries += [self.searched(rows["steps"], seed) for seed in range(self.args.search_seeds)]
         return {"steps": rows["steps"], "passes": rows["passes"], **self.test(entries)}
 
-    def rivals(self, rows: dict) -> dict[str, Callable[[str], Entry]]:
+    def rivals(self, rows: dict) -> dict[str, Callable[[], Entry]]:
         """What makes the further ones, by their names."""
         known = [Entry.of(row) for row in rows["contenders"] if row["kind"] in STARTS]
-        return Rivals(self, self.args, rows["steps"], known).makers
+        made = Rivals(self, self.args, rows["steps"], known).makers
+        return {name: make for name, make in made.items() if name in self.args.rivals}
 
     def add(self, rows: dict, column: dict) -> dict:
         """The column with the rivals that it lacks.
@@ -94,7 +95,7 @@ class Bench(Measure):
         lacking = {k: make for k, make in makers if not any(name.startswith(k) for name in there)}
         if not lacking:
             return column
-        entries = [make(name) for name, make in lacking.items()]
+        entries = [make() for make in lacking.values()]
         gains = {entry.name: self.gain(entry)[0] for entry in entries}
         (ours,) = (row for row in column["contenders"] if row["headline"])
         plan = Schedule.from_json(json.dumps(ours["schedule"]))
@@ -105,7 +106,7 @@ class Bench(Measure):
         told = {key: found[key] for key in keep} | {"rows": [row["name"] for row in new]}
         told |= {"ours": beside["mean"], "settings": settings_of(self.args)}
         column["contenders"] += new
-        return column | {"added": [*column.get("added", []), told]}
+        return column | {"added": joined(column.get("added", []), told)}
 
     def gain(self, entry: Entry) -> tuple[float, float]:
         """The best of `--gains` on selection seeds, and its value there.
@@ -191,6 +192,17 @@ class Bench(Measure):
             row |= {"mean": [mean.value, mean.se], "over": [over.value, over.se]}
             row["headline"] = mean is headline
         return data
+
+
+def joined(known: list[dict], told: dict) -> list[dict]:
+    """What was added so far and this, as one where all but the rows is the same."""
+
+    def what(one: dict) -> dict:
+        return {key: value for key, value in one.items() if key != "rows"}
+
+    same = [one for one in known if what(one) == what(told)]
+    others = [one for one in known if one not in same]
+    return [*others, told | {"rows": [row for one in [*same, told] for row in one["rows"]]}]
 
 
 def mean_of(scores: dict[str, Score]) -> Score:
@@ -297,7 +309,9 @@ def options(about: str) -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = options(__doc__)
-    parser.add_argument("--add", action="store_true", help="only rivals that a column lacks")
+    add = parser.add_argument
+    add("--add", action="store_true", help="only rivals that a column lacks")
+    add("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS, help="that are made here")
     args = parser.parse_args(argv)
     args.extractors, args.held_out, args.guard = [*SEEN, GUARD, *UNSEEN], False, GUARD
     return args

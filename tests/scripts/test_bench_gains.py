@@ -86,7 +86,7 @@ def test_rivals_are_tested_as_published_and_with_the_gain_that_is_best(tmp_path,
     assert (tmp_path / "gains.md").read_text() == page
     # A rival that there was not: its rows alone are new, beside ours of the same seeds again.
     found = Entry("later", make_schedule("karras", 2, model.noise, model=model.spec), "cached")
-    makers = {"later": lambda name: found}
+    makers = {"later": lambda: found}
     monkeypatch.setattr(bench_gains.Bench, "rivals", lambda self, rows: makers)
     bench_gains.main([*options, "--docs", str(tmp_path), "--add"])
     (after,) = json.loads((tmp_path / "gains.json").read_text())

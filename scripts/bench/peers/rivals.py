@@ -39,15 +39,13 @@ class Rivals:
         self.bench, self.args, self.steps, self.known = bench, args, steps, known
 
     @property
-    def makers(self) -> dict[str, Callable[[str], Entry]]:
-        found = {
-            "S4S-like": self.regressed,
-            "Dual-Solver-like": self.classified,
-            "reuse on a 50-step grid": self.reused,
-            "TORS-like": self.rotating,
-            "best of 2 by the judge": self.judged,
+    def makers(self) -> dict[str, Callable[[], Entry]]:
+        few = 2 * self.steps < LEAST
+        return {
+            name: partial(make, self, name)
+            for name, make in RIVALS.items()
+            if not (few and make is Rivals.seen)
         }
-        return found | ({"TaylorSeer": self.seen} if 2 * self.steps >= LEAST else {})
 
     @cached_property
     def model(self):
@@ -162,3 +160,13 @@ class Rivals:
         while passes_of(net, plan(steps + 1)) <= passes:
             steps += 1
         return Entry(f"{name}, {steps} steps", plan(steps), "cached", make=Seen)
+
+
+RIVALS = {
+    "S4S-like": Rivals.regressed,
+    "Dual-Solver-like": Rivals.classified,
+    "reuse on a 50-step grid": Rivals.reused,
+    "TORS-like": Rivals.rotating,
+    "best of 2 by the judge": Rivals.judged,
+    "TaylorSeer": Rivals.seen,
+}
