@@ -16,11 +16,13 @@ first two were seen by the searches and by whoever chose a gain, the others by n
 with its gain after gradient steps on what the searches see, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
 of ours is below (-) or above (+) a row's mean, paired image by image.
 
-Made here, with a teacher of 50 steps of DPM++(2M) at guidance 2, whose passes count, and its best gain each:
+Further rivals are made here, with a teacher of 50 steps of DPM++(2M) at guidance 2, whose passes count, and with their best
+gain too. A table has those that were measured for it; the others have not been yet (`--add`, with `--rivals` for some):
 
 - **S4S-like** and **Dual-Solver-like** have the freedom of our [polish](polish.md): levels, scales and weights. They descend on
   the squared distance from the teacher's end on the same noise (LD3, S4S), or on the cross-entropy of the frozen judge of
-  alignment (Dual-Solver); the iterate that is best on held-out seeds by that loss is taken.
+  alignment (Dual-Solver): 40 iterations of 10 images, of 50 that the teacher made or of fresh ones. The iterate that is best by
+  that loss on 30 others is taken.
 - **Reuse on a 50-step grid** is DDIM that calls the network at few of the teacher's levels and reuses its answer between them.
   Which levels, dynamic programming says: those of least error beside the teacher's trajectory, as LeMiCa and DPCache choose.
 - **TORS-like**: levels between which the teacher's trajectory turns equally far (curvature and torsion in the three axes in
