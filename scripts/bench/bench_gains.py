@@ -12,7 +12,8 @@ Of rows of many steps the shortest alone is here, since longer ones were no bett
 tested as published and with it, on fresh seeds, under the trained extractors and two rulers that
 nothing was chosen by. Our searches of now, one for each of `--search-seeds`, have a gain in their
 box, begin at known schedules as rivals do, and polish what they find. And the best known guided
-schedule with its gain is polished as it is, without a search.
+schedule with its gain is polished as it is, without a search. Further rivals are made here
+(`peers.rivals`). `--add` measures those that a column lacks, and beside them ours again.
 """
 
 import argparse
@@ -27,8 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from peers.contenders import Remembering
 from peers.gains import DRAWN, page
-from peers.measure import Entry, Measure
+from peers.measure import Entry, Measure, with_gain
+from peers.rivals import RIVALS, Rivals
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.compare.table import as_data, compare
@@ -48,6 +51,7 @@ SEEN, GUARD, UNSEEN = ["texture", "lite0"], "untrained", ["squeezenet", "patches
 WITH_GAIN = "{}, gain {:g}"
 SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "iterations")
 SETTINGS += ("dtype", "compile", "guard")
+STARTS = ("placement", "learned")  # kinds of known schedules that others learn from
 
 
 class Bench(Measure):
@@ -61,16 +65,48 @@ class Bench(Measure):
         long = [entry for entry in published if entry.kind == "long"]
         long.sort(key=lambda entry: len(entry.schedule.steps))
         published = [entry for entry in published if entry not in long[1:]]
+        published += [make() for make in self.rivals(rows).values()]
         chosen = {entry.name: self.gain(entry) for entry in published}
         gains = {name: gain for name, (gain, _) in chosen.items()}
         entries = [*published, *gained(published, gains)]
-        places = [entry for entry in published if entry.kind == "placement" and guided(entry)]
+        known = {row["name"] for row in rows["contenders"]}
+        places = [e for e in published if e.kind == "placement" and guided(e) and e.name in known]
         if places:  # unguided ones lose alignment
             best = min(places, key=lambda entry: chosen[entry.name][1])
             (own,) = gained([best], gains) or [best]
             entries.append(self.polished(rows["steps"], own, places))
         entries += [self.searched(rows["steps"], seed) for seed in range(self.args.search_seeds)]
         return {"steps": rows["steps"], "passes": rows["passes"], **self.test(entries)}
+
+    def rivals(self, rows: dict) -> dict[str, Callable[[], Entry]]:
+        """What makes the further ones, by their names."""
+        known = [Entry.of(row) for row in rows["contenders"] if row["kind"] in STARTS]
+        made = Rivals(self, self.args, rows["steps"], known).makers
+        return {name: make for name, make in made.items() if name in self.args.rivals}
+
+    def add(self, rows: dict, column: dict) -> dict:
+        """The column with the rivals that it lacks.
+
+        Ours, its headline, is measured again beside them, so that they are compared with it by the
+        same machine in the same dtype, image by image; what the column had stays.
+        """
+        there = [row["name"] for row in column["contenders"]]
+        makers = self.rivals(rows).items()
+        lacking = {k: make for k, make in makers if not any(name.startswith(k) for name in there)}
+        if not lacking:
+            return column
+        entries = [make() for make in lacking.values()]
+        gains = {entry.name: self.gain(entry)[0] for entry in entries}
+        (ours,) = (row for row in column["contenders"] if row["headline"])
+        plan = Schedule.from_json(json.dumps(ours["schedule"]))
+        again = Entry(ours["name"], plan, "now", {"search": ours["search_passes"]})
+        found = self.test([*entries, *gained(entries, gains), again])
+        *new, beside = found.pop("contenders")
+        keep = ("dtype", "versions")
+        told = {key: found[key] for key in keep} | {"rows": [row["name"] for row in new]}
+        told |= {"ours": beside["mean"], "settings": settings_of(self.args)}
+        column["contenders"] += new
+        return column | {"added": joined(column.get("added", []), told)}
 
     def gain(self, entry: Entry) -> tuple[float, float]:
         """The best of `--gains` on selection seeds, and its value there.
@@ -79,22 +115,26 @@ class Bench(Measure):
         """
         own = any(step.gain != 1 for step in entry.schedule.steps)
         plans = {gain: with_gain(entry.schedule, gain) for gain in self.args.gains}
-        found = self.best({1.0: entry.schedule} if own else plans)
+        found = self.best({1.0: entry.schedule} if own else plans, entry.make)
         shown = ", ".join(f"{g:g}: {value:.1f}" for g, value in found.items())
         print(f"  {entry.name}: {shown}", flush=True)
         gain = min(found, key=found.__getitem__)
         return gain, found[gain]
 
-    def best(self, plans: Mapping[float, Schedule]) -> dict[float, float]:
+    def best(self, plans: Mapping[Any, Schedule], make: type = Remembering) -> dict[Any, float]:
         """Of the two that are best on few images their `values` on more."""
         few, many = self.args.selection
-        found = self.values(plans, few)
-        return self.values({k: plans[k] for k in sorted(found, key=found.__getitem__)[:2]}, many)
+        found = self.values(plans, few, make)
+        two = sorted(found, key=found.__getitem__)[:2]
+        return self.values({k: plans[k] for k in two}, many, make)
 
-    def values(self, plans: Mapping[Any, Schedule], images: int) -> dict[Any, float]:
+    def values(
+        self, plans: Mapping[Any, Schedule], images: int, make: type = Remembering
+    ) -> dict[Any, float]:
         """The geometric mean of the FDs that searches see, of each, on selection seeds."""
         harness = replace(self.harness, metrics=self.harness.metrics[: self.seen])
-        contenders = [self.contender(Entry(f"{k}", plan, "part")) for k, plan in plans.items()]
+        entries = [Entry(f"{k}", plan, "part", make=make) for k, plan in plans.items()]
+        contenders = [self.contender(entry) for entry in entries]
         seeds = Seeds("selection", seeds_of(SELECTION, images))
         scores = compare(contenders, harness, seeds).scores
         return {k: mean_of(found).value for k, found in zip(plans, scores, strict=True)}
@@ -154,6 +194,17 @@ class Bench(Measure):
         return data
 
 
+def joined(known: list[dict], told: dict) -> list[dict]:
+    """What was added so far and this, as one where all but the rows is the same."""
+
+    def what(one: dict) -> dict:
+        return {key: value for key, value in one.items() if key != "rows"}
+
+    same = [one for one in known if what(one) == what(told)]
+    others = [one for one in known if one not in same]
+    return [*others, told | {"rows": [row for one in [*same, told] for row in one["rows"]]}]
+
+
 def mean_of(scores: dict[str, Score]) -> Score:
     """The geometric mean of the distances, with its jackknife."""
     each = [score for name, score in scores.items() if name != "alignment"]
@@ -181,11 +232,6 @@ def gained(entries: Sequence[Entry], chosen: Mapping[str, float]) -> list[Entry]
         for entry in entries
         if chosen[entry.name] != 1
     ]
-
-
-def with_gain(schedule: Schedule, gain: float) -> Schedule:
-    """The schedule with a constant gain instead of none."""
-    return replace(schedule, steps=tuple(replace(step, gain=gain) for step in schedule.steps))
 
 
 def study(args: argparse.Namespace, n: int, seed: int) -> dict:
@@ -262,9 +308,17 @@ def options(about: str) -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    args = options(__doc__).parse_args(argv)
+    parser = options(__doc__)
+    add = parser.add_argument
+    add("--add", action="store_true", help="only rivals that a column lacks")
+    add("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS, help="that are made here")
+    args = parser.parse_args(argv)
     args.extractors, args.held_out, args.guard = [*SEEN, GUARD, *UNSEEN], False, GUARD
     return args
+
+
+def settings_of(args: argparse.Namespace) -> dict:
+    return {k: getattr(args, k) for k in SETTINGS}
 
 
 def fill(
@@ -277,7 +331,7 @@ def fill(
     done = {rows["steps"]: rows for rows in json.loads(path.read_text())} if path.exists() else {}
     for n in args.steps:
         print(f"{n} steps", flush=True)
-        done[n] = column(n) | {"settings": {k: getattr(args, k) for k in SETTINGS}}
+        done[n] = {"settings": settings_of(args)} | column(n)
         found = [done[n] for n in sorted(done)]
         for file, text in ((path, json.dumps(found)), (path.with_suffix(".md"), page(found))):
             write_whole(file, partial(Path.write_text, data=text + "\n", encoding="utf-8"))
@@ -289,8 +343,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     known = json.loads((args.docs / "benchmarks.json").read_text())["steps"]
     rows = {rows["steps"]: rows for rows in known}
-    bench = Bench(args)
-    fill(args.docs / DRAWN, args, lambda n: bench.column(rows[n]), page)
+    bench, path = Bench(args), args.docs / DRAWN
+    columns = {c["steps"]: c for c in json.loads(path.read_text())} if args.add else {}
+    if lacking := [f"{n}" for n in args.steps if args.add and n not in columns]:
+        raise SystemExit(f"--add: {path} has no column of {', '.join(lacking)} steps")
+
+    def column(n: int) -> dict:
+        return bench.add(rows[n], columns[n]) if args.add else bench.column(rows[n])
+
+    fill(path, args, column, page)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from bench_gains import Bench, fill, gained, mean_of, options, study, with_gain
+from bench_gains import Bench, fill, gained, mean_of, options, study
 from second import judges
 from second.model import pipeline
 from second.sprites import LETTERS
 
 import stepsearch
-from peers.measure import Entry
+from peers.measure import Entry, with_gain
 from peers.second import page
 from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import from_pipeline

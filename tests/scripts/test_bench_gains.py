@@ -48,6 +48,7 @@ def test_rivals_are_tested_as_published_and_with_the_gain_that_is_best(tmp_path,
         "searched",
         lambda self, n, seed: Entry(f"seed {scales[seed]}", plans[seed], "now", {"search": 9}),
     )
+    monkeypatch.setattr(bench_gains.Bench, "rivals", lambda self, rows: {})
     options = ["--steps", "2", "--gains", "1", "1.07", "1.2", "--selection", "8", "12"]
     options += ["--images", "24", "--batch", "12", "--run", str(tmp_path / "run")]
     options += ["--trial-images", "20", "--iterations", "1"]
@@ -83,3 +84,24 @@ def test_rivals_are_tested_as_published_and_with_the_gain_that_is_best(tmp_path,
     bench_gains.main([*options, "--docs", str(tmp_path)])
     assert {file.name for file in (tmp_path / "run" / "test").iterdir()} == measured
     assert (tmp_path / "gains.md").read_text() == page
+    # A rival that there was not: its rows alone are new, beside ours of the same seeds again.
+    found = Entry("later", make_schedule("karras", 2, model.noise, model=model.spec), "cached")
+    makers = {"later": lambda: found}
+    monkeypatch.setattr(bench_gains.Bench, "rivals", lambda self, rows: makers)
+    bench_gains.main([*options, "--docs", str(tmp_path), "--add"])
+    (after,) = json.loads((tmp_path / "gains.json").read_text())
+    count = len(column["contenders"])
+    assert after["contenders"][:count] == column["contenders"]
+    assert after["settings"] == column["settings"]
+    new = after["contenders"][count:]
+    (told,) = after["added"]
+    assert told["rows"] == [row["name"] for row in new]
+    assert [name.partition(", gain ")[0] for name in told["rows"]] == ["later"] * len(new)
+    assert told["ours"] == pytest.approx(ours[1]["mean"]), "on one machine it is the same"
+    assert new[0]["over"][0] == pytest.approx(ours[1]["mean"][0] / new[0]["mean"][0] - 1)
+    page = (tmp_path / "gains.md").read_text()
+    assert f"Later, in float32: {'; '.join(told['rows'])}." in page
+    bench_gains.main([*options, "--docs", str(tmp_path), "--add"])
+    assert (tmp_path / "gains.md").read_text() == page, "nothing is lacking any more"
+    with pytest.raises(SystemExit, match="no column of 3 steps"):
+        bench_gains.main([*options, "--steps", "3", "--docs", str(tmp_path), "--add"])

@@ -6,10 +6,11 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from peers.contenders import Remembering
 from stepsampler.models import load
 from stepsampler.schedule import Schedule
 from stepsearch.compare.contenders import OnSchedule
@@ -26,16 +27,22 @@ class Entry:
 
     name: str
     schedule: Schedule
-    kind: str  # ours, part (of our search), placement, search (of a rival) or long
+    kind: str  # ours, part (of our search), placement, search (of a rival), long, …
     passes: dict[str, int] = field(default_factory=dict)  # of the search, stage by stage
     minutes: float = 0.0
     so_far: dict[float, Schedule] = field(default_factory=dict)  # after shares of the passes
+    make: type[OnSchedule] = Remembering  # what makes the images
 
     @classmethod
     def of(cls, row: dict) -> "Entry":
         """What a row of an earlier table was of."""
         schedule = Schedule.from_json(json.dumps(row["schedule"]))
         return cls(row["name"], schedule, row["kind"], row["stages"], row["minutes"])
+
+
+def with_gain(schedule: Schedule, gain: float) -> Schedule:
+    """The schedule with a constant gain instead of none."""
+    return replace(schedule, steps=tuple(replace(step, gain=gain) for step in schedule.steps))
 
 
 class Measure:
@@ -60,8 +67,9 @@ class Measure:
     def measure(
         self, jobs: Sequence[tuple[OnSchedule, range]]
     ) -> Iterator[tuple[int, Measurement]]:
-        """As the harness does, in several processes."""
-        missing = [job for job in jobs if not self.harness.recalls(*job)]
+        """As the harness does, plain schedules in several processes."""
+        plain = [job for job in jobs if type(job[0]) is Remembering]
+        missing = [job for job in plain if not self.harness.recalls(*job)]
         passes = sum(contender.schedule.passes * len(seeds) for contender, seeds in missing)
         if self.args.processes > 1 and passes > 20_000:  # or starting them would take longer
             context = multiprocessing.get_context("spawn")
@@ -82,7 +90,7 @@ class Measure:
             yield found
 
     def contender(self, entry: Entry) -> OnSchedule:
-        return OnSchedule(entry.name, entry.schedule, self.model, self.digest)
+        return entry.make(entry.name, entry.schedule, self.model, self.digest)
 
 
 _process: Measure
