@@ -84,6 +84,7 @@ prediction = true
 analytic = [0.8, 1.0]
 analytic_at = [0.2, 0.8]
 churn = [0.0, 0.3]
+fresh_noise = "per-step"
 gain = [0.9, 1.2]
 decode = true
 free_u = true

@@ -54,6 +54,7 @@ class SpaceConfig(Section):
     analytic: Range | None = None  # gain of an analytic first step; below 0.9 means none
     analytic_at: Range | None = None  # where it lands, a share of the first gap; None: half-way
     churn: Range | None = None  # share of fresh noise at every step after the first; below 0: none
+    fresh_noise: Literal["constant", "per-step"] = "constant"  # one churn of all steps, or one each
     gain: Range | None = None  # of every step, times what it takes of the predictions; 1 is none
     # Where there are several, the search chooses: "off", "raw" (from the level after the first back
     # to it, by inversion: two calls of the passes), or an NPNet by the digest of its file.
@@ -110,6 +111,8 @@ class SpaceConfig(Section):
                 f"analytic: high must be at least {NO_ANALYTIC:g}, below which there is no such "
                 f"step, got {self.analytic[1]}"
             )
+        if self.fresh_noise == "per-step" and not self.churn:
+            raise ValueError("fresh_noise: there is no fresh noise without churn")
         if self.analytic_at and not self.analytic:
             raise ValueError("analytic_at: there is no analytic first step without analytic")
         if self.first_sigma and self.first_sigma[0] <= self.final_sigma[1]:
