@@ -273,7 +273,7 @@ def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
     args.ladder, args.axes = [10], []
     rows = ablation(args, 5)
     assert next(iter(rows)) == "placement"
-    assert list(rows)[-1] == "+ fresh noise per step"
+    assert list(rows)[-1] == "+ iterated guidance"
     noise = NoiseSchedule.scaled_linear()
     boxes = [
         SearchSpace(c.space, noise, noise.spec("sd", "epsilon"), "power") for c in rows.values()
@@ -287,7 +287,7 @@ def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
     assert boxes[0].schedule(low).final_sigma == 0
     assert {c.space.passes for c in rows.values()} == {10}
     assert len({c.search.model_dump_json() for c in rows.values()}) == 1
-    assert len({c.name for c in rows.values()}) == len(rows) == 9
+    assert len({c.name for c in rows.values()}) == len(rows) == 10
     only = {k: set(b) - set(a) for k, a, b in zip(list(rows)[1:], axes, axes[1:], strict=False)}
     assert only["+ more steps, of which fewer are guided"] == {"num_steps"}
     assert only["+ gain"] == {"gain"}

@@ -57,6 +57,7 @@ ABLATION: dict[str, dict] = {  # each row has the axes of those above it
     "+ gain": {"gain": (0.9, 1.2)},
     "+ guidance by reuse": {"reuse": 4},
     "+ fresh noise per step": {"churn": (-0.2, 0.8), "fresh_noise": "per-step"},
+    "+ iterated guidance": {"repeats": 2},
 }
 
 

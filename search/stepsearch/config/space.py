@@ -46,6 +46,8 @@ class SpaceConfig(Section):
     guidance_rescale: Range | None = None  # below 0 means none
     # Of the guided steps as few as every so manieth has both predictions; the others reuse guidance
     reuse: int = Field(1, ge=1, le=16)
+    # How often the first guided step may be iterated, 3 passes each time (Foresight Guidance)
+    repeats: int = Field(0, ge=0, le=8)
     # Solver
     max_order: int = Field(3, ge=1, le=4)  # of the solver
     order: Literal["constant", "per-step"] = "constant"  # one of all steps, or one each
@@ -100,6 +102,8 @@ class SpaceConfig(Section):
                 raise ValueError(f"{name}: high must be <= {most[name]:g}, got {high}")
         if self.guidance == "off" and self.guidance_rescale:
             raise ValueError('guidance_rescale: there is nothing to rescale, guidance is "off"')
+        if self.guidance == "off" and self.repeats:
+            raise ValueError('repeats: there is no guidance to iterate, it is "off"')
         if self.baseline not in ("best", *GRIDS, *RIVALS):
             names = ", ".join(("best", *GRIDS, *RIVALS))
             raise ValueError(f"baseline must be one of {names}, got {self.baseline!r}")

@@ -34,7 +34,7 @@ class Knobs:
     The first level stays.
 
     Raises:
-        UserError: a schedule that reuses guidance.
+        UserError: a schedule that reuses guidance or iterates it.
     """
 
     start: Schedule
@@ -44,6 +44,8 @@ class Knobs:
     def __post_init__(self) -> None:
         if any(step.guidance_reuse for step in self.start.steps):  # it is of a step computed before
             raise UserError("a schedule that reuses guidance cannot be polished")
+        if any(step.repeats for step in self.start.steps):  # as many calls more for each gradient
+            raise UserError("a schedule that iterates guidance (repeats) cannot be polished")
 
     @property
     def names(self) -> list[str]:

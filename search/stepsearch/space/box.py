@@ -27,18 +27,23 @@ from stepsampler.noise import Noise
 from stepsampler.schedule import (
     BY_STATISTICS,
     SOLVERS,
-    WITHOUT_FORMS,
     FreeU,
     ModelSpec,
     Schedule,
     StatisticsSpec,
 )
-from stepsampler.solvers import FORMS
 from stepsearch.config.space import NO_ANALYTIC, OFF, SpaceConfig
 from stepsearch.space.curves import curve, knots_of, middles, names_of
 from stepsearch.space.golden import golden_noise, kind_of
-from stepsearch.space.guidance import guidance_of, statistics_for, under, within_budget
-from stepsearch.space.likeness import form, same
+from stepsearch.space.guidance import (
+    guidance_of,
+    iterated,
+    iterations,
+    statistics_for,
+    under,
+    within_budget,
+)
+from stepsearch.space.likeness import chosen_form, form, same
 
 Params = dict[str, float]
 SHORTEST_GAP = 0.02  # of an even gap: some grids end with a step from sigma_min to 0
@@ -66,8 +71,11 @@ class SearchSpace:
     known: Sequence[StatisticsSpec] = ()  # statistics of the model
 
     def __post_init__(self) -> None:
-        if self.config.reuse > 1 and self.guidance == "distilled":
-            raise UserError("space.reuse is for classifier-free guidance, the model's is distilled")
+        for name, used in (("reuse", self.config.reuse > 1), ("repeats", self.config.repeats)):
+            if used and self.guidance == "distilled":
+                raise UserError(
+                    f"space.{name} is for classifier-free guidance, the model's is distilled"
+                )
         self._statistics  # noqa: B018 - refused here, if at all
         if self.model.prediction_type == "flow_prediction":
             for name in ("analytic", "churn", "decode", "whole_timesteps"):
@@ -129,6 +137,8 @@ class SearchSpace:
             box |= {name: FloatDistribution(0.0, 1.0) for name in ("guided_from", "guided_to")}
         if c.reuse > 1:
             box["reuse"] = FloatDistribution(0.5, c.reuse + 0.5)
+        if c.repeats:
+            box["repeats"] = FloatDistribution(-0.5, c.repeats + 0.5)
         if c.guidance_rescale:
             box["guidance_rescale"] = FloatDistribution(*c.guidance_rescale)
         if c.max_order > 1:
@@ -178,7 +188,8 @@ class SearchSpace:
         golden, cost = golden_noise(
             kind, sigmas[1], max(scales), c.passes - n, self.guidance == "distilled"
         )
-        left = c.passes - cost
+        times = iterations(c, params, c.passes - cost - n)
+        left = c.passes - cost - 3 * times
         scales = within_budget(scales, 2 * n if self.guidance == "distilled" else left, every)
         solver = c.solvers[_whole(params.get("solver", 0.0), 0, len(c.solvers) - 1)]
         statistics = self.statistics_of(solver)
@@ -202,7 +213,7 @@ class SearchSpace:
                 step,
                 order=min(step.order, order),
                 corrector=step.corrector and params.get("corrector", 1.0) >= 0.5,
-                prediction=step.prediction or self._form(params, solver),
+                prediction=step.prediction or chosen_form(params, solver),
                 guidance_rescale=max(0.0, params.get("guidance_rescale", 0.0)) * (w != 1),
                 free_u=gains,
                 gain=params.get("gain", 1.0),
@@ -214,6 +225,7 @@ class SearchSpace:
         guided = [i for i, step in enumerate(steps) if step.guidance_scale != 1]
         for i in sorted({*guided} - {*guided[::every]}):
             steps[i] = replace(steps[i], guidance_reuse=True)
+        steps = iterated(steps, times, final_sigma)
         for i in range(1, len(steps)):
             if not steps[i - 1].corrector:  # after one there is no fresh noise
                 steps[i] = replace(steps[i], churn=max(0.0, churns[i]))
@@ -260,6 +272,7 @@ class SearchSpace:
         point["guidance_slope"] = float(place @ np.asarray(scales) / (place @ place or 1.0))
         both = [s for s in steps if s.guidance_scale != 1 and not s.guidance_reuse]
         point["reuse"] = float(ceil(len(on) / max(len(both), 1)))
+        point["repeats"] = float(max(s.repeats for s in steps))
         point["guidance_rescale"] = max(s.guidance_rescale for s in steps)
         point |= self._knots("order", [float(s.order) for s in steps])
         point["order"] = float(max(s.order for s in steps))
@@ -340,13 +353,6 @@ class SearchSpace:
         """That share of the way in timesteps."""
         start, end = self.noise.timestep(sigma), self.noise.timestep(sigma_next)
         return self.noise.sigma(start + share * (end - start))
-
-    def _form(self, params: Params, solver: str) -> str | None:
-        """What a step's rule extrapolates, if that is a choice and not the solver's own form."""
-        if "prediction" not in params or solver in WITHOUT_FORMS:
-            return None
-        wanted = "noise" if params["prediction"] >= 0.5 else "data"
-        return None if wanted == FORMS.get(solver, "data") else wanted
 
     def _free_u(self, params: Params, at: NDArray[np.float64]) -> list[FreeU | None]:
         """None or one of the sets at each step: as many equal parts of [0, 1]."""

@@ -98,3 +98,6 @@ def test_reused_guidance_has_no_gradient():
     steps = (Step(4.0, 3.0), Step(1.0, 3.0, guidance_reuse=True))
     with pytest.raises(UserError, match="a schedule that reuses guidance cannot be polished"):
         Knobs(Schedule(steps))
+    steps = (Step(4.0, 3.0, repeats=1), Step(1.0, 3.0))
+    with pytest.raises(UserError, match="iterates guidance .repeats. cannot be polished"):
+        Knobs(Schedule(steps))
