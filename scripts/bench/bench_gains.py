@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from peers.gains import DRAWN, page
+from peers.gains_transfer import transfer
 from peers.measure import Entry, Measure
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
@@ -255,6 +256,7 @@ def options(about: str) -> argparse.ArgumentParser:
     add("--device", default="cpu")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the test")
     add("--compile", action="store_true", help="the network, by torch")
+    add("--transfer", action="store_true", help="test rows of docs/gains.json elsewhere instead")
     add("--processes", type=int, default=1)
     add("--run", type=Path, default=Path("runs/gains"))
     add("--docs", type=Path, default=Path("docs"))
@@ -287,6 +289,9 @@ def fill(
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
+    if args.transfer:
+        transfer(args, Bench)
+        return
     known = json.loads((args.docs / "benchmarks.json").read_text())["steps"]
     rows = {rows["steps"]: rows for rows in known}
     bench = Bench(args)
