@@ -306,7 +306,7 @@ def main(argv: list[str] | None = None) -> None:
     part = "-axes" if args.ablation and args.axes else part
     by = "" if args.extractors[0] == EXTRACTORS[0] else f"-by-{args.extractors[0]}"
     path = args.docs / f"benchmarks{part}{by}"
-    settings = {k: str(v) for k, v in vars(args).items()}
+    settings = {k: str(v) for k, v in vars(args).items() if v or k != "axes"}  # earlier: none
     settings["algorithm"] = ours(args, args.steps[0]).search.algorithm
     try:
         found = earlier(path.with_suffix(".json"), settings)
