@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from stepsampler.schedule import DECODE, FORMAT, GUIDANCE, SOLVERS, Schedule
+from stepsampler.schedule import DECODE, FORMAT, GUIDANCE, MOST_REPEATS, SOLVERS, Schedule
 from stepsampler.schedule.parts import ModelSpec, Step
 from stepsampler.support.options import ModelOptions
 from stepsearch.config import ModelConfig, StudyConfig
@@ -116,6 +116,7 @@ def schedule_schema() -> dict[str, Any]:
     step["properties"]["sigma"] |= {"exclusiveMinimum": 0}
     step["properties"]["guidance_scale"] |= {"minimum": 0}
     step["properties"]["order"] |= {"minimum": 1}  # its highest depends on the solver
+    step["properties"]["repeats"] |= {"minimum": 0, "maximum": MOST_REPEATS}
     return {"$schema": DRAFT, **made, "title": "A schedule of stepsearch"}
 
 

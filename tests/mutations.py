@@ -41,7 +41,12 @@ SCHEDULES = [
     ),
     Schedule((Step(14.6),), 0.5, "ddim", golden_noise=LearnedNoise("0123456789abcdef")),
     Schedule((Step(1.0, 3.5), Step(0.5, 3.5)), 0.0, "heun", FLOW, guidance="distilled"),
-    Schedule((Step(14.6, 5.0), Step(2.0, churn=1.0), Step(1.0, x0_reuse=True)), 0.1, "ddim", SD),
+    Schedule(
+        (Step(14.6, 5.0, repeats=2), Step(2.0, churn=1.0), Step(1.0, x0_reuse=True)),
+        0.1,
+        "ddim",
+        SD,
+    ),
     Schedule(
         (Step(1.0, gain=1.05), Step(0.5, order=2, weights=(1.5, -0.5), time_scale=0.9)),
         0.0,
@@ -84,6 +89,7 @@ prediction = true
 analytic = [0.8, 1.0]
 analytic_at = [0.2, 0.8]
 churn = [0.0, 0.3]
+fresh_noise = "per-step"
 gain = [0.9, 1.2]
 decode = true
 free_u = true

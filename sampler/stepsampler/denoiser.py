@@ -14,6 +14,7 @@ from torch import Tensor
 from stepsampler.errors import UserError
 from stepsampler.noise import Noise
 from stepsampler.schedule import FreeU, Step
+from stepsampler.schedule.parts import Unconditional
 
 # What the network is told beside x and the time, by name; each of shape (n, ...), one row an image.
 Condition = Mapping[str, Tensor]
@@ -156,6 +157,8 @@ class GuidedDenoiser:
             raise UserError(
                 f"guidance_scale is {w:g}, but the model is unconditional: it must be 1"
             )
+        if isinstance(step, Unconditional):
+            return ask(x, time, self.uncond)
         if step.guidance_reuse:
             cond = ask(x, time, self.cond)
             uncond = cond - self._difference[0]

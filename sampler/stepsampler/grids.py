@@ -203,7 +203,8 @@ def guide(
     steps = []
     for step in schedule.steps:
         w = scale if low < step.sigma <= high else 1.0
-        guided = replace(step, guidance_scale=w, guidance_reuse=False)
+        repeats = step.repeats if w != 1 else 0
+        guided = replace(step, guidance_scale=w, guidance_reuse=False, repeats=repeats)
         steps.append(guided if step.calls else step)
     golden = schedule.golden_noise
     if raw := schedule.raw_noise:

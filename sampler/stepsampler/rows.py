@@ -29,6 +29,7 @@ def plain(schedule: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         (schedule.npnet, "learned golden noise is made of the noise and the prompt"),
         (schedule.steps[0].analytic is not None, "an analytic first step calls no network"),
         (any(s.x0_reuse for s in schedule.steps), "a step that reuses x0 calls no network"),
+        (any(s.repeats for s in schedule.steps), "repeats call the network more than once a step"),
         (any(s.churn for s in schedule.steps), "churn draws from a generator of each image"),
     ):
         if needs:

@@ -62,9 +62,9 @@ def execute(
     points: deque[Tensor] = deque(maxlen=depth)
     predictions: deque[Tensor] = deque(maxlen=depth)
 
-    def apply(update: Update, state: Tensor) -> Tensor:
+    def apply(update: Update, state: Tensor, known: Iterable[Tensor] = predictions) -> Tensor:
         x = update.state * state
-        for weight, x0 in zip(update.x0, predictions, strict=False):
+        for weight, x0 in zip(update.x0, known, strict=False):
             x = x + weight * x0
         for weight, point in zip(update.points, points, strict=False):
             x = x + weight * point
@@ -72,6 +72,9 @@ def execute(
 
     point = state = start
     for row in rows:
+        if row.alone:
+            point = apply(row.advance, point, [_predict(denoise, point, row.step)])
+            continue
         points.appendleft(point)
         reused = row.step.x0_reuse
         x0 = predictions[0] if reused else _predict(denoise, point, row.step)

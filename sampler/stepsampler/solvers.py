@@ -16,6 +16,14 @@ A step may have weights of its own instead, as shares s_j of the whole step, whi
 1 have a gain; a step's `gain` is one more factor of all w (epsilon scaling, arXiv 2308.15321, is of
 this kind; AMED, arXiv 2312.00094, calls it `scale_dir`).
 
+A step's `repeats` iterate its guidance first (Foresight Guidance, arXiv 2510.21512): the step at
+order 1 with guidance, and back with the unconditional prediction made where it lands,
+
+    x <- Phi(sigma' -> sigma; uncond) Phi(sigma -> sigma'; guided) x
+
+whose fixed points go the same way under both: «foresight sampling» of the authors' code with one
+sub-step. There it may go further than the step, and the step is unguided.
+
 DPM-Solver-v3 has numbers of the model for each entry of a latent: its updates hold tensors that
 broadcast over a batch, and a constant (`statistics`).
 """
@@ -30,6 +38,7 @@ import numpy as np
 
 from stepsampler.errors import UserError
 from stepsampler.schedule import BY_STATISTICS, Schedule, Step
+from stepsampler.schedule.parts import Unconditional
 
 
 class Update(NamedTuple):
@@ -49,6 +58,7 @@ class Row(NamedTuple):
     advance: Update  # the next point
     ends: bool  # a step of the schedule ends here
     fresh: float = 0.0  # deviation of the noise that is added to the next point
+    alone: bool = False  # before a step: no history, neither of those before nor for those after
 
 
 Rule = Callable[[list[float], float], list[float]]
@@ -104,6 +114,7 @@ def tableau(schedule: Schedule, updates: Updates | None = None) -> list[Row]:
     rows: list[Row] = []
     for i, step in enumerate(schedule.steps):
         at, fresh = _landing(schedule, i)
+        rows += [row for _ in range(step.repeats) for row in _iteration(schedule, i)]
         if schedule.solver == "heun":
             rows += _heun(at, i, step, fresh)
             continue
@@ -257,6 +268,18 @@ def _golden_noise(schedule: Schedule) -> list[Row]:
         slope = (first.sigma - golden.sigma) / golden.sigma
         back = Update(1.0, (-slope,), (slope,))
     return [Row(down, None, land, ends=False), Row(there, None, back, ends=False)]
+
+
+def _iteration(schedule: Schedule, i: int) -> list[Row]:
+    """Step i at order 1 and back, without fresh noise: the calls of one of its `repeats`."""
+    at, called = levels(schedule), replace(schedule.steps[i], repeats=0)
+    back = Levels(*((numbers[i + 1], numbers[i]) for numbers in at))
+
+    def row(call: Step, way: Levels, k: int) -> Row:
+        update = _update(way, k, [k], "data", [_whole(way, k, "data")])
+        return Row(call, None, update, ends=False, alone=True)
+
+    return [row(called, at, i), row(Unconditional(at.sigmas[i + 1], 0.0), back, 0)]
 
 
 def ddim(lambdas: list[float], h: float) -> list[float]:

@@ -13,7 +13,7 @@ tested as published and with it, on fresh seeds, under the trained extractors an
 nothing was chosen by. Our searches of now, one for each of `--search-seeds`, have a gain in their
 box, begin at known schedules as rivals do, and polish what they find. And the best known guided
 schedule with its gain is polished as it is, without a search. Further rivals are made here
-(`peers.rivals`). `--add` measures those that a column lacks, and beside them ours again.
+(`peers.further.rivals`). `--add` measures those that a column lacks, and beside them ours again.
 """
 
 import argparse
@@ -28,10 +28,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from peers.contenders import Remembering
+from peers.further.contenders import Remembering
+from peers.further.rivals import RIVALS, Rivals
 from peers.gains import DRAWN, page
+from peers.gains_transfer import transfer
 from peers.measure import Entry, Measure, with_gain
-from peers.rivals import RIVALS, Rivals
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.compare.table import as_data, compare
@@ -148,7 +149,7 @@ class Bench(Measure):
         images = few * len(self.args.gains) + (many - few) * 2
         config = StudyConfig.model_validate(study(self.args, n, 0))
         evaluator = Evaluator(config, self.args.run / "polish", self.args.device)
-        settings = Settings(self.args.iterations, 2 * self.args.trial_images, check_images=many)
+        settings = Settings(self.args.iterations, self.args.trial_images, check_images=many)
         print(f"  {best.name}, polished", flush=True)
         found = polish(evaluator, Knobs(best.schedule, "gain"), settings, tell)
         choosing = images * sum(entry.schedule.passes for entry in among)
@@ -212,9 +213,9 @@ def mean_of(scores: dict[str, Score]) -> Score:
     return Score(float(np.exp(np.mean([np.log(score.value) for score in each]))), left_out)
 
 
-def tell(iteration: int, news: str) -> None:
+def tell(done: float, news: str) -> None:
     if news:
-        print(f"    {iteration} iterations: {news}", flush=True)
+        print(f"    {done:g} iterations: {news}", flush=True)
 
 
 def guided(entry: Entry) -> bool:
@@ -273,7 +274,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "trials": args.trials,
             "finalists": 4,
             "polish": args.polish,
-            "polish_iterations": 8,
+            "polish_iterations": args.iterations,
             "seed": seed,
         },
     }
@@ -295,12 +296,13 @@ def options(about: str) -> argparse.ArgumentParser:
     add("--trials", type=int, default=40, help="of each")
     add("--trial-images", type=int, default=250)
     add("--polish", type=int, default=1, help="finalists that each of them polishes")
-    add("--iterations", type=int, default=4, help="of the polish without a search")
+    add("--iterations", type=int, default=2, help="of a polish")
     add("--batch", type=int, default=50)
     add("--model", default="tiny")
     add("--device", default="cpu")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the test")
     add("--compile", action="store_true", help="the network, by torch")
+    add("--transfer", action="store_true", help="test rows of docs/gains.json elsewhere instead")
     add("--processes", type=int, default=1)
     add("--run", type=Path, default=Path("runs/gains"))
     add("--docs", type=Path, default=Path("docs"))
@@ -341,6 +343,9 @@ def fill(
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
+    if args.transfer:
+        transfer(args, Bench)
+        return
     known = json.loads((args.docs / "benchmarks.json").read_text())["steps"]
     rows = {rows["steps"]: rows for rows in known}
     bench, path = Bench(args), args.docs / DRAWN

@@ -4,6 +4,7 @@
     export SPEED="--dtype bfloat16 --compile"
     python scripts/bench/bench_peers.py $SPEED --hours 5        # resumes; writes docs/benchmarks.*
     python scripts/bench/bench_peers.py $SPEED --ablation --seeds 3
+    python scripts/bench/bench_peers.py --ablation --axes "+ gain" --seeds 3  # one axis beside ours
     python scripts/bench/bench_peers.py $SPEED --transfer       # of what docs/benchmarks.json has
 
 For each number of steps n, at 2 n passes: our search; every placement and every preset under
@@ -302,9 +303,10 @@ class Bench(Measure):
 def main(argv: list[str] | None = None) -> None:
     parser, args = parse(argv, __doc__.splitlines()[0])
     part = "-ablation" if args.ablation else "-transfer" if args.transfer else ""
+    part = "-axes" if args.ablation and args.axes else part
     by = "" if args.extractors[0] == EXTRACTORS[0] else f"-by-{args.extractors[0]}"
     path = args.docs / f"benchmarks{part}{by}"
-    settings = {k: str(v) for k, v in vars(args).items()}
+    settings = {k: str(v) for k, v in vars(args).items() if v or k != "axes"}  # earlier: none
     settings["algorithm"] = ours(args, args.steps[0]).search.algorithm
     try:
         found = earlier(path.with_suffix(".json"), settings)

@@ -270,10 +270,10 @@ def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
     )
     args.compile, args.extractors = False, ["texture", "lite0"]
     args.rungs, args.scales, args.teacher_steps, args.model = [10, 20], [2.0], 5, "tiny"
-    args.ladder = [10]
+    args.ladder, args.axes = [10], []
     rows = ablation(args, 5)
     assert next(iter(rows)) == "placement"
-    assert list(rows)[-1] == "+ guidance by reuse"
+    assert list(rows)[-1] == "+ iterated guidance"
     noise = NoiseSchedule.scaled_linear()
     boxes = [
         SearchSpace(c.space, noise, noise.spec("sd", "epsilon"), "power") for c in rows.values()
@@ -287,7 +287,15 @@ def test_the_ablation_adds_axis_after_axis_at_one_budget(monkeypatch):
     assert boxes[0].schedule(low).final_sigma == 0
     assert {c.space.passes for c in rows.values()} == {10}
     assert len({c.search.model_dump_json() for c in rows.values()}) == 1
-    assert len({c.name for c in rows.values()}) == len(rows) == 8
+    assert len({c.name for c in rows.values()}) == len(rows) == 10
     only = {k: set(b) - set(a) for k, a, b in zip(list(rows)[1:], axes, axes[1:], strict=False)}
     assert only["+ more steps, of which fewer are guided"] == {"num_steps"}
     assert only["+ gain"] == {"gain"}
+    args.axes = ["+ gain", "+ fresh noise per step"]
+    alone = ablation(args, 5)
+    assert list(alone) == ["+ more steps, of which fewer are guided", *args.axes]
+    ours, *more = (c.space for c in alone.values())
+    assert ours == rows["+ more steps, of which fewer are guided"].space
+    assert [c.gain for c in more] == [(0.9, 1.2), None]
+    assert [c.fresh_noise for c in more] == ["constant", "per-step"]
+    assert {c.name for c in alone.values()} < {c.name for c in rows.values()}

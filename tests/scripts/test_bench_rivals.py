@@ -40,7 +40,7 @@ def images_of(model, schedule: Schedule, seeds: range) -> torch.Tensor:
 
 
 def test_reuse_has_the_least_cost_of_all_choices_and_is_ddim_at_the_levels_called(model):
-    from peers.trajectories import Trajectories, reuse_costs, reusing
+    from peers.further.trajectories import Trajectories, reuse_costs, reusing
 
     generator = torch.Generator().manual_seed(3)
     levels = np.linspace(model.noise.last, 0, 8)
@@ -75,7 +75,7 @@ def test_reuse_has_the_least_cost_of_all_choices_and_is_ddim_at_the_levels_calle
 
 
 def test_a_helix_turns_evenly_along_its_length():
-    from peers.trajectories import rotations
+    from peers.further.trajectories import rotations
 
     # At uneven times: curvature a / (a^2 + b^2), torsion b / (a^2 + b^2), in any rotated axes.
     a, b, length = 2.0, 0.5, np.linspace(0, 3, 400) ** 1.3
@@ -88,7 +88,7 @@ def test_a_helix_turns_evenly_along_its_length():
 
 
 def test_the_best_of_two_is_the_image_of_which_the_judge_is_surer(model):
-    from peers.contenders import DRAWS, BestOf
+    from peers.further.contenders import DRAWS, BestOf
 
     plan = make_schedule("kl-optimal", 2, model.noise, guidance_scale=1.0, model=model.spec)
     seeds, judge = range(40, 52), Judge()
@@ -133,7 +133,7 @@ def test_the_cache_computes_less_where_it_is_on_and_leaves_no_trace(model, monke
 
 
 def test_learned_schedules_come_nearer_to_what_they_learn_from_on_images_they_did_not_see(model):
-    from peers.learning import learn, parts_of, plain, regression
+    from peers.further.learning import learn, parts_of, plain, regression
 
     start = make_schedule("karras", 2, model.noise, guidance_scale=2.0, model=model.spec)
     other = make_schedule("karras", 2, model.noise, guidance_scale=6.0, model=model.spec)
@@ -161,7 +161,7 @@ def test_learned_schedules_come_nearer_to_what_they_learn_from_on_images_they_di
 
 
 def test_the_classifier_s_loss_is_that_of_the_images_and_falls(model):
-    from peers.learning import Classified, learn, parts_of
+    from peers.further.learning import Classified, learn, parts_of
 
     start = make_schedule("karras", 2, model.noise, guidance_scale=1.2, model=model.spec)
     seeds, judge = range(6), Judge()

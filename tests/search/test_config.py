@@ -98,6 +98,7 @@ def test_overrides_replace_single_values(tmp_path):
             "first_sigma: low must be above the highest final_sigma, 0.55, got 0.3",
         ),
         (MINIMAL + "churn = [0.0, 1.0]\n", "churn: high must be below 1, got 1.0"),
+        (MINIMAL + "fresh_noise = 'per-step'\n", "there is no fresh noise without churn"),
         (MINIMAL + "gain = [0.7, 1.1]\n", "gain: low must be >= 0.8, got 0.7"),
         (MINIMAL + "gain = [0.9, 1.3]\n", "gain: high must be <= 1.25, got 1.3"),
         (MINIMAL + "guidance_rescale = [0.0, 1.5]\n", "guidance_rescale: high must be <= 1, got"),

@@ -107,6 +107,7 @@ def _extras(plan: Schedule, i: int) -> str:
         step.time_scale != 1 and f"time of sigma * {step.time_scale:g}",
         step.churn and f"churn {step.churn:g}",
         step.guidance_reuse and "reuses guidance",
+        step.repeats and f"repeats {step.repeats}",
         step.x0_reuse and "reuses x0",
         step.guidance_rescale and f"rescale {step.guidance_rescale:g}",
         second and "second network",

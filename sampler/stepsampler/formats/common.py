@@ -135,6 +135,7 @@ def losses(schedule: Schedule) -> list[str]:
         "guidance_reuse": any(s.guidance_reuse for s in steps),
         "boundary": schedule.boundary is not None,
         "x0_reuse": any(s.x0_reuse for s in steps),
+        "repeats": any(s.repeats for s in steps),
         "churn": any(s.churn for s in steps),
         "guidance_rescale": any(s.guidance_rescale for s in steps),
         "Free-U per step": any(s.free_u for s in steps),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stepsampler.schedule.parts import (
+    MOST_INTERVALS,
     PURE_NOISE,
     FreeU,
     GoldenNoise,
@@ -30,6 +31,7 @@ from stepsampler.support.checks import ScheduleError, keys, no_object, number, o
 from stepsampler.support.files import meant, write_text
 
 __all__ = [
+    "MOST_INTERVALS",
     "PURE_NOISE",
     "FreeU",
     "GoldenNoise",
@@ -62,7 +64,7 @@ WITHOUT_FORMS = ("ipndm", "heun")  # rules on dx / dsigma, neither on x0 nor on 
 GUIDANCE = ("classifier-free", "distilled")
 DECODE = ("x", "alpha-x")
 SMALLEST_GAP = 1e-9  # relative; nearer sigmas have no usable difference in log sigma
-MOST_INTERVALS = 10_000  # of statistics; the authors' have 120 to 1,200
+MOST_REPEATS = 100  # of a step
 MAX_BYTES = 1_000_000  # of a schedule file; a thousand steps are a tenth of it
 
 
@@ -137,6 +139,8 @@ class Schedule:
             )
         if step.guidance_reuse:
             self._check_reuse(i, step)
+        if step.repeats:
+            self._check_repeats(i, step)
         if step.x0_reuse and (i == 0 or self.solver == "heun" or self.steps[i - 1].corrector):
             raise ScheduleError(
                 f"step {i}: x0_reuse needs a step before it, which has no corrector and is none of "
@@ -178,6 +182,20 @@ class Schedule:
                 f"step {i}: guidance_reuse needs a guidance_scale, and a step before it with both "
                 "predictions"
             )
+
+    def _check_repeats(self, i: int, step: Step) -> None:
+        """Guidance is iterated where a call has both predictions and there is a way back."""
+        if step.repeats not in range(MOST_REPEATS + 1):
+            raise ScheduleError(
+                f"step {i}: repeats must be 0 to {MOST_REPEATS}, got {shown(step.repeats)}"
+            )
+        both = step.calls and step.guidance_scale != 1 and not step.guidance_reuse
+        if not both or self.guidance == "distilled" or self.sigmas[i + 1] == 0:
+            raise ScheduleError(
+                f"step {i}: repeats need a call with both predictions, onto a sigma above 0"
+            )
+        if i and self.steps[i - 1].corrector:
+            raise ScheduleError(f"step {i}: repeats and a corrector before them exclude each other")
 
     def _check_rule(self, i: int, step: Step) -> None:
         highest = min(i + 1, SOLVERS[self.solver]) if self.solver != "heun" else 2
@@ -250,18 +268,7 @@ class Schedule:
             return
         if self.flow or (self.model and self.model.sigma_data):
             raise ScheduleError(f"{BY_STATISTICS} is for variance-preserving models")
-        if not (isfinite(named.guidance_scale) and named.guidance_scale >= 0):
-            raise ScheduleError(
-                f"statistics: guidance_scale must be >= 0, got {named.guidance_scale:g}"
-            )
-        if not 1 <= named.intervals <= MOST_INTERVALS:
-            raise ScheduleError(
-                f"statistics: intervals must be 1 to {MOST_INTERVALS}, got {shown(named.intervals)}"
-            )
-        if named.digest is not None and not re.fullmatch("[0-9a-f]{16}", named.digest):
-            raise ScheduleError(
-                f"statistics: digest must be 16 hexadecimal digits, got {shown(named.digest)}"
-            )
+        named.check()
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -292,7 +299,8 @@ class Schedule:
         """Network passes per image: two for a guided call, one for an unguided or distilled one.
 
         One that reuses guidance is one pass. An analytic step has no call, nor has one that reuses
-        x0; one of Heun's of order 2 has two, raw golden noise adds two.
+        x0; one of Heun's of order 2 has two, raw golden noise adds two. Each of a step's `repeats`
+        has a guided call and an unconditional one.
         """
         golden = self.raw_noise
         more = 2 * self._per_call(golden.guidance_scale) if golden else 0
@@ -300,7 +308,8 @@ class Schedule:
 
     def passes_of(self, step: Step) -> int:
         calls = 0 if not step.calls else step.order if self.solver == "heun" else 1
-        return calls * (1 if step.guidance_reuse else self._per_call(step.guidance_scale))
+        once = calls * (1 if step.guidance_reuse else self._per_call(step.guidance_scale))
+        return once + 3 * step.repeats
 
     def _per_call(self, w: float) -> int:
         return 1 if self.guidance == "distilled" or w == 1 else 2

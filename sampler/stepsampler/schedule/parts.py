@@ -1,6 +1,10 @@
 """What a schedule is made of: its steps, golden noise, and the model that it is for."""
 
+import re
 from dataclasses import MISSING, dataclass, fields
+from math import isfinite
+
+from stepsampler.support.checks import ScheduleError, shown
 
 # A sigma above it is nothing but noise to a network, and tools write the end of zero terminal SNR,
 # which is infinite, as one: 4,096 or 4,519. All of them mean the same.
@@ -37,6 +41,7 @@ class LearnedNoise:
     npnet: str  # of its file's SHA-256, the first 16 characters
 
 
+MOST_INTERVALS = 10_000  # of statistics; the authors' have 120 to 1,200
 SAME_SCALE = 1e-3  # of two guidance scales at most
 
 
@@ -53,6 +58,24 @@ class StatisticsSpec:
     digest: str | None = None  # of the file; None: any of this scale and grid
     p_pseudo: bool = False  # of the predictor
     c_pseudo: bool = True  # of the corrector
+
+    def check(self) -> None:
+        """
+        Raises:
+            ScheduleError: a number out of its range.
+        """
+        if not (isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            raise ScheduleError(
+                f"statistics: guidance_scale must be >= 0, got {self.guidance_scale:g}"
+            )
+        if not 1 <= self.intervals <= MOST_INTERVALS:
+            raise ScheduleError(
+                f"statistics: intervals must be 1 to {MOST_INTERVALS}, got {shown(self.intervals)}"
+            )
+        if self.digest is not None and not re.fullmatch("[0-9a-f]{16}", self.digest):
+            raise ScheduleError(
+                f"statistics: digest must be 16 hexadecimal digits, got {shown(self.digest)}"
+            )
 
     def is_like(self, other: "StatisticsSpec") -> bool:
         """Whether both are of one guidance scale and one grid."""
@@ -82,11 +105,17 @@ class Step:
     time_scale: float = 1.0  # the network is told sigma * time_scale; x and the update have sigma
     guidance_reuse: bool = False  # cond - uncond is that of the last step that had both: one pass
     x0_reuse: bool = False  # no network call: x0 is that of the step before
+    # How often the step is taken with guidance and back without, before it is taken: 3 passes each
+    repeats: int = 0
 
     @property
     def calls(self) -> bool:
         """Whether the network is called."""
         return self.analytic is None and not self.x0_reuse
+
+
+class Unconditional(Step):
+    """A call under the negative prompt alone: one pass. Rows of a tableau have it, no file."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,10 @@ def step_from(i: int, data: Any) -> Step:
     order = values["order"]
     if isinstance(order, bool) or not isinstance(order, int):
         raise ScheduleError(f"{place}: order must be a whole number, got {shown(order)}")
+    if isinstance(values.get("repeats"), bool) or not isinstance(values.get("repeats", 0), int):
+        raise ScheduleError(
+            f"{place}: repeats must be a whole number, got {shown(values['repeats'])}"
+        )
     for name in ("corrector", "guidance_reuse", "x0_reuse"):
         if not isinstance(values.get(name, False), bool):
             raise ScheduleError(f"{place}: {name} must be true or false")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from peers.contenders import Remembering
+from peers.further.contenders import Remembering
 from stepsampler.models import load
 from stepsampler.schedule import Schedule
 from stepsearch.compare.contenders import OnSchedule

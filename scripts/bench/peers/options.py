@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from peers.studies import EXTRACTORS, RIVAL_SEARCHES, UNGUIDED
+from peers.studies import ABLATION, EXTRACTORS, MORE, RIVAL_SEARCHES, UNGUIDED
 from stepsearch.config.parts import RIVALS
 
 STEPS = (3, 5, 8, 4, 6, 10)  # the most telling ones first
@@ -24,6 +24,8 @@ def parse(
     add("--times", type=float, default=3.0, help="our passes that the trials of OYS, USF have")
     add("--ablation", action="store_true", help="the ablation instead, at --ablation-steps")
     add("--ablation-steps", type=int, nargs="+", default=[5])
+    late = list(ABLATION)[list(ABLATION).index(MORE) + 1 :]
+    add("--axes", nargs="*", choices=late, default=[], help="only these, each alone beside ours")
     add("--transfer", action="store_true", help="test what was chosen elsewhere instead")
     add("--seeds", type=int, default=1, help="searches of ours, or of each row of the ablation")
     add("--rivals", nargs="*", default=list(RIVALS))

@@ -56,6 +56,8 @@ ABLATION: dict[str, dict] = {  # each row has the axes of those above it
     "+ Free-U": {"free_u": True},
     "+ gain": {"gain": (0.9, 1.2)},
     "+ guidance by reuse": {"reuse": 4},
+    "+ fresh noise per step": {"churn": (-0.2, 0.8), "fresh_noise": "per-step"},
+    "+ iterated guidance": {"repeats": 2},
 }
 
 
@@ -178,17 +180,24 @@ def rival(args: Namespace, name: str, n: int, passes: int) -> StudyConfig:
 
 
 def ablation(args: Namespace, n: int, seed: int = 0) -> dict[str, StudyConfig]:
-    """A study for each row, all of the same budget."""
+    """A study for each row, all of the same budget.
+
+    With `--axes` our box, `MORE`, and each of these axes alone beside it.
+    """
     studies, space = {}, {"guidance_scale": OURS["guidance_scale"]}
     for k, (name, axes) in enumerate(ABLATION.items()):
         if name == MORE:
             axes = {"max_steps": min(2 * n, n + 2)}
-        space = {**space, **axes}
-        found = study(args, f"ablation-{k}", n, space, args.images)
+        if args.axes and MORE in studies and name not in args.axes:
+            continue
+        made = {**space, **axes}
+        if not args.axes or MORE not in studies:
+            space = made
+        found = study(args, f"ablation-{k}", n, made, args.images)
         found["baselines"]["rivals"] = []
         found["search"]["seed"] = seed
         studies[name] = StudyConfig.model_validate(found)
-    return studies
+    return {k: v for k, v in studies.items() if not args.axes or k in (MORE, *args.axes)}
 
 
 def bound(config: StudyConfig, stages: Sequence[str] = STAGES) -> int:

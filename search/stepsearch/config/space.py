@@ -46,6 +46,8 @@ class SpaceConfig(Section):
     guidance_rescale: Range | None = None  # below 0 means none
     # Of the guided steps as few as every so manieth has both predictions; the others reuse guidance
     reuse: int = Field(1, ge=1, le=16)
+    # How often the first guided step may be iterated, 3 passes each time (Foresight Guidance)
+    repeats: int = Field(0, ge=0, le=8)
     # Solver
     max_order: int = Field(3, ge=1, le=4)  # of the solver
     order: Literal["constant", "per-step"] = "constant"  # one of all steps, or one each
@@ -54,6 +56,7 @@ class SpaceConfig(Section):
     analytic: Range | None = None  # gain of an analytic first step; below 0.9 means none
     analytic_at: Range | None = None  # where it lands, a share of the first gap; None: half-way
     churn: Range | None = None  # share of fresh noise at every step after the first; below 0: none
+    fresh_noise: Literal["constant", "per-step"] = "constant"  # one churn of all steps, or one each
     gain: Range | None = None  # of every step, times what it takes of the predictions; 1 is none
     # Where there are several, the search chooses: "off", "raw" (from the level after the first back
     # to it, by inversion: two calls of the passes), or an NPNet by the digest of its file.
@@ -99,6 +102,8 @@ class SpaceConfig(Section):
                 raise ValueError(f"{name}: high must be <= {most[name]:g}, got {high}")
         if self.guidance == "off" and self.guidance_rescale:
             raise ValueError('guidance_rescale: there is nothing to rescale, guidance is "off"')
+        if self.guidance == "off" and self.repeats:
+            raise ValueError('repeats: there is no guidance to iterate, it is "off"')
         if self.baseline not in ("best", *GRIDS, *RIVALS):
             names = ", ".join(("best", *GRIDS, *RIVALS))
             raise ValueError(f"baseline must be one of {names}, got {self.baseline!r}")
@@ -110,6 +115,8 @@ class SpaceConfig(Section):
                 f"analytic: high must be at least {NO_ANALYTIC:g}, below which there is no such "
                 f"step, got {self.analytic[1]}"
             )
+        if self.fresh_noise == "per-step" and not self.churn:
+            raise ValueError("fresh_noise: there is no fresh noise without churn")
         if self.analytic_at and not self.analytic:
             raise ValueError("analytic_at: there is no analytic first step without analytic")
         if self.first_sigma and self.first_sigma[0] <= self.final_sigma[1]:

@@ -202,6 +202,7 @@ def _key(collector: Collector, model: LatentModel, judge: Alignment, additions: 
 
 def _pair_passes(plan: Schedule, inversion_scale: float) -> int:
     first = plan.steps[0]
+    first = replace(first, repeats=0)
     return sum(map(plan.passes_of, (first, replace(first, guidance_scale=inversion_scale))))
 
 

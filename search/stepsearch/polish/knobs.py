@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stepsampler.errors import UserError
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule, Step
 from stepsampler.solvers import shares
@@ -51,19 +50,12 @@ class Knobs:
 
     Which of gain and weights, `freedom` says; a step with a corrector, or of Heun's, has a gain.
     The first level stays.
-
-    Raises:
-        UserError: a schedule that reuses guidance.
     """
 
     start: Schedule
     freedom: Freedom = "weights"
     levels: bool = True
     one_scale: bool = False
-
-    def __post_init__(self) -> None:
-        if any(step.guidance_reuse for step in self.start.steps):  # it is of a step computed before
-            raise UserError("a schedule that reuses guidance cannot be polished")
 
     @property
     def names(self) -> list[str]:

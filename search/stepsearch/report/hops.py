@@ -12,7 +12,7 @@ from stepsampler.schedule import Schedule, Step
 from stepsampler.support.checks import ScheduleError
 
 Fields = dict[str, Any]  # of a schedule that may not be one yet
-GUIDANCE = ("guidance_scale", "guidance_rescale", "guidance_reuse")
+GUIDANCE = ("guidance_scale", "guidance_rescale", "guidance_reuse", "repeats")
 TRIES = 100  # of a draw that would be no schedule: levels in another order
 
 
@@ -71,6 +71,7 @@ def _resampled(plan: Fields, end: Schedule) -> Fields:
         if end.steps[i].analytic is not None:  # which costs no pass, and is only the first
             free = end.steps[i].analytic
             step = replace(step, analytic=free, guidance_scale=1.0, guidance_rescale=0.0, order=1)
+            step = replace(step, repeats=0)
         steps.append(step)
     return plan | {"steps": tuple(steps)}
 

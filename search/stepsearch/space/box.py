@@ -27,17 +27,23 @@ from stepsampler.noise import Noise
 from stepsampler.schedule import (
     BY_STATISTICS,
     SOLVERS,
-    WITHOUT_FORMS,
     FreeU,
     ModelSpec,
     Schedule,
     StatisticsSpec,
 )
-from stepsampler.solvers import FORMS
 from stepsearch.config.space import NO_ANALYTIC, OFF, SpaceConfig
+from stepsearch.space.curves import curve, knots_of, middles, names_of
 from stepsearch.space.golden import golden_noise, kind_of
-from stepsearch.space.guidance import guidance_of, statistics_for, under, within_budget
-from stepsearch.space.likeness import form, same
+from stepsearch.space.guidance import (
+    guidance_of,
+    iterated,
+    iterations,
+    statistics_for,
+    under,
+    within_budget,
+)
+from stepsearch.space.likeness import chosen_form, form, same
 
 Params = dict[str, float]
 SHORTEST_GAP = 0.02  # of an even gap: some grids end with a step from sigma_min to 0
@@ -65,8 +71,11 @@ class SearchSpace:
     known: Sequence[StatisticsSpec] = ()  # statistics of the model
 
     def __post_init__(self) -> None:
-        if self.config.reuse > 1 and self.guidance == "distilled":
-            raise UserError("space.reuse is for classifier-free guidance, the model's is distilled")
+        for name, used in (("reuse", self.config.reuse > 1), ("repeats", self.config.repeats)):
+            if used and self.guidance == "distilled":
+                raise UserError(
+                    f"space.{name} is for classifier-free guidance, the model's is distilled"
+                )
         self._statistics  # noqa: B018 - refused here, if at all
         if self.model.prediction_type == "flow_prediction":
             for name in ("analytic", "churn", "decode", "whole_timesteps"):
@@ -128,11 +137,13 @@ class SearchSpace:
             box |= {name: FloatDistribution(0.0, 1.0) for name in ("guided_from", "guided_to")}
         if c.reuse > 1:
             box["reuse"] = FloatDistribution(0.5, c.reuse + 0.5)
+        if c.repeats:
+            box["repeats"] = FloatDistribution(-0.5, c.repeats + 0.5)
         if c.guidance_rescale:
             box["guidance_rescale"] = FloatDistribution(*c.guidance_rescale)
         if c.max_order > 1:
-            names = self._names("order") if c.order == "per-step" else ["order"]
-            box |= {name: FloatDistribution(0.5, c.max_order + 0.5) for name in names}
+            axes = self._names("order") if c.order == "per-step" else ["order"]
+            box |= {name: FloatDistribution(0.5, c.max_order + 0.5) for name in axes}
         if c.most_steps > c.num_steps:
             box["num_steps"] = FloatDistribution(c.num_steps - 0.5, c.most_steps + 0.5)
         if len(c.solvers) > 1:
@@ -146,12 +157,14 @@ class SearchSpace:
         for name, interval in (
             ("analytic", c.analytic),
             ("analytic_at", c.analytic_at),
-            ("churn", c.churn),
             ("gain", c.gain),
             ("boundary", c.boundary),
         ):
             if interval:
                 box[name] = FloatDistribution(*interval)
+        if c.churn:
+            axes = self._names("churn") if c.fresh_noise == "per-step" else ["churn"]
+            box |= {name: FloatDistribution(*c.churn) for name in axes}
         if c.decode:
             box["decode"] = FloatDistribution(0.0, 1.0)
         if c.free_u:
@@ -167,28 +180,30 @@ class SearchSpace:
         fixed = {name: d.low for name, d in self._intervals.items() if d.single()}
         params = fixed | params
         n = _whole(params.get("num_steps", c.num_steps), c.num_steps, c.most_steps)
-        at = _middles(n)
+        at = middles(n)
         *sigmas, final_sigma = self._sigmas(params, n)
-        curve = self._curve("guidance_scale", params, at)
-        scales = guidance_of(c, params, at, curve).tolist()
+        scales = guidance_of(c, params, at, self._curve("guidance_scale", params, at)).tolist()
         every = _whole(params.get("reuse", 1.0), 1, c.reuse)
         kind = c.golden_noise[_whole(params.get("golden_noise", 0.0), 0, len(c.golden_noise) - 1)]
         golden, cost = golden_noise(
             kind, sigmas[1], max(scales), c.passes - n, self.guidance == "distilled"
         )
-        left = c.passes - cost
+        times = iterations(c, params, c.passes - cost - n)
+        left = c.passes - cost - 3 * times
         scales = within_budget(scales, 2 * n if self.guidance == "distilled" else left, every)
         solver = c.solvers[_whole(params.get("solver", 0.0), 0, len(c.solvers) - 1)]
         statistics = self.statistics_of(solver)
         scales = under(statistics, scales)
         orders = [_whole(value, 1, SOLVERS[solver]) for value in self._curve("order", params, at)]
         free_u = self._free_u(params, at)
+        churns = self._curve("churn", params, at, missing=0.0).tolist()
         first_gain = params.get("analytic", 0.0)
         analytic = first_gain >= NO_ANALYTIC
         if analytic:  # an interval more: up to a point inside of it, no network call is needed
             share = params.get("analytic_at", 0.5)
             sigmas.insert(1, self._between(sigmas[0], [*sigmas, final_sigma][1], share))
             scales, orders, free_u = [1.0, *scales], [1, *orders], [None, *free_u]
+            churns.insert(0, 0.0)
         most = SOLVERS[solver]
         plan = from_sigmas(
             sigmas, final_sigma, scales, most, solver, self.model, statistics=statistics
@@ -198,7 +213,7 @@ class SearchSpace:
                 step,
                 order=min(step.order, order),
                 corrector=step.corrector and params.get("corrector", 1.0) >= 0.5,
-                prediction=step.prediction or self._form(params, solver),
+                prediction=step.prediction or chosen_form(params, solver),
                 guidance_rescale=max(0.0, params.get("guidance_rescale", 0.0)) * (w != 1),
                 free_u=gains,
                 gain=params.get("gain", 1.0),
@@ -210,9 +225,10 @@ class SearchSpace:
         guided = [i for i, step in enumerate(steps) if step.guidance_scale != 1]
         for i in sorted({*guided} - {*guided[::every]}):
             steps[i] = replace(steps[i], guidance_reuse=True)
+        steps = iterated(steps, times, final_sigma)
         for i in range(1, len(steps)):
             if not steps[i - 1].corrector:  # after one there is no fresh noise
-                steps[i] = replace(steps[i], churn=max(0.0, params.get("churn", 0.0)))
+                steps[i] = replace(steps[i], churn=max(0.0, churns[i]))
         decode = "alpha-x" if params.get("decode", 0.0) >= 0.5 else "x"
         plan = replace(
             plan,
@@ -247,15 +263,16 @@ class SearchSpace:
         off = max(c.guidance_scale[0], min(0.8, c.guidance_scale[1]))
         scales = [off if s.guidance_scale == 1 else s.guidance_scale for s in steps]
         point |= self._knots("guidance_scale", scales)
-        on = [at for at, s in zip(_middles(n), steps, strict=True) if s.guidance_scale != 1]
+        on = [at for at, s in zip(middles(n), steps, strict=True) if s.guidance_scale != 1]
         if c.guidance == "interval" and on:
             scales = [s.guidance_scale for s in steps if s.guidance_scale != 1]
             point |= {"guided_from": on[0] - 0.25 / n, "guided_to": on[-1] + 0.25 / n}
         point["guidance_scale"] = float(np.mean(scales))
-        place = 2 * _middles(len(scales)) - 1
+        place = 2 * middles(len(scales)) - 1
         point["guidance_slope"] = float(place @ np.asarray(scales) / (place @ place or 1.0))
         both = [s for s in steps if s.guidance_scale != 1 and not s.guidance_reuse]
         point["reuse"] = float(ceil(len(on) / max(len(both), 1)))
+        point["repeats"] = float(max(s.repeats for s in steps))
         point["guidance_rescale"] = max(s.guidance_rescale for s in steps)
         point |= self._knots("order", [float(s.order) for s in steps])
         point["order"] = float(max(s.order for s in steps))
@@ -266,6 +283,10 @@ class SearchSpace:
         point["corrector"] = float(any(s.corrector for s in steps))
         point["prediction"] = float(form(steps[-1], schedule.solver) == "noise")
         point["churn"] = max(s.churn for s in steps)
+        churns = [s.churn for s in steps]
+        if schedule.steps[0].analytic is None:  # the first has none: there the curve goes on
+            churns[:1] = churns[1:2] or [0.0]
+        point |= self._knots("churn", churns)
         point["gain"] = float(np.mean([s.gain for s in schedule.steps]))
         point["decode"] = float(schedule.decode == "alpha-x")
         point["boundary"] = self._place_of(schedule) or 0.0
@@ -303,7 +324,7 @@ class SearchSpace:
             ramp = np.linspace(first_sigma**exponent, lowest**exponent, count) ** params["rho"]
             return [*ramp.tolist()[:n], final_sigma]
         first = self.noise.timestep(first_sigma)
-        gaps = self._gaps(baseline) * np.exp(self._curve("log_gap", params, _middles(n)))
+        gaps = self._gaps(baseline) * np.exp(self._curve("log_gap", params, middles(n)))
         timesteps = first - (first - final) * np.cumsum([0, *gaps[:-1]]) / gaps.sum()
         return [*(self.noise.sigma(t) for t in timesteps), final_sigma]
 
@@ -333,13 +354,6 @@ class SearchSpace:
         start, end = self.noise.timestep(sigma), self.noise.timestep(sigma_next)
         return self.noise.sigma(start + share * (end - start))
 
-    def _form(self, params: Params, solver: str) -> str | None:
-        """What a step's rule extrapolates, if that is a choice and not the solver's own form."""
-        if "prediction" not in params or solver in WITHOUT_FORMS:
-            return None
-        wanted = "noise" if params["prediction"] >= 0.5 else "data"
-        return None if wanted == FORMS.get(solver, "data") else wanted
-
     def _free_u(self, params: Params, at: NDArray[np.float64]) -> list[FreeU | None]:
         """None or one of the sets at each step: as many equal parts of [0, 1]."""
         if not self.config.free_u:
@@ -364,35 +378,20 @@ class SearchSpace:
         self, stem: str, params: Params, at: NDArray[np.float64], missing: float = 1.0
     ) -> NDArray[np.float64]:
         """Values at positions of the trajectory: of the knots, of the one number, or `missing`."""
-        names = self._names(stem)
-        if names[0] not in params:
-            return np.full(len(at), params.get(stem, missing))
-        knots = _middles(self.config.num_steps)
-        return np.asarray(np.interp(at, knots, [params[name] for name in names]))
+        return curve(stem, params, at, self.config.num_steps, missing)
 
     def _knots(self, stem: str, values: Sequence[float] | NDArray[np.float64]) -> Params:
         """The knots of the curve that is nearest to the values of the steps."""
-        knots, at = _middles(self.config.num_steps), _middles(len(values))
-        if len(at) > len(knots):  # least squares: between the values it would blur an interval
-            hats = np.array([np.interp(at, knots, hat) for hat in np.eye(len(knots))])
-            found = np.linalg.lstsq(hats.T, np.asarray(values, float), rcond=None)[0]
-        else:
-            found = np.interp(knots, at, values)
-        return dict(zip(self._names(stem), found.tolist(), strict=True))
+        return knots_of(stem, values, self.config.num_steps)
 
     def _names(self, stem: str) -> list[str]:
-        return [f"{stem}_{i}" for i in range(self.config.num_steps)]
+        return names_of(stem, self.config.num_steps)
 
     def _gaps(self, sigmas: Sequence[float]) -> NDArray[np.float64]:
         """In timesteps; none of them vanishes."""
         timesteps = [self.noise.timestep(s) for s in sigmas]
         shortest = SHORTEST_GAP * timesteps[0] / (len(sigmas) - 1)
         return np.array([max(start - end, shortest) for start, end in pairwise(timesteps)])
-
-
-def _middles(n: int) -> NDArray[np.float64]:
-    """Where n steps lie in the trajectory, from 0 (noise) to 1 (image)."""
-    return (np.arange(n) + 0.5) / n
 
 
 def _whole(value: float, low: int, high: int) -> int:

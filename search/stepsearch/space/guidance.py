@@ -1,12 +1,13 @@
 """Guidance of a box: its scales, what a budget leaves of them, and statistics that suit them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepsampler.errors import UserError
-from stepsampler.schedule import BY_STATISTICS, StatisticsSpec
+from stepsampler.schedule import BY_STATISTICS, StatisticsSpec, Step
 from stepsearch.config.space import SpaceConfig
 from stepsearch.rivals.baselines import told
 
@@ -39,6 +40,28 @@ def within_budget(guidance: list[float], passes: int, every: int = 1) -> list[fl
     for _, i in guided[: max(0, len(guided) - every * (passes - len(scales)))]:
         scales[i] = 1.0
     return scales
+
+
+def iterations(config: SpaceConfig, params: Mapping[str, float], spare: int) -> int:
+    """How often the first guided step is iterated, of which `spare` passes pay for guidance.
+
+    At most so often that one step can be guided; each time has a guided call and an unconditional
+    one.
+    """
+    wanted = min(max(round(params.get("repeats", 0.0)), 0), config.repeats)
+    return max(0, min(wanted, (spare - 1) // 3))
+
+
+def iterated(steps: list[Step], times: int, final_sigma: float) -> list[Step]:
+    """The first guided step iterated, unless a corrector is before it or it lands on sigma 0."""
+    guided = [i for i, step in enumerate(steps) if step.guidance_scale != 1]
+    if not guided or not times:
+        return steps
+    i = guided[0]
+    corrected = i > 0 and steps[i - 1].corrector
+    if corrected or (i == len(steps) - 1 and final_sigma == 0):
+        return steps
+    return [*steps[:i], replace(steps[i], repeats=times), *steps[i + 1 :]]
 
 
 def under(statistics: StatisticsSpec | None, guidance: list[float]) -> list[float]:

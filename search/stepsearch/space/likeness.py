@@ -1,15 +1,24 @@
-"""Whether two schedules are the same one."""
+"""Whether two schedules are the same one, and the form of their rules."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import log
 
-from stepsampler.schedule import GoldenNoise, LearnedNoise, Schedule, Step
+from stepsampler.schedule import WITHOUT_FORMS, GoldenNoise, LearnedNoise, Schedule, Step
 from stepsampler.solvers import FORMS
 
 
 def form(step: Step, solver: str) -> str:
     """Of the predictions that a step takes: its own, or its solver's."""
     return step.prediction or FORMS.get(solver, "data")
+
+
+def chosen_form(params: Mapping[str, float], solver: str) -> str | None:
+    """What the steps' rule extrapolates, if that is a choice and not the solver's own form."""
+    if "prediction" not in params or solver in WITHOUT_FORMS:
+        return None
+    wanted = "noise" if params["prediction"] >= 0.5 else "data"
+    return None if wanted == FORMS.get(solver, "data") else wanted
 
 
 def same(a: Schedule, b: Schedule) -> bool:

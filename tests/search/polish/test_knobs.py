@@ -7,7 +7,6 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepsampler import UserError
 from stepsampler.grids import from_sigmas, make_schedule
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.sample import trajectory
@@ -96,10 +95,14 @@ def test_levels_can_be_kept():
     assert knobs.schedule([0.1] * len(knobs.names)).sigmas == STARTS["2M"].sigmas
 
 
-def test_reused_guidance_has_no_gradient():
-    steps = (Step(4.0, 3.0), Step(1.0, 3.0, guidance_reuse=True))
-    with pytest.raises(UserError, match="a schedule that reuses guidance cannot be polished"):
-        Knobs(Schedule(steps))
+def test_what_a_step_does_with_its_guidance_stays():
+    steps = (Step(4.0, 3.0, repeats=1), Step(1.0, 3.0, guidance_reuse=True))
+    knobs = Knobs(Schedule(steps), "gain")
+    moved = knobs.schedule(knobs.rates)
+    assert [s.repeats for s in moved.steps] == [1, 0]
+    assert [s.guidance_reuse for s in moved.steps] == [False, True]
+    assert moved.steps[1].guidance_scale > 3
+    assert moved.passes == knobs.start.passes
 
 
 def test_one_scale_of_all_guided_steps_stays_one():

@@ -239,6 +239,42 @@ def test_fresh_noise_comes_at_every_step_that_may_have_it():
     assert [s.corrector for s in corrected.steps] == [True, True, True, False]
 
 
+def test_fresh_noise_of_each_step_is_a_curve():
+    """Much early, none late, as in AdaSDE; more steps than knots interpolate."""
+    box = space(4, 8, max_steps=8, churn=(-0.2, 0.9), fresh_noise="per-step")
+    assert "churn" not in box.distributions
+    knots = {"churn_0": 0.9, "churn_1": 0.6, "churn_2": 0.3, "churn_3": -0.2}
+    plan = box.schedule(centre(box) | knots | {"num_steps": 4.0})
+    assert [s.churn for s in plan.steps] == pytest.approx([0.0, 0.6, 0.3, 0.0])
+    more = box.schedule(centre(box) | knots | {"num_steps": 8.0})
+    # eight steps lie a quarter of a knot's distance to either side of each knot
+    at = [0.825, 0.675, 0.525, 0.375, 0.175, 0.0, 0.0]
+    assert [s.churn for s in more.steps] == pytest.approx([0.0, *at])
+    for known in (plan, replace(plan, steps=tuple(replace(s, churn=0.0) for s in plan.steps))):
+        point, same = box.params(known)
+        assert same
+        assert box.schedule(point) == known
+
+
+def test_after_an_analytic_step_fresh_noise_begins_with_the_first_knot():
+    options = {"churn": (0.0, 0.9), "fresh_noise": "per-step", "analytic": (0.8, 1.0)}
+    box = space(3, 6, **options)
+    point = centre(box) | {"analytic": 1.0, "churn_0": 0.8, "churn_1": 0.5, "churn_2": 0.1}
+    plan = box.schedule(point | {"analytic_at": 0.5})
+    assert [s.churn for s in plan.steps] == [0.0, 0.8, 0.5, 0.1]
+    back, same = box.params(plan)
+    assert same
+    assert [back[f"churn_{i}"] for i in range(3)] == pytest.approx([0.8, 0.5, 0.1])
+
+
+def test_one_churn_of_all_steps_is_what_it_was():
+    """Points of studies that were searched before there was a curve."""
+    box = space(4, 8, churn=(0.0, 0.3))
+    assert [name for name in box.distributions if "churn" in name] == ["churn"]
+    plan = box.schedule(centre(box) | {"churn": 0.2})
+    assert [s.churn for s in plan.steps] == [0.0, 0.2, 0.2, 0.2]
+
+
 @pytest.mark.parametrize("axis", ["guidance_rescale", "churn"])
 def test_below_zero_is_off_and_off_has_a_part_of_the_box(axis):
     box = space(4, 8, **{axis: (-0.2, 0.6)})

@@ -89,8 +89,8 @@ def _with_stepsampler(text: str) -> Plan:
     from stepsampler.solvers import tableau
 
     schedule = stepsampler.Schedule.from_json(text)
-    if any(step.time_scale != 1 or step.guidance_reuse for step in schedule.steps):
-        raise ValueError("time_scale and guidance_reuse are not for this node")
+    if any(s.time_scale != 1 or s.guidance_reuse or s.repeats for s in schedule.steps):
+        raise ValueError("time_scale, guidance_reuse and repeats are not for this node")
     if schedule.boundary is not None:
         raise ValueError("boundary is not for this node: a second network has a sampler of its own")
     rows = tableau(schedule)

@@ -18,14 +18,14 @@ from stepsampler.sample import execute
 from stepsampler.schedule import Schedule
 from stepsearch.metrics.alignment import Prompt
 from stepsearch.metrics.features import Judge
-from stepsearch.polish.descent import BETAS, LAST
 from stepsearch.polish.knobs import Knobs
-from stepsearch.polish.objective import NUDGE
 from stepsearch.rivals.ld3 import CHECK, ITERATIONS
-from stepsearch.rivals.live import Following, LiveTableau, decoded_rows
+from stepsearch.rivals.live import FAR, Following, LiveTableau, decoded_rows
 from stepsearch.rivals.placement import Counting
 
 PART = 10  # images of an iteration
+BETAS = (0.8, 0.98)  # of Adam, for few iterations
+LAST = 0.1  # share of the first rate that the last iteration has; between them it falls evenly
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def learn(
         parameters = moved * knobs.rates
         rows = LiveTableau(knobs.schedule, parameters).at(parameters)
         with torch.enable_grad():
-            loss(end(part, rows, Following(part.ask, nudge=NUDGE)), part).backward()
+            loss(end(part, rows, Following(part.ask, nudge=FAR)), part).backward()
         adam.step()
         slowing.step()
         if k % CHECK == 0 or k == iterations:

@@ -12,10 +12,19 @@ from pathlib import Path
 
 import torch
 
-from peers.contenders import BestOf, Seen, passes_of
-from peers.learning import PART, Classified, Learned, Loss, Part, learn, parts_of, regression
+from peers.further.contenders import BestOf, Seen, passes_of
+from peers.further.learning import (
+    PART,
+    Classified,
+    Learned,
+    Loss,
+    Part,
+    learn,
+    parts_of,
+    regression,
+)
+from peers.further.trajectories import SCALE, Trajectories, reusing, teach, tors
 from peers.measure import Entry, Measure, with_gain
-from peers.trajectories import SCALE, Trajectories, reusing, teach, tors
 from stepsampler.grids import GRIDS, from_sigmas, is_guided
 from stepsampler.models import load
 from stepsampler.schedule import Schedule

@@ -1,0 +1,1 @@
+"""Rivals that the benchmark of gains makes itself: learned, reusing, caching, judged."""
