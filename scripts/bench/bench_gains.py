@@ -25,14 +25,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from peers.further.contenders import Remembering
 from peers.further.rivals import RIVALS, Rivals
 from peers.gains import DRAWN, page
 from peers.gains_transfer import transfer
-from peers.measure import Entry, Measure, with_gain
+from peers.measure import Entry, Measure, mean_of, with_gain
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.compare.table import as_data, compare
@@ -204,13 +203,6 @@ def joined(known: list[dict], told: dict) -> list[dict]:
     same = [one for one in known if what(one) == what(told)]
     others = [one for one in known if one not in same]
     return [*others, told | {"rows": [row for one in [*same, told] for row in one["rows"]]}]
-
-
-def mean_of(scores: dict[str, Score]) -> Score:
-    """The geometric mean of the distances, with its jackknife."""
-    each = [score for name, score in scores.items() if name != "alignment"]
-    left_out = np.exp(np.mean([np.log(score.left_out) for score in each], axis=0))
-    return Score(float(np.exp(np.mean([np.log(score.value) for score in each]))), left_out)
 
 
 def tell(done: float, news: str) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `stepsearch polish` makes of well-known schedules of the bundled model, and for how much.
 
-    python scripts/bench/bench_polish.py --freedoms gain weights
+    python scripts/bench/bench_polish.py --iterations 2 --check-images 240
 
 Writes a table (.md) and its numbers (.json): FD under both bundled extractors and alignment on test
 seeds and real images that no polish saw, and two rulers that it does not look through; before and
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from peers.measure import mean_of
 from stepsampler.errors import percent
 from stepsampler.grids import GRIDS, from_sigmas
 from stepsampler.models import LatentModel
@@ -31,28 +32,34 @@ from stepsearch.paths import write_whole
 from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs
 
-# Grid, guidance scale of each step, their gain, and solver. With a gain: the best known for
-# three guided steps in docs/gains.md.
-STARTS = {
-    "kl-optimal, 3 steps, w 2": ("kl-optimal", [2.0] * 3, 1.0, "dpmpp-midpoint"),
-    "kl-optimal, 3 steps, UniPC, w 2, gain 1.04": ("kl-optimal", [2.0] * 3, 1.04, "unipc-bh2"),
+# Grid, guidance scale of each step, and solver.
+STARTS: dict[str, tuple] = {
+    "kl-optimal, 3 steps, w 2": ("kl-optimal", [2.0] * 3, "dpmpp-midpoint"),
     "ays-sd15, 7 steps, the first 3 guided, w 2": (
         *("ays-sd15", [2.0] * 3 + [1.0] * 4),
-        *(1.0, "dpmpp-midpoint"),
+        "dpmpp-midpoint",
     ),
 }
+# Column and name of rows of docs/gains.json: the best known with their gains, and ours of then.
+ROWS = {
+    "the best known of 6 passes": (3, "kl-optimal, unipc-bh2, order 2, w 2, gain 1.04"),
+    "ours of before, 6 passes": (3, "ours"),
+    "the best known of 10 passes": (5, "AYS (SDXL values), unipc-bh2, order 3, w 2, gain 1.07"),
+    "ours of before, 8 passes": (5, "ours"),
+}
+GAINS = Path(__file__).parents[2] / "docs" / "gains.json"
 FREEDOMS = ("gain", "weights", "none")
 WHAT = {"none": "levels and scales", "gain": "and gains", "weights": "and weights"}
 LISTS = ("starts", "found", "freedoms", "gains")  # options that make rows
 SEEN, UNSEEN = ("texture", "lite0"), ("squeezenet", "patches")
-COLUMNS = ("schedule", "after", "passes per image", "passes spent", *SEEN, *UNSEEN, "alignment")
+COLUMNS = ("schedule", "after", "passes", "spent", *SEEN, *UNSEEN, "mean", "alignment")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("docs/polish"), help="files without their suffix")
-    add("--starts", nargs="+", default=list(STARTS), metavar="NAME", help="of the table, in order")
+    add("--starts", nargs="+", default=[*ROWS, *STARTS], metavar="NAME", help="in order")
     add("--found", nargs="*", type=Path, default=[], help="schedule files as starts too")
     add("--freedoms", nargs="*", default=["gain"], choices=FREEDOMS)
     add("--add", action="store_true", help="rows to the table of --out, of the same settings")
@@ -127,10 +134,15 @@ def measured(
 
 
 def start(name: str, model: LatentModel) -> Schedule:
-    grid, scales, gain, solver = STARTS[name]
+    if name in ROWS:
+        steps, wanted = ROWS[name]
+        columns = json.loads(GAINS.read_text(encoding="utf-8"))
+        (rows,) = (column["contenders"] for column in columns if column["steps"] == steps)
+        (row,) = (row for row in rows if row["name"] == wanted)
+        return Schedule.from_json(json.dumps(row["schedule"]))
+    grid, scales, solver = STARTS[name]
     *sigmas, final = GRIDS[grid](len(scales), model.noise)
-    plan = from_sigmas(sigmas, final, scales, 2, solver, model.spec)
-    return replace(plan, steps=tuple(replace(step, gain=gain) for step in plan.steps))
+    return from_sigmas(sigmas, final, scales, 2, solver, model.spec)
 
 
 def say(done: float, news: str) -> None:
@@ -153,9 +165,10 @@ def tested(
     parts += [
         (found.rulers[ruler.reference.metric], ruler.reference.test) for ruler in evaluator.rulers
     ]
-    for extractor, part in zip((*SEEN, *UNSEEN), parts, strict=True):
-        value = score(*part)
-        row[extractor] = [value.value, value.se]
+    names = (*SEEN, *UNSEEN)
+    scores = {name: score(*part) for name, part in zip(names, parts, strict=True)}
+    scores["mean"] = mean_of(scores)
+    row |= {name: [value.value, value.se] for name, value in scores.items()}
     aligned = found.aligned
     row["alignment"] = [float(aligned.mean()), float(aligned.std() / np.sqrt(len(aligned)))]
     return row | {"file": json.loads(schedule.to_json())}
@@ -163,7 +176,7 @@ def tested(
 
 def cells(row: dict) -> list[str]:
     share, error = row["alignment"]
-    distances = [f"{row[k][0]:.2f} ± {row[k][1]:.2f}" for k in (*SEEN, *UNSEEN)]
+    distances = [f"{row[k][0]:.2f} ± {row[k][1]:.2f}" for k in (*SEEN, *UNSEEN, "mean")]
     return [
         row["schedule"],
         row["after"] or "as it was",
@@ -180,7 +193,8 @@ def write(out: Path, table: dict, settings: Settings) -> None:
         f"FD and alignment at n = {n:,} on test seeds; a polish of at most "
         f"{settings.iterations} iterations of {settings.images} images, under texture and lite0 at "
         f"once, checked on {settings.check_images} images of the selection's seeds. Two rulers, of "
-        "SqueezeNet's features and of patches, were seen by nobody."
+        "SqueezeNet's features and of patches, were seen by nobody; `mean` is the geometric mean "
+        "of all four."
     )
     lines = ["# Polish", "", head, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join(cells(row))} |" for row in table["rows"]]

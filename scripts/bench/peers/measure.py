@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from peers.further.contenders import Remembering
@@ -16,6 +17,7 @@ from stepsampler.schedule import Schedule
 from stepsearch.compare.contenders import OnSchedule
 from stepsearch.compare.harness import Clock, Harness
 from stepsearch.metrics.alignment import ClassAlignment
+from stepsearch.metrics.distance import Score
 from stepsearch.metrics.evaluator import Measurement, Metric, load_prompts, model_digest
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.reference import load_reference
@@ -120,3 +122,10 @@ def speed(measure: Measure, schedule: Schedule) -> float:
             for metric in harness.metrics:
                 metric.extractor(images)
     return schedule.passes * len(prompts) / (time.monotonic() - started)
+
+
+def mean_of(scores: dict[str, Score]) -> Score:
+    """The geometric mean of the distances, with its jackknife."""
+    each = [score for name, score in scores.items() if name != "alignment"]
+    left_out = np.exp(np.mean([np.log(score.left_out) for score in each], axis=0))
+    return Score(float(np.exp(np.mean([np.log(score.value) for score in each]))), left_out)
