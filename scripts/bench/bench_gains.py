@@ -312,7 +312,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    return {k: getattr(args, k) for k in SETTINGS}
+    return {k: getattr(args, k) for k in SETTINGS} | {"way": "features"}  # of polishes
 
 
 def fill(

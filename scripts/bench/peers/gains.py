@@ -13,7 +13,7 @@ has a gain of each step, and which polish what they find; the median of their se
 Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances, of which the
 first two were seen by the searches and by whoever chose a gain, the others by nobody; whether those also saw the FD of an
 [untrained network](searching.md#a-guard-against-over-fitting) is below each table. `polished` is the best known guided schedule
-with its gain after gradient steps on what the searches see, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
+with its gain after a polish on what the searches see, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
 of ours is below (-) or above (+) a row's mean, paired image by image.
 
 Further rivals are made here, with a teacher of 50 steps of DPM++(2M) at guidance 2, whose passes count, and with their best
@@ -100,14 +100,18 @@ def _made(rows: dict) -> str:
     """What made the numbers."""
     known, (first, last) = rows["settings"], rows["seeds"]
     guard = known.get("guard", "")  # earlier columns had none
+    # earlier polishes went by gradients in float32
+    way = (
+        "" if "way" in known else ", by gradients; [those of now](polish.md) came after this table"
+    )
     seen = f"{guard} was seen beside the first two" if guard else "there was no guard"
     return (
         f"n = {rows['n']:,}, seeds {first:,} to {last:,}, tests in {known['dtype']}; gains "
         f"{', '.join(f'{gain:g}' for gain in known['gains'])} on {known['selection'][0]} images, "
         f"the best two on {known['selection'][1]}; our searches have {known['trials']} trials of "
         f"at most {known['trial_images']} images and polish {known['polish']} of the finalists; "
-        f"without a search a polish has {known['iterations']} steps. Gradients are in float32; "
-        f"{seen}.{''.join(map(_added, rows.get('added', ())))}"
+        f"a polish has {known['iterations']} iterations{way}; {seen}."
+        f"{''.join(map(_added, rows.get('added', ())))}"
     )
 
 
