@@ -26,7 +26,7 @@ from stepsampler.schedule import Schedule, load
 from stepsearch.config import StudyConfig
 from stepsearch.config.measuring import EvaluationConfig
 from stepsearch.config.space import SpaceConfig
-from stepsearch.metrics.distance import score
+from stepsearch.metrics.distance import Score, score
 from stepsearch.metrics.evaluator import TEST, Evaluator, seeds_of
 from stepsearch.paths import write_whole
 from stepsearch.polish.descent import Settings, polish
@@ -52,7 +52,7 @@ FREEDOMS = ("gain", "weights", "none")
 WHAT = {"none": "levels and scales", "gain": "and gains", "weights": "and weights"}
 LISTS = ("starts", "found", "freedoms", "gains")  # options that make rows
 SEEN, UNSEEN = ("texture", "lite0"), ("squeezenet", "patches")
-COLUMNS = ("schedule", "after", "passes", "spent", *SEEN, *UNSEEN, "mean", "alignment")
+COLUMNS = ("schedule", "after", "passes", "spent", *SEEN, *UNSEEN, "mean", "to before", "alignment")
 
 
 def main() -> None:
@@ -120,16 +120,19 @@ def measured(
     starts = {name: start(name, evaluator.model) for name in args.starts}
     starts |= {path.name: load(path) for path in args.found}
     for name, schedule in starts.items():
+        row, before = tested(args, evaluator, name, "", schedule, 0, None)
         if name not in there:
-            yield tested(args, evaluator, name, "", schedule, 0)
+            yield row
         for gain in args.gains if schedule.steps[0].gain == 1 else ():
             steps = tuple(replace(step, gain=gain) for step in schedule.steps)
             own = replace(schedule, steps=steps)
-            yield tested(args, evaluator, name, f"a gain of {gain:g}, no search", own, 0)
+            after = f"a gain of {gain:g}, no search"
+            yield tested(args, evaluator, name, after, own, 0, before)[0]
         for freedom in args.freedoms:
             found = polish(evaluator, Knobs(schedule, freedom), settings, say)
             after = f"{found.best.iteration} iterations, {WHAT[freedom]}"
-            row = tested(args, evaluator, name, after, found.schedule, found.passes)
+            plan, spent = found.schedule, found.passes
+            row, _ = tested(args, evaluator, name, after, plan, spent, before)
             yield row | {"checks": [asdict(check) for check in found.checks]}
 
 
@@ -157,8 +160,13 @@ def tested(
     after: str,
     schedule: Schedule,
     spent: int,
-) -> dict:
-    """On test seeds, against the real images that no search saw."""
+    before: Score | None,
+) -> tuple[dict, Score]:
+    """On test seeds, against the real images that no search saw; and the mean of its distances.
+
+    `before` is that of the schedule as it was: how far below or above it this one is, image by
+    image.
+    """
     found = evaluator.measure(schedule, seeds_of(TEST, args.images_test))
     row = {"schedule": name, "after": after, "passes": schedule.passes, "spent": spent}
     parts = evaluator.reference.test.split(found.features)
@@ -169,9 +177,13 @@ def tested(
     scores = {name: score(*part) for name, part in zip(names, parts, strict=True)}
     scores["mean"] = mean_of(scores)
     row |= {name: [value.value, value.se] for name, value in scores.items()}
+    mean = scores["mean"]
+    if before is not None:
+        over = Score(mean.value / before.value - 1, mean.left_out / before.left_out - 1)
+        row["over"] = [over.value, over.se]
     aligned = found.aligned
     row["alignment"] = [float(aligned.mean()), float(aligned.std() / np.sqrt(len(aligned)))]
-    return row | {"file": json.loads(schedule.to_json())}
+    return row | {"file": json.loads(schedule.to_json())}, mean
 
 
 def cells(row: dict) -> list[str]:
@@ -183,6 +195,7 @@ def cells(row: dict) -> list[str]:
         str(row["passes"]),
         f"{row['spent']:,}",
         *distances,
+        f"{percent(row['over'][0], '+.1')} ± {percent(row['over'][1])}" if "over" in row else "",
         f"{percent(share)} ± {percent(error)}",
     ]
 
