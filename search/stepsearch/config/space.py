@@ -44,7 +44,7 @@ class SpaceConfig(Section):
     # unconditional models must be.
     guidance: Literal["per-step", "linear", "interval", "constant", "off"] = "linear"
     guidance_rescale: Range | None = None  # below 0 means none
-    # Of the guided steps as few as every so manieth has both predictions; the others reuse guidance
+    # Of the guided steps every so-manieth alone has both predictions; the others reuse guidance
     reuse: int = Field(1, ge=1, le=16)
     # How often the first guided step may be iterated, 3 passes each time (Foresight Guidance)
     repeats: int = Field(0, ge=0, le=8)
