@@ -32,7 +32,7 @@ ABOUT = """# What schedules keep of their gain
 
 By `python scripts/bench/bench_gains.py --transfer`; nothing is chosen anew. Rows are of [gains.md](gains.md): the median of
 ours, the best rival with its gain and the same as published, ours of before; and of [polish.md](polish.md): its starts as
-they are, and after gradient steps with a gain or with weights of each step. They make images of prompts that nothing was
+they are, and polished with a gain or with weights of each step. They make images of prompts that nothing was
 chosen on, with other weights of the same kind (`tiny-second`), and with the excess of the guidance scale over 1 such that
 the mean scale of the guided steps is 1.5 times as high. Each cell is the geometric mean of four FDs on the same fresh seeds, ±
 its standard error; lower is better. In brackets is the change from the schedule that it is a change of: from the rival as
