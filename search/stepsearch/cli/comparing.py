@@ -136,7 +136,7 @@ def polish(
     images: Annotated[
         int,
         typer.Option(
-            min=8, help="Of fresh seeds, an iteration: of the schedule, and with each number moved."
+            min=8, help="An iteration: of the schedule, and of it with each number moved."
         ),
     ] = 250,
     check_images: Annotated[int, typer.Option(min=8, help="Of selection seeds, a check.")] = 400,

@@ -28,7 +28,7 @@ class Settings:
     """How long, and with how many images."""
 
     iterations: int = 3
-    images: int = 250  # of fresh seeds, an iteration; of each as many as there are numbers, and one
+    images: int = 250  # an iteration, for each of the numbers and once more
     check_images: int = 400  # of the selection's seeds, always the same
     drop: float = 0.01  # share of the start's alignment that may be lost
 
@@ -77,7 +77,7 @@ def polish(
 ) -> Polished:
     """Descend, and return the best of the checked points whose alignment is kept.
 
-    An iteration sees what each number does to images of fresh seeds (`Linear`), and checks the move
+    An iteration sees what each number does to images of seeds of its own (`Linear`), and checks the move
     that should be best by that; where it is not better, shorter ones. `show` gets the iterations
     that are done, parts of one too. What was measured before lies in the evaluator's cache: a
     killed polish goes on. Numbers that the model does not take otherwise stay: a pipeline with one
@@ -142,7 +142,7 @@ class _Descent:
         return radius * BACK  # with more images known, once more as far as the second was
 
     def _look(self, iteration: int, at: Array, units: Array) -> Linear | None:
-        """What each number does about a point, by fresh seeds; None if images are not finite."""
+        """What each number does about a point; None if images are not finite."""
         images, count = self.settings.images, len(units)
         seeds = seeds_of(SEARCH + (iteration - 1) * images, images)
         first = self.checks[0].alignment
