@@ -77,11 +77,11 @@ def polish(
 ) -> Polished:
     """Descend, and return the best of the checked points whose alignment is kept.
 
-    An iteration sees what each number does to images of seeds of its own (`Linear`), and checks the move
-    that should be best by that; where it is not better, shorter ones. `show` gets the iterations
-    that are done, parts of one too. What was measured before lies in the evaluator's cache: a
-    killed polish goes on. Numbers that the model does not take otherwise stay: a pipeline with one
-    scale for all steps keeps its scale.
+    An iteration sees what each number does to images of seeds of its own (`Linear`), and checks the
+    move that should be best by that; where it is not better, shorter ones. `show` gets the
+    iterations that are done, parts of one too. What was measured before lies in the evaluator's
+    cache: a killed polish goes on. Numbers that the model does not take otherwise stay: a pipeline
+    with one scale for all steps keeps its scale.
 
     Raises:
         NotFiniteError: the schedule itself makes images that are not finite.
