@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import lcm
+from math import inf, lcm
 
 import torch
 from torch import Tensor
@@ -78,7 +78,8 @@ class FirstCalls:
     def beginning_alike(self, first: bool) -> Iterator[None]:
         """Inside, all answers of the first schedule are kept, and the others look for them."""
         before = self.time, self.known_from
-        self.time, self.known_from = 0.0 if first else self.time, 0.0
+        everywhere = -inf  # the time of EDM's small levels is below 0
+        self.time, self.known_from = everywhere if first else self.time, everywhere
         try:
             yield
         finally:

@@ -209,5 +209,7 @@ class _Descent:
     def _news(self, now: Check) -> str:
         start = self.checks[0]
         share = "" if isnan(now.alignment) else f", alignment {percent(now.alignment)}"
-        change = "" if now is start else f" ({percent(now.distance / start.distance - 1, '+.1')})"
+        # of a metric of the user's, whose scale nobody knows, shares say nothing
+        known = now is not start and start.distance > 0
+        change = f" ({percent(now.distance / start.distance - 1, '+.1')})" if known else ""
         return f"held out {now.distance:.3f}{change}{share}, {now.passes:,} passes so far"

@@ -32,9 +32,14 @@ def numbers_of(space: SpaceConfig) -> dict[str, Any]:
     }
 
 
-def most_numbers(steps: int, passes: int) -> int:
-    """Of a schedule at most, with gains: levels and gains of each step, scales of guided ones."""
-    return 2 * steps + 1 + max(0, passes - steps)
+def most_numbers(space: SpaceConfig) -> int:
+    """Of a schedule of a study at most: levels and gains of each step, scales of guided ones.
+
+    An analytic step is one more; one that reuses guidance has a scale, but no pass for it.
+    """
+    steps, spare = space.most_steps, max(0, space.passes - space.most_steps)
+    guided = steps if space.reuse > 1 else min(steps, spare)
+    return 2 * (steps + bool(space.analytic)) + 1 + guided
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from stepsampler.solvers import Row, Update, tableau
 
 NUDGE = 0.003  # of a sigma, to see how a float32 prediction depends on it
 # Networks answer to the time roughly from timestep to timestep; over this much their slope is that
-# over steps as large as those of a polish.
+# over steps as large as those of a level that is learned.
 FAR = 0.03
 DIFFERENCE = 1e-4  # of a parameter, up and down
 
@@ -89,22 +89,17 @@ class Following:
     """A denoiser through which gradients flow to x, to a guidance scale and to a sigma.
 
     The prediction follows the sigma to first order, by a difference. Nothing of the network is
-    kept between a call and its gradient, for which it is called again. `known` are predictions of
-    an earlier run with the same numbers, in their order: they save the first calls. The difference
-    is over a share `nudge` of sigma.
+    kept between a call and its gradient, for which it is called again. The difference is over a
+    share `nudge` of sigma.
     """
 
-    def __init__(
-        self, denoise: Denoiser, known: Sequence[Tensor] | None = None, nudge: float = NUDGE
-    ) -> None:
-        self.denoise, self.known = denoise, None if known is None else iter(known)
-        self.nudge = nudge
+    def __init__(self, denoise: Denoiser, nudge: float = NUDGE) -> None:
+        self.denoise, self.nudge = denoise, nudge
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         sigma, scale = step.sigma, step.guidance_scale
         here = replace(step, sigma=_plain(sigma), guidance_scale=_plain(scale))
-        known = None if self.known is None else next(self.known)
-        return _Called.apply(x, sigma, scale, self.denoise, here, known, self.nudge)  # type: ignore[no-any-return,no-untyped-call]
+        return _Called.apply(x, sigma, scale, self.denoise, here, self.nudge)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Called(torch.autograd.Function):
@@ -118,12 +113,11 @@ class _Called(torch.autograd.Function):
         scale: Tensor | float,
         denoise: Denoiser,
         step: Step,
-        known: Tensor | None,
         nudge: float,
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.denoise, ctx.step, ctx.nudge = denoise, step, nudge
-        return denoise(x, step) if known is None else known.to(x, copy=True)
+        return denoise(x, step)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -145,7 +139,7 @@ class _Called(torch.autograd.Function):
                 below = ctx.denoise(x.detach(), replace(step, sigma=step.sigma * (1 - ctx.nudge)))
                 slope = (x0.detach() - below) / (step.sigma * ctx.nudge)
                 found[1] = (gradient * slope).sum(dtype=torch.float64).cpu()
-        return (*found, None, None, None, None)
+        return (*found, None, None, None)
 
 
 def _plain(value: Tensor | float) -> float:

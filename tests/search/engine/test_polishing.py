@@ -1,4 +1,4 @@
-"""Gradient steps on finalists as a stage of a run."""
+"""The polish of finalists as a stage of a run."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -36,7 +36,7 @@ def made(schedule: Schedule, better: bool, settings: Settings) -> Polished:
 
 
 class Polishing(ToyWorkers):
-    """Takes a schedule to `target`, as gradients would."""
+    """Says what became of each schedule without measuring any."""
 
     def polish(self, schedules, settings):
         for place, schedule in reversed(list(enumerate(schedules))):
@@ -58,8 +58,8 @@ def test_the_better_ones_stand_beside_what_they_were(tmp_path):
     each = Settings.of_study(stage.config).most_images
     assert each(9) == 2 * (10 * 60 + 3 * 100) + 100
     assert passes == 2 * each(9)  # of the refused one none are known
-    # of three and of six guided steps: levels and the last, scales, gains
-    most = (6 + 6) * each(3 + 1 + 3 + 3) + 12 * each(6 + 1 + 6 + 6)
+    # of three and of six guided steps: levels and scales; the box has no gain
+    most = (6 + 6) * each(3 + 3) + 12 * each(6 + 6)
     assert news[0] == (
         "polish",
         0,
@@ -71,6 +71,24 @@ def test_the_better_ones_stand_beside_what_they_were(tmp_path):
         "found, trial 5: two levels coincide",
         "found, trial 4: 9.000 -> 6.000 on selection seeds",
     ]
+
+
+def test_what_it_may_cost_counts_all_guidance_scales_and_scales_that_cost_no_pass(tmp_path):
+    known = settings(polish=1).model_dump()
+    known["evaluation"]["guidance_scales"] = [2.0, 4.0]
+    known["space"] |= {"guidance": "per-step", "reuse": 3}
+    config, news = StudyConfig.model_validate(known), []
+    workers = Polishing(config, tmp_path)
+    stage = Tools(
+        config, workers.describe(), workers, NoTracking(), lambda *line: news.append(line)
+    )
+    first, *others = plan("karras").steps
+    reusing = [replace(step, guidance_reuse=True) for step in others]
+    schedule = replace(plan("karras"), steps=(first, *reusing))
+    assert schedule.passes == 4
+    polish_best(stage, [trial(4, schedule)])
+    most = 2 * 4 * Settings.of_study(config).most_images(3 + 3)
+    assert news[0][3] == f"1 schedule, at most {most:,} network passes"
 
 
 def test_nothing_is_polished_where_the_study_does_not_say_so(tmp_path):

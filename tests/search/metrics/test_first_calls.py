@@ -138,10 +138,10 @@ def test_schedules_that_begin_alike_are_asked_from_where_they_part():
 
     with torch.no_grad():
         with calls.beginning_alike(first=True):
-            sampled(950.0, 500.0, 100.0)
+            sampled(950.0, 500.0, -0.5, 100.0)  # EDM's times of small levels are below 0
         asked.clear()
         with calls.beginning_alike(first=False):
-            assert sampled(950.0, 500.0, 90.0).eq(1 + 950 + 500 + 90).all()
+            assert sampled(950.0, 500.0, -0.5, 90.0).eq(1 + 950 + 500 - 0.5 + 90).all()
             assert asked == [90.0]
             sampled(950.0, 400.0, 100.0)  # the same last time, from another state
             sampled(950.0, 400.0, 100.0)  # and what is not the first schedule's is not kept

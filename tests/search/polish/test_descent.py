@@ -13,11 +13,12 @@ from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.grids import from_sigmas, make_schedule
 from stepsampler.models import load
 from stepsearch.config import StudyConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.engine.jobs.kinds import Polishing
 from stepsearch.metrics.distance import Average, Moments
 from stepsearch.metrics.evaluator import SEARCH, SELECTION, Evaluator
 from stepsearch.polish.descent import BACK, FARTHEST, ON, TRIES, Settings, polish
-from stepsearch.polish.knobs import Knobs, most_numbers
+from stepsearch.polish.knobs import Knobs, most_numbers, numbers_of
 from stepsearch.rehearsal.dryrun import shrunk
 from stepsearch.rehearsal.miniatures import EVERY
 
@@ -111,13 +112,42 @@ def test_it_takes_no_more_passes_than_announced():
     assert never.passes == PLAIN.passes * SETTINGS.most_images(len(KNOBS.names))
 
 
-@pytest.mark.parametrize(("steps", "guided", "final"), [(3, 3, 0.1), (5, 1, 0.1), (4, 2, 0.0)])
-def test_no_schedule_of_a_budget_has_more_numbers_than_said(steps, guided, final):
+@pytest.mark.parametrize(
+    ("steps", "guided", "box"),
+    [
+        (3, 3, {"num_steps": 3, "passes": 6}),
+        (5, 1, {"num_steps": 5, "passes": 6}),
+        (5, 1, {"num_steps": 3, "max_steps": 5, "passes": 6}),
+        (4, 4, {"num_steps": 4, "passes": 6, "reuse": 2}),
+        (4, 3, {"num_steps": 3, "passes": 6, "analytic": (0.9, 1.1)}),
+    ],
+)
+def test_no_schedule_of_a_box_has_more_numbers_than_said(steps, guided, box):
+    """The bound is met by schedules that end above sigma 0."""
+    space = SpaceConfig(guidance="per-step", gain=(1.0, 1.1), **box)
     sigmas = np.geomspace(10, 0.5, steps).tolist()
-    plan = from_sigmas(sigmas, final, [2.0] * guided + [1.0] * (steps - guided), 1)
-    count = len(Knobs(plan, "gain").names)
-    assert count <= most_numbers(steps, plan.passes)
-    assert count == most_numbers(steps, plan.passes) or final == 0
+    scales = [1.0] * (steps - guided) + [2.0] * guided
+    plan = from_sigmas(sigmas, 0.1, scales, 1)
+    every = [replace(s, guidance_reuse=i % space.reuse > 0) for i, s in enumerate(plan.steps)]
+    if space.analytic:
+        every[0] = replace(every[0], analytic=1.0)
+    plan = replace(plan, steps=tuple(every))
+    assert plan.passes == 6
+    assert len(Knobs(plan, **numbers_of(space)).names) == most_numbers(space)
+
+
+def test_a_metric_of_the_users_that_is_0_at_the_start_is_polished():
+    """Shares of it would be none."""
+
+    class FromZero(Valley):
+        def features(self, schedule, seeds):
+            return super().features(schedule, seeds) - super().features(PLAIN, seeds)
+
+    news = []
+    found = polish(FromZero(), KNOBS, SETTINGS, lambda k, text: news.append(text))
+    assert found.checks[0].distance == 0
+    assert found.best.distance < 0
+    assert not any("(" in text for text in news)
 
 
 def test_an_iteration_has_fresh_seeds_and_all_numbers_the_same():

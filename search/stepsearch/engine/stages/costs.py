@@ -91,7 +91,7 @@ def costs(config: StudyConfig) -> Costs:
     finalists = config.search.finalists + config.search.polish + options.test + 4
     tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
     trials = config.search.trials
-    numbers = most_numbers(space.most_steps, space.passes)
+    numbers = most_numbers(space)
     polished = Settings.of_study(config).most_images(numbers)
     passes = {
         "statistics": passes_of_own(config),

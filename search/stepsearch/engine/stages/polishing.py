@@ -8,7 +8,7 @@ from stepsampler.errors import counted
 from stepsearch.engine.stages.selection import found
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.polish.descent import Settings
-from stepsearch.polish.knobs import most_numbers
+from stepsearch.polish.knobs import Knobs, numbers_of
 from stepsearch.rivals.baselines import Candidate
 
 
@@ -22,10 +22,10 @@ def polish_best(tools: Tools, trials: Sequence[FrozenTrial]) -> tuple[list[Candi
         return [], 0
     settings = Settings.of_study(tools.config)
     plans = [start.schedule for start in starts]
-    most = sum(
-        plan.passes * settings.most_images(most_numbers(plan.num_steps, plan.passes))
-        for plan in plans
-    )
+    numbers = numbers_of(tools.config.space)
+    images = [settings.most_images(len(Knobs(plan, **numbers).names)) for plan in plans]
+    versions = len(tools.config.evaluation.guidance_scales) or 1
+    most = versions * sum(plan.passes * n for plan, n in zip(plans, images, strict=True))
     cost = f"{counted(len(starts), 'schedule')}, at most {most:,} network passes"
     tools.report("polish", 0, len(starts), cost)
     better, spent = {}, 0
