@@ -117,7 +117,7 @@ class SearchConfig(Section):
     objectives: tuple[Literal["fd", "alignment"], ...] = ("fd",)
     alignment_drop: float = Field(0.01, ge=0, le=1)  # share that may be lost to the teacher's
     polish: int = Field(0, ge=0)  # of the finalists, made better before the selection
-    polish_iterations: int = Field(2, ge=1)  # of each
+    polish_iterations: int = Field(2, ge=1)  # of each: looks at what its numbers do
 
     @property
     def both(self) -> bool:

@@ -47,7 +47,7 @@ def test_it_says_what_it_costs_and_writes_what_it_found(command):
     assert told["passes"] <= 4 * (2 * (8 * 8 + 3 * 8) + 8) == 736
     assert polished.passes == read(start).passes
     assert f"took {told['passes']} network passes" in said
-    again = run(str(start), *SHORT, "--extractor", "texture")[1]  # from its state
+    again = run(str(start), *SHORT, "--extractor", "texture")[1]  # from the cache
     assert again.splitlines()[-1] == said.splitlines()[-1]
 
 
