@@ -17,7 +17,7 @@ with its gain after a polish on what the searches see, without any search; its p
 of ours is below (-) or above (+) a row's mean, paired image by image.
 
 Further rivals are made here, with a teacher of 50 steps of DPM++(2M) at guidance 2, whose passes count, and with their best
-gain too. A table has those that were measured for it; the others have not been yet (`--add`, with `--rivals` for some):
+gain too. A table has those that were measured for it; the others have not been yet (the script can add some of them to a table later):
 
 - **S4S-like** and **Dual-Solver-like** have the freedom of our [polish](polish.md): levels, scales and weights. They descend on
   the squared distance from the teacher's end on the same noise (LD3, S4S), or on the cross-entropy of the frozen judge of
