@@ -106,7 +106,7 @@ def test_the_best_of_two_is_the_image_of_which_the_judge_is_surer(model):
 
 
 def test_the_cache_computes_less_where_it_is_on_and_leaves_no_trace(model, monkeypatch):
-    from peers import contenders
+    from peers.further import contenders
 
     plan = make_schedule("kl-optimal", 4, model.noise, guidance_scale=2.0, model=model.spec)
     plain = images_of(model, plan, range(3))
