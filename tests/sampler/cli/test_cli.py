@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -150,17 +149,29 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_a_model_loads(tmp_p
     assert "--out must name a file, but" in str(result.exception)
 
 
-@pytest.mark.parametrize("package", ["stepsampler", "stepsearch"])
-def test_help_loads_nothing_heavy(package):
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("stepsampler", ()),
+        ("stepsearch", ()),
+        *[("stepsampler", (name,)) for name in ("generate", "make", "batch")],
+    ],
+)
+def test_help_loads_nothing_heavy(package, command):
+    """So that it answers in a fraction of a second, of which imports take most."""
     code = (
-        f"import sys; sys.argv = ['x', '--help']\n"
+        f"import sys; sys.argv = ['x', *{command!r}, '--help']\n"
         f"from {package}.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'diffusers', 'optuna', 'mlflow', 'transformers'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "heavy = {'torch', 'diffusers', 'optuna', 'mlflow', 'transformers', 'numpy', 'scipy',\n"
+        "         'matplotlib', 'PIL', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "print(len(sys.modules), file=sys.stderr)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    run = [sys.executable, "-c", code]
+    result = subprocess.run(run, check=True, capture_output=True, text=True)
+    assert int(result.stderr) < 700  # torch alone brings 1,500 more
 
 
 @pytest.fixture
@@ -358,34 +369,6 @@ def test_import_names_the_file_that_is_no_text(run, tmp_path):
     (tmp_path / "x").write_bytes(b"\xff\xd8")
     with pytest.raises(UserError, match="x: neither a text in UTF-8 nor a PNG of ComfyUI"):
         run("import", "x", "--from", "comfyui", "-o", "y.json")
-
-
-def time_of_help(*command):
-    """CPU seconds of one call of --help, which must load nothing heavy."""
-    code = (
-        "import sys, time; started = time.process_time()\n"
-        f"sys.argv = ['stepsample', *{command!r}, '--help']\n"
-        "from stepsampler.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'diffusers', 'numpy', 'scipy', 'matplotlib', 'PIL', 'pyarrow'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "print(time.process_time() - started, file=sys.stderr)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
-    return float(result.stderr)
-
-
-def test_help_answers_in_a_third_of_a_second():
-    crowded = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # other jobs slow this one
-    assert min(time_of_help() for _ in range(3)) < 0.3 * crowded
-
-
-@pytest.mark.parametrize("command", ["generate", "make", "batch"])
-def test_help_of_a_command_loads_nothing_heavy(command):
-    time_of_help(command)
 
 
 def test_make_takes_a_preset_whose_name_is_a_placement_too(tmp_path):
