@@ -88,10 +88,10 @@ def run_study(
     search(tools, folder, study, box, starts(box, screened.best), floor)
 
     chosen = finalists(usable(study), config.search, alignment_floor(folder), alignment)
-    polished, turned = polish_best(tools, chosen)
-    entrants = [*map(found, chosen), *polished]
-    selection, selected = select(tools, entrants, screened.best, teacher.measurement.aligned)
-    test, winner = test_chosen(tools, selection, teacher.measurement.aligned)
+    candidates, aligned = [found(trial) for trial in chosen], teacher.measurement.aligned
+    polished, turned = polish_best(tools, candidates, aligned)
+    selection, selected = select(tools, [*candidates, *polished], screened.best, aligned)
+    test, winner = test_chosen(tools, selection, aligned)
 
     ended = pruned(study)
     every = study.get_trials(deepcopy=False)  # failed ones cost as much

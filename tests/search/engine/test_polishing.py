@@ -1,8 +1,8 @@
 """The polish of finalists as a stage of a run."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from running import SD, ToyWorkers, settings
 
@@ -16,16 +16,24 @@ from stepsearch.engine.stages.tools import Tools
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess
 from stepsearch.polish.descent import Check, Polished, Settings
+from stepsearch.rivals.baselines import Candidate
 
 
 def plan(grid, n=3, w=2.0):
     return make_schedule(grid, n, SD, guidance_scale=w)
 
 
-def trial(number, schedule):
-    attrs = {"alignment": 1.0, "schedule": schedule.to_json()}
-    return SimpleNamespace(number=number, user_attrs=attrs)
+def found(number, schedule):
+    return Candidate(f"found, trial {number}", schedule, "found", trial=number)
 
+
+def ending(sigma, grid="karras", n=3, w=2.0):
+    """Its toy's distance is that of its last level from 0.05."""
+    *steps, last = plan(grid, n, w).steps
+    return replace(plan(grid, n, w), steps=(*steps, replace(last, sigma=sigma)))
+
+
+KEPT = np.ones(100, np.float32)  # the teacher's alignment
 
 GOOD = plan("karras", w=3.0)
 
@@ -51,8 +59,13 @@ def test_the_better_ones_stand_beside_what_they_were(tmp_path):
     workers = Polishing(config, tmp_path)
     said = lambda *line: news.append(line)  # noqa: E731
     stage = Tools(config, workers.describe(), workers, NoTracking(), said)
-    known = {4: plan("karras"), 5: plan("karras", 6), 7: plan("beta", w=1.2), 8: plan("beta")}
-    better, passes = polish_best(stage, [trial(*pair) for pair in known.items()])
+    known = {
+        4: ending(0.05),
+        5: ending(0.04, n=6),
+        7: ending(0.07, "beta", w=1.2),
+        8: ending(0.2, "beta"),
+    }
+    better, passes = polish_best(stage, [found(*pair) for pair in known.items()], KEPT)
     assert [(c.name, c.kind, c.trial) for c in better] == [("found, trial 4, polished", "found", 4)]
     assert better[0].schedule == GOOD
     each = Settings.of_study(stage.config).most_images
@@ -60,6 +73,8 @@ def test_the_better_ones_stand_beside_what_they_were(tmp_path):
     assert passes == 2 * each(9)  # of the refused one none are known
     # of three and of six guided steps: levels and scales; the box has no gain
     most = (6 + 6) * each(3 + 3) + 12 * each(6 + 6)
+    ranking, news = news[:-4], news[-4:]
+    assert {line[0] for line in ranking} == {"polish (finalists are ranked)"}
     assert news[0] == (
         "polish",
         0,
@@ -71,6 +86,22 @@ def test_the_better_ones_stand_beside_what_they_were(tmp_path):
         "found, trial 5: two levels coincide",
         "found, trial 4: 9.000 -> 6.000 on selection seeds",
     ]
+
+
+def test_the_best_on_selection_seeds_that_keep_the_alignment_are_polished(tmp_path):
+    """The best trial of many was lucky on the seeds that chose it."""
+    config, news = settings(polish=1), []
+    lossy, better, lucky = ending(0.05, w=4.0), ending(0.06), ending(0.08)
+    aligned = lambda schedule: 0.5 if schedule == lossy else 1.0  # noqa: E731
+    workers = Polishing(config, tmp_path, aligned=aligned)
+    said = lambda *line: news.append(line)  # noqa: E731
+    stage = Tools(config, workers.describe(), workers, NoTracking(), said)
+    known = [found(1, lucky), found(2, lossy), found(3, better)]
+    ((polished,), _) = polish_best(stage, known, KEPT)
+    assert polished.trial == 3
+    broken = Polishing(config, tmp_path, broken=lambda s: True)
+    stage = Tools(config, broken.describe(), broken, NoTracking(), said)
+    assert polish_best(stage, known, KEPT) == ([], 0)
 
 
 def test_what_it_may_cost_counts_all_guidance_scales_and_scales_that_cost_no_pass(tmp_path):
@@ -86,15 +117,15 @@ def test_what_it_may_cost_counts_all_guidance_scales_and_scales_that_cost_no_pas
     reusing = [replace(step, guidance_reuse=True) for step in others]
     schedule = replace(plan("karras"), steps=(first, *reusing))
     assert schedule.passes == 4
-    polish_best(stage, [trial(4, schedule)])
+    polish_best(stage, [found(4, schedule)], KEPT)
     most = 2 * 4 * Settings.of_study(config).most_images(3 + 3)
-    assert news[0][3] == f"1 schedule, at most {most:,} network passes"
+    assert news[-2][3] == f"1 schedule, at most {most:,} network passes"
 
 
 def test_nothing_is_polished_where_the_study_does_not_say_so(tmp_path):
     workers = ToyWorkers(settings(), tmp_path)
     stage = Tools(settings(), workers.describe(), workers, NoTracking(), print)
-    assert polish_best(stage, [trial(4, GOOD)]) == ([], 0)
+    assert polish_best(stage, [found(4, GOOD)], KEPT) == ([], 0)
 
 
 class Reaching(Polishing):
@@ -111,8 +142,9 @@ def test_a_run_exports_the_polished_one_where_the_selection_ranks_it_first(tmp_p
     result = run_study(config, tmp_path, workers, NoTracking(), lambda *line: None)
     assert result.winner.name.endswith(", polished")
     assert result.passes["polish"] == Settings.of_study(config).most_images(9)
-    names = [row.candidate.name for row in result.selection]
-    assert result.winner.name.removesuffix(", polished") in names
+    found = [row for row in result.selection if row.candidate.kind == "found"]
+    assert found[0].candidate == result.winner
+    assert found[0].score.value < found[1].score.value
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,32 @@
-"""The best trials polished, which then stand in the selection beside what they were."""
+"""The best finalists polished, which then stand in the selection beside what they were."""
 
 from collections.abc import Sequence
 
-from optuna.trial import FrozenTrial
+import numpy as np
+from numpy.typing import NDArray
 
 from stepsampler.errors import counted
-from stepsearch.engine.stages.selection import found
+from stepsearch.engine.stages.selection import ranked
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.polish.descent import Settings
 from stepsearch.polish.knobs import Knobs, numbers_of
 from stepsearch.rivals.baselines import Candidate
 
 
-def polish_best(tools: Tools, trials: Sequence[FrozenTrial]) -> tuple[list[Candidate], int]:
-    """The first of the finalists, made better where they can be, and the passes of that.
+def polish_best(
+    tools: Tools, finalists: Sequence[Candidate], teacher: NDArray[np.float32]
+) -> tuple[list[Candidate], int]:
+    """The best of the finalists, made better where they can be, and the passes of that.
 
-    One that cannot be moved, or that no check on selection seeds finds better, has none.
+    The best on selection seeds, where they keep the alignment that `teacher` has there, as the
+    selection will rank them: the best trial of many was lucky too. What that measures is the
+    selection's, which recalls it. One that cannot be moved, or that no check finds better, has
+    none.
     """
-    starts = [found(trial) for trial in trials[: tools.config.search.polish]]
+    if not tools.config.search.polish:
+        return [], 0
+    rows, _ = ranked(tools, finalists, teacher, "polish (finalists are ranked)")
+    starts = [row.candidate for row in rows[: tools.config.search.polish]]
     if not starts:
         return [], 0
     settings = Settings.of_study(tools.config)

@@ -64,11 +64,23 @@ def select(
     copied = [b for b in best if any(same(c.schedule, b.schedule) for c in trials)]
     entrants = one_of_each_kind([*entrants, *(b for b in copied if b not in entrants)], best)
     entrants += long_baselines(config, subject.noise, subject.spec, subject.guidance)
+    return ranked(tools, entrants, teacher, "selection", config.search.both)
+
+
+def ranked(
+    tools: Tools,
+    entrants: Sequence[Candidate],
+    teacher: NDArray[np.float32],
+    stage: str,
+    front: bool = False,
+) -> tuple[list[Row[Candidate]], int]:
+    """Rows on selection seeds, the best first, of those that are kept; and their passes."""
+    config = tools.config
     seeds = seeds_of(SELECTION, config.evaluation.selection_images)
-    rows, passes = tools.score(entrants, seeds, "selection")
+    rows, passes = tools.score(entrants, seeds, stage)
     rows.sort(key=lambda row: row.score.value)
     kept = keeping(rows, teacher, config.search.alignment_drop)
-    return (with_front(rows, kept) if config.search.both else kept), passes
+    return (with_front(rows, kept) if front else kept), passes
 
 
 def keeping(
