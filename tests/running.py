@@ -13,6 +13,7 @@ from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess, Subject, Workers
 from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.evaluator import Measurement
+from stepsearch.polish.looking import Seen
 from stepsearch.rivals.dmn import dmn
 from stepsearch.rivals.placement import Placement
 
@@ -52,7 +53,8 @@ class Reference:
 class ToyWorkers:
     """Workers in this process. The distance grows with the distance of the last evaluated sigma
     from `target`; the teacher has none. Alignment is `aligned(schedule)`.
-    Schedules that are `broken` are so on the seeds from `broken_from` on."""
+    Schedules that are `broken` are so on the seeds from `broken_from` on; those that are `refused`
+    are not looked at by a polish."""
 
     saved = 0
     result = staticmethod(Workers.result)
@@ -66,6 +68,7 @@ class ToyWorkers:
         aligned=lambda s: 1.0,
         broken=lambda s: False,
         broken_from=0,
+        refused=lambda s: False,
     ):
         self.config, self.folder = config, folder
         self.target, self.aligned, self.broken = target, aligned, broken
@@ -77,7 +80,7 @@ class ToyWorkers:
             experts=SimpleNamespace(boundary=None),
             statistics=(),
         )
-        self.broken_from, self.images = broken_from, 0
+        self.broken_from, self.images, self.refused = broken_from, 0, refused
 
     def describe(self):
         return Subject(SD, SPEC, Reference, "toy", "classifier-free")
@@ -101,6 +104,15 @@ class ToyWorkers:
             features[:] = np.nan
         lucky = (rows[:, AXES] % 1) < self.aligned(schedule)
         return Measurement(features.astype(np.float32), lucky.astype(np.float32))
+
+    def look(self, plans, parts):
+        for k, part in enumerate(parts):
+            yield k, [self._seen(sides, part) for sides in plans]
+
+    def _seen(self, sides, seeds):
+        if self.refused(sides[0]):
+            return "the toy does not take it"
+        return Seen(0, self._measure(sides[0], seeds))
 
     def search(self):
         future = Future()

@@ -45,6 +45,7 @@ from stepsearch.metrics.protocol import Seeds, measure_all
 from stepsearch.paths import write_whole
 from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs
+from stepsearch.polish.looking import Here
 
 FRESH = 100_000_000  # test seeds that no study has seen
 SEEN, GUARD, UNSEEN = ["texture", "lite0"], "untrained", ["squeezenet", "patches"]
@@ -150,7 +151,7 @@ class Bench(Measure):
         evaluator = Evaluator(config, self.args.run / "polish", self.args.device)
         settings = Settings(self.args.iterations, self.args.trial_images, check_images=many)
         print(f"  {best.name}, polished", flush=True)
-        found = polish(evaluator, Knobs(best.schedule, "gain"), settings, tell)
+        found = polish(Here(evaluator), Knobs(best.schedule, "gain"), settings, tell)
         choosing = images * sum(entry.schedule.passes for entry in among)
         passes = {"choosing": choosing, "polish": found.passes}
         return Entry(f"{best.name}, polished", found.schedule, "polish", passes)

@@ -31,6 +31,7 @@ from stepsearch.metrics.evaluator import TEST, Evaluator, seeds_of
 from stepsearch.paths import write_whole
 from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs
+from stepsearch.polish.looking import Here
 
 # Grid, guidance scale of each step, and solver.
 STARTS: dict[str, tuple] = {
@@ -129,7 +130,7 @@ def measured(
             after = f"a gain of {gain:g}, no search"
             yield tested(args, evaluator, name, after, own, 0, before)[0]
         for freedom in args.freedoms:
-            found = polish(evaluator, Knobs(schedule, freedom), settings, say)
+            found = polish(Here(evaluator), Knobs(schedule, freedom), settings, say)
             after = f"{found.best.iteration} iterations, {WHAT[freedom]}"
             plan, spent = found.schedule, found.passes
             row, _ = tested(args, evaluator, name, after, plan, spent, before)

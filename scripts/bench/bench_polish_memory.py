@@ -22,6 +22,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.metrics.evaluator import Evaluator
 from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs
+from stepsearch.polish.looking import Here
 
 MIB = 2**20
 
@@ -60,7 +61,9 @@ def grown(what: str, images: int, batch: int) -> float:
         knobs = Knobs(plan, "gain")
         do: dict[str, Callable[[range], Any]] = {
             "sampling": lambda seeds: evaluator.measure(plan, seeds),
-            "polish": lambda seeds: polish(evaluator, knobs, Settings(1, len(seeds), len(seeds))),
+            "polish": lambda seeds: polish(
+                Here(evaluator), knobs, Settings(1, len(seeds), len(seeds))
+            ),
         }
         do[what](range(2))
         before = peak()

@@ -36,7 +36,7 @@ from stepsampler.schedule import ModelSpec, Schedule, StatisticsSpec
 from stepsearch.config import StudyConfig
 from stepsearch.config.code import allow_code, allowed
 from stepsearch.engine.jobs.board import Board, join_board, open_board, spread
-from stepsearch.engine.jobs.kinds import Job, Measuring, Picturing, Placing, Polishing
+from stepsearch.engine.jobs.kinds import Job, Looking, Measuring, Picturing, Placing
 from stepsearch.engine.launchers.placing import Placed
 from stepsearch.engine.launchers.pools import AtOnce, Pool, threads_each
 from stepsearch.engine.store.database import open_database
@@ -44,8 +44,7 @@ from stepsearch.engine.study import read_study, spent, work
 from stepsearch.engine.watch import Watch
 from stepsearch.metrics.evaluator import Evaluator, Measurement
 from stepsearch.metrics.reference import Reference
-from stepsearch.polish.descent import Polished, Settings
-from stepsearch.polish.knobs import numbers_of
+from stepsearch.polish.looking import Seen, Sides
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics, wanted
 from stepsearch.rivals.placement import Placement
 from stepsearch.space.check import check_box
@@ -213,14 +212,11 @@ class Workers:
         except BrokenProcessPool as error:
             raise _died() from error
 
-    def polish(
-        self, schedules: Sequence[Schedule], settings: Settings
-    ) -> Iterator[tuple[int, Polished | str]]:
-        """(place, what became of that schedule, or why nothing did), in any order."""
-        numbers = numbers_of(self.config.space)
-        return self._made(
-            {k: Polishing.of(schedule, settings, numbers) for k, schedule in enumerate(schedules)}
-        )
+    def look(
+        self, plans: Sequence[Sides], parts: Sequence[range]
+    ) -> Iterator[tuple[int, list[Seen | str]]]:
+        """(place in `parts`, what a polish sees of `plans` on these seeds), in any order."""
+        return self._made({k: Looking.of(plans, part) for k, part in enumerate(parts)})
 
     def search(self) -> list["Future[int]"]:
         """Start every worker on the folder's search; the futures hold their numbers of trials."""

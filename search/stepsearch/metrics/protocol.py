@@ -72,9 +72,7 @@ def measure_all(
     progress: Progress = lambda done, total: None,
 ) -> list[Measurement]:
     """Measure every contender on the same seeds, in parts of whole batches."""
-    part = batch_size * -(-PART // batch_size)
-    starts = range(seeds.start, seeds.stop, part)
-    parts = [range(start, min(start + part, seeds.stop)) for start in starts]
+    parts = in_parts(seeds, part_of(batch_size))
     jobs = [(entrant, part) for entrant in entrants for part in parts]
     found: dict[int, Measurement] = {}
     progress(0, len(jobs))  # the first can take long
@@ -85,6 +83,17 @@ def measure_all(
         Measurement.join([found[i * len(parts) + k] for k in range(len(parts))])
         for i in range(len(entrants))
     ]
+
+
+def part_of(batch_size: int) -> int:
+    """Images of a job: whole batches."""
+    return batch_size * -(-PART // batch_size)
+
+
+def in_parts(seeds: range, size: int) -> list[range]:
+    """Consecutive parts of so many seeds, the last one of what is left."""
+    starts = range(seeds.start, seeds.stop, size)
+    return [range(start, min(start + size, seeds.stop)) for start in starts]
 
 
 def score_all(

@@ -17,6 +17,7 @@ from stepsearch.config.parts import SEEDS
 from stepsearch.metrics.evaluator import Evaluator, metric_name
 from stepsearch.polish.descent import Polished, Settings, polish
 from stepsearch.polish.knobs import Freedom, Knobs
+from stepsearch.polish.looking import Here
 
 
 def write_polished(
@@ -69,7 +70,7 @@ def write_polished(
             if news:
                 progress.console.print(f"{ceil(done):3d} iterations: {news}")
 
-        found = polish(evaluator, knobs, settings, show)
+        found = polish(Here(evaluator), knobs, settings, show)
     metric = metric_name(evaluator.reference, settings.check_images)
     provenance = {"source": f"polish of {source}", **told(found, metric, free)}
     replace(found.schedule, provenance=provenance).save(out)

@@ -1,19 +1,21 @@
 """Descent with held-out checks: a schedule comes out no worse than it went in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, isinf, isnan
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepsampler.errors import NotFiniteError, UserError, percent
+from stepsampler.errors import UserError, percent
 from stepsampler.schedule import Schedule
+from stepsampler.support.checks import ScheduleError
 from stepsearch.config import StudyConfig
 from stepsearch.metrics.distance import frechet_distance
-from stepsearch.metrics.evaluator import SEARCH, SELECTION, Evaluator, Measurement, seeds_of
+from stepsearch.metrics.evaluator import SEARCH, SELECTION, seeds_of
 from stepsearch.polish.knobs import Knobs
 from stepsearch.polish.linear import Linear
+from stepsearch.polish.looking import Looks, Seen
 
 Array = NDArray[np.float64]
 
@@ -69,8 +71,12 @@ class Polished:
     passes: int
 
 
+class StuckError(UserError):
+    """A schedule that cannot be polished."""
+
+
 def polish(
-    evaluator: Evaluator,
+    looks: Looks,
     knobs: Knobs,
     settings: Settings,
     show: Callable[[float, str], object] = lambda done, news: None,
@@ -79,20 +85,20 @@ def polish(
 
     An iteration sees what each number does to images of seeds of its own (`Linear`), and checks the
     move that should be best by that; where it is not better, shorter ones. `show` gets the
-    iterations that are done, parts of one too. What was measured before lies in the evaluator's
-    cache: a killed polish goes on. Numbers that the model does not take otherwise stay: a pipeline
-    with one scale for all steps keeps its scale.
+    iterations that are done, parts of one too. What was measured before lies in the cache of
+    whoever measures: a killed polish goes on. Numbers that the model does not take otherwise stay:
+    a pipeline with one scale for all steps keeps its scale.
 
     Raises:
-        NotFiniteError: the schedule itself makes images that are not finite.
-        UserError: the model takes none of the numbers otherwise.
+        StuckError: the model does not take the schedule, or any of its numbers otherwise, or its
+            images are not finite.
     """
-    return _Descent(evaluator, knobs, settings, show).run()
+    return _Descent(looks, knobs, settings, show).run()
 
 
 @dataclass
 class _Descent:
-    evaluator: Evaluator
+    looks: Looks
     knobs: Knobs
     settings: Settings
     show: Callable[[float, str], object]
@@ -100,21 +106,22 @@ class _Descent:
     checks: list[Check] = field(default_factory=list)
 
     def run(self) -> Polished:
-        units = self._units()
         start = self._check(0, np.zeros(len(self.knobs.names)))
-        if start is None or isinf(start.distance):
-            raise NotFiniteError("the images of the schedule itself are not finite")
+        if isinstance(start, str):
+            raise StuckError(start)
+        if isinf(start.distance):
+            raise StuckError("the images of the schedule itself are not finite")
         self.show(0, self._news(start))
         farthest, known = FARTHEST, None
         for iteration in range(1, self.settings.iterations + 1):
             best = self.best
-            seen = self._look(iteration, np.array(best.parameters), units)
+            seen = self._look(iteration, np.array(best.parameters))
             if seen is None:
                 self.show(iteration, "ends here: the images are not finite")
                 break
             # about a point that no check was better than, all looks count
             known = seen if known is None else known.beside(seen)
-            farthest = self._tried(iteration, np.array(best.parameters), units, known, farthest)
+            farthest = self._tried(iteration, np.array(best.parameters), known, farthest)
             if self.best is not best:
                 known = None
         best = self.best
@@ -128,83 +135,86 @@ class _Descent:
         kept = [c for c in self.checks if isnan(floor) or c.alignment >= floor]
         return min(kept, key=lambda check: check.distance)
 
-    def _tried(
-        self, iteration: int, at: Array, units: Array, known: Linear, radius: float
-    ) -> float:
+    def _tried(self, iteration: int, at: Array, known: Linear, radius: float) -> float:
         """Check moves until one is better; the radius up to which the next may be tried."""
         for back in range(TRIES):
             tried = radius * BACK**back
-            check = self._check(iteration, at + known.best(tried) @ units)
-            if check is not None:
-                self.show(iteration, self._news(check))
-            if check is not None and self.best is check:
+            check = self._check(iteration, at + known.best(tried) * self._rates)
+            if isinstance(check, str):
+                continue
+            self.show(iteration, self._news(check))
+            if self.best is check:
                 return tried * ON
         return radius * BACK  # with more images known, once more as far as the second was
 
-    def _look(self, iteration: int, at: Array, units: Array) -> Linear | None:
+    @property
+    def _rates(self) -> Array:
+        return np.asarray(self.knobs.rates.numpy(), np.float64)
+
+    def _look(self, iteration: int, at: Array) -> Linear | None:
         """What each number does about a point; None if images are not finite."""
-        images, count = self.settings.images, len(units)
+        images, units = self.settings.images, np.diag(self._rates)
         seeds = seeds_of(SEARCH + (iteration - 1) * images, images)
         first = self.checks[0].alignment
         share = first if isfinite(first) and first > 0 else 1.0
-        model = self.evaluator.model
-        with model.beginning_alike(first=True):
-            here = self._measure(self.knobs.schedule(at.tolist()), seeds)
-        if not here.finite:
+        moved = [self._sides(at, unit) for unit in units]
+        # the start again is the start but for rounding, which not every model takes
+        base = self._there(at) + ([] if at.any() else [self.knobs.start])
+        plans = [base, *([plan for _, plan in sides] for sides in moved)]
+        here, *others = self._seen(
+            plans, seeds, lambda done: self.show(iteration - 1 + 0.9 * done, "")
+        )
+        if isinstance(here, str) or not here.measurement.finite:
             return None
-        features = np.asarray(here.features, np.float64)
-        slopes, aligned = np.zeros((count, *features.shape)), np.zeros((count, images))
-        with model.beginning_alike(first=False):
-            for k, unit in enumerate(units):
-                self.show(iteration - 1 + (k + 1) / (count + 1), "")
-                sign, plan = self._moved(at, unit)
-                there = self._measure(plan, seeds) if plan else here
-                if there.finite:
-                    slopes[k] = sign * (there.features - features)
-                    aligned[k] = sign * (there.aligned - here.aligned) / share
-        reference = self.evaluator.reference.search
-        kept = np.asarray(here.aligned / share, np.float64)
-        return Linear(reference, features, slopes, kept, aligned)
+        if not any(isinstance(there, Seen) for there in others):
+            raise StuckError(
+                "the model takes no schedule beside this one: there is nothing to polish"
+            )
+        features = np.asarray(here.measurement.features, np.float64)
+        kept = np.asarray(here.measurement.aligned / share, np.float64)
+        slopes = np.zeros((len(units), *features.shape))
+        aligned = np.zeros((len(units), images))
+        for k, there in enumerate(others):
+            if isinstance(there, Seen) and there.measurement.finite:
+                sign, found = moved[k][there.side][0], there.measurement
+                slopes[k] = sign * (found.features - features)
+                aligned[k] = sign * (found.aligned / share - kept)
+        return Linear(self.looks.reference, features, slopes, kept, aligned)
 
-    def _check(self, iteration: int, parameters: Array) -> Check | None:
-        """None where there is no such schedule."""
-        schedule = self._taken(parameters) if iteration else self.knobs.start
-        if schedule is None:
-            return None
-        found = self._measure(schedule, seeds_of(SELECTION, self.settings.check_images))
-        reference = self.evaluator.reference.search
+    def _check(self, iteration: int, parameters: Array) -> Check | str:
+        """Or why there is no such schedule."""
+        plans = self._there(parameters) if iteration else [self.knobs.start]
+        seeds = seeds_of(SELECTION, self.settings.check_images)
+        (seen,) = self._seen([plans], seeds)
+        if isinstance(seen, str):
+            return seen
+        found, reference = seen.measurement, self.looks.reference
         distance = frechet_distance(found.features, reference) if found.finite else inf
         check = Check(iteration, parameters.tolist(), distance, found.alignment, self.passes)
         self.checks.append(check)
         return check
 
-    def _measure(self, schedule: Schedule, seeds: range) -> Measurement:
-        self.passes += schedule.passes * len(seeds) * max(1, len(self.evaluator.scales))
-        return self.evaluator.measure(schedule, seeds)
+    def _seen(
+        self,
+        plans: Sequence[Sequence[Schedule]],
+        seeds: range,
+        heard: Callable[[float], object] = lambda share: None,
+    ) -> list[Seen | str]:
+        found = self.looks(plans, seeds, heard)
+        made = [p[s.side].passes for p, s in zip(plans, found, strict=True) if isinstance(s, Seen)]
+        self.passes += sum(made) * len(seeds) * self.looks.versions
+        return found
 
-    def _units(self) -> Array:
-        """A row for each number of which the model takes another value, as long as its rate."""
-        rows = np.diag(self.knobs.rates.numpy())
-        free = [row for row in rows if self._moved(np.zeros(len(rows)), row)[1]]
-        if not free:
-            raise UserError(
-                "the model takes no schedule beside this one: there is nothing to polish"
-            )
-        return np.array(free)
+    def _sides(self, at: Array, unit: Array) -> list[tuple[int, Schedule]]:
+        """To one side of a point, and to the other."""
+        return [(sign, plan) for sign in (1, -1) for plan in self._there(at + sign * unit)]
 
-    def _moved(self, at: Array, unit: Array) -> tuple[int, Schedule | None]:
-        """To one side of a point, or the other; and the schedule there, if the model takes it."""
-        tried = ((sign, self._taken(at + sign * unit)) for sign in (1, -1))
-        return next(((sign, plan) for sign, plan in tried if plan), (1, None))
-
-    def _taken(self, parameters: Array) -> Schedule | None:
-        """The schedule there, if it is one that the model takes."""
+    def _there(self, parameters: Array) -> list[Schedule]:
+        """The schedule at a point, if there is one."""
         try:
-            schedule = self.knobs.schedule(parameters.tolist())
-            self.evaluator.model.check(schedule)
-        except UserError:  # a ScheduleError is one
-            return None
-        return schedule
+            return [self.knobs.schedule(parameters.tolist())]
+        except ScheduleError:
+            return []
 
     def _news(self, now: Check) -> str:
         start = self.checks[0]

@@ -20,7 +20,7 @@ from stepsearch.engine import join
 from stepsearch.engine.claim import adopt_settings
 from stepsearch.engine.jobs import board as jobs
 from stepsearch.engine.jobs.board import join_board, open_board
-from stepsearch.engine.jobs.kinds import Measuring, Picturing, Placing, Polishing
+from stepsearch.engine.jobs.kinds import Looking, Measuring, Picturing, Placing
 from stepsearch.engine.join import LEADER, leading, take_part
 from stepsearch.engine.run import run_study
 from stepsearch.engine.store import locks
@@ -30,11 +30,11 @@ from stepsearch.engine.study import finished, open_study, read_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.evaluator import TEST, Evaluator, Measurement
-from stepsearch.polish.descent import Check, Polished, Settings
+from stepsearch.polish.looking import Seen
 from stepsearch.rivals.baselines import wanted
 from stepsearch.rivals.placement import Placement, recall_or_place
 
-CHECKS = (Check(0, [1.0], 3.5, 0.5, 7), Check(3, [1.07], 2.25, 0.75, 70))
+LOOKED = Measurement(np.array([[1.5, np.nan]] * 2, np.float32), np.ones(2, np.float32))
 HERE = locks.this_process()[3]
 
 
@@ -305,17 +305,23 @@ def test_a_worker_without_a_leader_waits_says_so_and_leaves(tmp_path, server, na
         ),
         (Picturing.of(schedule(), range(2)), np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)),
         (Placing("gits", 3, 2.0), Placement([3.0, 1.1, 0.0], 70, 0.5, "{}")),
-        (Polishing.of(schedule(), Settings(3), {"freedom": "none"}), "nothing to polish"),
         (
-            Polishing.of(schedule(), Settings(3), {"freedom": "none"}),
-            Polished(schedule(4), CHECKS[1], list(CHECKS), 70),
+            Looking.of([[schedule()], [schedule(), schedule(4)], []], range(5, 7)),
+            [Seen(0, LOOKED), Seen(1, LOOKED), "it has no «w»"],
         ),
     ],
 )
 def test_what_is_made_travels_unchanged(job, made):
     found = job.unpack(job.pack(made))
-    if isinstance(made, Placement | Polished | str):
+    if isinstance(made, Placement):
         assert found == made
+    elif isinstance(made, list):
+        *seen, why = found
+        assert why == made[2]
+        assert [part.side for part in seen] == [0, 1]
+        for part in seen:
+            np.testing.assert_array_equal(part.measurement.features, LOOKED.features)
+            np.testing.assert_array_equal(part.measurement.aligned, LOOKED.aligned)
     elif isinstance(made, Measurement):
         np.testing.assert_array_equal(found.features, made.features)
         np.testing.assert_array_equal(found.aligned, made.aligned)

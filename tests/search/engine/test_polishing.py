@@ -1,21 +1,23 @@
 """The polish of finalists as a stage of a run."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from running import SD, ToyWorkers, settings
+from running import SD, ToyWorkers, run, settings
 
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
-from stepsampler.schedule import Schedule
 from stepsearch.config import StudyConfig
-from stepsearch.engine.run import run_study
 from stepsearch.engine.stages.polishing import polish_best
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.engine.tracking import NoTracking
-from stepsearch.engine.workers import InThisProcess
-from stepsearch.polish.descent import Check, Polished, Settings
+from stepsearch.engine.workers import Workers
+from stepsearch.metrics.evaluator import Evaluator
+from stepsearch.polish.descent import Settings, polish
+from stepsearch.polish.knobs import Knobs, numbers_of
+from stepsearch.polish.looking import Here
 from stepsearch.rivals.baselines import Candidate
 
 
@@ -35,72 +37,62 @@ def ending(sigma, grid="karras", n=3, w=2.0):
 
 KEPT = np.ones(100, np.float32)  # the teacher's alignment
 
-GOOD = plan("karras", w=3.0)
 
-
-def made(schedule: Schedule, better: bool, settings: Settings) -> Polished:
-    checks = [Check(0, [], 9.0, 1.0, 10), Check(3, [], 6.0 if better else 9.5, 1.0, 50)]
-    return Polished(schedule, checks[better], checks, settings.most_images(9))
-
-
-class Polishing(ToyWorkers):
-    """Says what became of each schedule without measuring any."""
-
-    def polish(self, schedules, settings):
-        for place, schedule in reversed(list(enumerate(schedules))):
-            if schedule.num_steps == 6:
-                yield place, "two levels coincide"
-            else:
-                yield place, made(GOOD, schedule.steps[0].guidance_scale > 1.5, settings)
+def stage_of(tmp_path, news, config, **toy):
+    workers = ToyWorkers(config, tmp_path, **toy)
+    said = lambda *line: news.append(line)  # noqa: E731
+    return Tools(config, workers.describe(), workers, NoTracking(), said), workers
 
 
 def test_the_better_ones_stand_beside_what_they_were(tmp_path):
-    news, config = [], settings(polish=3)
-    workers = Polishing(config, tmp_path)
-    said = lambda *line: news.append(line)  # noqa: E731
-    stage = Tools(config, workers.describe(), workers, NoTracking(), said)
-    known = {
-        4: ending(0.05),
-        5: ending(0.04, n=6),
-        7: ending(0.07, "beta", w=1.2),
-        8: ending(0.2, "beta"),
-    }
-    better, passes = polish_best(stage, [found(*pair) for pair in known.items()], KEPT)
-    assert [(c.name, c.kind, c.trial) for c in better] == [("found, trial 4, polished", "found", 4)]
-    assert better[0].schedule == GOOD
-    each = Settings.of_study(stage.config).most_images
-    assert each(9) == 2 * (10 * 60 + 3 * 100) + 100
-    assert passes == 2 * each(9)  # of the refused one none are known
-    # of three and of six guided steps: levels and scales; the box has no gain
-    most = (6 + 6) * each(3 + 3) + 12 * each(6 + 6)
-    ranking, news = news[:-4], news[-4:]
-    assert {line[0] for line in ranking} == {"polish (finalists are ranked)"}
-    assert news[0] == (
-        "polish",
-        0,
-        3,
-        f"3 schedules, at most {most:,} network passes",
+    """The toy is best where the last level is 0.05."""
+    lossy, stuck = ending(0.1, n=4), ending(0.12, n=6)
+    known = {4: ending(0.4), 5: stuck, 7: lossy, 8: ending(0.3, "beta"), 9: ending(1.2)}
+    news, config = [], settings(polish=4)
+    stage, _ = stage_of(
+        tmp_path,
+        news,
+        config,
+        aligned=lambda s: float(s.num_steps != 4 or s == lossy),
+        refused=lambda s: s == stuck,
     )
-    assert [line[3] for line in news[1:]] == [
-        "found, trial 7: no check was better and kept the alignment",
-        "found, trial 5: two levels coincide",
-        "found, trial 4: 9.000 -> 6.000 on selection seeds",
-    ]
+    better, passes = polish_best(stage, [found(*pair) for pair in known.items()], KEPT)
+    names = ["found, trial 8, polished", "found, trial 4, polished"]
+    assert [(c.name, c.kind) for c in better] == [(name, "found") for name in names]
+    assert [c.trial for c in better] == [8, 4]
+    for polished in better:
+        was, now = (s.steps[-1].sigma for s in (known[polished.trial], polished.schedule))
+        assert 0.05 < now < 0.9 * was
+        assert polished.schedule.steps[-1].gain == 1  # which the box has not
+    each = Settings.of_study(config).most_images
+    assert each(9) == 2 * (10 * 60 + 3 * 100) + 100
+    # of three, four and six guided steps: levels and scales
+    most = (6 + 6) * each(3 + 3) + 8 * each(4 + 4) + 12 * each(6 + 6)
+    assert 0 < passes < most
+    ranking = [line for line in news if line[0] == "polish (finalists are ranked)"]
+    assert ranking[-1][1:3] == (5, 5)
+    stages = [line for line in news if line[0] == "polish"]
+    assert stages[0][2:] == (800, f"4 schedules, at most {most:,} network passes")
+    done = [line[1] for line in stages]
+    assert done == sorted(done)
+    assert done[-1] == 800
+    ends = [line[3] for line in stages[1:] if line[3]]
+    assert ends[0] == "found, trial 7: no check was better and kept the alignment"
+    assert ends[1] == "found, trial 5: the toy does not take it"
+    assert re.fullmatch(r"found, trial 8: [\d.]+ -> [\d.]+ on selection seeds", ends[2])
+    assert len(ends) == 4
 
 
 def test_the_best_on_selection_seeds_that_keep_the_alignment_are_polished(tmp_path):
     """The best trial of many was lucky on the seeds that chose it."""
-    config, news = settings(polish=1), []
-    lossy, better, lucky = ending(0.05, w=4.0), ending(0.06), ending(0.08)
-    aligned = lambda schedule: 0.5 if schedule == lossy else 1.0  # noqa: E731
-    workers = Polishing(config, tmp_path, aligned=aligned)
-    said = lambda *line: news.append(line)  # noqa: E731
-    stage = Tools(config, workers.describe(), workers, NoTracking(), said)
+    lossy, better, lucky = ending(0.1, n=4), ending(0.2), ending(0.3)
+    stage, _ = stage_of(
+        tmp_path, [], settings(polish=1), aligned=lambda s: 0.5 if s == lossy else 1.0
+    )
     known = [found(1, lucky), found(2, lossy), found(3, better)]
     ((polished,), _) = polish_best(stage, known, KEPT)
     assert polished.trial == 3
-    broken = Polishing(config, tmp_path, broken=lambda s: True)
-    stage = Tools(config, broken.describe(), broken, NoTracking(), said)
+    stage, _ = stage_of(tmp_path, [], settings(polish=1), broken=lambda s: True)
     assert polish_best(stage, known, KEPT) == ([], 0)
 
 
@@ -109,39 +101,28 @@ def test_what_it_may_cost_counts_all_guidance_scales_and_scales_that_cost_no_pas
     known["evaluation"]["guidance_scales"] = [2.0, 4.0]
     known["space"] |= {"guidance": "per-step", "reuse": 3}
     config, news = StudyConfig.model_validate(known), []
-    workers = Polishing(config, tmp_path)
-    stage = Tools(
-        config, workers.describe(), workers, NoTracking(), lambda *line: news.append(line)
-    )
+    stage, _ = stage_of(tmp_path, news, config)
     first, *others = plan("karras").steps
     reusing = [replace(step, guidance_reuse=True) for step in others]
     schedule = replace(plan("karras"), steps=(first, *reusing))
     assert schedule.passes == 4
-    polish_best(stage, [found(4, schedule)], KEPT)
+    _, passes = polish_best(stage, [found(4, schedule)], KEPT)
     most = 2 * 4 * Settings.of_study(config).most_images(3 + 3)
-    assert news[-2][3] == f"1 schedule, at most {most:,} network passes"
+    (said,) = (line[3] for line in news if "at most" in line[3])
+    assert said == f"1 schedule, at most {most:,} network passes"
+    assert passes <= most
 
 
 def test_nothing_is_polished_where_the_study_does_not_say_so(tmp_path):
-    workers = ToyWorkers(settings(), tmp_path)
-    stage = Tools(settings(), workers.describe(), workers, NoTracking(), print)
-    assert polish_best(stage, [found(4, GOOD)], KEPT) == ([], 0)
-
-
-class Reaching(Polishing):
-    def polish(self, schedules, settings):
-        for place, schedule in enumerate(schedules):
-            *steps, last = schedule.steps
-            steps.append(replace(last, sigma=self.target))
-            yield place, made(replace(schedule, steps=tuple(steps)), True, settings)
+    stage, _ = stage_of(tmp_path, [], settings())
+    assert polish_best(stage, [found(4, ending(0.1))], KEPT) == ([], 0)
 
 
 def test_a_run_exports_the_polished_one_where_the_selection_ranks_it_first(tmp_path):
     config = settings(polish=1, trials=12)
-    workers = Reaching(config, tmp_path, target=0.31)
-    result = run_study(config, tmp_path, workers, NoTracking(), lambda *line: None)
+    result, *_ = run(tmp_path, config, target=0.31)
     assert result.winner.name.endswith(", polished")
-    assert result.passes["polish"] == Settings.of_study(config).most_images(9)
+    assert 0 < result.passes["polish"] <= Settings.of_study(config).most_images(12) * 6
     found = [row for row in result.selection if row.candidate.kind == "found"]
     assert found[0].candidate == result.winner
     assert found[0].score.value < found[1].score.value
@@ -179,14 +160,19 @@ def of_tiny(extractor="texture", **search):
     return StudyConfig.model_validate(known)
 
 
-def test_a_worker_polishes_on_the_bundled_model(tmp_path):
+def test_workers_share_a_polish_of_the_bundled_model(tmp_path):
+    """And it is the same polish, whoever measures."""
     config = of_tiny(polish=1, polish_iterations=1)
     model = load("tiny")
     start = make_schedule("kl-optimal", 2, model.noise, guidance_scale=2.0, model=model.spec)
-    workers = InThisProcess(config, tmp_path)
-    ((place, found),) = workers.polish([start], Settings.of_study(config))
-    assert place == 0
-    assert found.schedule.passes == start.passes
-    assert found.best.distance <= found.checks[0].distance
-    ((_, again),) = workers.polish([start], Settings.of_study(config))  # from the cache
-    assert again.schedule == found.schedule
+    with Workers(config, tmp_path / "two", ["cpu", "cpu"]) as workers:
+        tools = Tools(config, workers.describe(), workers, NoTracking(), lambda *line: None)
+        ((shared,), passes) = polish_best(tools, [found(0, start)], KEPT[:8])
+    alone = polish(
+        Here(Evaluator(config, tmp_path / "one")),
+        Knobs(start, **numbers_of(config.space)),
+        Settings.of_study(config),
+    )
+    assert passes == alone.passes
+    for a, b in zip(shared.schedule.steps, alone.schedule.steps, strict=True):
+        assert a.sigma == pytest.approx(b.sigma, rel=1e-3)

@@ -9,21 +9,21 @@ import pytest
 from polishing import PLAIN, ToyEvaluator, directly, features_of
 from running import settings
 
-from stepsampler.errors import NotFiniteError, UserError
+from stepsampler.errors import UserError
 from stepsampler.grids import from_sigmas, make_schedule
 from stepsampler.models import load
 from stepsearch.config import StudyConfig
 from stepsearch.config.space import SpaceConfig
-from stepsearch.engine.jobs.kinds import Polishing
 from stepsearch.metrics.distance import Average, Moments
 from stepsearch.metrics.evaluator import SEARCH, SELECTION, Evaluator
-from stepsearch.polish.descent import BACK, FARTHEST, ON, TRIES, Settings, polish
+from stepsearch.polish.descent import BACK, FARTHEST, ON, TRIES, Settings, StuckError, polish
 from stepsearch.polish.knobs import Knobs, most_numbers, numbers_of
+from stepsearch.polish.looking import Here
 from stepsearch.rehearsal.dryrun import shrunk
 from stepsearch.rehearsal.miniatures import EVERY
 
 SETTINGS = Settings(iterations=3, images=60, check_images=40)
-KNOBS, GAINS = Knobs(PLAIN, "gain"), {"freedom": "gain"}
+KNOBS = Knobs(PLAIN, "gain")
 
 
 class Measuring(ToyEvaluator):
@@ -60,7 +60,7 @@ class Valley(Measuring):
 
 def test_a_polish_lowers_the_objective_on_seeds_that_it_does_not_learn_from():
     evaluator = Measuring()
-    found = polish(evaluator, KNOBS, Settings(3, 200, 200))
+    found = polish(Here(evaluator), KNOBS, Settings(3, 200, 200))
     assert found.best.distance < 0.93 * found.checks[0].distance
     unseen = range(5_000, 5_400)
     before, after = (directly(evaluator, plan, unseen) for plan in (PLAIN, found.schedule))
@@ -70,7 +70,7 @@ def test_a_polish_lowers_the_objective_on_seeds_that_it_does_not_learn_from():
 def test_it_comes_near_the_bottom_of_a_metric_whose_values_are_negative():
     """Of a metric the slope alone is known: each check that is no better halves the moves."""
     knobs = Knobs(PLAIN, "gain", levels=False)
-    found = polish(Valley(), knobs, replace(SETTINGS, iterations=12))
+    found = polish(Here(Valley()), knobs, replace(SETTINGS, iterations=12))
     start = found.checks[0].distance
     assert found.best.distance + 3 < 0.05 * (start + 3)
     assert found.schedule.sigmas == PLAIN.sigmas
@@ -78,7 +78,7 @@ def test_it_comes_near_the_bottom_of_a_metric_whose_values_are_negative():
 
 def test_the_start_comes_back_where_nothing_keeps_the_alignment():
     evaluator = Measuring(lambda schedule: 1.0 if schedule == PLAIN else 0.98)
-    found = polish(evaluator, KNOBS, SETTINGS)
+    found = polish(Here(evaluator), KNOBS, SETTINGS)
     assert found.schedule == PLAIN
     assert found.best.iteration == 0
     assert min(check.distance for check in found.checks) < found.best.distance
@@ -92,7 +92,7 @@ def test_after_a_check_that_is_no_better_moves_are_shorter_and_after_a_better_on
         return worse.get(checks, 1.0 if checks == TRIES + 1 else 0.9)
 
     evaluator = Measuring(aligned)
-    found = polish(evaluator, KNOBS, replace(SETTINGS, iterations=2))
+    found = polish(Here(evaluator), KNOBS, replace(SETTINGS, iterations=2))
     rates = KNOBS.rates.numpy()
     points = [np.array(check.parameters) / rates for check in found.checks]
     for back, point in enumerate(points[1 : TRIES + 1]):
@@ -104,11 +104,11 @@ def test_after_a_check_that_is_no_better_moves_are_shorter_and_after_a_better_on
 
 def test_it_takes_no_more_passes_than_announced():
     evaluator = Measuring()
-    found = polish(evaluator, KNOBS, SETTINGS)
+    found = polish(Here(evaluator), KNOBS, SETTINGS)
     taken = PLAIN.passes * sum(len(seeds) for _, seeds in evaluator.seen)
     assert found.passes == taken
     assert taken <= PLAIN.passes * SETTINGS.most_images(len(KNOBS.names))
-    never = polish(Measuring(lambda plan: float(plan == PLAIN)), KNOBS, SETTINGS)
+    never = polish(Here(Measuring(lambda plan: float(plan == PLAIN))), KNOBS, SETTINGS)
     assert never.passes == PLAIN.passes * SETTINGS.most_images(len(KNOBS.names))
 
 
@@ -144,7 +144,7 @@ def test_a_metric_of_the_users_that_is_0_at_the_start_is_polished():
             return super().features(schedule, seeds) - super().features(PLAIN, seeds)
 
     news = []
-    found = polish(FromZero(), KNOBS, SETTINGS, lambda k, text: news.append(text))
+    found = polish(Here(FromZero()), KNOBS, SETTINGS, lambda k, text: news.append(text))
     assert found.checks[0].distance == 0
     assert found.best.distance < 0
     assert not any("(" in text for text in news)
@@ -152,7 +152,7 @@ def test_a_metric_of_the_users_that_is_0_at_the_start_is_polished():
 
 def test_an_iteration_has_fresh_seeds_and_all_numbers_the_same():
     evaluator = Measuring()
-    polish(evaluator, KNOBS, SETTINGS)
+    polish(Here(evaluator), KNOBS, SETTINGS)
     looks = [seeds for _, seeds in evaluator.seen if seeds.start < SELECTION]
     each = [range(SEARCH + 60 * k, SEARCH + 60 * (k + 1)) for k in range(3)]
     assert list(dict.fromkeys(looks)) == each
@@ -171,16 +171,19 @@ def test_numbers_that_the_model_does_not_take_otherwise_stay(monkeypatch):
             raise UserError("its scale is one for all steps")
 
     monkeypatch.setattr(evaluator.model, "check", check)
-    found = polish(evaluator, Knobs(plan, "gain"), SETTINGS)
+    found = polish(Here(evaluator), Knobs(plan, "gain"), SETTINGS)
     assert {step.guidance_scale for step in found.schedule.steps} == {2.0}
     assert found.schedule.steps[0].gain != 1
 
     def nothing(schedule):
-        raise UserError("it takes one schedule")
+        if schedule != plan:
+            raise UserError("it takes one schedule")
 
     monkeypatch.setattr(evaluator.model, "check", nothing)
-    with pytest.raises(UserError, match="there is nothing to polish"):
-        polish(evaluator, Knobs(plan, "gain"), SETTINGS)
+    with pytest.raises(StuckError, match="there is nothing to polish"):
+        polish(Here(evaluator), Knobs(plan, "gain"), SETTINGS)
+    with pytest.raises(StuckError, match="it takes one schedule"):
+        polish(Here(evaluator), KNOBS, SETTINGS)
 
 
 def test_a_number_stays_where_moving_it_makes_images_that_are_not_finite():
@@ -190,7 +193,7 @@ def test_a_number_stays_where_moving_it_makes_images_that_are_not_finite():
             found.finite = seeds.start >= SELECTION or schedule.steps[0].gain == 1
             return found
 
-    found = polish(Overflowing(), KNOBS, replace(SETTINGS, iterations=1))
+    found = polish(Here(Overflowing()), KNOBS, replace(SETTINGS, iterations=1))
     assert found.best.iteration == 1
     assert found.best.parameters[KNOBS.names.index("gain 0")] == 0
 
@@ -203,7 +206,7 @@ def test_images_that_are_not_finite_end_it_with_the_best_so_far():
             return found
 
     news = []
-    found = polish(Broken(), KNOBS, SETTINGS, lambda k, text: news.append(text))
+    found = polish(Here(Broken()), KNOBS, SETTINGS, lambda k, text: news.append(text))
     assert found.best.iteration == 1
     assert news[-1] == "ends here: the images are not finite"
 
@@ -212,8 +215,8 @@ def test_a_schedule_that_cannot_be_sampled_is_refused(monkeypatch):
     evaluator = Measuring()
     broken = SimpleNamespace(features=None, finite=False, alignment=float("nan"))
     monkeypatch.setattr(evaluator, "measure", lambda schedule, seeds: broken)
-    with pytest.raises(NotFiniteError, match="the images of the schedule itself are not finite"):
-        polish(evaluator, KNOBS, SETTINGS)
+    with pytest.raises(StuckError, match="the images of the schedule itself are not finite"):
+        polish(Here(evaluator), KNOBS, SETTINGS)
 
 
 def of_tiny(folder, **evaluation):
@@ -231,7 +234,7 @@ def start_of(steps):
 def test_a_killed_polish_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeypatch):
     knobs = Knobs(start_of(2), "gain")
     evaluator, how = of_tiny(tmp_path / "whole")
-    whole, made = polish(evaluator, knobs, how), []
+    whole, made = polish(Here(evaluator), knobs, how), []
     measure = Evaluator._measure
 
     def counted(self, schedule, *rest):
@@ -243,8 +246,8 @@ def test_a_killed_polish_goes_on_where_it_was_and_ends_the_same(tmp_path, monkey
 
     monkeypatch.setattr(Evaluator, "_measure", counted)
     with pytest.raises(KeyboardInterrupt):
-        polish(of_tiny(tmp_path / "cut")[0], knobs, how)
-    found = polish(of_tiny(tmp_path / "cut")[0], knobs, how)
+        polish(Here(of_tiny(tmp_path / "cut")[0]), knobs, how)
+    found = polish(Here(of_tiny(tmp_path / "cut")[0]), knobs, how)
     assert (found.schedule, found.checks) == (whole.schedule, whole.checks)
     schedules = [(plan.to_json()) for plan in made if plan]
     assert len(schedules) == 2 + len(knobs.names) + len(whole.checks) - 1  # none was made twice
@@ -253,7 +256,7 @@ def test_a_killed_polish_goes_on_where_it_was_and_ends_the_same(tmp_path, monkey
 def test_what_numbers_have_in_common_is_made_once(tmp_path):
     """A gain of the last step changes no call of the network."""
     evaluator, how = of_tiny(tmp_path)
-    polish(evaluator, Knobs(start_of(2), "gain"), how)
+    polish(Here(evaluator), Knobs(start_of(2), "gain"), how)
     # Of two guided steps: the first call is known to all other schedules of the search's seeds and
     # to all checks but the first, the second to the two that end otherwise.
     numbers = len(Knobs(start_of(2), "gain").names)
@@ -268,9 +271,7 @@ def test_a_pipeline_that_samples_itself_is_polished(tmp_path):
     EVERY["bria"]().save_pretrained(tmp_path / "model")
     evaluator = Evaluator(config, tmp_path / "cache")
     start = from_sigmas([0.9, 0.5], 0.0, [3.0, 3.0], 1, "ddim", evaluator.model.spec)
-    found = Polishing.of(start, Settings(iterations=1, images=8, check_images=8), GAINS).do(
-        evaluator
-    )
+    found = polish(Here(evaluator), Knobs(start, "gain"), Settings(1, 8, 8))
     moved = Knobs(start, "gain").schedule(found.checks[1].parameters)
     assert moved.steps[1].sigma != 0.5
     assert moved.steps[0].gain != 1
@@ -279,7 +280,7 @@ def test_a_pipeline_that_samples_itself_is_polished(tmp_path):
 @pytest.mark.parametrize("extractor", ["patches", "texture+lite0"])
 def test_a_run_polishes_by_any_extractor(extractor, tmp_path):
     evaluator, how = of_tiny(tmp_path, extractor=extractor, images=12)
-    found = Polishing.of(start_of(2), how, GAINS).do(evaluator)
+    found = polish(Here(evaluator), Knobs(start_of(2), "gain"), how)
     first, second, *_ = found.checks
     assert found.best.distance <= first.distance
     assert second.parameters != first.parameters
@@ -288,6 +289,6 @@ def test_a_run_polishes_by_any_extractor(extractor, tmp_path):
 def test_passes_are_those_of_all_guidance_scales(tmp_path):
     start = start_of(2)
     evaluator, how = of_tiny(tmp_path, guidance_scales=[1.5, 2.5])
-    found = polish(evaluator, Knobs(start, "gain"), how)
+    found = polish(Here(evaluator), Knobs(start, "gain"), how)
     looked = 1 + len(Knobs(start, "gain").names) + len(found.checks)
     assert found.passes == 2 * start.passes * 8 * looked

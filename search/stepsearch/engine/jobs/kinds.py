@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from stepsampler.errors import NotFiniteError, UserError, counted
+from stepsampler.errors import counted
 from stepsampler.schedule import Schedule
 from stepsearch.metrics.evaluator import Evaluator, Measurement
-from stepsearch.polish.descent import Check, Polished, Settings, polish
-from stepsearch.polish.knobs import Knobs
+from stepsearch.polish.looking import Here, Seen
 from stepsearch.rivals.placement import Placement, recall_or_place
 
 T = TypeVar("T")
 RULER = "ruler "  # before the names of the tensors of rulers
+WHY = "why"  # of what was not measured, the tensor of a text
 
 
 @dataclass(frozen=True)
@@ -129,45 +129,55 @@ class Placing(Job[Placement]):
 
 
 @dataclass(frozen=True)
-class Polishing(Job[Polished | str]):
-    """Make a schedule better on its metric, or say why that cannot be."""
+class Looking(Job[list[Seen | str]]):
+    """Measure schedules that nearly are one another on the same seeds, for a polish."""
 
-    kind = "polish"
-    schedule: str
-    settings: dict[str, Any]
-    numbers: dict[str, Any]  # of `Knobs`
+    kind = "look"
+    plans: list[list[str]]  # alternatives of each
+    start: int  # seeds
+    stop: int
 
     @classmethod
-    def of(cls, schedule: Schedule, settings: Settings, numbers: dict[str, Any]) -> Self:
-        return cls(schedule.to_json(), asdict(settings), numbers)
+    def of(cls, plans: Sequence[Sequence[Schedule]], seeds: range) -> Self:
+        return cls([[s.to_json() for s in sides] for sides in plans], seeds.start, seeds.stop)
 
     @property
     def said(self) -> str:
-        return f"the polish of {counted(Schedule.from_json(self.schedule).num_steps, 'step')}"
+        images = counted(self.stop - self.start, "image")
+        return f"{images} of each of {counted(len(self.plans), 'schedule')} of a polish"
 
-    def do(self, evaluator: Evaluator) -> Polished | str:
-        try:
-            knobs = Knobs(Schedule.from_json(self.schedule), **self.numbers)
-            return polish(evaluator, knobs, Settings(**self.settings))
-        except (UserError, NotFiniteError) as error:
-            return str(error)
+    @property
+    def passes(self) -> int:
+        each = [Schedule.from_json(sides[0]).passes for sides in self.plans if sides]
+        return sum(each) * (self.stop - self.start)
 
-    def pack(self, made: Polished | str) -> bytes:
-        if isinstance(made, str):
-            return json.dumps(made).encode()
-        checks = [asdict(check) for check in made.checks]
-        best = asdict(made.best)
-        return json.dumps([made.schedule.to_json(), best, checks, made.passes]).encode()
+    def do(self, evaluator: Evaluator) -> list[Seen | str]:
+        plans = [[Schedule.from_json(side) for side in sides] for sides in self.plans]
+        return Here(evaluator)(plans, range(self.start, self.stop))
 
-    def unpack(self, content: bytes) -> Polished | str:
-        found = json.loads(content)
-        if isinstance(found, str):
-            return found
-        schedule, best, checks, passes = found
-        known = [Check(**check) for check in checks]
-        return Polished(Schedule.from_json(schedule), Check(**best), known, passes)
+    def pack(self, made: list[Seen | str]) -> bytes:
+        """By the plan's place: its features and alignment with the side, or why there are none."""
+        tensors: dict[str, NDArray[Any]] = {}
+        for k, seen in enumerate(made):
+            if isinstance(seen, str):
+                tensors[f"{k} {WHY}"] = np.frombuffer(seen.encode(), np.uint8)
+                continue
+            tensors[f"{k} side"] = np.array(seen.side)
+            tensors[f"{k} features"] = np.ascontiguousarray(seen.measurement.features)
+            tensors[f"{k} aligned"] = np.ascontiguousarray(seen.measurement.aligned)
+        return bytes(save(tensors))
+
+    def unpack(self, content: bytes) -> list[Seen | str]:
+        tensors, made = load(content), list[Seen | str]()
+        for k in range(len(self.plans)):
+            if f"{k} {WHY}" in tensors:
+                made.append(tensors[f"{k} {WHY}"].tobytes().decode())
+                continue
+            found = Measurement(tensors[f"{k} features"], tensors[f"{k} aligned"])
+            made.append(Seen(int(tensors[f"{k} side"]), found))
+        return made
 
 
 KINDS: dict[str, Callable[..., Job[Any]]] = {
-    kind.kind: kind for kind in (Measuring, Picturing, Placing, Polishing)
+    kind.kind: kind for kind in (Measuring, Picturing, Placing, Looking)
 }

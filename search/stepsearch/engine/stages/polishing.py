@@ -1,6 +1,7 @@
 """The best finalists polished, which then stand in the selection beside what they were."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +9,11 @@ from numpy.typing import NDArray
 from stepsampler.errors import counted
 from stepsearch.engine.stages.selection import ranked
 from stepsearch.engine.stages.tools import Tools
-from stepsearch.polish.descent import Settings
+from stepsearch.metrics.distance import Moments
+from stepsearch.metrics.protocol import in_parts, part_of
+from stepsearch.polish.descent import Settings, StuckError, polish
 from stepsearch.polish.knobs import Knobs, numbers_of
+from stepsearch.polish.looking import Heard, Seen, Sides, joined
 from stepsearch.rivals.baselines import Candidate
 
 
@@ -29,29 +33,59 @@ def polish_best(
     starts = [row.candidate for row in rows[: tools.config.search.polish]]
     if not starts:
         return [], 0
-    settings = Settings.of_study(tools.config)
+    settings, numbers = Settings.of_study(tools.config), numbers_of(tools.config.space)
+    knobs = [Knobs(start.schedule, **numbers) for start in starts]
+    images = [settings.most_images(len(one.names)) for one in knobs]
     plans = [start.schedule for start in starts]
-    numbers = numbers_of(tools.config.space)
-    images = [settings.most_images(len(Knobs(plan, **numbers).names)) for plan in plans]
-    versions = len(tools.config.evaluation.guidance_scales) or 1
-    most = versions * sum(plan.passes * n for plan, n in zip(plans, images, strict=True))
+    most = tools.versions * sum(plan.passes * n for plan, n in zip(plans, images, strict=True))
+    total = 100 * settings.iterations * len(starts)
     cost = f"{counted(len(starts), 'schedule')}, at most {most:,} network passes"
-    tools.report("polish", 0, len(starts), cost)
-    better, spent = {}, 0
-    jobs = tools.workers.polish(plans, settings)
-    for done, (place, came) in enumerate(jobs, 1):
-        name = starts[place].name
-        if isinstance(came, str):
-            tools.report("polish", done, len(starts), f"{name}: {came}")
-            continue
-        spent += came.passes
-        first, best = came.checks[0].distance, came.best.distance
-        news = f"{name}: {first:.3f} -> {best:.3f} on selection seeds"
-        if came.best.iteration:
-            better[place] = Candidate(
-                f"{name}, polished", came.schedule, "found", trial=starts[place].trial
-            )
+    tools.report("polish", 0, total, cost)
+    better, spent = [], 0
+    for place, (start, one) in enumerate(zip(starts, knobs, strict=True)):
+
+        def show(done: float, _: str = "", place: int = place) -> None:
+            tools.report("polish", round(100 * (place * settings.iterations + done)), total, "")
+
+        try:
+            came = polish(SharedLooks(tools), one, settings, show)
+        except StuckError as error:
+            news = f"{error}"
         else:
-            news = f"{name}: no check was better and kept the alignment"
-        tools.report("polish", done, len(starts), news)
-    return [better[place] for place in sorted(better)], spent
+            spent += came.passes
+            first, best = came.checks[0].distance, came.best.distance
+            news = f"{first:.3f} -> {best:.3f} on selection seeds"
+            if came.best.iteration:
+                name = f"{start.name}, polished"
+                better.append(Candidate(name, came.schedule, "found", trial=start.trial))
+            else:
+                news = "no check was better and kept the alignment"
+        done = 100 * settings.iterations * (place + 1)
+        tools.report("polish", done, total, f"{start.name}: {news}")
+    return better, spent
+
+
+@dataclass(frozen=True)
+class SharedLooks:
+    """Looks whose images the workers of a run share."""
+
+    tools: Tools
+
+    @property
+    def reference(self) -> Moments:
+        return self.tools.subject.reference.search
+
+    @property
+    def versions(self) -> int:
+        return self.tools.versions
+
+    def __call__(self, plans: Sequence[Sides], seeds: range, heard: Heard) -> list[Seen | str]:
+        """A batch at a time where there are many plans, whose first calls are the same; of one,
+        parts as the selection measures them, which recalls them."""
+        batch = self.tools.config.evaluation.batch
+        parts = in_parts(seeds, batch if len(plans) > 1 else part_of(batch))
+        found: dict[int, list[Seen | str]] = {}
+        for place, seen in self.tools.workers.look(plans, parts):
+            found[place] = seen
+            heard(len(found) / len(parts))
+        return joined([found[place] for place in range(len(parts))])
