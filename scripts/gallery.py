@@ -23,7 +23,8 @@ from stepsampler import models
 from stepsampler.generate import generate
 from stepsampler.grids import make_schedule
 from stepsampler.schedule import Schedule
-from stepsearch.metrics.evaluator import TEST, load_prompts, seeds_of
+from stepsearch.metrics.alignment import load_prompts
+from stepsearch.metrics.evaluator import TEST, seeds_of
 from stepsearch.paths import write_whole
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -22,8 +22,8 @@ from stepsearch.compare.contenders import Contender, OnSchedule
 from stepsearch.compare.harness import Clock, Harness
 from stepsearch.compare.learned import OnPredictor
 from stepsearch.config import StudyConfig
-from stepsearch.metrics.alignment import ClassAlignment
-from stepsearch.metrics.evaluator import Metric, load_prompts, model_digest
+from stepsearch.metrics.alignment import ClassAlignment, load_prompts
+from stepsearch.metrics.evaluator import Metric, model_digest
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.reference import load_reference
 from stepsearch.rivals.amed.command import train

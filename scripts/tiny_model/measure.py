@@ -26,9 +26,9 @@ from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import LatentModel, load
 from stepsampler.schedule import Schedule
 from stepsampler.support.pictures import save_sheet
-from stepsearch.metrics.alignment import Prompt
+from stepsearch.metrics.alignment import Prompt, load_prompts
 from stepsearch.metrics.distance import score
-from stepsearch.metrics.evaluator import SELECTION, TEST, load_prompts
+from stepsearch.metrics.evaluator import SELECTION, TEST
 from stepsearch.metrics.features import Judge, load_extractor
 from stepsearch.metrics.reference import load_reference
 from stepsearch.paths import write_whole

@@ -14,7 +14,7 @@ from stepsampler.models import load
 from stepsampler.noise import timesteps_to_sigmas
 from stepsampler.sample import sample
 from stepsampler.schedule import Schedule
-from stepsearch.metrics.evaluator import load_prompts
+from stepsearch.metrics.alignment import load_prompts
 from stepsearch.metrics.features import Judge
 from stepsearch.rivals.placement import Counting
 

@@ -16,11 +16,11 @@ from stepsearch.cli.app import app
 from stepsearch.config import load_config
 from stepsearch.config.code import code, digest_of, load_function
 from stepsearch.engine.workers import Workers
+from stepsearch.metrics.alignment import load_prompts
 from stepsearch.metrics.distance import score
 from stepsearch.metrics.evaluator import (
     TEST,
     Evaluator,
-    load_prompts,
     objective_name,
     seeds_of,
 )

@@ -37,7 +37,8 @@ from stepsampler.grids import GRIDS, make_schedule
 from stepsampler.models import LatentModel, load
 from stepsampler.schedule import Schedule
 from stepsearch.config.space import SpaceConfig
-from stepsearch.metrics.evaluator import load_prompts, model_digest
+from stepsearch.metrics.alignment import load_prompts
+from stepsearch.metrics.evaluator import model_digest
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.reference import load_reference
 from stepsearch.paths import write_whole

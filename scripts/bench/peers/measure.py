@@ -16,9 +16,9 @@ from stepsampler.models import load
 from stepsampler.schedule import Schedule
 from stepsearch.compare.contenders import OnSchedule
 from stepsearch.compare.harness import Clock, Harness
-from stepsearch.metrics.alignment import ClassAlignment
+from stepsearch.metrics.alignment import ClassAlignment, load_prompts
 from stepsearch.metrics.distance import Score
-from stepsearch.metrics.evaluator import Measurement, Metric, load_prompts, model_digest
+from stepsearch.metrics.evaluator import Measurement, Metric, model_digest
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.reference import load_reference
 

@@ -40,12 +40,11 @@ from stepsearch.compare.table import (
 )
 from stepsearch.config.measuring import CLASSES
 from stepsearch.config.parts import SEEDS
-from stepsearch.metrics.alignment import Prompt, load_alignment
+from stepsearch.metrics.alignment import Prompt, load_alignment, load_prompts
 from stepsearch.metrics.evaluator import (
     Metric,
     additions_digest,
     check_negative_prompt,
-    load_prompts,
     model_digest,
 )
 from stepsearch.metrics.images import BrokenFilesError

@@ -187,13 +187,15 @@ class Harness:
             network = clock.timed("extractor", extractor.features)
             return lambda images: network(extractor.prepare(images))
 
-        judge = clock.timed("judge", self.judge) if self.judge and contender.prompted else None
+        judges = [clock.timed("judge", self.judge)] if self.judge and contender.prompted else []
         extractors = [timed(metric.extractor) for metric in self.metrics]
         try:
-            features, aligned, _ = observe(batches(), extractors, judge, prompts)
+            features, judged, _ = observe(batches(), extractors, judges, prompts)
         except NotFiniteError as error:
             raise NotFiniteError(f"{contender.name}: {error}") from error
-        values: dict[str | Metric, NDArray[np.float32]] = {ALIGNED: aligned}
+        values: dict[str | Metric, NDArray[np.float32]] = {
+            ALIGNED: judged[0] if judged else np.full(len(prompts), np.nan, np.float32)
+        }
         for metric, rows in zip(self.metrics, features, strict=True):
             if len(rows) != len(seeds):
                 raise UserError(f"{contender.name}: {len(rows)} images, wanted were {len(seeds)}")

@@ -1,7 +1,9 @@
 """Do images show what was asked? By a classifier of the bundled data's classes, or by CLIP."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,9 +13,11 @@ from numpy.typing import NDArray
 from stepsampler.errors import UserError
 from stepsampler.models import Model
 from stepsampler.models.pixels import stills, strips
-from stepsearch.config.measuring import CLIP
+from stepsampler.support.captions import read_captions
+from stepsearch.config.measuring import CLIP, NONE
 from stepsearch.metrics.features import Judge, Own
 from stepsearch.metrics.pretrained import ClipScore
+from stepsearch.paths import bundled
 
 SHEET = 10  # images on a sheet: one of each class of the bundled prompts
 
@@ -26,6 +30,21 @@ class Prompt:
     label: int | None = None
 
 
+def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
+    """Bundled prompts by the name of their data, a caption file (`captions.read_captions`), or
+    "none": the empty prompt. A file has no held-out part: both calls return all of it.
+    """
+    if source == NONE:
+        return [Prompt("")]
+    path = bundled(f"{source}-prompts.json")
+    if path.exists():
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return [Prompt(text, label) for text, label in data["held_out" if held_out else "train"]]
+    if not Path(source).exists():
+        raise UserError(f"prompts {source!r}: neither bundled nor a file or folder of captions")
+    return [Prompt(caption.text) for caption in read_captions(Path(source))]
+
+
 class Alignment(Protocol):
     """How well each image (n, 3, height, width) shows its prompt, float32 (n,) in 0..1."""
 
@@ -33,6 +52,9 @@ class Alignment(Protocol):
     notes: list[str]  # what a user should know of how the prompts are read
 
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]: ...
+
+    def certainty(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        """The same without jumps: it changes with whatever changes an image."""
 
 
 class ClassAlignment:
@@ -45,6 +67,12 @@ class ClassAlignment:
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         labels = np.array([prompt.label for prompt in prompts])
         return np.asarray(self.judge(images).numpy() == labels, np.float32)
+
+    def certainty(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        """The judge's probability of the prompted class."""
+        with torch.inference_mode():
+            every = self.judge.live(images).softmax(1).cpu()
+        return every[range(len(prompts)), [prompt.label for prompt in prompts]].numpy()
 
 
 class ClipAlignment:
@@ -64,6 +92,9 @@ class ClipAlignment:
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         scores = self.clip(images, [prompt.text for prompt in prompts])
         return (scores / 100).astype(np.float32)
+
+    def certainty(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        return self(images, prompts)
 
 
 def load_alignment(
@@ -91,18 +122,18 @@ def load_alignment(
 def observe(
     batches: Iterable[torch.Tensor],
     extractors: Sequence[Callable[[torch.Tensor], torch.Tensor]],
-    judge: Callable[[torch.Tensor, Sequence[Prompt]], NDArray[np.float32]] | None,
+    judges: Sequence[Callable[[torch.Tensor, Sequence[Prompt]], NDArray[np.float32]]],
     prompts: Sequence[Prompt],
     frames: int = 1,
-) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], torch.Tensor]:
-    """Features under every extractor, alignment with `prompts`, and the first images for a sheet.
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], torch.Tensor]:
+    """Features under every extractor, what every judge says, and the first images for a sheet.
 
-    Alignment is NaN without a judge. Prompts are as many as there are images, at least one. Of
+    Prompts are as many as there are images, at least one. Of
     videos, (n, frames, 3, height, width), each batch has features (n, axes) of the middle frames,
     or with `frames` above 1 (n, frames, axes) of so many (`stills`); alignment is their mean.
     """
     features: list[list[NDArray[np.float32]]] = [[] for _ in extractors]
-    aligned: list[NDArray[np.float32]] = []
+    judged: list[list[NDArray[np.float32]]] = [[] for _ in judges]
     done, first = 0, None
     for made in batches:
         first = strips(made[:SHEET]) if first is None else first
@@ -113,14 +144,13 @@ def observe(
                 extractor.prompts = [text for text in texts for _ in range(frames)]
             found = extractor(images).numpy()
             rows.append(found.reshape(n, frames, -1) if frames > 1 else found)
-        if judge:
-            asked = [prompt for prompt in prompts[done : done + n] for _ in range(frames)]
-            aligned.append(judge(images, asked).reshape(n, frames).mean(1))
+        asked = [prompt for prompt in prompts[done : done + n] for _ in range(frames)]
+        for rows, judge in zip(judged, judges, strict=True):
+            rows.append(judge(images, asked).reshape(n, frames).mean(1))
         done += n
     assert first is not None
-    unknown = np.full(len(prompts), np.nan, np.float32)
-    values = np.concatenate(aligned) if judge else unknown
-    return [np.concatenate(rows) for rows in features], values, first
+    whole = [[np.concatenate(rows) for rows in made] for made in (features, judged)]
+    return whole[0], whole[1], first
 
 
 def check_frames(model: Model, frames: int) -> None:

@@ -5,7 +5,6 @@ noise follows from the seed. The cache makes a killed run resume where it was.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,6 @@ from stepsampler.models import Model, check_device, weights_of
 from stepsampler.models.additions import weighted
 from stepsampler.models.pixels import strips
 from stepsampler.schedule import Schedule
-from stepsampler.support.captions import read_captions
 from stepsampler.support.pictures import save_sheet
 from stepsampler.support.sizes import Size
 from stepsearch.config import StudyConfig
@@ -38,12 +36,13 @@ from stepsearch.metrics.alignment import (
     check_frames,
     frames_note,
     load_alignment,
+    load_prompts,
     observe,
 )
 from stepsearch.metrics.features import Extractor, load_extractor, load_measure, unseen
 from stepsearch.metrics.pretrained import settings_of
 from stepsearch.metrics.reference import Reference, load_reference
-from stepsearch.paths import bundled, recall, write_whole
+from stepsearch.paths import recall, write_whole
 
 # Disjoint ranges of seeds: what the search sees, what chooses among its best, what reports; and
 # what compares the reported ones of several runs.
@@ -65,6 +64,7 @@ class Measurement:
     aligned: NDArray[np.float32]
     sheet: Path | None = None  # a picture of the first images
     rulers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    certain: NDArray[np.float32] | None = None  # the judge's certainty, where it is known
 
     @classmethod
     def join(cls, parts: "Sequence[Measurement]") -> "Measurement":
@@ -74,7 +74,13 @@ class Measurement:
             np.concatenate([p.aligned for p in parts]),
             parts[0].sheet,
             {name: np.concatenate([p.rulers[name] for p in parts]) for name in parts[0].rulers},
+            np.concatenate([p.certainty for p in parts]),
         )
+
+    @property
+    def certainty(self) -> NDArray[np.float32]:
+        """Alignment of each image without jumps, or else `aligned`."""
+        return self.aligned if self.certain is None else self.certain
 
     @property
     def finite(self) -> bool:
@@ -182,6 +188,7 @@ class Evaluator:
             np.mean([part.aligned for part in parts], axis=0, dtype=np.float32),
             parts[0].sheet,
             {name: versions(part.rulers[name] for part in parts) for name in parts[0].rulers},
+            np.mean([part.certainty for part in parts], axis=0, dtype=np.float32),
         )
 
     def _measured(self, schedule: Schedule, seeds: range) -> Measurement:
@@ -266,9 +273,11 @@ class Evaluator:
         fits, ahead = fitting(self.model, size), made_ahead(batches, self.model.device)
         with fits, self.model.remembering(), ahead as made:
             extractors = [self.extractor, *(ruler.extractor for ruler in rulers)]
-            (features, *others), aligned, first = observe(
-                made, extractors, self.judge, prompts, self.frames
+            judges = (self.judge, self.judge.certainty) if self.judge else ()
+            (features, *others), judged, first = observe(
+                made, extractors, judges, prompts, self.frames
             )
+        aligned, certain = judged or [np.full(len(seeds), np.nan, np.float32)] * 2
         passes = self.model.passes(schedule)
         if passes != schedule.passes:
             name = type(self.model.pipeline).__name__
@@ -282,7 +291,8 @@ class Evaluator:
             ruler.identity: ruler.reference.project(rows).astype(np.float32)
             for ruler, rows in zip(rulers, others, strict=True)
         }
-        return {"features": projected, "aligned": aligned, **seen}, first
+        known = {"features": projected, "aligned": aligned, "certain": certain.copy()}
+        return known | seen, first
 
     def _key(self, schedule: Schedule, seeds: range) -> str:
         bare = replace(schedule, provenance={}, model=None).to_json()
@@ -313,7 +323,8 @@ def _measurement(
     if not all(ruler.identity in tensors for ruler in rulers):
         return None
     seen = {ruler.reference.metric: tensors[ruler.identity] for ruler in rulers}
-    return Measurement(tensors["features"], tensors["aligned"], sheet, seen)
+    certain = tensors.get("certain")  # of earlier builds there is none
+    return Measurement(tensors["features"], tensors["aligned"], sheet, seen, certain)
 
 
 def model_digest(model: Model) -> str:
@@ -357,21 +368,6 @@ def check_negative_prompt(model: Model, negative_prompt: str) -> None:
     if negative_prompt and (model.guidance == "distilled" or not model.conditional):
         why = "unconditional" if not model.conditional else "of distilled guidance"
         raise UserError(f"the model is {why}: it takes no negative prompt, got {negative_prompt!r}")
-
-
-def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
-    """Bundled prompts by the name of their data, a caption file (`captions.read_captions`), or
-    "none": the empty prompt. A file has no held-out part: both calls return all of it.
-    """
-    if source == NONE:
-        return [Prompt("")]
-    path = bundled(f"{source}-prompts.json")
-    if path.exists():
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return [Prompt(text, label) for text, label in data["held_out" if held_out else "train"]]
-    if not Path(source).exists():
-        raise UserError(f"prompts {source!r}: neither bundled nor a file or folder of captions")
-    return [Prompt(caption.text) for caption in read_captions(Path(source))]
 
 
 def metric_name(reference: Reference, n: int) -> str:

@@ -22,12 +22,11 @@ from stepsampler.presets import open_schedule
 from stepsampler.schedule import Schedule
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.weights import SUFFIX
-from stepsearch.metrics.alignment import Alignment, Prompt, load_alignment
+from stepsearch.metrics.alignment import Alignment, Prompt, load_alignment, load_prompts
 from stepsearch.metrics.evaluator import (
     SEARCH,
     additions_digest,
     check_negative_prompt,
-    load_prompts,
     model_digest,
     seeds_of,
 )

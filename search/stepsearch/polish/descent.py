@@ -171,14 +171,14 @@ class _Descent:
                 "the model takes no schedule beside this one: there is nothing to polish"
             )
         features = np.asarray(here.measurement.features, np.float64)
-        kept = np.asarray(here.measurement.aligned / share, np.float64)
+        kept = np.asarray(here.measurement.certainty / share, np.float64)
         slopes = np.zeros((len(units), *features.shape))
         aligned = np.zeros((len(units), images))
         for k, there in enumerate(others):
             if isinstance(there, Seen) and there.measurement.finite:
                 sign, found = moved[k][there.side][0], there.measurement
                 slopes[k] = sign * (found.features - features)
-                aligned[k] = sign * (found.aligned / share - kept)
+                aligned[k] = sign * (found.certainty / share - kept)
         return Linear(self.looks.reference, features, slopes, kept, aligned)
 
     def _check(self, iteration: int, parameters: Array) -> Check | str:

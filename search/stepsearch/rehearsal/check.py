@@ -26,11 +26,10 @@ from stepsearch.config.places import as_keys
 from stepsearch.engine.claim import without_use
 from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.transfer import earlier_best
-from stepsearch.metrics.alignment import check_frames
+from stepsearch.metrics.alignment import check_frames, load_prompts
 from stepsearch.metrics.evaluator import (
     SEARCH,
     Evaluator,
-    load_prompts,
     seeds_of,
 )
 from stepsearch.metrics.features import (

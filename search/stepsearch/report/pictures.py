@@ -17,8 +17,8 @@ from stepsampler.support.pictures import save_png, save_sheet
 from stepsearch.config import StudyConfig
 from stepsearch.engine.result import Result
 from stepsearch.engine.workers import Workers
-from stepsearch.metrics.alignment import SHEET
-from stepsearch.metrics.evaluator import TEST, load_prompts, seeds_of
+from stepsearch.metrics.alignment import SHEET, load_prompts
+from stepsearch.metrics.evaluator import TEST, seeds_of
 from stepsearch.paths import write_whole
 
 FOLDER, INDEX = "pictures", "pictures.json"

@@ -9,7 +9,8 @@ from stepsampler.models import check_device, note_cuts, open_model
 from stepsampler.schedule import SOLVERS, Schedule
 from stepsampler.support.options import ModelOptions
 from stepsearch.config.parts import RIVALS
-from stepsearch.metrics.evaluator import check_negative_prompt, load_prompts
+from stepsearch.metrics.alignment import load_prompts
+from stepsearch.metrics.evaluator import check_negative_prompt
 from stepsearch.rivals.placement import place
 
 

@@ -8,7 +8,7 @@ from stepsampler.models import Model
 from stepsampler.statistics.file import read_statistics
 from stepsearch.config import StudyConfig
 from stepsearch.config.code import open_model_of
-from stepsearch.metrics.evaluator import load_prompts
+from stepsearch.metrics.alignment import load_prompts
 from stepsearch.rivals.baselines import CLASSIFIER_FREE, check_statistics
 from stepsearch.space.guidance import statistics_for
 

@@ -264,7 +264,7 @@ def test_places_are_those_of_the_file_before_it_is_mixed(tmp_path):
 
 
 def test_prompts_of_a_study_say_what_they_left_out(tmp_path, capsys):
-    from stepsearch.metrics.evaluator import load_prompts
+    from stepsearch.metrics.alignment import load_prompts
 
     (tmp_path / "p.json").write_text(json.dumps(["a", None, "b"]))
     assert [prompt.text for prompt in load_prompts(str(tmp_path / "p.json"))] == ["a", "b"]

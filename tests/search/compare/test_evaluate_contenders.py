@@ -20,7 +20,8 @@ from stepsampler.support.captions import Caption
 from stepsearch.compare.contenders import OnSchedule, OnStock
 from stepsearch.compare.harness import Clock, Harness
 from stepsearch.compare.table import compare
-from stepsearch.metrics.evaluator import Metric, load_prompts
+from stepsearch.metrics.alignment import load_prompts
+from stepsearch.metrics.evaluator import Metric
 from stepsearch.metrics.features import load_extractor
 from stepsearch.metrics.protocol import Seeds
 from stepsearch.metrics.reference import fit

@@ -25,8 +25,9 @@ from stepsearch.compare.figures import with_error
 from stepsearch.compare.harness import Clock, Harness
 from stepsearch.compare.table import cell, compare
 from stepsearch.config import StudyConfig
+from stepsearch.metrics.alignment import load_prompts
 from stepsearch.metrics.distance import Score, score
-from stepsearch.metrics.evaluator import TEST, Evaluator, Metric, load_prompts, model_digest
+from stepsearch.metrics.evaluator import TEST, Evaluator, Metric, model_digest
 from stepsearch.metrics.features import Judge, load_extractor
 from stepsearch.metrics.images import ImageFiles
 from stepsearch.metrics.protocol import Seeds, held_out

@@ -30,9 +30,19 @@ def test_clip_gives_each_image_a_hundredth_of_its_score(clip):
     expected = ClipScore(str(clip))(IMAGES, [prompt.text for prompt in PROMPTS])
     assert len(set(expected.round(3))) > 1
     judge = ClipAlignment(str(clip), PROMPTS)
-    _, found, _ = observe(IMAGES.split([2, 2, 1]), [lambda x: x.float()], judge, PROMPTS)
+    _, (found,), _ = observe(IMAGES.split([2, 2, 1]), [lambda x: x.float()], [judge], PROMPTS)
     np.testing.assert_allclose(100 * found, expected, atol=1e-4)
     assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_the_judge_of_classes_is_more_certain_of_what_it_finds():
+    judge = load_alignment("classes", [Prompt("a bag", 8)])
+    prompts = [[Prompt("", label)] * len(IMAGES) for label in range(10)]
+    found = np.array([judge(IMAGES, asked) for asked in prompts])
+    certain = np.array([judge.certainty(IMAGES, asked) for asked in prompts])
+    np.testing.assert_allclose(certain.sum(0), 1, rtol=1e-5)
+    assert (certain.argmax(0) == found.argmax(0)).all()
+    assert ((certain > 0) & (certain < 1)).all()
 
 
 def test_prompts_without_classes_are_judged_by_clip_alone(clip):

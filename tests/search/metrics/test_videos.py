@@ -118,7 +118,7 @@ def test_alignment_is_the_mean_over_the_frames():
         asked.extend(prompts)
         return images[:, 0, 0, 0].numpy().astype(np.float32)
 
-    (features,), aligned, _ = observe([videos], [lambda x: x[:, 0, 0].float()], judge, "ab", 3)
+    (features,), (aligned,), _ = observe([videos], [lambda x: x[:, 0, 0].float()], [judge], "ab", 3)
     assert features.shape == (2, 3, 2)
     assert aligned.tolist() == [3.0, 9.0]  # frames 1, 3 and 5
     assert asked == list("aaabbb")

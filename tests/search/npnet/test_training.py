@@ -16,8 +16,7 @@ from stepsampler.models import load
 from stepsampler.npnet.files import read_npnet
 from stepsampler.npnet.network import Layout, NPNet, Swin
 from stepsampler.support.options import ModelOptions
-from stepsearch.metrics.alignment import load_alignment
-from stepsearch.metrics.evaluator import load_prompts
+from stepsearch.metrics.alignment import load_alignment, load_prompts
 from stepsearch.npnet.command import Asked, train
 from stepsearch.npnet.pairs import Collector, better_noise
 from stepsearch.npnet.training import Epoch, Settings, Trainer

@@ -27,17 +27,17 @@ KNOBS = Knobs(PLAIN, "gain")
 
 
 class Measuring(ToyEvaluator):
-    """Measures, and notes each schedule with its seeds; `aligned` is of a schedule."""
+    """Measures, and notes each schedule with its seeds; `aligned` and `certain` are of one."""
 
-    def __init__(self, aligned=lambda schedule: 1.0):
+    def __init__(self, aligned=lambda schedule: 1.0, certain=None):
         super().__init__(None, 8)
-        self.seen, self.aligned = [], aligned
+        self.seen, self.aligned, self.certain = [], aligned, certain or aligned
 
     def measure(self, schedule, seeds):
         self.seen.append((schedule, seeds))
         features, share = self.features(schedule, seeds), self.aligned(schedule)
-        aligned = np.full(len(seeds), share)
-        return SimpleNamespace(features=features, finite=True, aligned=aligned, alignment=share)
+        certainty = np.full(len(seeds), self.certain(schedule))
+        return SimpleNamespace(features=features, finite=True, certainty=certainty, alignment=share)
 
     def features(self, schedule, seeds):
         return features_of(self, schedule, seeds)
@@ -74,6 +74,21 @@ def test_it_comes_near_the_bottom_of_a_metric_whose_values_are_negative():
     start = found.checks[0].distance
     assert found.best.distance + 3 < 0.05 * (start + 3)
     assert found.schedule.sigmas == PLAIN.sigmas
+
+
+def test_what_costs_certainty_moves_less_before_any_image_turns():
+    """Shares of images that show what was asked jump: a nudge turns none."""
+    how = replace(SETTINGS, iterations=1)
+    bold = polish(Here(Measuring()), KNOBS, how)
+    careful = polish(
+        Here(Measuring(certain=lambda schedule: 1 + 30 * (schedule.steps[0].gain - 1))),
+        KNOBS,
+        how,
+    )
+    gains = [found.schedule.steps[0].gain for found in (bold, careful)]
+    assert gains[0] < 0.9  # which would be less certain
+    assert gains[1] > gains[0] + 0.05
+    assert careful.best.distance < careful.checks[0].distance
 
 
 def test_the_start_comes_back_where_nothing_keeps_the_alignment():

@@ -19,7 +19,7 @@ from stepsampler.statistics.file import read_spec
 from stepsearch.config import StudyConfig, load_config
 from stepsearch.engine.claim import claimed
 from stepsearch.engine.stages.costs import costs
-from stepsearch.metrics.evaluator import load_prompts
+from stepsearch.metrics.alignment import load_prompts
 from stepsearch.rehearsal.check import missing
 from stepsearch.rehearsal.dryrun import shrunk
 from stepsearch.space.statistics import check_own, make_own, passes_of_own

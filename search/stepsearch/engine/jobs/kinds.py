@@ -156,7 +156,7 @@ class Looking(Job[list[Seen | str]]):
         return Here(evaluator)(plans, range(self.start, self.stop))
 
     def pack(self, made: list[Seen | str]) -> bytes:
-        """By the plan's place: its features and alignment with the side, or why there are none."""
+        """By the plan's place: the side and what a polish asks of it, or why there is nothing."""
         tensors: dict[str, NDArray[Any]] = {}
         for k, seen in enumerate(made):
             if isinstance(seen, str):
@@ -165,6 +165,7 @@ class Looking(Job[list[Seen | str]]):
             tensors[f"{k} side"] = np.array(seen.side)
             tensors[f"{k} features"] = np.ascontiguousarray(seen.measurement.features)
             tensors[f"{k} aligned"] = np.ascontiguousarray(seen.measurement.aligned)
+            tensors[f"{k} certain"] = np.ascontiguousarray(seen.measurement.certainty)
         return bytes(save(tensors))
 
     def unpack(self, content: bytes) -> list[Seen | str]:
@@ -173,7 +174,8 @@ class Looking(Job[list[Seen | str]]):
             if f"{k} {WHY}" in tensors:
                 made.append(tensors[f"{k} {WHY}"].tobytes().decode())
                 continue
-            found = Measurement(tensors[f"{k} features"], tensors[f"{k} aligned"])
+            features, aligned = tensors[f"{k} features"], tensors[f"{k} aligned"]
+            found = Measurement(features, aligned, certain=tensors[f"{k} certain"])
             made.append(Seen(int(tensors[f"{k} side"]), found))
         return made
 

@@ -10,7 +10,8 @@ from rich.progress import Progress
 from stepsampler.errors import UserError
 from stepsampler.models import Model, check_device, note_cuts, open_model
 from stepsampler.support.options import ModelOptions
-from stepsearch.metrics.evaluator import additions_digest, check_negative_prompt, load_prompts
+from stepsearch.metrics.alignment import load_prompts
+from stepsearch.metrics.evaluator import additions_digest, check_negative_prompt
 from stepsearch.rivals.amed.predictor import Setting, save
 from stepsearch.rivals.amed.training import Report, Training, bottleneck, new
 
