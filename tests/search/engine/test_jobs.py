@@ -30,7 +30,7 @@ from stepsearch.engine.study import finished, open_study, read_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.evaluator import TEST, Evaluator, Measurement
-from stepsearch.polish.looking import Seen
+from stepsearch.polish.looking import Here, Seen
 from stepsearch.rivals.baselines import wanted
 from stepsearch.rivals.placement import Placement, recall_or_place
 
@@ -334,7 +334,7 @@ def test_what_is_made_travels_unchanged(job, made):
 def test_the_processes_of_a_run_do_them_as_they_do_without_a_database(
     tmp_path, server, name, monkeypatch, request
 ):
-    """The bundled model: measurements with rulers, a placement, images."""
+    """The bundled model: measurements with rulers, a placement, images, a look of a polish."""
     monkeypatch.setattr(locks, "SILENCE", 60.0)  # they beat as always
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(1)  # with others sums are in another order
@@ -353,12 +353,17 @@ def test_the_processes_of_a_run_do_them_as_they_do_without_a_database(
         ((_, ours),) = workers.measure([(schedule(), seeds)])
         placed = dict(workers.placements())
         pictures = workers.images([schedule(), schedule(4)], seeds)
+        looked = [[schedule()], [schedule(4)]]
+        ((_, seen),) = workers.look(looked, [range(4)])
     alone = Evaluator(config, tmp_path / "alone")
     theirs = alone.measure(schedule(), seeds)
     np.testing.assert_array_equal(ours.features, theirs.features)
     np.testing.assert_array_equal(ours.aligned, theirs.aligned)
     assert set(ours.rulers) == set(theirs.rulers) == {"swd_patches"}
     np.testing.assert_array_equal(ours.rulers["swd_patches"], theirs.rulers["swd_patches"])
+    for here, there in zip(seen, Here(alone)(looked, range(4)), strict=True):
+        np.testing.assert_array_equal(here.measurement.features, there.measurement.features)
+        np.testing.assert_array_equal(here.measurement.certainty, there.measurement.certainty)
     assert torch.equal(pictures[4:], alone.images(schedule(4), seeds))
     assert {key: found.sigmas for key, found in placed.items()} == {
         (who, n): recall_or_place(alone, who, n, w).sigmas for (who, n), w in wanted(config).items()
