@@ -59,6 +59,7 @@ class Check:
     distance: float
     alignment: float  # share of images that show what was asked; NaN if nothing judges it
     passes: int  # spent until then, this check included
+    room: float = inf  # of alignment that may be lost still; below 0 it is no result
 
 
 @dataclass
@@ -71,6 +72,10 @@ class Polished:
     passes: int
 
 
+# Of each image's alignment how much of its mean may be lost, of a start's below 0 too
+Room = Callable[[NDArray[np.float32]], float]
+
+
 class StuckError(UserError):
     """A schedule that cannot be polished."""
 
@@ -80,8 +85,11 @@ def polish(
     knobs: Knobs,
     settings: Settings,
     show: Callable[[float, str], object] = lambda done, news: None,
+    room: Room | None = None,
 ) -> Polished:
     """Descend, and return the best of the checked points whose alignment is kept.
+
+    It is where `room` is not below 0, or by itself where no more than `settings.drop` is lost.
 
     An iteration sees what each number does to images of seeds of its own (`Linear`), and checks the
     move that should be best by that; where it is not better, shorter ones. `show` gets the
@@ -93,7 +101,7 @@ def polish(
         StuckError: the model does not take the schedule, or any of its numbers otherwise, or its
             images are not finite.
     """
-    return _Descent(looks, knobs, settings, show).run()
+    return _Descent(looks, knobs, settings, show, room).run()
 
 
 @dataclass
@@ -102,6 +110,7 @@ class _Descent:
     knobs: Knobs
     settings: Settings
     show: Callable[[float, str], object]
+    room: Room | None = None
     passes: int = 0
     checks: list[Check] = field(default_factory=list)
 
@@ -115,7 +124,7 @@ class _Descent:
         farthest, known = FARTHEST, None
         for iteration in range(1, self.settings.iterations + 1):
             best = self.best
-            seen = self._look(iteration, np.array(best.parameters))
+            seen = self._look(iteration, np.array(best.parameters), best.room)
             if seen is None:
                 self.show(iteration, "ends here: the images are not finite")
                 break
@@ -130,10 +139,10 @@ class _Descent:
 
     @property
     def best(self) -> Check:
-        """Of those that keep the start's alignment; the start does."""
-        floor = (1 - self.settings.drop) * self.checks[0].alignment
-        kept = [c for c in self.checks if isnan(floor) or c.alignment >= floor]
-        return min(kept, key=lambda check: check.distance)
+        """Of those that keep the alignment; the start does."""
+        start, *others = self.checks
+        kept = [check for check in others if not check.room < 0]
+        return min([start, *kept], key=lambda check: check.distance)
 
     def _tried(self, iteration: int, at: Array, known: Linear, radius: float) -> float:
         """Check moves until one is better; the radius up to which the next may be tried."""
@@ -151,7 +160,7 @@ class _Descent:
     def _rates(self) -> Array:
         return np.asarray(self.knobs.rates.numpy(), np.float64)
 
-    def _look(self, iteration: int, at: Array) -> Linear | None:
+    def _look(self, iteration: int, at: Array, room: float) -> Linear | None:
         """What each number does about a point; None if images are not finite."""
         images, units = self.settings.images, np.diag(self._rates)
         seeds = seeds_of(SEARCH + (iteration - 1) * images, images)
@@ -179,7 +188,8 @@ class _Descent:
                 sign, found = moved[k][there.side][0], there.measurement
                 slopes[k] = sign * (found.features - features)
                 aligned[k] = sign * (found.certainty / share - kept)
-        return Linear(self.looks.reference, features, slopes, kept, aligned)
+        may = inf if isnan(room) else max(0.0, room) / share
+        return Linear(self.looks.reference, features, slopes, kept, aligned, may)
 
     def _check(self, iteration: int, parameters: Array) -> Check | str:
         """Or why there is no such schedule."""
@@ -190,7 +200,13 @@ class _Descent:
             return seen
         found, reference = seen.measurement, self.looks.reference
         distance = frechet_distance(found.features, reference) if found.finite else inf
-        check = Check(iteration, parameters.tolist(), distance, found.alignment, self.passes)
+        share = found.alignment
+        if self.room:
+            room = self.room(found.aligned)
+        else:
+            first = self.checks[0].alignment if self.checks else share
+            room = share - (1 - self.settings.drop) * first
+        check = Check(iteration, parameters.tolist(), distance, share, self.passes, room)
         self.checks.append(check)
         return check
 

@@ -8,7 +8,7 @@ is squared. No gradient flows through a network, so whatever can be measured can
 """
 
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from scipy.optimize import minimize
 from stepsearch.metrics.distance import Average, Moments, frechet_distance
 
 PENALTY = 1.0  # a hundredth of the start's alignment is worth a hundredth of FD
+# and one that may not be lost a fifth; squared, so that the move ends where the first tenths are
+STEEP = 2000.0
 TINY = float(np.finfo(float).tiny)
 DIFFERENCE = 1e-4  # of a number, for distances without a gradient here
 
@@ -28,7 +30,8 @@ class Linear:
     """Features and alignment of n images, and their slopes for k numbers.
 
     features (n, d), or of versions (n, versions, d); slopes (k, n, d) or (k, n, versions, d), for
-    numbers in units of their own; aligned (n,), in shares of the start's mean, and (k, n).
+    numbers in units of their own; aligned (n,), in shares of the start's mean, and (k, n). `room`
+    is how much of the mean of `aligned` may be lost, in such shares.
     """
 
     reference: Moments
@@ -36,6 +39,7 @@ class Linear:
     slopes: Array
     aligned: Array
     aligned_slopes: Array
+    room: float = inf
 
     def beside(self, other: "Linear") -> "Linear":
         """Of these images and others, about the same schedule."""
@@ -45,6 +49,7 @@ class Linear:
             np.concatenate([self.slopes, other.slopes], axis=1),
             np.concatenate([self.aligned, other.aligned]),
             np.concatenate([self.aligned_slopes, other.aligned_slopes], axis=1),
+            self.room,
         )
 
     def value(self, move: Array) -> float:
@@ -74,7 +79,12 @@ class Linear:
         if isinstance(self.reference, Average):
             return distance
         kept = float((self.aligned + move @ self.aligned_slopes).mean())
-        return objective(distance, kept)
+        return objective(distance, kept) + STEEP * self._beyond(move) ** 2
+
+    def _beyond(self, move: Array) -> float:
+        """By how much more alignment is lost after a move than may be; 0 where nobody knows."""
+        lost = -float(np.nan_to_num(move @ self.aligned_slopes.mean(1)))
+        return max(0.0, lost - self.room)
 
     def _value_and_gradient(self, move: Array) -> tuple[float, Array]:
         features = self.features + np.tensordot(move, self.slopes, 1)
@@ -82,9 +92,8 @@ class Linear:
         axes = tuple(range(1, self.slopes.ndim))
         slope = (self.slopes * pull).sum(axes)
         if not isinstance(self.reference, Average):
-            slope = slope / max(distance, TINY) - PENALTY * np.nan_to_num(
-                self.aligned_slopes.mean(1)
-            )
+            lost = PENALTY + 2 * STEEP * self._beyond(move)
+            slope = slope / max(distance, TINY) - lost * np.nan_to_num(self.aligned_slopes.mean(1))
         return self._objective(distance, move), slope
 
 

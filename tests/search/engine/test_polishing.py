@@ -10,11 +10,12 @@ from running import SD, ToyWorkers, run, settings
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsearch.config import StudyConfig
-from stepsearch.engine.stages.polishing import polish_best
+from stepsearch.engine.stages.polishing import polish_best, room_of
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Workers
-from stepsearch.metrics.evaluator import Evaluator
+from stepsearch.metrics.evaluator import Evaluator, Measurement
+from stepsearch.metrics.protocol import Row
 from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs, numbers_of
 from stepsearch.polish.looking import Here
@@ -94,6 +95,20 @@ def test_the_best_on_selection_seeds_that_keep_the_alignment_are_polished(tmp_pa
     assert polished.trial == 3
     stage, _ = stage_of(tmp_path, [], settings(polish=1), broken=lambda s: True)
     assert polish_best(stage, known, KEPT) == ([], 0)
+
+
+def test_as_much_alignment_may_be_lost_as_the_selection_allows(tmp_path):
+    """Else what is polished would not be kept there."""
+    teacher = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0], np.float32)  # of fewer images
+    at = lambda share: np.array([share] * 10 + [0.9] * 10, np.float32)  # noqa: E731
+    stage, _ = stage_of(tmp_path, [], settings(polish=1, alignment_drop=0.05))
+    whole, short, unknown = (
+        room_of(stage, Row(found(1, ending(0.1)), Measurement(None, at(share)), None), teacher)
+        for share in (0.6, 0.4, np.nan)
+    )
+    assert whole(at(0.44)) < 0 < whole(at(0.46))  # 0.45 is the floor
+    assert short(at(0.39)) < 0 < short(at(0.41))  # the start has lost more
+    assert np.isnan(unknown(at(np.nan)))
 
 
 def test_what_it_may_cost_counts_all_guidance_scales_and_scales_that_cost_no_pass(tmp_path):

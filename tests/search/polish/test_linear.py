@@ -1,5 +1,7 @@
 """Moves by linear features: closed forms, and gradients against differences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,24 @@ def test_alignment_that_is_lost_counts_as_distance_does():
     move = np.array([1.0, 0, 0])
     lost = losing.value(move) - linear(goal).value(move)
     assert lost == pytest.approx(PENALTY * 0.02)
+
+
+@pytest.mark.parametrize("room", [0.0, 0.02])
+def test_a_move_ends_near_where_more_alignment_would_be_lost_than_may(room):
+    goal = Moments.of(FEATURES + np.tensordot(BEST, SLOPES, 1))
+    slopes = np.zeros_like(NOTHING)
+    slopes[0] = -0.1  # of which the best move without it takes 0.7
+    free = linear(goal, aligned_slopes=slopes).best(3.0)
+    assert 0.1 * free[0] > 0.05
+    bound = replace(linear(goal, aligned_slopes=slopes), room=room)
+    move = bound.best(3.0)
+    assert room - 1e-3 < 0.1 * move[0] < room + 0.015  # though FD itself is 0 at the other
+    assert bound.value(move) < bound.value(np.zeros(K))
+    value, slope = bound._value_and_gradient(free)
+    assert value == pytest.approx(bound.value(free))
+    steps = 1e-5 * np.eye(K)
+    ways = [(bound.value(free + step) - bound.value(free - step)) / 2e-5 for step in steps]
+    np.testing.assert_allclose(slope, ways, rtol=1e-4)
 
 
 def test_images_beside_others_are_as_all_of_them_at_once():

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepsampler.errors import counted
-from stepsearch.engine.stages.selection import ranked
+from stepsearch.engine.stages.selection import lost, ranked
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.metrics.distance import Moments
-from stepsearch.metrics.protocol import in_parts, part_of
-from stepsearch.polish.descent import Settings, StuckError, polish
+from stepsearch.metrics.protocol import Row, in_parts, part_of
+from stepsearch.polish.descent import Room, Settings, StuckError, polish
 from stepsearch.polish.knobs import Knobs, numbers_of
 from stepsearch.polish.looking import Heard, Seen, Sides, joined
 from stepsearch.rivals.baselines import Candidate
@@ -30,25 +30,24 @@ def polish_best(
     if not tools.config.search.polish:
         return [], 0
     rows, _ = ranked(tools, finalists, teacher, "polish (finalists are ranked)")
-    starts = [row.candidate for row in rows[: tools.config.search.polish]]
-    if not starts:
+    rows = rows[: tools.config.search.polish]
+    if not rows:
         return [], 0
     settings, numbers = Settings.of_study(tools.config), numbers_of(tools.config.space)
-    knobs = [Knobs(start.schedule, **numbers) for start in starts]
-    images = [settings.most_images(len(one.names)) for one in knobs]
-    plans = [start.schedule for start in starts]
-    most = tools.versions * sum(plan.passes * n for plan, n in zip(plans, images, strict=True))
-    total = 100 * settings.iterations * len(starts)
-    cost = f"{counted(len(starts), 'schedule')}, at most {most:,} network passes"
-    tools.report("polish", 0, total, cost)
+    knobs = [Knobs(row.candidate.schedule, **numbers) for row in rows]
+    images = [one.start.passes * settings.most_images(len(one.names)) for one in knobs]
+    total = 100 * settings.iterations * len(rows)
+    cost = f"at most {tools.versions * sum(images):,} network passes"
+    tools.report("polish", 0, total, f"{counted(len(rows), 'schedule')}, {cost}")
     better, spent = [], 0
-    for place, (start, one) in enumerate(zip(starts, knobs, strict=True)):
+    for place, (row, one) in enumerate(zip(rows, knobs, strict=True)):
+        start = row.candidate
 
         def show(done: float, _: str = "", place: int = place) -> None:
             tools.report("polish", round(100 * (place * settings.iterations + done)), total, "")
 
         try:
-            came = polish(SharedLooks(tools), one, settings, show)
+            came = polish(SharedLooks(tools), one, settings, show, room_of(tools, row, teacher))
         except StuckError as error:
             news = f"{error}"
         else:
@@ -63,6 +62,12 @@ def polish_best(
         done = 100 * settings.iterations * (place + 1)
         tools.report("polish", done, total, f"{start.name}: {news}")
     return better, spent
+
+
+def room_of(tools: Tools, start: Row[Candidate], teacher: NDArray[np.float32]) -> Room:
+    """As much alignment may be lost as the selection allows, or the start has lost already."""
+    most = max(tools.config.search.alignment_drop, lost(teacher, start.measurement.aligned, 0))
+    return lambda aligned: most - lost(teacher, aligned, 0)
 
 
 @dataclass(frozen=True)
