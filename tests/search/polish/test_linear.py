@@ -50,10 +50,11 @@ def test_a_move_ends_near_where_more_alignment_would_be_lost_than_may(room):
     move = bound.best(3.0)
     assert room - 1e-3 < 0.1 * move[0] < room + 0.015  # though FD itself is 0 at the other
     assert bound.value(move) < bound.value(np.zeros(K))
-    value, slope = bound._value_and_gradient(free)
-    assert value == pytest.approx(bound.value(free))
+    there = 0.8 * free
+    value, slope = bound._value_and_gradient(there)
+    assert value == pytest.approx(bound.value(there))
     steps = 1e-5 * np.eye(K)
-    ways = [(bound.value(free + step) - bound.value(free - step)) / 2e-5 for step in steps]
+    ways = [(bound.value(there + step) - bound.value(there - step)) / 2e-5 for step in steps]
     np.testing.assert_allclose(slope, ways, rtol=1e-4)
 
 
