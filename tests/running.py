@@ -7,6 +7,7 @@ import numpy as np
 
 from stepsampler.noise import NoiseSchedule
 from stepsearch.config import StudyConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.engine.run import run_study
 from stepsearch.engine.study import work
 from stepsearch.engine.tracking import NoTracking
@@ -15,6 +16,7 @@ from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.evaluator import Measurement
 from stepsearch.rivals.dmn import dmn
 from stepsearch.rivals.placement import Placement
+from stepsearch.space.box import SearchSpace
 
 SD = NoiseSchedule.scaled_linear()
 SPEC = SD.spec("stable-diffusion", "epsilon")
@@ -34,6 +36,13 @@ EVERYTHING = {
     "free_u": True,
     "free_u_sets": 2,
 }
+
+
+def space(steps=5, passes=8, grid="power", **options):
+    """A box of Stable Diffusion's noise around a grid; `options` are keys of a study's space."""
+    options = {"guidance": "per-step", **options}
+    config = SpaceConfig(num_steps=steps, passes=passes, **options)
+    return SearchSpace(config, SD, SPEC, grid)
 
 
 class Here(InThisProcess):
