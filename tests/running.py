@@ -1,10 +1,12 @@
 """A main job on a toy whose best schedule is known and which needs no network."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
+from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsearch.config import StudyConfig
 from stepsearch.config.space import SpaceConfig
@@ -38,11 +40,18 @@ EVERYTHING = {
 }
 
 
-def space(steps=5, passes=8, grid="power", **options):
+def space(num_steps=5, passes=8, grid="power", **options):
     """A box of Stable Diffusion's noise around a grid; `options` are keys of a study's space."""
     options = {"guidance": "per-step", **options}
-    config = SpaceConfig(num_steps=steps, passes=passes, **options)
+    config = SpaceConfig(num_steps=num_steps, passes=passes, **options)
     return SearchSpace(config, SD, SPEC, grid)
+
+
+def rising(steps):
+    """A schedule of the linspace grid whose guidance rises by a tenth a step, from 2."""
+    plan = make_schedule("linspace", steps, SD, order=1, model=SPEC)
+    guided = (replace(s, guidance_scale=2 + i / 10) for i, s in enumerate(plan.steps))
+    return replace(plan, steps=tuple(guided))
 
 
 class Here(InThisProcess):
