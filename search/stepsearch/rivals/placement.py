@@ -17,7 +17,7 @@ from stepsampler.noise import NoiseSchedule
 from stepsampler.schedule import Step
 from stepsearch.config.parts import RIVALS
 from stepsearch.metrics.evaluator import SEARCH, Evaluator, seeds_of
-from stepsearch.paths import recall, write_whole
+from stepsearch.paths import read_json, recall, write_whole
 from stepsearch.rivals.amed.predictor import Setting
 from stepsearch.rivals.amed.training import AVERAGED, bottleneck, new
 from stepsearch.rivals.dmn import dmn
@@ -165,7 +165,7 @@ def recall_or_place(
         UserError: as `place` does.
     """
     path = _path(evaluator, name, num_steps, guidance_scale)
-    found = recall(path, lambda p: Placement(**json.loads(p.read_text())))
+    found = recall(path, lambda p: Placement(**read_json(p)))
     if found is None:
         prompts = [prompt.text for prompt in evaluator.prompts]
         model = evaluator.in_float32() if name in LEARNING else evaluator.model
