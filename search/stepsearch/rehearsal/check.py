@@ -12,7 +12,7 @@ from rich.console import Console
 
 from stepsampler.errors import UserError, counted
 from stepsampler.grids import make_schedule
-from stepsampler.models import outline, quiet, resolve
+from stepsampler.models import Model, outline, quiet, resolve
 from stepsampler.models.additions import weighted
 from stepsampler.models.loading import is_modular
 from stepsampler.models.markers import check_file
@@ -20,7 +20,7 @@ from stepsampler.models.parts import PLAIN_INDEX, choose, index_of
 from stepsampler.npnet.files import find_npnet, read_layout
 from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import ModelConfig, StudyConfig
-from stepsearch.config.code import load_function, named_code
+from stepsearch.config.code import load_function, named_code, open_model_of
 from stepsearch.config.measuring import CLIP
 from stepsearch.config.places import as_keys
 from stepsearch.engine.claim import without_use
@@ -47,6 +47,8 @@ from stepsearch.metrics.reference import BUNDLED_SIZE
 from stepsearch.paths import local_folder
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.report.live.progress import stages
+from stepsearch.rivals.baselines import wanted
+from stepsearch.rivals.placement import LEARNING, suited
 from stepsearch.space.statistics import check_own
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder")
@@ -123,6 +125,8 @@ def missing(config: StudyConfig) -> list[str]:
     found.append(without_use(config))
     if not any(found) and config.model.code is None:
         found.append(_unfit(config))
+    if not any(found) and config.model.code is not None:
+        found.append(_unlearnable(config))
     if len(set(extractors)) < len(extractors):
         found.append(f"extractor {config.evaluation.extractor!r}: must be of different ones")
     try:
@@ -199,6 +203,7 @@ def _unfit(config: StudyConfig) -> str | None:
         loaded = outline(model, folder)
         check_frames(loaded, evaluation.video_frames)
         check_own(config, loaded)
+        _check_rivals(config, loaded)
     except UserError as error:
         return f"model {model.id!r}: {str(error).removeprefix(f'model {model.id!r}: ')}"
     size = loaded.size
@@ -208,6 +213,26 @@ def _unfit(config: StudyConfig) -> str | None:
     if is_bundled(evaluation.reference, evaluation.extractor) and size != BUNDLED_SIZE:
         return f"reference {evaluation.reference!r} is of {BUNDLED_SIZE} pixels, images are {size}"
     return None
+
+
+def _unlearnable(config: StudyConfig) -> str | None:
+    """Whether rivals can learn from the pipeline of the study's own function, which alone knows
+    what its network is made of: it is loaded, where there are such rivals. Files hold none that is
+    quantised."""
+    names = {name for name, _ in wanted(config)}
+    if not names.intersection(LEARNING):
+        return None
+    try:
+        _check_rivals(config, open_model_of(replace(config.model, dtype="float32"), "cpu"))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _check_rivals(config: StudyConfig, model: Model) -> None:
+    """Refuse the rivals of a study that a run would, once the model is loaded."""
+    for name in dict.fromkeys(name for name, _ in wanted(config, model.guidance)):
+        suited(model, name)
 
 
 def _missing_additions(model: ModelConfig) -> list[str | None]:
