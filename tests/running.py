@@ -1,12 +1,15 @@
 """A main job on a toy whose best schedule is known and which needs no network."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
+from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
 from stepsearch.config import StudyConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.engine.run import run_study
 from stepsearch.engine.study import work
 from stepsearch.engine.tracking import NoTracking
@@ -16,6 +19,7 @@ from stepsearch.metrics.evaluator import Measurement
 from stepsearch.polish.looking import Seen
 from stepsearch.rivals.dmn import dmn
 from stepsearch.rivals.placement import Placement
+from stepsearch.space.box import SearchSpace
 
 SD = NoiseSchedule.scaled_linear()
 SPEC = SD.spec("stable-diffusion", "epsilon")
@@ -35,6 +39,20 @@ EVERYTHING = {
     "free_u": True,
     "free_u_sets": 2,
 }
+
+
+def space(num_steps=5, passes=8, grid="power", **options):
+    """A box of Stable Diffusion's noise around a grid; `options` are keys of a study's space."""
+    options = {"guidance": "per-step", **options}
+    config = SpaceConfig(num_steps=num_steps, passes=passes, **options)
+    return SearchSpace(config, SD, SPEC, grid)
+
+
+def rising(steps):
+    """A schedule of the linspace grid whose guidance rises by a tenth a step, from 2."""
+    plan = make_schedule("linspace", steps, SD, order=1, model=SPEC)
+    guided = (replace(s, guidance_scale=2 + i / 10) for i, s in enumerate(plan.steps))
+    return replace(plan, steps=tuple(guided))
 
 
 class Here(InThisProcess):

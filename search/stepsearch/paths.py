@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stepsampler.errors import UserError, note
 from stepsampler.support.files import replacing
@@ -102,10 +102,23 @@ def check_inside(folder: Path) -> None:
 def _name(study: Path) -> str | None:
     """Of the study whose settings a file holds."""
     try:
-        name = json.loads(study.read_text(encoding="utf-8"))["name"]
+        name = read_json(study)["name"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return str(name)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or nested too deep.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("its lists are nested too deep") from error
 
 
 def recall(path: Path, read: Callable[[Path], T]) -> T | None:

@@ -26,12 +26,19 @@ from stepsearch.metrics.evaluator import (
 )
 from stepsearch.report.cards import history
 from stepsearch.report.sources import of_run
+from stepsearch.rivals.placement import recall_or_place
 
 HOUSE = """
 def pipeline():
     from diffusers import DiffusionPipeline
     from stepsampler.models import resolve
     return DiffusionPipeline.from_pretrained(resolve("tiny"))
+
+def quantised():
+    import torch
+    made = pipeline()
+    made.unet.register_buffer("codes", torch.ones(2, dtype=torch.int8))
+    return made
 
 def dark(images, prompts):
     assert all(isinstance(prompt, str) for prompt in prompts) and len(prompts) == len(images)
@@ -135,6 +142,15 @@ def test_without_the_flag_it_is_refused_in_a_sentence(here, words):
         "model: the study runs the function house:pipeline: read it, then allow it with "
         "--allow-code"
     )
+
+
+@pytest.mark.parametrize("name", ["ld3", "amed"])
+def test_rivals_that_cannot_learn_from_a_quantised_network_are_refused(here, name):
+    """A file holds none: a function alone returns one."""
+    study = STUDY.replace("[baselines]", f'[baselines]\nrivals = ["dmn", "{name}"]')
+    (here / "mine.toml").write_text(study.replace("house:pipeline", "house:quantised"))
+    with code(True), pytest.raises(UserError, match=f"{name} learns by gradients: the network of"):
+        recall_or_place(Evaluator(load_config("mine.toml"), here), name, 2, 2.0)
 
 
 def test_a_worker_asks_too(here):

@@ -159,3 +159,43 @@ def test_ctrl_c_and_sigterm_are_one_sentence_and_their_code(here, monkeypatch, e
     assert first == "stopped; runs/x-seed1 keeps what is done. This goes on:"
     assert goes_on == "  stepsearch run x.toml --seed 1"
     assert not (here / "runs" / "x-seed1" / "alive" / "run").is_symlink()
+
+
+WRITERS = {
+    "placement": ("gits", "--steps", "3", "--model", "absent"),
+    "amed": ("--calls", "3", "--model", "absent"),
+    "polish": ("absent.json",),
+    "train-npnet": ("absent.json",),
+    "front": ("runs/absent",),
+    "evaluate": ("absent.json",),
+    "report": ("runs/absent",),
+    "export": ("runs/absent",),
+}
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_where_nothing_can_be_written_is_said_before_the_work(here, command):
+    """The rest of the command line is wrong as well, which would be said after it."""
+    (here / "file").touch()
+    places = {"file/x.html": "must be a folder, but 'file' is a file"}
+    if Path("/proc/self").exists():  # which takes no file of root's
+        places["/proc/x.html"] = "nothing can be written in '/proc': No such file or directory"
+    for out, words in places.items():
+        found = invoke(app, [command, *WRITERS[command], "-o", out]).exception
+        assert isinstance(found, UserError)
+        assert str(found).startswith("the folder of --out")
+        assert words in str(found)
+
+
+def test_where_averages_cannot_be_written_is_said_before_amed_is_trained(here):
+    (here / "folder").mkdir()
+    words = [*WRITERS["amed"], "-o", "x.safetensors", "--static", "folder"]
+    said = str(invoke(app, ["amed", *words]).exception)
+    assert said == "--static must name a file, but 'folder' is a folder"
+
+
+def test_a_place_that_can_be_written_keeps_what_is_there(here):
+    (here / "out").mkdir()
+    invoke(app, ["polish", "absent.json", "-o", "out/x/y.json"])
+    assert [path.name for path in here.iterdir()] == ["out"]
+    assert not list((here / "out").iterdir())

@@ -13,6 +13,7 @@ from stepsampler.cli.options import (
     Negative,
     PromptFile,
     ScheduleName,
+    check_file,
     check_folder,
     check_used,
     note_unguided,
@@ -119,9 +120,7 @@ def grid(
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out must name a .png file, got {str(out)!r}")
-    if out.is_dir():
-        raise UserError(f"--out must name a file, but {str(out)!r} is a folder")
-    check_folder(out.parent, "the folder of --out")
+    check_file(out)
     plans = [open_plan(name, guidance_scale, model) for name in schedules]
     check_used(model, plans)
     texts, others = given_prompts(prompt, prompts)

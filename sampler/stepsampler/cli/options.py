@@ -202,16 +202,34 @@ def check_used(model: ModelOptions, plans: "Sequence[Schedule]") -> None:
 
 
 def check_folder(out: Path, name: str = "--out") -> None:
-    """Refuse a folder that cannot be made, before the images that would go there.
+    """Refuse a folder that cannot be made or written to, before the work that would go there.
 
     Raises:
-        UserError: it or what it should lie in is a file.
+        UserError: it or what it should lie in is a file, or takes no file.
     """
-    for path in (out, *out.parents):
-        if path.exists():
-            if not path.is_dir():
-                raise UserError(f"{name} must be a folder, but {str(path)!r} is a file")
-            return
+    import tempfile  # a twentieth of the time of --help
+
+    place = next(path for path in (out, *out.parents) if path.exists())
+    if not place.is_dir():
+        raise UserError(f"{name} must be a folder, but {str(place)!r} is a file")
+    try:  # bits of permission say too little: of root, of a disk that is read-only, of /proc
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{name}: nothing can be written in {str(place)!r}: {error.strerror}"
+        ) from error
+
+
+def check_file(out: Path, name: str = "--out") -> None:
+    """The same for a file that is to be written.
+
+    Raises:
+        UserError: it is a folder, or as `check_folder`.
+    """
+    if out.is_dir():
+        raise UserError(f"{name} must name a file, but {str(out)!r} is a folder")
+    check_folder(out.parent, f"the folder of {name}")
 
 
 def cost_of(plan: "Schedule") -> str:

@@ -11,7 +11,7 @@ from stepsampler.cli.options import (
     Device,
     Negative,
     PromptFile,
-    check_folder,
+    check_file,
     with_model,
 )
 from stepsampler.errors import UserError, counted, note
@@ -53,7 +53,7 @@ def statistics(
 
     if out.suffix != ".safetensors":
         raise UserError(f"--out must name a .safetensors file, got {str(out)!r}")
-    check_folder(out.parent, "the folder of --out")
+    check_file(out)
     texts, _ = given_prompts(prompt, prompts)
 
     from rich.progress import Progress

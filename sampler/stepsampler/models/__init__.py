@@ -30,6 +30,7 @@ __all__ = [
     "LatentModel",
     "Model",
     "ModelOptions",
+    "as_told",
     "check_class",
     "check_device",
     "check_gpus",
@@ -91,14 +92,7 @@ def open_model(options: ModelOptions, device: str = "cpu") -> Model:
             f"model {options.id!r} does not fit into the memory of {device}; try float16, or "
             "offload it with diffusers and hand the pipeline to from_pipeline"
         ) from error
-    model = from_pipeline(
-        pipeline,
-        options.size,
-        clip_skip=options.clip_skip,
-        long_prompts=options.long_prompts,
-        stock=options.stock,
-        frames=options.frames,
-    )
+    model = as_told(pipeline, options)
     if pipeline.components.get("vocoder") is not None:
         note(f"model {options.id!r} makes sound beside pictures, and it is not kept")
     if options.npnet is not None:
@@ -107,6 +101,25 @@ def open_model(options: ModelOptions, device: str = "cpu") -> Model:
         model.compile()
     model.statistics = _statistics(model, options)
     return model
+
+
+def as_told(pipeline: Any, options: ModelOptions) -> Model:
+    """The model of a loaded pipeline, as the options say.
+
+    Raises:
+        UserError: as `from_pipeline`, with the name of the model.
+    """
+    try:
+        return from_pipeline(
+            pipeline,
+            options.size,
+            clip_skip=options.clip_skip,
+            long_prompts=options.long_prompts,
+            stock=options.stock,
+            frames=options.frames,
+        )
+    except UserError as error:
+        raise UserError(f"model {options.id!r}: {error}") from error
 
 
 def _statistics(model: Model, options: ModelOptions) -> tuple[Statistics, ...]:
@@ -144,14 +157,7 @@ def outline(options: ModelOptions, folder: Path) -> Model:
         UserError: as `open_model` would, as far as configs tell.
     """
     quiet()
-    model = from_pipeline(
-        read_outline(options, folder),
-        options.size,
-        clip_skip=options.clip_skip,
-        long_prompts=options.long_prompts,
-        stock=options.stock,
-        frames=options.frames,
-    )
+    model = as_told(read_outline(options, folder), options)
     model.statistics = _statistics(model, options)
     return model
 

@@ -53,7 +53,8 @@ class Shaped:
         vae = self.pipeline.components.get("vae")
         latent = channels if vae is None else self._vae_channels(vae.config, channels)
         if channels != latent:
-            raise UserError(f"the model cannot be sampled: {wider(channels, latent)}")
+            name = type(self.pipeline).__name__
+            raise UserError(f"the {name} cannot be sampled: {wider(channels, latent)}")
         factor, most = self._factor, self._most and self._most * self._factor
         if size is None and not all(trained):
             raise UserError(NO_SIZE)

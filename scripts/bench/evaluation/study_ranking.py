@@ -279,6 +279,18 @@ def seconds_a_pass(bench: Bench) -> float:
     return (time.monotonic() - started) / bench.batch / schedule.passes
 
 
+def add_options(parser: argparse.ArgumentParser, run: Path) -> None:
+    """How images are made, and where they are kept: by default in `run`."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--compile", action="store_true", help="the network, by torch")
+    parser.add_argument("--hours", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--run", type=Path, default=run)
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--dry-run", action="store_true", help="print passes and hours, and end")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--schedules", type=int, nargs=2, default=(40, 12), help="at 5, at 8 steps")
@@ -286,15 +298,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pool", type=int, default=0, help="images of the subsets; default as n")
     parser.add_argument("--truth", type=int, default=10_000, help="images of the true ranking")
     parser.add_argument("--teacher", type=int, default=1024, help="its images, of 50 steps")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--compile", action="store_true", help="the network, by torch")
-    parser.add_argument("--hours", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--run", type=Path, default=Path("runs/ranking"))
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--dry-run", action="store_true", help="print passes and hours, and end")
+    add_options(parser, Path("runs/ranking"))
     args = parser.parse_args(argv)
     if min(args.sizes) < 8:
         parser.error(f"--sizes must be at least 8, got {min(args.sizes)}")

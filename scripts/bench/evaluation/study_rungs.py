@@ -19,7 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from study_ranking import EXTRACTORS, PART, SEEDS, Bench, Job, entries, seconds_a_pass
+from study_ranking import (
+    EXTRACTORS,
+    PART,
+    SEEDS,
+    Bench,
+    Job,
+    add_options,
+    entries,
+    seconds_a_pass,
+)
 from torch.nn.functional import cross_entropy
 
 from ranking.analysis import Real
@@ -126,14 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--images", type=int, default=512, help="of each schedule")
     parser.add_argument("--further", type=int, default=512, help="of the baseline")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--compile", action="store_true", help="the network, by torch")
-    parser.add_argument("--hours", type=float, default=float("inf"), help="stop after so many")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--run", type=Path, default=Path("runs/rungs"))
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--dry-run", action="store_true", help="print passes and hours, and end")
+    add_options(parser, Path("runs/rungs"))
     args = parser.parse_args(argv)
     args.sizes, args.schedules = sorted(set(args.sizes)), (0, 0)
     if min(args.sizes) < 8 or args.images < 2 * args.sizes[-1] or args.count < 4:

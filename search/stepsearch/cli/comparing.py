@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stepsampler.cli.options import Device, Negative, with_model
+from stepsampler.cli.options import Device, Negative, check_file, check_folder, with_model
 from stepsampler.errors import UserError
 from stepsampler.support.options import DEFAULTS, ModelOptions
 from stepsearch.cli.options import AllowCode, AsJson
@@ -39,6 +39,7 @@ def placement(
     device: Device = "cpu",
 ) -> None:
     """Compute where a published method puts the steps for a model, and write that schedule."""
+    check_file(out)
     from stepsearch.rivals.command import write_placement
 
     write_placement(
@@ -78,6 +79,9 @@ def amed(
     device: Device = "cpu",
 ) -> None:
     """Train AMED's predictor of inserted steps on a model; resumes. `evaluate` scores its file."""
+    check_file(out)
+    if static is not None:
+        check_file(static, "--static")
     from stepsearch.rivals.amed.command import write_predictor
     from stepsearch.rivals.amed.predictor import Setting
 
@@ -151,6 +155,7 @@ def polish(
     allow_code: AllowCode = False,
 ) -> None:
     """Make a schedule better on the metric itself; steps and guided ones stay."""
+    check_file(out)
     from stepsearch.config import ModelConfig, StudyConfig
     from stepsearch.config.code import code
     from stepsearch.config.measuring import EvaluationConfig
@@ -231,6 +236,7 @@ def train_npnet(
     ),
 ) -> None:
     """Train a network of golden noise for a model: one file, for schedules to name."""
+    check_file(out)
     from stepsearch.config.parts import SEEDS
     from stepsearch.npnet.command import Asked, train
     from stepsearch.npnet.training import Settings
@@ -270,6 +276,10 @@ def front(
     json: AsJson = False,
 ) -> None:
     """The best schedule for each number of passes: a chart, a table and a file each; or a page."""
+    if out.suffix == ".html":
+        check_file(out)
+    else:
+        check_folder(out)
     from stepsearch.config.code import code
     from stepsearch.report.command import run_front
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stepsampler.cli.options import Device, Negative, with_model
+from stepsampler.cli.options import Device, Negative, check_file, with_model
 from stepsampler.support.options import DEFAULTS, ModelOptions
 from stepsearch.cli.options import AsJson
 
@@ -87,6 +87,8 @@ def evaluate(
     Given several (`evaluate a.json b.json`), it compares them: all get the same seeds, and the
     differences to the first contender are paired.
     """
+    if out is not None:
+        check_file(out)
     from stepsearch.compare.evaluating import Asked  # torch loads here, not for --help
 
     asked = Asked(

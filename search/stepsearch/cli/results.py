@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stepsampler.cli.options import check_file
 from stepsampler.errors import UserError, counted
 from stepsearch.cli.options import (
     AllowCode,
@@ -62,6 +63,8 @@ def report(
     allow_code: AllowCode = False,
 ) -> None:
     """Make one HTML page of a run, finished or not: verdict, charts, pictures, checks, exports."""
+    if not json:
+        check_file(out)
     given = what or which_run(None, "study.json")
     from stepsearch.config.code import code
     from stepsearch.report.command import run_report
@@ -108,6 +111,7 @@ def export(
         out = Path("best.json")
         if out.exists():
             raise UserError(f"{out} is here already: -o says where to write the schedule")
+    check_file(out)
     folder, *others = find_runs(run_folder or study or which_run(None, "best.json"), "best.json")
     schedule = load(folder / "best.json")
     schedule.save(out)

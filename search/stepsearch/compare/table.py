@@ -32,7 +32,7 @@ from stepsearch.metrics.protocol import (
 )
 from stepsearch.metrics.reference import Reference
 from stepsearch.metrics.sliced import Sliced
-from stepsearch.paths import write_whole
+from stepsearch.paths import read_json, write_whole
 
 DISTANCES = ("fd", "fd-infinity", "kid", "prc")
 
@@ -275,7 +275,7 @@ def read_earlier(path: Path, now: dict[str, Any]) -> dict[str, Any]:
         UserError: another n, other seeds, range, metrics or preparation; or no such file.
     """
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8-sig"))
+        earlier = read_json(path)
         kind = earlier.get("format")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a result of stepsearch evaluate ({error})") from error

@@ -144,7 +144,7 @@ def open_model_of(options: "ModelConfig", device: str) -> "Model":
     Raises:
         UserError: as `stepsampler.models.open_model`, or the function is not allowed or not there.
     """
-    from stepsampler.models import from_pipeline, open_model, quiet
+    from stepsampler.models import as_told, open_model, quiet
 
     if options.code is None:
         return open_model(options, device)
@@ -155,11 +155,4 @@ def open_model_of(options: "ModelConfig", device: str) -> "Model":
     if not hasattr(pipeline, "components"):
         kind = type(pipeline).__name__
         raise UserError(f"model: {options.code}: must return a pipeline of diffusers, got {kind}")
-    return from_pipeline(
-        pipeline.to(device),
-        options.size,
-        clip_skip=options.clip_skip,
-        long_prompts=options.long_prompts,
-        stock=options.stock,
-        frames=options.frames,
-    )
+    return as_told(pipeline.to(device), options)

@@ -20,7 +20,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.config.measuring import SearchConfig
 from stepsearch.engine.store.addresses import passwords_of, without_passwords
 from stepsearch.engine.store.journal import JOURNAL
-from stepsearch.paths import write_whole
+from stepsearch.paths import read_json, write_whole
 from stepsearch.space.box import SearchSpace
 
 STUDY, PLAN, STORAGE = "study.json", "plan.json", "storage.json"
@@ -211,7 +211,7 @@ class _DamagedError(UserError):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except ValueError as error:
         raise _DamagedError(f"{path} is damaged: {error}") from error
     if not isinstance(data, dict):

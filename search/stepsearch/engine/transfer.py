@@ -4,7 +4,6 @@ The other study may have more steps, another guidance range, another placement o
 the same kind: what is carried over is the schedule as a curve along the trajectory.
 """
 
-import json
 from pathlib import Path
 
 from stepsampler.errors import UserError
@@ -13,7 +12,7 @@ from stepsearch.engine.claim import claimed
 from stepsearch.engine.ladder import infeasible
 from stepsearch.engine.store.journal import JOURNAL
 from stepsearch.engine.study import distance_of, finished, read_study, schedule_of
-from stepsearch.paths import find_runs
+from stepsearch.paths import find_runs, read_json
 from stepsearch.space.box import Params, SearchSpace
 
 # Attribute of a study: the run whose trials it has queued, which is not needed any more.
@@ -39,7 +38,7 @@ def earlier_best(given: Path, count: int) -> list[tuple[str, Schedule, int]]:
     trials = {t.number: t for t in finished(read_study(folder, config))}
     path = folder / "result.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         chosen = [row["trial"] for row in result["selection"] if row["trial"] in trials]
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(

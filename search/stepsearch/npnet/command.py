@@ -87,7 +87,9 @@ def train(asked: Asked, options: ModelOptions, settings: Settings) -> None:
         model, options.loras, options.textual_inversions, asked.negative_prompt
     )
     folder = asked.cache / _key(collector, model, judge, additions)
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
+    width = None if sys.stdout.isatty() else 110
+    # names of files are as they are: no markup
+    console = Console(soft_wrap=True, width=width, highlight=False, markup=False, emoji=False)
     each = 2 * plan.passes + _pair_passes(plan, asked.inversion_scale)
     console.print(
         f"{asked.pairs:,} pairs of {each} passes, {each * asked.pairs:,} network passes; then "

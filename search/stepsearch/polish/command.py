@@ -54,7 +54,9 @@ def write_polished(
     evaluator = Evaluator(config, cache, device)
     evaluator.model.check(start)
     versions = max(1, len(evaluator.scales))
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
+    width = None if sys.stdout.isatty() else 110
+    # names of files are as they are: no markup
+    console = Console(soft_wrap=True, width=width, highlight=False, markup=False, emoji=False)
     for note in evaluator.notes:
         console.print(note)
     most = start.passes * versions * settings.most_images(len(knobs.names))

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from stepsampler.errors import UserError, counted
 from stepsampler.grids import make_schedule
-from stepsampler.models import outline, quiet, resolve
+from stepsampler.models import Model, outline, quiet, resolve
 from stepsampler.models.additions import weighted
 from stepsampler.models.loading import is_modular
 from stepsampler.models.markers import check_file
@@ -46,6 +46,8 @@ from stepsearch.metrics.reference import BUNDLED_SIZE
 from stepsearch.paths import local_folder
 from stepsearch.rehearsal.dryrun import dry_run, kind_of
 from stepsearch.report.live.progress import stages
+from stepsearch.rivals.baselines import wanted
+from stepsearch.rivals.placement import suited
 from stepsearch.space.statistics import check_own
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder")
@@ -198,6 +200,7 @@ def _unfit(config: StudyConfig) -> str | None:
         loaded = outline(model, folder)
         check_frames(loaded, evaluation.video_frames)
         check_own(config, loaded)
+        _check_rivals(config, loaded)
     except UserError as error:
         return f"model {model.id!r}: {str(error).removeprefix(f'model {model.id!r}: ')}"
     size = loaded.size
@@ -207,6 +210,12 @@ def _unfit(config: StudyConfig) -> str | None:
     if is_bundled(evaluation.reference, evaluation.extractor) and size != BUNDLED_SIZE:
         return f"reference {evaluation.reference!r} is of {BUNDLED_SIZE} pixels, images are {size}"
     return None
+
+
+def _check_rivals(config: StudyConfig, model: Model) -> None:
+    """Refuse the rivals of a study that a run would, once the model is loaded."""
+    for name in dict.fromkeys(name for name, _ in wanted(config, model.guidance)):
+        suited(model, name)
 
 
 def _missing_additions(model: ModelConfig) -> list[str | None]:

@@ -19,7 +19,7 @@ from stepsearch.engine.result import Result
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.alignment import SHEET, load_prompts
 from stepsearch.metrics.evaluator import TEST, seeds_of
-from stepsearch.paths import write_whole
+from stepsearch.paths import read_json, write_whole
 
 FOLDER, INDEX = "pictures", "pictures.json"
 LARGEST = 384  # pixels of a side on a page; smaller pictures keep every pixel
@@ -77,7 +77,7 @@ def write_index(
 def read_index(folder: Path) -> dict[str, Any] | None:
     """What `save_each` has said of a folder's pictures; None: nothing that is whole."""
     try:
-        data = json.loads((folder / FOLDER / INDEX).read_text(encoding="utf-8"))
+        data = read_json(folder / FOLDER / INDEX)
         rows = [{key: row[key] for key in ("name", "kind", "files")} for row in data["rows"]]
         seeds, prompts = list(data["seeds"]), list(data["prompts"])
         if any(len(shown) != len(seeds) for shown in (prompts, *(row["files"] for row in rows))):

@@ -22,7 +22,7 @@ from stepsearch.engine.claim import BEST, RESULT, STUDY, claimed, has_ended
 from stepsearch.engine.study import distance_of, finished, read_study, usable
 from stepsearch.metrics.distance import BLOCKS, count_blocks
 from stepsearch.metrics.evaluator import short
-from stepsearch.paths import find_runs
+from stepsearch.paths import find_runs, read_json
 
 DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, UserError, ValueError)
 
@@ -132,7 +132,7 @@ def of_run(folder: Path) -> Source:
         problems.append(_named(folder / "journal.log", error))
     if (folder / RESULT).exists():
         try:
-            result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            result = read_json(folder / RESULT)
             if not isinstance(result, dict):
                 raise ValueError("it holds no object")
         except DAMAGED as error:
@@ -244,7 +244,7 @@ def _row(row: dict[str, Any], metric: str, parts: list[str]) -> Contender:
 
 def _evaluation(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = read_json(path)
         kind = data.get("format")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a result of stepsearch evaluate ({error})") from error

@@ -28,23 +28,26 @@ FAR = 0.03
 DIFFERENCE = 1e-4  # of a parameter, up and down
 
 
-def check_networks(model: LatentModel) -> None:
-    """Refuse networks that no gradient flows through.
+def check_gradients(model: LatentModel, name: str) -> None:
+    """Refuse networks from which the method `name` could not learn.
 
     Raises:
-        UserError: quantised ones (the layers of some have a wrong gradient, and say nothing:
-            findings/torchao_int8_gradient_lost.sh), and those that diffusers offloads in groups,
-            whose weights leave the device before the gradient.
+        UserError: those in 16 bits, whose gradients are mostly rounding; quantised ones (the layers
+            of some have a wrong gradient, and say nothing: findings/torchao_int8_gradient_lost.sh);
+            and those that diffusers offloads in groups, whose weights leave the device before the
+            gradient.
     """
+    learns = f"{name} learns by gradients"
+    if model.dtype != torch.float32:
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise UserError(f"{learns}: the model's dtype must be float32, got {dtype}")
     for net in model.nets:
         hooks = [getattr(part, "_diffusers_hook", None) for part in net.modules()]
         grouped = any(known and known.get_hook("group_offloading") for known in hooks)
         what = "quantised" if is_quantised(net) else "offloaded in groups" if grouped else ""
         if what:
-            name = type(model.pipeline).__name__
-            raise UserError(
-                f"the network of the {name} is {what}, and no gradient flows through it"
-            )
+            of = type(model.pipeline).__name__
+            raise UserError(f"{learns}: the network of the {of} is {what}, and none flows through")
 
 
 class LiveTableau:

@@ -17,14 +17,14 @@ from stepsampler.noise import NoiseSchedule
 from stepsampler.schedule import Step
 from stepsearch.config.parts import RIVALS
 from stepsearch.metrics.evaluator import SEARCH, Evaluator, seeds_of
-from stepsearch.paths import recall, write_whole
+from stepsearch.paths import read_json, recall, write_whole
 from stepsearch.rivals.amed.predictor import Setting
 from stepsearch.rivals.amed.training import AVERAGED, bottleneck, new
 from stepsearch.rivals.dmn import dmn
 from stepsearch.rivals.gits import POINTS, gits
 from stepsearch.rivals.hso import hso
 from stepsearch.rivals.ld3 import CHECK, ITERATIONS, ld3
-from stepsearch.rivals.live import check_networks
+from stepsearch.rivals.live import check_gradients
 from stepsearch.rivals.oss import oss
 from stepsearch.rivals.teacher import TEACHER_STEPS
 
@@ -58,27 +58,10 @@ def place(
     """Compute a rival's placement on a model; image k shows prompt k, the prompts repeat.
 
     Raises:
-        UserError: an unknown method, or one that does not know this kind of model, its dtype or so
-            many steps, or that learns and has no gradients of the network.
+        UserError: as `suited`, or a method that does not know so many steps.
     """
-    if name not in RIVALS:
-        raise UserError(f"the method must be one of {', '.join(RIVALS)}, got {name!r}")
-    if not isinstance(model, LatentModel):
-        raise UserError(
-            f"{name} looks into the network's predictions, which our own loop alone can show: a "
-            f"{type(model.pipeline).__name__} samples itself"
-        )
+    model = suited(model, name)
     noise, started = model.noise, time.perf_counter()
-    vp = isinstance(noise, NoiseSchedule)
-    if not vp and name not in ANY_MODEL:
-        raise UserError(f"{name} is for variance-preserving models only; take oss or ld3")
-    if name in LEARNING and model.dtype != torch.float32:  # otherwise mostly rounding
-        dtype = str(model.dtype).removeprefix("torch.")
-        raise UserError(
-            f"{name} learns by gradients: the model's dtype must be float32, got {dtype}"
-        )
-    if name in LEARNING:
-        check_networks(model)
     if name == "amed":
         return _amed(model, prompts, num_steps, guidance_scale, batch_size, negative_prompt)
     most = MOST_STEPS.get(name, num_steps)
@@ -109,6 +92,27 @@ def place(
             sigmas = oss(num_steps, noise, together, latents, guidance_scale, model=model.spec)
     passes = sum(part.passes for part in parts)
     return Placement(sigmas, passes, time.perf_counter() - started)
+
+
+def suited(model: Model, name: str) -> LatentModel:
+    """The model, if the method can be used on it.
+
+    Raises:
+        UserError: an unknown method, or one that does not know this kind of model, its dtype, or
+            that learns and has no gradients of the network.
+    """
+    if name not in RIVALS:
+        raise UserError(f"the method must be one of {', '.join(RIVALS)}, got {name!r}")
+    if not isinstance(model, LatentModel):
+        raise UserError(
+            f"{name} looks into the network's predictions, which our own loop alone can show: a "
+            f"{type(model.pipeline).__name__} samples itself"
+        )
+    if not isinstance(model.noise, NoiseSchedule) and name not in ANY_MODEL:
+        raise UserError(f"{name} is for variance-preserving models only; take oss or ld3")
+    if name in LEARNING:
+        check_gradients(model, name)
+    return model
 
 
 def _amed(
@@ -165,7 +169,7 @@ def recall_or_place(
         UserError: as `place` does.
     """
     path = _path(evaluator, name, num_steps, guidance_scale)
-    found = recall(path, lambda p: Placement(**json.loads(p.read_text())))
+    found = recall(path, lambda p: Placement(**read_json(p)))
     if found is None:
         prompts = [prompt.text for prompt in evaluator.prompts]
         model = evaluator.in_float32() if name in LEARNING else evaluator.model

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import ldm
 import pipelines
@@ -147,6 +148,18 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_a_model_loads(tmp_p
     (tmp_path / "x.png").mkdir()
     result = CliRunner().invoke(app, ["grid", *arguments[1:], "-o", str(tmp_path / "x.png")])
     assert "--out must name a file, but" in str(result.exception)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="takes no file, of root either")
+@pytest.mark.parametrize("command", ["generate", "batch", "grid", "statistics"])
+def test_a_place_that_takes_no_file_is_refused_before_a_model_loads(tmp_path, command):
+    (tmp_path / "p.txt").write_text("a bag\n")
+    arguments = ["--prompts", str(tmp_path / "p.txt"), "--model", "absent"]
+    arguments += ["--guidance-scale", "2"] if command == "statistics" else ["seed-sd-4"]
+    out = {"grid": "/proc/x.png", "statistics": "/proc/x.safetensors"}.get(command, "/proc/x")
+    result = CliRunner().invoke(app, [command, *arguments, "-o", out])
+    assert isinstance(result.exception, UserError)
+    assert "nothing can be written in '/proc': No such file" in str(result.exception)
 
 
 @pytest.mark.parametrize(

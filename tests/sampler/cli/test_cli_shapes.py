@@ -57,7 +57,9 @@ def test_a_size_that_is_none_is_one_sentence_before_a_model_loads(place, tmp_pat
         assert said.startswith("--size must be pixels, at least 1, such as 512 or 768x1024")
         assert said.endswith(f"got {size!r}")
     said = str(run(place, command, tmp_path / "x.png", "33x32").exception)
-    assert said == "size must be a multiple of 2 pixels, got 33x32: the nearest are 32 and 34x32"
+    assert said.startswith("model '")
+    told = "': size must be a multiple of 2 pixels, got 33x32: the nearest are 32 and 34x32"
+    assert said.endswith(told)
     assert not (tmp_path / "x.png").exists()
 
 

@@ -35,7 +35,7 @@ def test_a_study_file_with_a_new_name_goes_on_with_the_trials_of_its_folder(tmp_
 
 
 @pytest.mark.parametrize("name", ["study.json", "plan.json"])
-@pytest.mark.parametrize("content", ["", "{", "[]", None])
+@pytest.mark.parametrize("content", ["", "{", "[]", pytest.param("[" * 100_000, id="deep"), None])
 def test_a_lost_or_damaged_file_is_written_again(tmp_path, name, content, capsys):
     before, config, _ = run(tmp_path, small())
     whole = (tmp_path / name).read_text()

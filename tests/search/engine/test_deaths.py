@@ -41,6 +41,8 @@ FAR = ["n2", "1", "elsewhere", "dead"]
 PLACES = (str(Path(running.__file__).parent), os.environ.get("PYTHONPATH", ""))
 TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, PLACES))}
 
+DAMAGED = pytest.mark.parametrize("line", [b'{"op\0', 100_000 * b"["], ids=["cut", "deep"])
+
 
 def small(trials=6):
     return settings(trials=trials, algorithm="random")
@@ -233,11 +235,12 @@ def test_plain_optuna_and_we_keep_each_other_out(tmp_path):
     study.ask()
 
 
-def test_a_damaged_line_is_named(tmp_path):
+@DAMAGED
+def test_a_damaged_line_is_named(tmp_path, line):
     open_study(tmp_path, small())
     journal = tmp_path / "journal.log"
     count = len(journal.read_bytes().splitlines())
-    journal.write_bytes(journal.read_bytes() + b'{"op\0\n{}\n')
+    journal.write_bytes(journal.read_bytes() + line + b"\n{}\n")
     with pytest.raises(UserError, match=rf"journal\.log: line {count + 1} is damaged; the run can"):
         open_study(tmp_path, small())
 
@@ -271,10 +274,11 @@ def test_a_damaged_last_line_is_named_before_anything_is_written_behind_it(tmp_p
     assert b"unfinished" not in journal.read_bytes()
 
 
-def test_a_damaged_last_line_is_named_before_anything_is_measured(tmp_path):
+@DAMAGED
+def test_a_damaged_last_line_is_named_before_anything_is_measured(tmp_path, line):
     open_study(tmp_path, settings())
     with (tmp_path / "journal.log").open("ab") as journal:
-        journal.write(b'{"op\0\n')
+        journal.write(line + b"\n")
     workers = ToyWorkers(settings(), tmp_path)
     with pytest.raises(UserError, match=r"journal\.log: the last line is damaged"):
         run_study(settings(), tmp_path, workers, NoTracking(), lambda *_: None)

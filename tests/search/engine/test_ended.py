@@ -74,7 +74,7 @@ def test_an_earlier_end_is_not_taken_for_that_of_a_larger_budget(tmp_path, monke
     assert "the run is under way again: this is of its earlier end" in said
 
 
-@pytest.mark.parametrize("text", ['{"study": ', "[]"])
+@pytest.mark.parametrize("text", ['{"study": ', "[]", pytest.param("[" * 100_000, id="deep")])
 def test_a_damaged_result_is_not_told_as_a_run_that_goes_on(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     ended(tmp_path / "runs" / "toy")

@@ -119,13 +119,14 @@ def asked(folder, **options):
     return Asked(**values | options)
 
 
-def test_the_command_writes_a_network_that_the_model_takes(tmp_path):
+def test_the_command_writes_a_network_that_the_model_takes(tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stepsearch.npnet.command.FEWEST", 1)
         train(asked(tmp_path), ModelOptions(), Settings(1, 1e-3))
-        out = tmp_path / "more.safetensors"
+        out = tmp_path / "[red]more.safetensors"  # no markup
         start = tmp_path / "made.safetensors"
         train(asked(tmp_path, start=start, out=out), ModelOptions(), Settings(1, 1e-3))
+    assert f"{out}: " in capsys.readouterr().out
     for file in (start, out):
         load("tiny", npnet=str(file))
         assert read_npnet(file).layout.latent == (4, 16, 16)

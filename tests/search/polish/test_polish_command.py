@@ -20,9 +20,9 @@ def command(tmp_path, monkeypatch, capsys):
     start = make_schedule("kl-optimal", 2, noise, order=2, guidance_scale=2.0, model=model)
     start.save(tmp_path / "start.json")
 
-    def run(*options):
-        out = ("-o", str(tmp_path / "polished.json"), "--cache", str(tmp_path / "cache"))
-        monkeypatch.setattr(sys, "argv", ["stepsearch", "polish", *options, *out])
+    def run(*options, out=tmp_path / "polished.json"):
+        places = ("-o", str(out), "--cache", str(tmp_path / "cache"))
+        monkeypatch.setattr(sys, "argv", ["stepsearch", "polish", *options, *places])
         code = 0
         try:
             main()
@@ -49,6 +49,16 @@ def test_it_says_what_it_costs_and_writes_what_it_found(command):
     assert f"took {told['passes']} network passes" in said
     again = run(str(start), *SHORT, "--extractor", "texture")[1]  # from the cache
     assert again.splitlines()[-1] == said.splitlines()[-1]
+
+
+def test_names_of_files_are_no_markup(command, tmp_path):
+    run, start, _ = command
+    odd = start.rename(tmp_path / "[red]:bug:.json")
+    out = tmp_path / "[bold]x.json"
+    short = ("--iterations", "1", "--images", "8", "--check-images", "8", "--extractor", "texture")
+    said = run(str(odd), *short, "--no-levels", "--free", "none", out=out)[1]
+    assert said.startswith(f"{odd}: 2 steps")
+    assert said.splitlines()[-1].startswith(f"{out}: ")
 
 
 @pytest.mark.parametrize(

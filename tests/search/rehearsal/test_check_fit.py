@@ -22,7 +22,7 @@ def place(tmp_path_factory):
     return path
 
 
-def studied(place, kind, extractor="lite0", reference=None, search=None, **model):
+def studied(place, kind, extractor="lite0", reference=None, search=None, rivals=(), **model):
     evaluation = {"prompts": str(place / "p.txt"), "extractor": extractor}
     data = {
         "name": "x",
@@ -30,6 +30,7 @@ def studied(place, kind, extractor="lite0", reference=None, search=None, **model
         "space": {"num_steps": 2, "passes": 4},
         "evaluation": {**evaluation, "reference": reference or str(place / "r")},
         "search": search or {},
+        "baselines": {"rivals": rivals},
     }
     return StudyConfig.model_validate(data)
 
@@ -46,6 +47,7 @@ def lacking(*given, **options):
         ("sd3", {"size": "32x2000"}, "size must be at most [0-9,]+ pixels a side, got 32x2000"),
         ("sd3", {"long_prompts": "chunk"}, 'model.long_prompts = "chunk" is not for a StableDiff'),
         ("stable-diffusion", {"zero_snr": True}, "zero terminal SNR does not go with a model that"),
+        ("sd3", {"rivals": ["oss", "amed"]}, "': amed is for variance-preserving models only"),
         ("flux-schnell", {"clip_skip": 1}, "model.clip_skip is not for a FluxPipeline"),
         ("stable-diffusion", {"size": 64, "extractor": "texture"}, "is for images of 32 x 32"),
         ("sd3", {"size": 64, "reference": "fashion-mnist"}, "is of 32 pixels, images are 64"),
@@ -57,7 +59,8 @@ def test_what_the_model_refuses_is_missing(place, kind, model, message):
 
 
 def test_what_the_model_takes_lacks_nothing(place):
-    assert lacking(place, "stable-diffusion", clip_skip=1, size="32x48") == []
+    some = ["gits", "amed"]
+    assert lacking(place, "stable-diffusion", clip_skip=1, size="32x48", rivals=some) == []
     assert lacking(place, "stable-diffusion", "texture", "fashion-mnist", size=32) == []
-    assert lacking(place, "sd3", size="64x32") == []
+    assert lacking(place, "sd3", size="64x32", rivals=["oss", "ld3"]) == []
     assert lacking(place, "stable-diffusion", prediction_type="v_prediction", zero_snr=True) == []

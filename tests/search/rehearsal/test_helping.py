@@ -40,6 +40,15 @@ def test_studies_to_begin_with_are_those_of_the_command():
     assert [kind.value for kind in Kind] == list(EVERY)
 
 
+@pytest.mark.parametrize("words", [("init", "sdx"), ("run", "x.toml", "--launcher", "sdx")])
+def test_a_choice_that_there_is_not_is_said_in_our_words(words):
+    said = command(*words)
+    assert said.exit_code == 2
+    told = " ".join(said.stderr.replace("│", " ").split())
+    assert ": 'sdx' is not one of '" in told
+    assert "error" not in told.replace("Error", "")
+
+
 def test_a_sound_machine_has_nothing_in_the_way():
     said = command("doctor", "--tracking", "none", "--json")
     found = {c["name"]: c for c in json.loads(said.stdout)["checks"]}

@@ -225,6 +225,10 @@ def test_a_run_without_its_test_shows_what_it_has_found_so_far(tmp_path):
         ("study.json", "{"),
         ("study.json", '{"name": "toy"}'),
         ("plan.json", "{"),
+        *(
+            pytest.param(file, "[" * 100_000, id=f"{file}-deep")
+            for file in ("plan.json", "study.json", "result.json", "pictures/pictures.json")
+        ),
         ("pictures/pictures.json", "{"),
         ("pictures/pictures.json", '{"rows": 3, "seeds": [], "prompts": []}'),
         ("pictures/0-0.png", "no picture"),

@@ -3,22 +3,19 @@
 from dataclasses import replace
 
 import pytest
+import running
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stepsampler import UserError
-from stepsampler.grids import make_schedule
-from stepsampler.noise import FlowSchedule, NoiseSchedule
+from stepsampler.noise import FlowSchedule
 from stepsearch.config.space import SpaceConfig
 from stepsearch.space.box import SearchSpace
 
-SD = NoiseSchedule.scaled_linear()
-SPEC = SD.spec("stable-diffusion", "epsilon")
-
 
 def space(repeats=2, passes=10, **options):
-    options = {"guidance": "per-step", "num_steps": 4, "max_steps": 6, **options}
-    return SearchSpace(SpaceConfig(passes=passes, repeats=repeats, **options), SD, SPEC, "linspace")
+    options = {"num_steps": 4, "max_steps": 6, **options}
+    return running.space(passes=passes, grid="linspace", repeats=repeats, **options)
 
 
 def told(schedule):
@@ -40,9 +37,7 @@ def told(schedule):
 )
 def test_an_iteration_is_paid_for_by_guidance_and_one_step_stays_guided(passes, repeats, expected):
     box = space(passes=passes)
-    plan = make_schedule("linspace", 4, SD, guidance_scale=3.0, order=1, model=SPEC)
-    rising = tuple(replace(s, guidance_scale=2 + i / 10) for i, s in enumerate(plan.steps))
-    point, _ = box.params(replace(plan, steps=rising, final_sigma=0.1))
+    point, _ = box.params(replace(running.rising(4), final_sigma=0.1))
     found = box.schedule(point | {"repeats": repeats, "final_sigma": 0.1})
     assert told(found) == expected
     assert found.passes <= passes

@@ -3,23 +3,22 @@
 from dataclasses import replace
 
 import pytest
+import running
 from hypothesis import given
 from hypothesis import strategies as st
+from running import SD, SPEC
 
 from stepsampler import UserError
 from stepsampler.grids import make_schedule
-from stepsampler.noise import FlowSchedule, NoiseSchedule
+from stepsampler.noise import FlowSchedule
 from stepsearch.config.space import SpaceConfig
 from stepsearch.space.box import SearchSpace
 from stepsearch.space.guidance import within_budget
 
-SD = NoiseSchedule.scaled_linear()
-SPEC = SD.spec("stable-diffusion", "epsilon")
-
 
 def space(reuse=4, passes=10, **options):
-    options = {"guidance": "per-step", "num_steps": 4, "max_steps": 8, **options}
-    return SearchSpace(SpaceConfig(passes=passes, reuse=reuse, **options), SD, SPEC, "linspace")
+    options = {"num_steps": 4, "max_steps": 8, **options}
+    return running.space(passes=passes, grid="linspace", reuse=reuse, **options)
 
 
 def reused(schedule):
@@ -34,9 +33,7 @@ def reused(schedule):
 )
 def test_every_so_manieth_guided_step_has_both_predictions(every, pattern):
     box = space(num_steps=8)
-    plan = make_schedule("linspace", 8, SD, guidance_scale=3.0, order=1, model=SPEC)
-    rising = tuple(replace(s, guidance_scale=2 + i / 10) for i, s in enumerate(plan.steps))
-    point, _ = box.params(replace(plan, steps=rising))
+    point, _ = box.params(running.rising(8))
     found = box.schedule(point | {"reuse": every})
     assert reused(found) == pattern
     assert found.passes == 10

@@ -22,7 +22,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import BEST, RESULT
 from stepsearch.engine.mirror.stores import Store
 from stepsearch.metrics.distance import Score
-from stepsearch.paths import write_whole
+from stepsearch.paths import read_json, write_whole
 
 CHILDREN = 10_000  # that are looked up
 AT_ONCE = 100  # params that MLflow takes
@@ -263,7 +263,7 @@ def _key(folder: Path) -> str:
     if not path.exists():
         write_whole(path, lambda p: p.write_text(json.dumps({"run": secrets.token_hex(16)})))
     try:
-        word = json.loads(path.read_text())["run"]
+        word = read_json(path)["run"]
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path} is damaged: {error}; without it the run gets new records in MLflow"

@@ -15,7 +15,15 @@ from stepsearch.paths import naming, write_whole
 
 JOURNAL = "journal.log"
 # Optuna raises all of these for a line that is no record, or one of something else
-DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+DAMAGED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    RecursionError,  # nested too deep
+)
 
 
 class JournalLock(FolderLock):
@@ -78,7 +86,7 @@ def _mend(path: Path) -> None:
 def _is_record(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

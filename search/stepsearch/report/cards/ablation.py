@@ -1,7 +1,6 @@
 """From the best known schedule to the found one, a group of numbers at a time."""
 
-import json
-
+from stepsearch.paths import read_json
 from stepsearch.report.cards import Card, Data, NotYet
 from stepsearch.report.sources import Source
 
@@ -30,7 +29,7 @@ def data(source: Source) -> Data:
             if source.base
             else "There is no found schedule in a test yet, to which a path could lead."
         )
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = read_json(path)
     rows = [{key: row[key] for key in KEYS} for row in known["rows"]]
     return {"metric": str(known["metric"]), "n": int(known["n"]), "rows": rows}
 

@@ -1,6 +1,5 @@
 """What a sceptic would ask of the numbers: PASS, LOOK or FAIL, and what to do."""
 
-import json
 from collections.abc import Callable, Iterator
 from math import isfinite, log
 from typing import Any
@@ -11,6 +10,7 @@ from scipy.stats import spearmanr
 from stepsampler.errors import counted, percent
 from stepsearch.config.parts import SEEDS
 from stepsearch.engine.study import failed, pruned, usable
+from stepsearch.paths import read_json
 from stepsearch.report.cards import Card, Data, NotYet
 from stepsearch.report.sources import Source, Value
 
@@ -233,7 +233,7 @@ def _jitter(source: Source) -> Said:
     if not path.exists():
         yield OPEN, "How sharp the optimum is, is not measured.", "stepsearch report --jitter does."
         return
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = read_json(path)
     told = ", ".join(
         f"{percent(row['share'], '.0')}: {row['minus']:+.3g} ± {row['minus_se']:.2g}"
         for row in known["rows"]

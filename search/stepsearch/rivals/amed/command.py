@@ -76,7 +76,7 @@ def write_predictor(
     check_negative_prompt(model, negative_prompt)
     note_cuts(model, texts, [negative_prompt])
     additions = additions_digest(model, options.loras, options.textual_inversions)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("training", total=trajectories)
         training = train(

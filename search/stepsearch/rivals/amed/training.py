@@ -19,7 +19,7 @@ from stepsearch.metrics.evaluator import SEARCH, model_digest
 from stepsearch.paths import recall, write_whole
 from stepsearch.rivals.amed.predictor import Predictor, Setting, Told
 from stepsearch.rivals.amed.student import Middle, Student, denoiser
-from stepsearch.rivals.live import check_networks
+from stepsearch.rivals.live import check_gradients
 
 RATE = 5e-3  # of Adam, as the authors'
 AVERAGED = 64  # trajectories of the static form
@@ -244,11 +244,8 @@ def new(
     Raises:
         UserError: a model that AMED is not for, one that is not in float32, or quantised.
     """
-    if model.dtype != torch.float32:
-        dtype = str(model.dtype).removeprefix("torch.")
-        raise UserError(f"amed learns by gradients: the model's dtype must be float32, got {dtype}")
     assert isinstance(model, LatentModel)
-    check_networks(model)
+    check_gradients(model, "amed")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         predictor = Predictor(setting).to(model.device)
