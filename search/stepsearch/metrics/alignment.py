@@ -45,16 +45,21 @@ def load_prompts(source: str, held_out: bool = False) -> list[Prompt]:
     return [Prompt(caption.text) for caption in read_captions(Path(source))]
 
 
+View = Callable[[torch.Tensor, Sequence[Prompt]], NDArray[np.float32]]
+
+
 class Alignment(Protocol):
     """How well each image (n, 3, height, width) shows its prompt, float32 (n,) in 0..1."""
 
     digest: str
     notes: list[str]  # what a user should know of how the prompts are read
 
-    def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]: ...
+    @property
+    def views(self) -> Sequence[View]:
+        """What is said of images: this first, and last the same without jumps, which changes with
+        whatever changes an image."""
 
-    def certainty(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-        """The same without jumps: it changes with whatever changes an image."""
+    def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]: ...
 
 
 class ClassAlignment:
@@ -63,6 +68,10 @@ class ClassAlignment:
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.judge = Judge(device)
         self.digest, self.notes = self.judge.digest, list[str]()
+
+    @property
+    def views(self) -> Sequence[View]:
+        return self, self.certainty
 
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         labels = np.array([prompt.label for prompt in prompts])
@@ -89,12 +98,13 @@ class ClipAlignment:
         texts = [prompt.text for prompt in prompts]
         self.digest, self.notes = self.clip.digest_for(texts), self.clip.cuts(texts)
 
+    @property
+    def views(self) -> Sequence[View]:
+        return (self,)  # which has no jumps, and is asked once
+
     def __call__(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         scores = self.clip(images, [prompt.text for prompt in prompts])
         return (scores / 100).astype(np.float32)
-
-    def certainty(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-        return self(images, prompts)
 
 
 def load_alignment(
@@ -122,7 +132,7 @@ def load_alignment(
 def observe(
     batches: Iterable[torch.Tensor],
     extractors: Sequence[Callable[[torch.Tensor], torch.Tensor]],
-    judges: Sequence[Callable[[torch.Tensor, Sequence[Prompt]], NDArray[np.float32]]],
+    judges: Sequence[View],
     prompts: Sequence[Prompt],
     frames: int = 1,
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], torch.Tensor]:

@@ -64,23 +64,20 @@ class Measurement:
     aligned: NDArray[np.float32]
     sheet: Path | None = None  # a picture of the first images
     rulers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    certain: NDArray[np.float32] | None = None  # the judge's certainty, where it is known
+    certain: NDArray[np.float32] | None = None  # the judge's certainty; None where it is unknown
 
     @classmethod
     def join(cls, parts: "Sequence[Measurement]") -> "Measurement":
         """Measurements of consecutive seeds as one."""
+        known = [p.certain for p in parts if p.certain is not None]
+        certain = np.concatenate(known) if len(known) == len(parts) else None
         return cls(
             np.concatenate([p.features for p in parts]),
             np.concatenate([p.aligned for p in parts]),
             parts[0].sheet,
             {name: np.concatenate([p.rulers[name] for p in parts]) for name in parts[0].rulers},
-            np.concatenate([p.certainty for p in parts]),
+            certain,
         )
-
-    @property
-    def certainty(self) -> NDArray[np.float32]:
-        """Alignment of each image without jumps, or else `aligned`."""
-        return self.aligned if self.certain is None else self.certain
 
     @property
     def finite(self) -> bool:
@@ -183,12 +180,13 @@ class Evaluator:
         def versions(rows: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
             return np.concatenate([x.reshape(len(seeds), self.frames, -1) for x in rows], axis=1)
 
+        known = [part.certain for part in parts if part.certain is not None]
         return Measurement(
             versions(part.features for part in parts),
             np.mean([part.aligned for part in parts], axis=0, dtype=np.float32),
             parts[0].sheet,
             {name: versions(part.rulers[name] for part in parts) for name in parts[0].rulers},
-            np.mean([part.certainty for part in parts], axis=0, dtype=np.float32),
+            np.mean(known, axis=0, dtype=np.float32) if len(known) == len(parts) else None,
         )
 
     def _measured(self, schedule: Schedule, seeds: range) -> Measurement:
@@ -273,11 +271,11 @@ class Evaluator:
         fits, ahead = fitting(self.model, size), made_ahead(batches, self.model.device)
         with fits, self.model.remembering(), ahead as made:
             extractors = [self.extractor, *(ruler.extractor for ruler in rulers)]
-            judges = (self.judge, self.judge.certainty) if self.judge else ()
+            judges = self.judge.views if self.judge else ()
             (features, *others), judged, first = observe(
                 made, extractors, judges, prompts, self.frames
             )
-        aligned, certain = judged or [np.full(len(seeds), np.nan, np.float32)] * 2
+        judged = judged or [np.full(len(seeds), np.nan, np.float32)]
         passes = self.model.passes(schedule)
         if passes != schedule.passes:
             name = type(self.model.pipeline).__name__
@@ -291,7 +289,7 @@ class Evaluator:
             ruler.identity: ruler.reference.project(rows).astype(np.float32)
             for ruler, rows in zip(rulers, others, strict=True)
         }
-        known = {"features": projected, "aligned": aligned, "certain": certain.copy()}
+        known = {"features": projected, "aligned": judged[0], "certain": judged[-1].copy()}
         return known | seen, first
 
     def _key(self, schedule: Schedule, seeds: range) -> str:

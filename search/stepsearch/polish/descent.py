@@ -15,7 +15,7 @@ from stepsearch.metrics.distance import frechet_distance
 from stepsearch.metrics.evaluator import SEARCH, SELECTION, seeds_of
 from stepsearch.polish.knobs import Knobs
 from stepsearch.polish.linear import Linear
-from stepsearch.polish.looking import Looks, Seen
+from stepsearch.polish.looking import Looks, Seen, judged_by
 
 Array = NDArray[np.float64]
 
@@ -180,14 +180,16 @@ class _Descent:
                 "the model takes no schedule beside this one: there is nothing to polish"
             )
         features = np.asarray(here.measurement.features, np.float64)
-        kept = np.asarray(here.measurement.certainty / share, np.float64)
+        finite = [s.measurement for s in others if isinstance(s, Seen) and s.measurement.finite]
+        judged = judged_by([here.measurement, *finite])
+        kept = np.asarray(judged(here.measurement) / share, np.float64)
         slopes = np.zeros((len(units), *features.shape))
         aligned = np.zeros((len(units), images))
         for k, there in enumerate(others):
             if isinstance(there, Seen) and there.measurement.finite:
                 sign, found = moved[k][there.side][0], there.measurement
                 slopes[k] = sign * (found.features - features)
-                aligned[k] = sign * (found.certainty / share - kept)
+                aligned[k] = sign * (judged(found) / share - kept)
         may = inf if isnan(room) else max(0.0, room) / share
         return Linear(self.looks.reference, features, slopes, kept, aligned, may)
 

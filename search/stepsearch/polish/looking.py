@@ -2,7 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule
@@ -80,6 +84,15 @@ class Here:
             else:
                 return Seen(side, self.evaluator.measure(plan, seeds))
         return why
+
+
+def judged_by(found: Sequence[Measurement]) -> Callable[[Measurement], NDArray[np.float32]]:
+    """What to compare of measurements: certainty where it is known of all of them, or alignment.
+
+    Caches of earlier builds have no certainty, and it is less than the alignment of most images.
+    """
+    name = "aligned" if any(one.certain is None for one in found) else "certain"
+    return attrgetter(name)
 
 
 def joined(parts: Sequence[Sequence[Seen | str]]) -> list[Seen | str]:

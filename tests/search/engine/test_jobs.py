@@ -251,17 +251,19 @@ def test_a_worker_of_another_model_is_refused(tmp_path, server, name):
         take_part(folder, config, server.address, other, print)
 
 
-def test_what_was_offered_of_another_model_is_not_done_with_this_one(tmp_path, server, name):
+def test_what_was_offered_of_another_model_or_build_is_left(tmp_path, server, name, monkeypatch):
     config, folder = small(), tmp_path / name
     before = open_board(folder, config, server.address, "another")
     before.offer(Measuring.of(schedule(), range(20)))
+    before.offer(Picturing.of(schedule(), range(20)))
+    monkeypatch.delitem(jobs.KINDS, "images")
     toy = SharedToy(config, folder, server.address)
     toy.describe()
     assert dict(toy.measure([(schedule(), range(20))]))[0].finite
     done = by_worker(toy.board, TrialState.COMPLETE)
     assert done.total() == 1
-    (left,) = toy.board.study.get_trials(states=(TrialState.WAITING,))
-    assert left.number == 0
+    left = toy.board.study.get_trials(states=(TrialState.WAITING,))
+    assert [trial.number for trial in left] == [0, 1]
 
 
 def test_a_budget_that_grew_is_that_of_the_run_and_workers_join_again(tmp_path, server, name):
@@ -363,7 +365,7 @@ def test_the_processes_of_a_run_do_them_as_they_do_without_a_database(
     np.testing.assert_array_equal(ours.rulers["swd_patches"], theirs.rulers["swd_patches"])
     for here, there in zip(seen, Here(alone)(looked, range(4)), strict=True):
         np.testing.assert_array_equal(here.measurement.features, there.measurement.features)
-        np.testing.assert_array_equal(here.measurement.certainty, there.measurement.certainty)
+        np.testing.assert_array_equal(here.measurement.certain, there.measurement.certain)
     assert torch.equal(pictures[4:], alone.images(schedule(4), seeds))
     assert {key: found.sigmas for key, found in placed.items()} == {
         (who, n): recall_or_place(alone, who, n, w).sigmas for (who, n), w in wanted(config).items()

@@ -1,7 +1,8 @@
 """The polish of finalists as a stage of a run."""
 
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from running import SD, ToyWorkers, run, settings
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsearch.config import StudyConfig
+from stepsearch.engine.jobs.kinds import Looking
 from stepsearch.engine.stages.polishing import polish_best, room_of
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.engine.tracking import NoTracking
@@ -173,6 +175,17 @@ def of_tiny(extractor="texture", **search):
         "rulers": [],
     }
     return StudyConfig.model_validate(known)
+
+
+def test_a_look_of_many_numbers_fits_into_a_column_of_mysql():
+    knobs = Knobs(plan("karras", 20), "gain")
+    at = np.random.default_rng(0).normal(size=60) / 100
+    units = np.diag(knobs.rates.numpy())
+    sides = [[knobs.schedule(at + u), knobs.schedule(at - u)] for u in units]
+    job = Looking.of(sides, range(50))
+    assert len(json.dumps(asdict(job))) < 65_535  # bytes; as plain text five times as many
+    assert job.passes == 60 * 40 * 50
+    assert job.said == "50 images of each of 60 schedules of a polish"
 
 
 def test_workers_share_a_polish_of_the_bundled_model(tmp_path):

@@ -29,8 +29,8 @@ def test_clip_gives_each_image_a_hundredth_of_its_score(clip):
     """Whatever the batches are."""
     expected = ClipScore(str(clip))(IMAGES, [prompt.text for prompt in PROMPTS])
     assert len(set(expected.round(3))) > 1
-    judge = ClipAlignment(str(clip), PROMPTS)
-    _, (found,), _ = observe(IMAGES.split([2, 2, 1]), [lambda x: x.float()], [judge], PROMPTS)
+    views = ClipAlignment(str(clip), PROMPTS).views  # it is asked once
+    _, (found,), _ = observe(IMAGES.split([2, 2, 1]), [lambda x: x.float()], views, PROMPTS)
     np.testing.assert_allclose(100 * found, expected, atol=1e-4)
     assert ((found >= 0) & (found <= 1)).all()
 

@@ -36,8 +36,14 @@ class Measuring(ToyEvaluator):
     def measure(self, schedule, seeds):
         self.seen.append((schedule, seeds))
         features, share = self.features(schedule, seeds), self.aligned(schedule)
-        certainty = np.full(len(seeds), self.certain(schedule))
-        return SimpleNamespace(features=features, finite=True, certainty=certainty, alignment=share)
+        certain = self.certain(schedule)
+        return SimpleNamespace(
+            features=features,
+            finite=True,
+            aligned=np.full(len(seeds), share),
+            certain=certain if certain is None else np.full(len(seeds), certain),
+            alignment=share,
+        )
 
     def features(self, schedule, seeds):
         return features_of(self, schedule, seeds)
@@ -89,6 +95,15 @@ def test_what_costs_certainty_moves_less_before_any_image_turns():
     assert gains[0] > 1.15  # of which it is less certain
     assert gains[1] < 1
     assert careful.best.distance < careful.checks[0].distance
+
+
+def test_alignment_of_an_earlier_builds_cache_is_compared_with_no_certainty():
+    """Or whatever moves seems to cost alignment, and its opposite to bring some."""
+    how = replace(SETTINGS, iterations=1)
+    begun = KNOBS.schedule(KNOBS.zero())  # measured then
+    plain = polish(Here(Measuring()), KNOBS, how)
+    found = polish(Here(Measuring(certain=lambda s: None if s == begun else 0.9)), KNOBS, how)
+    assert found.checks[1].parameters == plain.checks[1].parameters
 
 
 def test_the_start_comes_back_where_nothing_keeps_the_alignment():

@@ -118,7 +118,10 @@ class Board:
         storage = self.study._storage
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             data = dict(trial.user_attrs[WHAT])
-            job = KINDS[data.pop("kind")](**data)
+            make = KINDS.get(data.pop("kind"))
+            if make is None:
+                continue  # another build's
+            job = make(**data)
             if self.key(job) != trial.user_attrs[KEY]:
                 continue  # of another model, which somebody else may have, or of a run before this
             with suppress(UpdateFinishedTrialError):

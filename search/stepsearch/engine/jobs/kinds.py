@@ -1,9 +1,12 @@
 """The kinds of jobs: what each does with an evaluator, and how its result travels."""
 
 import json
+import zlib
 from abc import ABC, abstractmethod
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -133,27 +136,33 @@ class Looking(Job[list[Seen | str]]):
     """Measure schedules that nearly are one another on the same seeds, for a polish."""
 
     kind = "look"
-    plans: list[list[str]]  # alternatives of each
+    plans: str  # alternatives of each, packed: of many numbers MySQL's columns hold no plain text
     start: int  # seeds
     stop: int
 
     @classmethod
     def of(cls, plans: Sequence[Sequence[Schedule]], seeds: range) -> Self:
-        return cls([[s.to_json() for s in sides] for sides in plans], seeds.start, seeds.stop)
+        text = json.dumps([[s.to_json() for s in sides] for sides in plans])
+        packed = b64encode(zlib.compress(text.encode(), 9)).decode()
+        return cls(packed, seeds.start, seeds.stop)
+
+    @cached_property
+    def _plans(self) -> list[list[Schedule]]:
+        plans = json.loads(zlib.decompress(b64decode(self.plans)))
+        return [[Schedule.from_json(side) for side in sides] for sides in plans]
 
     @property
     def said(self) -> str:
         images = counted(self.stop - self.start, "image")
-        return f"{images} of each of {counted(len(self.plans), 'schedule')} of a polish"
+        return f"{images} of each of {counted(len(self._plans), 'schedule')} of a polish"
 
     @property
     def passes(self) -> int:
-        each = [Schedule.from_json(sides[0]).passes for sides in self.plans if sides]
+        each = [sides[0].passes for sides in self._plans if sides]
         return sum(each) * (self.stop - self.start)
 
     def do(self, evaluator: Evaluator) -> list[Seen | str]:
-        plans = [[Schedule.from_json(side) for side in sides] for sides in self.plans]
-        return Here(evaluator)(plans, range(self.start, self.stop))
+        return Here(evaluator)(self._plans, range(self.start, self.stop))
 
     def pack(self, made: list[Seen | str]) -> bytes:
         """By the plan's place: the side and what a polish asks of it, or why there is nothing."""
@@ -165,17 +174,18 @@ class Looking(Job[list[Seen | str]]):
             tensors[f"{k} side"] = np.array(seen.side)
             tensors[f"{k} features"] = np.ascontiguousarray(seen.measurement.features)
             tensors[f"{k} aligned"] = np.ascontiguousarray(seen.measurement.aligned)
-            tensors[f"{k} certain"] = np.ascontiguousarray(seen.measurement.certainty)
+            if seen.measurement.certain is not None:
+                tensors[f"{k} certain"] = np.ascontiguousarray(seen.measurement.certain)
         return bytes(save(tensors))
 
     def unpack(self, content: bytes) -> list[Seen | str]:
         tensors, made = load(content), list[Seen | str]()
-        for k in range(len(self.plans)):
+        for k in range(len(self._plans)):
             if f"{k} {WHY}" in tensors:
                 made.append(tensors[f"{k} {WHY}"].tobytes().decode())
                 continue
             features, aligned = tensors[f"{k} features"], tensors[f"{k} aligned"]
-            found = Measurement(features, aligned, certain=tensors[f"{k} certain"])
+            found = Measurement(features, aligned, certain=tensors.get(f"{k} certain"))
             made.append(Seen(int(tensors[f"{k} side"]), found))
         return made
 
