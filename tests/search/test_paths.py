@@ -1,6 +1,7 @@
 """Which run a study file stands for; how commands about a run end."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,17 @@ def test_where_averages_cannot_be_written_is_said_before_amed_is_trained(here):
     words = [*WRITERS["amed"], "-o", "x.safetensors", "--static", "folder"]
     said = str(invoke(app, ["amed", *words]).exception)
     assert said == "--static must name a file, but 'folder' is a folder"
+
+
+def test_links_to_nowhere_and_pipes_are_refused_before_the_work(here):
+    (here / "link").symlink_to("nowhere")
+    os.mkfifo("pipe")
+    said = {
+        "link/x.json": "the folder of --out must be a folder, but 'link' is a link to nowhere",
+        "pipe": "--out must name a file, but 'pipe' is a device or a pipe",
+    }
+    for out, words in said.items():
+        assert str(invoke(app, ["polish", "absent.json", "-o", out]).exception) == words
 
 
 def test_a_place_that_can_be_written_keeps_what_is_there(here):

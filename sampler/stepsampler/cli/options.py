@@ -209,9 +209,10 @@ def check_folder(out: Path, name: str = "--out") -> None:
     """
     import tempfile  # a twentieth of the time of --help
 
-    place = next(path for path in (out, *out.parents) if path.exists())
+    place = next(path for path in (out, *out.parents) if path.exists() or path.is_symlink())
     if not place.is_dir():
-        raise UserError(f"{name} must be a folder, but {str(place)!r} is a file")
+        what = "a file" if place.exists() else "a link to nowhere"
+        raise UserError(f"{name} must be a folder, but {str(place)!r} is {what}")
     try:  # bits of permission say too little: of root, of a disk that is read-only, of /proc
         with tempfile.TemporaryFile(dir=place):
             pass
@@ -225,10 +226,12 @@ def check_file(out: Path, name: str = "--out") -> None:
     """The same for a file that is to be written.
 
     Raises:
-        UserError: it is a folder, or as `check_folder`.
+        UserError: it is a folder, a device or a pipe, in whose place the file would be put, or as
+            `check_folder`.
     """
-    if out.is_dir():
-        raise UserError(f"{name} must name a file, but {str(out)!r} is a folder")
+    if out.exists() and not out.is_file():
+        what = "a folder" if out.is_dir() else "a device or a pipe"
+        raise UserError(f"{name} must name a file, but {str(out)!r} is {what}")
     check_folder(out.parent, f"the folder of {name}")
 
 
