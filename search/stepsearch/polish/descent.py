@@ -98,8 +98,8 @@ def polish(
     a pipeline with one scale for all steps keeps its scale.
 
     Raises:
-        StuckError: the model does not take the schedule, or any of its numbers otherwise, or its
-            images are not finite.
+        StuckError: nothing is free, the model does not take the schedule, or any of its numbers
+            otherwise, or its images are not finite.
     """
     return _Descent(looks, knobs, settings, show, room).run()
 
@@ -115,6 +115,8 @@ class _Descent:
     checks: list[Check] = field(default_factory=list)
 
     def run(self) -> Polished:
+        if not self.knobs.names:
+            raise StuckError("nothing of it is free")
         start = self._check(0, np.zeros(len(self.knobs.names)))
         if isinstance(start, str):
             raise StuckError(start)

@@ -106,6 +106,14 @@ def test_alignment_of_an_earlier_builds_cache_is_compared_with_no_certainty():
     assert found.checks[1].parameters == plain.checks[1].parameters
 
 
+def test_where_nothing_is_free_nothing_is_measured():
+    evaluator = Measuring()
+    plain = from_sigmas([10.0, 1.0], 0.0, [1.0, 1.0], 1)
+    with pytest.raises(StuckError, match="nothing of it is free"):
+        polish(Here(evaluator), Knobs(plain, "none", levels=False), SETTINGS)
+    assert not evaluator.seen
+
+
 def test_the_start_comes_back_where_nothing_keeps_the_alignment():
     evaluator = Measuring(lambda schedule: 1.0 if schedule == PLAIN else 0.98)
     found = polish(Here(evaluator), KNOBS, SETTINGS)
