@@ -77,7 +77,11 @@ Room = Callable[[NDArray[np.float32]], float]
 
 
 class StuckError(UserError):
-    """A schedule that cannot be polished."""
+    """A schedule that cannot be polished; `passes` were spent until that was known."""
+
+    def __init__(self, why: str, passes: int = 0) -> None:
+        super().__init__(why)
+        self.passes = passes
 
 
 def polish(
@@ -121,7 +125,7 @@ class _Descent:
         if isinstance(start, str):
             raise StuckError(start)
         if isinf(start.distance):
-            raise StuckError("the images of the schedule itself are not finite")
+            raise StuckError("the images of the schedule itself are not finite", self.passes)
         self.show(0, self._news(start))
         farthest, known = FARTHEST, None
         for iteration in range(1, self.settings.iterations + 1):
@@ -179,7 +183,8 @@ class _Descent:
             return None
         if not any(isinstance(there, Seen) for there in others):
             raise StuckError(
-                "the model takes no schedule beside this one: there is nothing to polish"
+                "the model takes no schedule beside this one: there is nothing to polish",
+                self.passes,
             )
         features = np.asarray(here.measurement.features, np.float64)
         finite = [s.measurement for s in others if isinstance(s, Seen) and s.measurement.finite]

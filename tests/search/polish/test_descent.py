@@ -218,8 +218,9 @@ def test_numbers_that_the_model_does_not_take_otherwise_stay(monkeypatch):
             raise UserError("it takes one schedule")
 
     monkeypatch.setattr(evaluator.model, "check", nothing)
-    with pytest.raises(StuckError, match="there is nothing to polish"):
+    with pytest.raises(StuckError, match="there is nothing to polish") as stuck:
         polish(Here(evaluator), Knobs(plan, "gain"), SETTINGS)
+    assert stuck.value.passes == plan.passes * (SETTINGS.check_images + SETTINGS.images)
     with pytest.raises(StuckError, match="it takes one schedule"):
         polish(Here(evaluator), KNOBS, SETTINGS)
 

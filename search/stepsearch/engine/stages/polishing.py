@@ -49,7 +49,7 @@ def polish_best(
         try:
             came = polish(SharedLooks(tools), one, settings, show, room_of(tools, row, teacher))
         except StuckError as error:
-            news = f"{error}"
+            news, spent = f"{error}", spent + error.passes
         else:
             spent += came.passes
             first, best = came.checks[0].distance, came.best.distance
