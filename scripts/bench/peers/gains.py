@@ -26,7 +26,8 @@ gain too. A table has those that were measured for it; the others have not been 
 - **Reuse on a 50-step grid** is DDIM that calls the network at few of the teacher's levels and reuses its answer between them.
   Which levels, dynamic programming says: those of least error beside the teacher's trajectory, as LeMiCa and DPCache choose.
 - **TORS-like**: levels between which the teacher's trajectory turns equally far (curvature and torsion in the three axes in
-  which it is longest, under UniPC). Of TORS we know the abstract and summaries, not the details.
+  which it is longest), under the solver and the order that are best for them. Of TORS we know the abstract and summaries, not
+  the details.
 - **Best of 2 by the judge**: two images of half of the passes each; kept is the one that more probably shows what was asked. The
   judge is that of alignment, which says nothing about this row, therefore.
 - **TaylorSeer**, from nine passes on, caches features: on all but every third step the first and the last block of the U-Net run

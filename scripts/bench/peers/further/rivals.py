@@ -126,10 +126,23 @@ class Rivals:
         return Entry(name, plan, "cached", {"teacher": some.passes})
 
     def rotating(self, name: str) -> Entry:
+        """Its levels under the solver and the order that are best for them on selection seeds."""
         some = self.taught[:LOOKED]
-        plan = tors(self.steps, some, self.model)
-        print(f"  {name}: {[round(sigma, 3) for sigma in plan.sigmas]}", flush=True)
-        return Entry(name, plan, "placement", {"teacher": some.passes})
+        *sigmas, final = tors(self.steps, some, self.model)
+        print(f"  {name}: {[round(sigma, 3) for sigma in (*sigmas, final)]}", flush=True)
+        plans = {
+            f"{solver}, order {order}": from_sigmas(
+                sigmas, final, [SCALE] * self.steps, order, solver, self.model.spec
+            )
+            for solver in ("dpmpp-midpoint", "unipc-bh2")
+            for order in (1, 2, 3)
+        }
+        values = self.bench.best(plans)
+        best = min(values, key=values.__getitem__)
+        few, many = self.args.selection
+        tried = 2 * self.steps * (len(plans) * few + 2 * (many - few))
+        passes = {"teacher": some.passes, "choosing": tried}
+        return Entry(f"{name}, {best}", plans[best], "placement", passes)
 
     def judged(self, name: str) -> Entry:
         """Each of the passes that a half has: any number of guided steps first, the others not.

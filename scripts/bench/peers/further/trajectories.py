@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepsampler.generate import seeded_noise
-from stepsampler.grids import from_sigmas
 from stepsampler.models import LatentModel
 from stepsampler.noise import timesteps_to_sigmas
 from stepsampler.schedule import Schedule, Step
@@ -118,15 +117,14 @@ def rotations(points: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.median(rates, axis=0)
 
 
-def tors(num_steps: int, taught: Trajectories, model: LatentModel) -> Schedule:
-    """The levels between which the trajectories turn equally far, after TORS (arXiv 2603.00763).
+def tors(num_steps: int, taught: Trajectories, model: LatentModel) -> list[float]:
+    """Levels, num_steps + 1, between which the trajectories turn equally far.
 
-    Of its abstract and summaries alone, which say: statistics of curvature and torsion of projected
-    trajectories, and segments of equal total rotation. UniPC makes the steps.
+    After TORS (arXiv 2603.00763), of its abstract and summaries alone, which say: statistics of
+    curvature and torsion of projected trajectories, and segments of equal total rotation.
     """
     scale = (1 + torch.tensor(taught.sigmas) ** 2).sqrt().view(-1, *[1] * (taught.states.ndim - 1))
     rate = rotations((taught.states / scale).flatten(2).numpy())
     turned = np.concatenate([[0], np.cumsum((rate[1:] + rate[:-1]) / 2)])
     levels = np.interp(np.linspace(0, turned[-1], num_steps + 1), turned, taught.levels)
-    *sigmas, final = timesteps_to_sigmas(model.noise, levels)
-    return from_sigmas(sigmas, final, [SCALE] * num_steps, 3, "unipc-bh2", model.spec)
+    return list(timesteps_to_sigmas(model.noise, levels))
