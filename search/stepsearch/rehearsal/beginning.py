@@ -117,7 +117,7 @@ images = 300
 trials = 60
 alignment_drop = 0.005          # how much of the teacher's alignment may be lost
 # polish = 1                    # the best finalists, by what their numbers do to the metric;
-# polish_iterations = 2         # paid at 6 and 8 passes of the bundled model, at 10 it did not
+# polish_iterations = 2         # it paid at 6 passes of the bundled model, little at 8
 """
 
 
