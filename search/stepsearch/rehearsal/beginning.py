@@ -117,7 +117,7 @@ images = 300
 trials = 60
 alignment_drop = 0.005          # how much of the teacher's alignment may be lost
 # polish = 1                    # the best finalists, by what their numbers do to the metric;
-# polish_iterations = 2         # it paid at 6 passes of the bundled model, little at 8
+# polish_iterations = 2         # what it brought and where not: docs/searching.md
 """
 
 
