@@ -6,13 +6,13 @@
 What `bench_peers.py` found at n guided steps, in docs/benchmarks.json: every placement, preset and
 search, ours of then, and rows of many steps. A constant gain multiplies what a step takes of the
 predictions, costs nothing, and is found here for each as a guidance scale is: all of `--gains` on
-few selection seeds, the best two on more, by the geometric mean of the FDs that the searches see:
-two of trained networks, which count in the test, and as a guard one of an untrained network.
+few selection seeds, the best two on more, by the geometric mean of the two FDs that searches see.
 Of rows of many steps the shortest alone is here, since longer ones were no better there. Each is
 tested as published and with it, on fresh seeds, under the trained extractors and two rulers that
-nothing was chosen by. Our searches of now, one for each of `--search-seeds`, have a gain in their
-box, begin at known schedules as rivals do, and polish what they find. And the best known guided
-schedule with its gain is polished as it is, without a search. Further rivals are made here
+nothing was chosen by. Our searches of now, one for each of `--search-seeds`, begin at known
+schedules as rivals do, have no gain in their box, and polish what they find, gains of its steps
+too: what is best without them is also the better start. And the best known guided schedule with its
+gain is polished as it is, without a search. Further rivals are made here
 (`peers.further.rivals`). `--add` measures those that a column lacks, and beside them ours again.
 """
 
@@ -48,17 +48,17 @@ from stepsearch.polish.knobs import Knobs
 from stepsearch.polish.looking import Here
 
 FRESH = 100_000_000  # test seeds that no study has seen
-SEEN, GUARD, UNSEEN = ["texture", "lite0"], "untrained", ["squeezenet", "patches"]
+SEEN, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]
 WITH_GAIN = "{}, gain {:g}"
 SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "iterations")
-SETTINGS += ("dtype", "compile", "guard")
+SETTINGS += ("dtype", "compile")
 STARTS = ("placement", "learned")  # kinds of known schedules that others learn from
 
 
 class Bench(Measure):
     """The rows of each number of steps; images that are measured are in the cache of `--run`."""
 
-    seen = len(SEEN) + 1  # of the metrics, by searches and by whoever chooses
+    seen = len(SEEN)  # of the metrics, by searches and by whoever chooses
 
     def column(self, rows: dict) -> dict:
         """All that is tested at this number of steps."""
@@ -179,14 +179,12 @@ class Bench(Measure):
         contenders = [self.contender(entry) for entry in entries]
         seeds = Seeds("test", seeds_of(FRESH, self.args.images))
         measure_all(contenders, seeds.range, self.args.batch, self.measure)
-        tested = [m for m in self.harness.metrics if m.extractor.name != GUARD]
-        harness = replace(self.harness, metrics=tested)
-        result = compare(contenders, harness, seeds)
+        result = compare(contenders, self.harness, seeds)
         means = [mean_of(scores) for scores in result.scores]
         ours = [m for m, entry in zip(means, entries, strict=True) if entry.kind == "now"]
         middle = median(sorted(m.value for m in ours)[: 2 * ((len(ours) - 1) // 2) + 1])
         headline = next(m for m in ours if m.value == middle)
-        data = as_data(result, harness, {"model": self.args.model, "dtype": self.args.dtype})
+        data = as_data(result, self.harness, {"model": self.args.model, "dtype": self.args.dtype})
         for row, entry, mean in zip(data["contenders"], entries, means, strict=True):
             over = Score(headline.value / mean.value - 1, headline.left_out / mean.left_out - 1)
             row |= {"kind": entry.kind, "search_passes": sum(entry.passes.values())}
@@ -229,7 +227,7 @@ def gained(entries: Sequence[Entry], chosen: Mapping[str, float]) -> list[Entry]
 
 
 def study(args: argparse.Namespace, n: int, seed: int) -> dict:
-    """A search that sees three extractors, from baselines that have gains as well."""
+    """A search that sees two extractors and polishes with gains, which its box has not."""
     images = args.trial_images
     return {
         "name": f"gains-{n}-seed-{seed}",
@@ -240,11 +238,10 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "max_steps": min(2 * n, n + 2),
             "guidance": "per-step",
             "guidance_scale": (0.2, 5.0),
-            "gain": (0.95, 1.15),
             "solvers": ("dpmpp-midpoint", "unipc-bh2"),
         },
         "evaluation": {
-            "extractor": "+".join([*SEEN, GUARD]),
+            "extractor": "+".join(SEEN),
             "rulers": (),
             "images": images,
             "rungs": (images * 2 // 5, images),
@@ -256,7 +253,6 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "guidance_scales": (2.0,),
             "orders": (2, 3),
             "solvers": ("dpmpp-midpoint", "unipc-bh2"),
-            "gains": (1.07, 1.0),
             "presets": (),
             "rungs": (images // 5, images * 2 // 5, images),
             "keep": 0.25,
@@ -268,6 +264,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "finalists": 4,
             "polish": args.polish,
             "polish_iterations": args.iterations,
+            "polish_gains": args.polish > 0,
             "seed": seed,
         },
     }
@@ -308,12 +305,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--add", action="store_true", help="only rivals that a column lacks")
     add("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS, help="that are made here")
     args = parser.parse_args(argv)
-    args.extractors, args.held_out, args.guard = [*SEEN, GUARD, *UNSEEN], False, GUARD
+    args.extractors, args.held_out = [*SEEN, *UNSEEN], False
     return args
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    return {k: getattr(args, k) for k in SETTINGS} | {"way": "features"}  # of polishes
+    """How polishes move, and where gains are free, are those of earlier columns too."""
+    return {k: getattr(args, k) for k in SETTINGS} | {"way": "features", "gains_in": "polish"}
 
 
 def fill(

@@ -44,7 +44,7 @@ RULES = {"DPM++(2M)": ("dpmpp-midpoint", 2), "UniPC": ("unipc-bh2", 3)}
 class Second(Bench):
     """The same of another model; ours is searched for as a user would do it from Python."""
 
-    seen = 1
+    seen = 1  # of the metrics, by searches and by whoever chooses
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.real, self.prompts = args, args.run / "real", args.run / "prompts.txt"
@@ -141,9 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--long", type=int, nargs="*", default=[20, 100], help="steps of what costs more")
     add("--known", type=int, default=2, help="schedules of each rule that are tested")
     add("--real", type=int, default=2000, help="images that all are compared with")
-    parser.set_defaults(
-        guard="", steps=[5, 8, 4], gains=[0.97, 1.0, 1.03, 1.07], selection=[60, 200]
-    )
+    parser.set_defaults(steps=[5, 8, 4], gains=[0.97, 1.0, 1.03, 1.07], selection=[60, 200])
     parser.set_defaults(images=1000, polish=0, model="second.model", run=Path("runs/second"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -8,8 +8,9 @@ ABOUT = """# Rivals with a gain, and ours
 
 By `python scripts/bench/bench_gains.py`; below each table is with which settings. A constant gain multiplies what each step takes of the
 network's predictions; it costs no pass. Each schedule of [benchmarks.md](benchmarks.md) is here as published, and with the
-gain that is best for it on selection seeds, found as its guidance scale was. Ours with gains are searches of now, whose box
-has a gain of each step, and which polish what they find; the median of their seeds is the one that all are compared with.
+gain that is best for it on selection seeds, found as its guidance scale was. Ours with gains are searches of now, which polish
+what they find, and have a gain of each step: in the polish alone, or, as below some tables, in the box already. The median of
+their seeds is the one that all are compared with.
 Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances, of which the
 first two were seen by the searches and by whoever chose a gain, the others by nobody; whether those also saw the FD of an
 [untrained network](searching.md#a-guard-against-over-fitting) is below each table. `polished` is the best known guided schedule
@@ -106,12 +107,13 @@ def _made(rows: dict) -> str:
         "" if "way" in known else ", by gradients; [those of now](polish.md) came after this table"
     )
     seen = f"{guard} was seen beside the first two" if guard else "there was no guard"
+    own = known.get("gains_in", "box")  # that of earlier columns had them
     return (
         f"n = {rows['n']:,}, seeds {first:,} to {last:,}, tests in {known['dtype']}; gains "
         f"{', '.join(f'{gain:g}' for gain in known['gains'])} on {known['selection'][0]} images, "
         f"the best two on {known['selection'][1]}; our searches have {known['trials']} trials of "
-        f"at most {known['trial_images']} images and polish {known['polish']} of the finalists; "
-        f"a polish has {known['iterations']} iterations{way}; {seen}."
+        f"at most {known['trial_images']} images and polish {known['polish']} of the finalists, "
+        f"gains are in the {own}; a polish has {known['iterations']} iterations{way}; {seen}."
         f"{''.join(map(_added, rows.get('added', ())))}"
     )
 

@@ -118,6 +118,7 @@ class SearchConfig(Section):
     alignment_drop: float = Field(0.01, ge=0, le=1)  # share that may be lost to the teacher's
     polish: int = Field(0, ge=0)  # of the finalists, made better before the selection
     polish_iterations: int = Field(2, ge=1)  # of each: looks at what its numbers do
+    polish_gains: bool = False  # may turn gains of the steps, too, which the box has not
 
     @property
     def both(self) -> bool:
@@ -140,6 +141,8 @@ class SearchConfig(Section):
             raise ValueError("patience is for one objective, not for a front")
         if self.both and self.polish:
             raise ValueError("polish is for one objective, not for a front")
+        if self.polish_gains and not self.polish:
+            raise ValueError("polish_gains is of a polish, and polish is 0")
         if self.polish > self.finalists:
             raise ValueError(
                 f"polish must be at most finalists = {self.finalists}, got {self.polish}"

@@ -34,6 +34,7 @@ FREE = {
     ("search", "patience"),
     ("search", "polish"),
     ("search", "polish_iterations"),
+    ("search", "polish_gains"),
     ("model", "kind"),
     ("evaluation", "rulers"),
 }

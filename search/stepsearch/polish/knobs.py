@@ -12,6 +12,7 @@ from torch import Tensor
 from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule, Step
 from stepsampler.solvers import shares
+from stepsearch.config import StudyConfig
 from stepsearch.config.space import SpaceConfig
 
 Freedom = Literal["gain", "weights", "none"]
@@ -20,13 +21,14 @@ PAST = 2  # predictions that a step's own weights are of, where its rule takes n
 RATES = {"gap": 0.02, "end": 0.02, "scale": 0.02, "gain": 0.025, "weight": 0.025}
 
 
-def numbers_of(space: SpaceConfig) -> dict[str, Any]:
-    """What of `Knobs` moves in a study: what its box searches one by one, and nothing else.
+def numbers_of(config: StudyConfig) -> dict[str, Any]:
+    """What of `Knobs` moves in a study: what its box searches one by one, and perhaps gains.
 
-    So what comes out can be exported wherever what the box finds can be.
+    Without them what comes out can be exported wherever what the box finds can be.
     """
+    space = config.space
     return {
-        "freedom": "gain" if space.gain else "none",
+        "freedom": "gain" if space.gain or config.search.polish_gains else "none",
         "levels": space.placement == "curve" and not space.whole_timesteps,
         "one_scale": space.guidance == "constant",
     }

@@ -149,6 +149,7 @@ def test_a_run_exports_the_polished_one_where_the_selection_ranks_it_first(tmp_p
     ("changes", "message"),
     [
         ({"search": {"polish": 9}}, "polish must be at most finalists = 8, got 9"),
+        ({"search": {"polish_gains": True}}, "polish_gains is of a polish, and polish is 0"),
         (
             {"search": {"polish": 1, "objectives": ["fd", "alignment"]}},
             "polish is for one objective",
@@ -198,7 +199,7 @@ def test_workers_share_a_polish_of_the_bundled_model(tmp_path):
         ((shared,), passes) = polish_best(tools, [found(0, start)], KEPT[:8])
     alone = polish(
         Here(Evaluator(config, tmp_path / "one")),
-        Knobs(start, **numbers_of(config.space)),
+        Knobs(start, **numbers_of(config)),
         Settings.of_study(config),
     )
     assert passes == alone.passes

@@ -171,7 +171,8 @@ def test_no_schedule_of_a_box_has_more_numbers_than_said(steps, guided, box):
         every[0] = replace(every[0], analytic=1.0)
     plan = replace(plan, steps=tuple(every))
     assert plan.passes == 6
-    assert len(Knobs(plan, **numbers_of(space)).names) == most_numbers(space)
+    config = StudyConfig(name="bound", space=space)
+    assert len(Knobs(plan, **numbers_of(config)).names) == most_numbers(space)
 
 
 def test_a_metric_of_the_users_that_is_0_at_the_start_is_polished():

@@ -11,6 +11,8 @@ from stepsampler.grids import from_sigmas, make_schedule
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.sample import trajectory
 from stepsampler.schedule import Schedule, Step
+from stepsearch.config import StudyConfig
+from stepsearch.config.measuring import SearchConfig
 from stepsearch.config.space import SpaceConfig
 from stepsearch.polish.knobs import Knobs, numbers_of
 
@@ -117,19 +119,22 @@ def test_one_scale_of_all_guided_steps_stays_one():
 
 
 @pytest.mark.parametrize(
-    ("space", "kinds"),
+    ("space", "search", "kinds"),
     [
-        ({"guidance": "per-step"}, {"gap", "end", "scale"}),
-        ({"guidance": "per-step", "gain": (1.0, 1.1)}, {"gap", "end", "scale", "gain"}),
-        ({"guidance": "per-step", "whole_timesteps": True}, {"scale"}),
-        ({"guidance": "per-step", "placement": "karras"}, {"scale"}),
+        ({}, {}, {"gap", "end", "scale"}),
+        ({"gain": (1.0, 1.1)}, {}, {"gap", "end", "scale", "gain"}),
+        ({}, {"polish": 1, "polish_gains": True}, {"gap", "end", "scale", "gain"}),
+        ({"whole_timesteps": True}, {}, {"scale"}),
+        ({"placement": "karras"}, {"polish": 1, "polish_gains": True}, {"scale", "gain"}),
     ],
 )
-def test_a_study_moves_what_its_box_has(space, kinds):
+def test_a_study_moves_what_its_box_has_and_gains_where_it_says_so(space, search, kinds):
     plan = from_sigmas([14.0, 4.0, 1.0], 0.1, [3.0, 3.0, 1.0], 2)
-    config = SpaceConfig(num_steps=3, passes=6, **space)
+    box = SpaceConfig(num_steps=3, passes=6, guidance="per-step", **space)
+    config = StudyConfig(name="numbers", space=box, search=SearchConfig(**search))
     knobs = Knobs(plan, **numbers_of(config))
     assert {name.split()[0] for name in knobs.names} == kinds
     assert not knobs.one_scale
-    constant = config.model_copy(update={"guidance": "constant"})
+    scalar = box.model_copy(update={"guidance": "constant"})
+    constant = config.model_copy(update={"space": scalar})
     assert Knobs(plan, **numbers_of(constant)).one_scale

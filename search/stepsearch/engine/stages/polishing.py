@@ -33,7 +33,7 @@ def polish_best(
     rows = rows[: tools.config.search.polish]
     if not rows:
         return [], 0
-    settings, numbers = Settings.of_study(tools.config), numbers_of(tools.config.space)
+    settings, numbers = Settings.of_study(tools.config), numbers_of(tools.config)
     knobs = [Knobs(row.candidate.schedule, **numbers) for row in rows]
     images = [one.start.passes * settings.most_images(len(one.names)) for one in knobs]
     total = 100 * settings.iterations * len(rows)
