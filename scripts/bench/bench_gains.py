@@ -6,14 +6,15 @@
 What `bench_peers.py` found at n guided steps, in docs/benchmarks.json: every placement, preset and
 search, ours of then, and rows of many steps. A constant gain multiplies what a step takes of the
 predictions, costs nothing, and is found here for each as a guidance scale is: all of `--gains` on
-few selection seeds, the best two on more, by the geometric mean of the two FDs that searches see.
+few selection seeds, the best two on more, by the geometric mean of the two FDs of trained networks.
 Of rows of many steps the shortest alone is here, since longer ones were no better there. Each is
-tested as published and with it, on fresh seeds, under the trained extractors and two rulers that
-nothing was chosen by. Our searches of now, one for each of `--search-seeds`, begin at known
-schedules as rivals do, have no gain in their box, and polish what they find, gains of its steps
-too: what is best without them is also the better start. And the best known guided schedule with its
-gain is polished as it is, without a search. Further rivals are made here
-(`peers.further.rivals`). `--add` measures those that a column lacks, and beside them ours again.
+tested as published and with it, on fresh seeds, under these and two rulers that nothing was chosen
+by. Our searches of now, one for each of `--search-seeds`, begin at known schedules as rivals do,
+have no gain in their box, and polish what they find, gains of its steps too: what is best without
+them is also the better start. And the best known guided schedule with its gain is polished as it
+is, without a search. Both see the first FD alone, of which few images tell most (docs/ranking.md).
+Further rivals are made here (`peers.further.rivals`). `--add` measures those that a column lacks,
+and beside them ours again.
 """
 
 import argparse
@@ -48,7 +49,7 @@ from stepsearch.polish.knobs import Knobs
 from stepsearch.polish.looking import Here
 
 FRESH = 100_000_000  # test seeds that no study has seen
-SEEN, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]
+CHOOSING, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]  # ours see the first
 WITH_GAIN = "{}, gain {:g}"
 SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "iterations")
 SETTINGS += ("dtype", "compile")
@@ -58,7 +59,7 @@ STARTS = ("placement", "learned")  # kinds of known schedules that others learn 
 class Bench(Measure):
     """The rows of each number of steps; images that are measured are in the cache of `--run`."""
 
-    seen = len(SEEN)  # of the metrics, by searches and by whoever chooses
+    seen = len(CHOOSING)  # of the metrics, by whoever chooses a gain
 
     def column(self, rows: dict) -> dict:
         """All that is tested at this number of steps."""
@@ -132,7 +133,7 @@ class Bench(Measure):
     def values(
         self, plans: Mapping[Any, Schedule], images: int, make: type = Remembering
     ) -> dict[Any, float]:
-        """The geometric mean of the FDs that searches see, of each, on selection seeds."""
+        """The geometric mean of the FDs that gains are chosen by, of each, on selection seeds."""
         harness = replace(self.harness, metrics=self.harness.metrics[: self.seen])
         entries = [Entry(f"{k}", plan, "part", make=make) for k, plan in plans.items()]
         contenders = [self.contender(entry) for entry in entries]
@@ -227,7 +228,7 @@ def gained(entries: Sequence[Entry], chosen: Mapping[str, float]) -> list[Entry]
 
 
 def study(args: argparse.Namespace, n: int, seed: int) -> dict:
-    """A search that sees two extractors and polishes with gains, which its box has not."""
+    """A search that sees one extractor and polishes with gains, which its box has not."""
     images = args.trial_images
     return {
         "name": f"gains-{n}-seed-{seed}",
@@ -241,11 +242,10 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "solvers": ("dpmpp-midpoint", "unipc-bh2"),
         },
         "evaluation": {
-            "extractor": "+".join(SEEN),
+            "extractor": CHOOSING[0],
             "rulers": (),
             "images": images,
-            "rungs": (images * 2 // 5, images),
-            "selection_images": 2 * images,
+            "selection_images": 3 * images,
             "test_images": args.batch,  # the test is ours
             "batch_size": args.batch,
         },
@@ -283,7 +283,7 @@ def options(about: str) -> argparse.ArgumentParser:
     add("--selection", type=int, nargs=2, default=[100, 300], help="images that choose a gain")
     add("--images", type=int, default=2000, help="of the test")
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
-    add("--trials", type=int, default=40, help="of each")
+    add("--trials", type=int, default=100, help="of each")
     add("--trial-images", type=int, default=250)
     add("--polish", type=int, default=1, help="finalists that each of them polishes")
     add("--iterations", type=int, default=2, help="of a polish")
@@ -305,13 +305,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--add", action="store_true", help="only rivals that a column lacks")
     add("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS, help="that are made here")
     args = parser.parse_args(argv)
-    args.extractors, args.held_out = [*SEEN, *UNSEEN], False
+    args.extractors, args.held_out = [*CHOOSING, *UNSEEN], False
     return args
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """How polishes move, and where gains are free, are those of earlier columns too."""
-    return {k: getattr(args, k) for k in SETTINGS} | {"way": "features", "gains_in": "polish"}
+    """Beside the options what earlier columns had otherwise."""
+    fixed = {"way": "features", "gains_in": "polish", "sees": CHOOSING[0]}
+    return {k: getattr(args, k) for k in SETTINGS} | fixed
 
 
 def fill(

@@ -11,10 +11,11 @@ network's predictions; it costs no pass. Each schedule of [benchmarks.md](benchm
 gain that is best for it on selection seeds, found as its guidance scale was. Ours with gains are searches of now, which polish
 what they find, and have a gain of each step: in the polish alone, or, as below some tables, in the box already. The median of
 their seeds is the one that all are compared with.
-Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances, of which the
-first two were seen by the searches and by whoever chose a gain, the others by nobody; whether those also saw the FD of an
-[untrained network](searching.md#a-guard-against-over-fitting) is below each table. `polished` is the best known guided schedule
-with its gain after a polish on what the searches see, without any search; its passes are with the choice among all of them. `ours over it` is by how much the median
+Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances. Gains were
+chosen by the first two; the searches saw the first, in some columns both, as below each table, which also says whether they saw
+the FD of an [untrained network](searching.md#a-guard-against-over-fitting) too; the others were seen by nobody. `polished` is
+the best known guided schedule with its gain after a polish on what the searches see, without any search; its passes are with
+the choice among all of them. `ours over it` is by how much the median
 of ours is below (-) or above (+) a row's mean, paired image by image.
 
 Further rivals are made here, with a teacher of 50 steps of DPM++(2M) at guidance 2, whose passes count, and with their best
@@ -106,14 +107,16 @@ def _made(rows: dict) -> str:
     way = (
         "" if "way" in known else ", by gradients; [those of now](polish.md) came after this table"
     )
-    seen = f"{guard} was seen beside the first two" if guard else "there was no guard"
+    seen = f"{known['sees']} alone" if "sees" in known else "the first two"
+    seen += f" and {guard}" if guard else ""
     own = known.get("gains_in", "box")  # that of earlier columns had them
     return (
         f"n = {rows['n']:,}, seeds {first:,} to {last:,}, tests in {known['dtype']}; gains "
         f"{', '.join(f'{gain:g}' for gain in known['gains'])} on {known['selection'][0]} images, "
         f"the best two on {known['selection'][1]}; our searches have {known['trials']} trials of "
         f"at most {known['trial_images']} images and polish {known['polish']} of the finalists, "
-        f"gains are in the {own}; a polish has {known['iterations']} iterations{way}; {seen}."
+        f"gains are in the {own}; a polish has {known['iterations']} iterations{way}; "
+        f"they see {seen}."
         f"{''.join(map(_added, rows.get('added', ())))}"
     )
 
