@@ -35,6 +35,7 @@ class Costs:
     passes: dict[str, int]  # of one image, stage by stage
     disk: int  # bytes in the run's folder
     rungs: dict[int, int]  # of the baselines, by the images of each rung
+    ranking: int = 0  # of the selection's passes, which the polish makes before
 
     def lines(self, seconds_per_pass: float | None) -> list[str]:
         total = sum(self.passes.values())
@@ -127,7 +128,9 @@ def costs(config: StudyConfig) -> Costs:
     shown = 1 if config.model.frames in (None, 1) else 3  # frames of each video
     sheet = SHEET * shown * 3 * pixels(config) * PACKED
     features = made * images.video_frames * FEATURES
-    return Costs(passes, round(versions * (features + pictures * sheet)), rungs)
+    ranking = versions * config.search.finalists * images.selection_images * space.passes
+    disk = round(versions * (features + pictures * sheet))
+    return Costs(passes, disk, rungs, ranking if config.search.polish else 0)
 
 
 def pixels(config: StudyConfig) -> int:

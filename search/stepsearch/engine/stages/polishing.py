@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from stepsampler.errors import counted
 from stepsearch.engine.stages.selection import lost, ranked
+from stepsearch.engine.stages.stage import RANKING
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.metrics.distance import Moments
 from stepsearch.metrics.protocol import Row, in_parts, part_of
@@ -29,7 +30,7 @@ def polish_best(
     """
     if not tools.config.search.polish:
         return [], 0
-    rows, _ = ranked(tools, finalists, teacher, "polish (finalists are ranked)")
+    rows, _ = ranked(tools, finalists, teacher, RANKING)
     rows = rows[: tools.config.search.polish]
     if not rows:
         return [], 0
