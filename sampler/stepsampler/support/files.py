@@ -7,6 +7,13 @@ from pathlib import Path
 
 from stepsampler.errors import UserError
 
+KEPT = 57  # characters of a name: with 4 bytes each and what is added below 255 bytes
+
+
+def beginning_of_part(path: Path) -> str:
+    """How the temporary name beside a path begins, which fits where the name of the path does."""
+    return f".{path.name[:KEPT]}."
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -18,7 +25,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise UserError(f"{path}: a folder is there, where a file should be written")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        begins = beginning_of_part(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=begins, suffix=".part")
     except OSError as error:  # of a name that nobody gave
         raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
