@@ -1,7 +1,6 @@
 """What a study costs at most, stage by stage: counted as the stages make their images."""
 
 import fnmatch
-import json
 from collections import Counter
 from dataclasses import dataclass
 from math import ceil, prod
@@ -13,6 +12,7 @@ from stepsampler.grids import GRIDS
 from stepsampler.models import known_statistics
 from stepsampler.presets import names, preset
 from stepsampler.schedule import StatisticsSpec
+from stepsampler.support.files import read_json
 from stepsampler.support.sizes import sides
 from stepsearch.config import StudyConfig
 from stepsearch.metrics.alignment import SHEET
@@ -154,5 +154,5 @@ def pixels(config: StudyConfig) -> int:
 def _setting(folder: Path, *names: str) -> Any:
     """The first of these that the config of a part of a pipeline has, or None."""
     path = folder / "config.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     return next((known[name] for name in names if known.get(name)), None)
