@@ -41,7 +41,7 @@ class ToyModel(LatentModel):
 
         return denoise
 
-    def live_images(self, latents):
+    def pictures(self, latents):
         return torch.sin(latents) + 0.3 * latents
 
     def check(self, schedule):
@@ -83,7 +83,7 @@ def features_of(evaluator, schedule, seeds):
     for k in range(0, len(seeds), size):
         draw = noise_source(seeds[k : k + size], model.shape)
         latents = sample(model.denoiser(None, None), draw(), schedule, draw)
-        found.append(evaluator.extractor(model.live_images(latents)).double().numpy())
+        found.append(evaluator.extractor(model.pictures(latents)).double().numpy())
     return np.concatenate(found)
 
 

@@ -87,6 +87,7 @@ class ToyWorkers:
         broken=lambda s: False,
         broken_from=0,
         refused=lambda s: False,
+        sharing=1,
     ):
         self.config, self.folder = config, folder
         self.target, self.aligned, self.broken = target, aligned, broken
@@ -99,6 +100,7 @@ class ToyWorkers:
             statistics=(),
         )
         self.broken_from, self.images, self.refused = broken_from, 0, refused
+        self.sharing, self.looks = sharing, []
 
     def describe(self):
         return Subject(SD, SPEC, Reference, "toy", "classifier-free")
@@ -124,6 +126,7 @@ class ToyWorkers:
         return Measurement(features.astype(np.float32), lucky.astype(np.float32))
 
     def look(self, plans, parts):
+        self.looks.append((len(plans), list(parts)))
         for k, part in enumerate(parts):
             yield k, [self._seen(sides, part) for sides in plans]
 

@@ -1,4 +1,4 @@
-"""A rule's weights as shares, and pixels as floats: what gradients of a schedule go through."""
+"""A rule's weights as shares."""
 
 from dataclasses import replace
 
@@ -7,7 +7,6 @@ import torch
 import toy
 
 from stepsampler.grids import make_schedule
-from stepsampler.models.pixels import live_pixels, to_pixels
 from stepsampler.noise import FlowSchedule, NoiseSchedule
 from stepsampler.sample import trajectory
 from stepsampler.schedule import SOLVERS
@@ -41,14 +40,3 @@ def test_shares_have_no_gain():
     gained = replace(plan, steps=tuple(replace(s, gain=1.2) for s in plan.steps))
     assert [shares(gained, i) for i in range(4)] == [shares(plan, i) for i in range(4)]
     assert sum(shares(plan, 1)) == pytest.approx(1)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_live_pixels_are_the_whole_numbers_that_are_saved(channels):
-    images = 2.4 * torch.rand(2, channels, 8, 8, generator=torch.manual_seed(0)) - 1.2
-    images.requires_grad_()
-    live = live_pixels(images)
-    assert torch.equal(live, to_pixels(images.detach()).float())
-    live.sum().backward()
-    inside = (images.detach().abs() < 1).float()
-    torch.testing.assert_close(images.grad, 127.5 * inside * (3 if channels == 1 else 1))

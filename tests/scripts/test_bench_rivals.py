@@ -11,6 +11,7 @@ import torch
 from stepsampler.generate import generate, seeded_noise
 from stepsampler.grids import from_sigmas, make_schedule
 from stepsampler.models import load
+from stepsampler.models.pixels import to_pixels
 from stepsampler.noise import timesteps_to_sigmas
 from stepsampler.sample import sample
 from stepsampler.schedule import Schedule
@@ -175,3 +176,16 @@ def test_the_classifier_s_loss_is_that_of_the_images_and_falls(model):
     assert found.before == pytest.approx(loss(start), rel=1e-2)
     assert found.after == pytest.approx(loss(found.schedule), rel=1e-2)
     assert found.after < 0.97 * found.before
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_live_pixels_are_the_whole_numbers_that_are_saved(channels):
+    from peers.further.learning import live_pixels
+
+    images = 2.4 * torch.rand(2, channels, 8, 8, generator=torch.manual_seed(0)) - 1.2
+    images.requires_grad_()
+    live = live_pixels(images)
+    assert torch.equal(live, to_pixels(images.detach()).float())
+    live.sum().backward()
+    inside = (images.detach().abs() < 1).float()
+    torch.testing.assert_close(images.grad, 127.5 * inside * (3 if channels == 1 else 1))

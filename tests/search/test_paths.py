@@ -206,6 +206,16 @@ def test_links_to_nowhere_and_pipes_are_refused_before_the_work(here):
         assert str(invoke(app, ["polish", "absent.json", "-o", out]).exception) == words
 
 
+@pytest.mark.parametrize("out", ["{}.json", "{}/x.json", "x/{}/x.json"])
+def test_a_name_that_is_too_long_is_refused_before_the_work(here, out):
+    said = str(invoke(app, ["polish", "absent.json", "-o", out.format("é" * 127 + "ab")]).exception)
+    long = 256 if "/" in out else 261
+    shown = "é" * 40
+    assert said == f"--out: {shown}… has {long} bytes, a name longer than the disk takes"
+    longest = out.format("é" * 127 if "/" in out else "é" * 125)
+    assert "absent.json" in str(invoke(app, ["polish", "absent.json", "-o", longest]).exception)
+
+
 def test_a_place_that_can_be_written_keeps_what_is_there(here):
     (here / "out").mkdir()
     invoke(app, ["polish", "absent.json", "-o", "out/x/y.json"])

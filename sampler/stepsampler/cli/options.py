@@ -1,6 +1,8 @@
 """Options that several commands share: which model, where, and how its images are made."""
 
+import errno
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 SHORT = ("sd", "sdxl", "sd3", "flux", "dit")  # models whose noise is known without their files
 SD = ModelOptions(SHORT[0])
 SHIFTS = {"sd3": 3.0, "flux": 3.158}  # FLUX.1's at 1024 x 1024, e^1.15
+SHOWN = 40  # characters of a name that is too long
 NO_PROMPT = "no prompt: give --prompt or --prompts"
 
 ScheduleName = Annotated[str, typer.Argument(help="A preset's name or a schedule file (JSON).")]
@@ -205,10 +208,11 @@ def check_folder(out: Path, name: str = "--out") -> None:
     """Refuse a folder that cannot be made or written to, before the work that would go there.
 
     Raises:
-        UserError: it or what it should lie in is a file, or takes no file.
+        UserError: it or what it should lie in is a file, or takes no file; or a name is too long.
     """
     import tempfile  # a twentieth of the time of --help
 
+    _check_length(out, name)
     place = next(path for path in (out, *out.parents) if path.exists() or path.is_symlink())
     if not place.is_dir():
         what = "a file" if place.exists() else "a link to nowhere"
@@ -222,6 +226,19 @@ def check_folder(out: Path, name: str = "--out") -> None:
         ) from error
 
 
+def _check_length(out: Path, name: str) -> None:
+    """Each name alone, too: of what lies in a folder that is not there yet nothing else is said."""
+    for path in (*map(Path, out.parts), out):
+        try:  # `Path.exists` raises or not, by the version of Python
+            path.lstat()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                size, shown = len(os.fsencode(path)), str(path)[:SHOWN]
+                raise UserError(
+                    f"{name}: {shown}… has {size:,} bytes, a name longer than the disk takes"
+                ) from error
+
+
 def check_file(out: Path, name: str = "--out") -> None:
     """The same for a file that is to be written.
 
@@ -229,6 +246,7 @@ def check_file(out: Path, name: str = "--out") -> None:
         UserError: it is a folder, a device or a pipe, in whose place the file would be put, or as
             `check_folder`.
     """
+    _check_length(out, name)
     if out.exists() and not out.is_file():
         what = "a folder" if out.is_dir() else "a device or a pipe"
         raise UserError(f"{name} must name a file, but {str(out)!r} is {what}")

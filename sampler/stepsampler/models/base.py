@@ -22,7 +22,7 @@ from stepsampler.denoiser import (
 from stepsampler.errors import NotFiniteError, UserError
 from stepsampler.models.conditions import check_conditions, check_widths, checked, told_scale
 from stepsampler.models.model import Model
-from stepsampler.models.pixels import live_pixels, to_pixels
+from stepsampler.models.pixels import to_pixels
 from stepsampler.models.sizes import Shaped
 from stepsampler.models.texts import Reading
 from stepsampler.noise import read_noise
@@ -361,10 +361,6 @@ class LatentModel(Shaped, Model):
             found = found.mean.float() + found.std.float() * noise
         shift = vae.config.get("shift_factor") or 0.0
         return (found.float() - shift) * vae.config.scaling_factor  # type: ignore[no-any-return]
-
-    def live_images(self, latents: Tensor) -> Tensor:
-        """What `decode` gives as floats, for gradients: rounding passes them straight through."""
-        return live_pixels(self._decoded(latents))
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """What the VAE makes of latents, in [-1, 1]."""

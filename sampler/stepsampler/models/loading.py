@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.resources
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from stepsampler.models.parts import (
     read_part,
     reason,
 )
+from stepsampler.support.files import read_json
 from stepsampler.support.options import ModelOptions
 from stepsampler.support.weights import EPSILON, V, is_weights_file, read_header
 
@@ -168,7 +168,7 @@ def _parts(name: str, folder: Path) -> dict[str, Any]:
         hint = f"; for a single file, give {str(files[0])!r} itself" if files else ""
         raise UserError(f"model {name!r} cannot be loaded: no {PLAIN_INDEX} in the folder{hint}")
     try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
+        entries = read_json(index)
         pairs = {k: v for k, v in entries.items() if isinstance(v, list) and len(v) == 2}
     except (ValueError, AttributeError) as error:
         raise UserError(f"model {name!r}: {PLAIN_INDEX} is not JSON as expected") from error
@@ -217,7 +217,7 @@ def _own_class(folder: Path) -> tuple[Any, dict[str, None]]:
     more and take these, whatever it is passed.
     """
     index = folder / PLAIN_INDEX
-    said = json.loads(index.read_text(encoding="utf-8"))
+    said = read_json(index)
     own = pipeline_class(f"{index}", said["_class_name"])
     needless = (
         part

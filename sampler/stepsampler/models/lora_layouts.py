@@ -1,6 +1,5 @@
 """LoRAs under the names of the tools that write them, as diffusers takes them."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 
 from stepsampler.errors import UserError, note
 from stepsampler.models.parts import listed
+from stepsampler.support.files import read_json
 from stepsampler.support.weights import Header
 
 # In the names of LoRA tensors, what stands between the layer and the end of the first factor
@@ -92,7 +92,7 @@ def _peft_scale(file: str) -> Callable[[int], float]:
     """Of a rank, from the file of settings that peft writes beside its weights."""
     path = Path(file).with_name("adapter_config.json")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         alpha = float(config["lora_alpha"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(

@@ -1,6 +1,5 @@
 """One network from a folder, whole and looked at before it is read; why a library could not."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from stepsampler.errors import UserError, note
+from stepsampler.support.files import read_json
 from stepsampler.support.weights import beginning, read_header
 
 PLAIN_INDEX, MODULAR_INDEX = "model_index.json", "modular_model_index.json"
@@ -57,7 +57,7 @@ def check_texts(place: str, folder: Path) -> None:
             raise UserError(f"{place}: {path.name} is empty")
         if path.suffix == ".json":
             try:
-                json.loads(path.read_text(encoding="utf-8"))
+                read_json(path)
             except ValueError as error:
                 raise UserError(f"{place}: {path.name} is no JSON, or cut off") from error
 
@@ -127,7 +127,7 @@ def choose(place: str, folder: Path, variant: str | None) -> str | None:
 
 def _check_numbers(place: str, config: Path) -> None:
     """Refuse weights that a config calls quantised: their libraries may even be missing."""
-    said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    said = read_json(config) if config.is_file() else {}
     quantised = said.get("quantization_config") if isinstance(said, dict) else None
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
@@ -146,7 +146,7 @@ def _files(place: str, path: Path) -> list[Path]:
     if path.suffix != ".json":
         return [path]
     try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(read_json(path)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{place}: {path.name} is no index of weights") from error
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]

@@ -28,12 +28,6 @@ def to_pixels(images: Tensor) -> Tensor:
     return quantised(_coloured(images))
 
 
-def live_pixels(images: Tensor) -> Tensor:
-    """The same whole numbers as floats; to a gradient the rounding is not there, the clamp is."""
-    x = _coloured(images).clamp(0, 1) * 255
-    return x.detach().round() + (x - x.detach())
-
-
 def _coloured(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)

@@ -1,11 +1,40 @@
-"""Write files so that a kill or a power loss leaves the old one or the new one."""
+"""Write files so that a kill or a power loss leaves the old one or the new one, and read JSON."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from stepsampler.errors import UserError
+
+KEPT = 57  # characters of a name: with 4 bytes each and what is added below 255 bytes
+
+
+class NoJsonError(UserError, ValueError):
+    """A file that should be JSON."""
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a model's folder holds.
+
+    Raises:
+        OSError: it cannot be read.
+        NoJsonError: it is none, or cut off.
+        UserError: it is nested too deep to be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise NoJsonError(f"{path} is no JSON, or cut off") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: its lists and objects are nested too deep") from error
+
+
+def beginning_of_part(path: Path) -> str:
+    """How the temporary name beside a path begins, which fits where the name of the path does."""
+    return f".{path.name[:KEPT]}."
 
 
 @contextmanager
@@ -18,7 +47,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise UserError(f"{path}: a folder is there, where a file should be written")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        begins = beginning_of_part(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=begins, suffix=".part")
     except OSError as error:  # of a name that nobody gave
         raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import secrets
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from math import ceil, sqrt
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from stepsampler.support.files import beginning_of_part
 
 MAX_SHEET = 256  # images on one sheet
 RATE = 16  # frames of a video a second
@@ -58,7 +61,7 @@ def keep_png(image: Tensor, path: Path) -> Path:
 
 def keeping(path: Path, write: Callable[[Path], object]) -> Path:
     """Have a PNG file written that takes the place of no other content; as `keep_png`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f"{beginning_of_part(path)}{secrets.token_hex(4)}.new")
     try:
         write(temporary)
         numbered = (path.with_stem(f"{path.stem}-{k}") for k in itertools.count(2))
@@ -121,6 +124,6 @@ def save_sheet(
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{beginning_of_part(path)}{secrets.token_hex(4)}.part")
     picture.save(temporary, "PNG", **options)
     os.replace(temporary, path)

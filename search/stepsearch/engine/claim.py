@@ -81,9 +81,18 @@ def claim_folder(folder: Path, config: StudyConfig, trials: optuna.Study | None 
             known = claimed(folder).model_dump(mode="json")
         except _DamagedError as error:
             note(f"{error}; it is written again")
-    for key, before, value in differences(known or {}, now):
+    for key, before, value in differences(_whole(known or {}), now):
         _refuse(folder, key, before, value)
     write_whole(path, lambda p: p.write_text(config.model_dump_json(indent=1)))
+
+
+def _whole(settings: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of keys that are newer than the run, whose trials were made without them;
+    as they are where a newer build wrote them."""
+    try:
+        return StudyConfig.model_validate_json(json.dumps(settings)).model_dump(mode="json")
+    except ValidationError:
+        return settings
 
 
 def differences(
@@ -164,7 +173,7 @@ def adopt_settings(study: optuna.Study, folder: Path, config: StudyConfig) -> St
         UserError: `config` or the folder is of another run.
     """
     known = study.user_attrs[SETTINGS]
-    for key, before, value in differences(known, config.model_dump(mode="json")):
+    for key, before, value in differences(_whole(known), config.model_dump(mode="json")):
         raise UserError(
             f"the run {folder.resolve().name} was started with {key} = {before!r}, here it is "
             f"{value!r}; --quick, --seed and --set of a worker are those of its run"

@@ -13,7 +13,7 @@ from stepsearch.engine.ladder import passes_spent
 from stepsearch.engine.result import Result
 from stepsearch.engine.stages.baselines import known_schedules, place_rivals, screen
 from stepsearch.engine.stages.held_out import test_chosen
-from stepsearch.engine.stages.polishing import polish_best
+from stepsearch.engine.stages.polishing import part_of_looks, polish_best
 from stepsearch.engine.stages.search import make_box, search
 from stepsearch.engine.stages.selection import finalists, found, select
 from stepsearch.engine.stages.statistics import make_statistics
@@ -89,7 +89,8 @@ def run_study(
 
     chosen = finalists(usable(study), config.search, alignment_floor(folder), alignment)
     candidates, aligned = [found(trial) for trial in chosen], teacher.measurement.aligned
-    polished, turned = polish_best(tools, candidates, aligned)
+    part = part_of_looks(tools, study) if config.search.polish else None
+    polished, turned = polish_best(tools, candidates, aligned, part)
     selection, selected = select(tools, [*candidates, *polished], screened.best, aligned)
     test, winner = test_chosen(tools, selection, aligned)
 

@@ -102,8 +102,8 @@ class Workers:
 
     `say` hears what is waited for. `storage` is the database of the trials, if there is one: its
     jobs are done by all workers of the run, and their results are handed on through `artifacts`.
-    Where a launcher has `placed` workers elsewhere, the pool loads the model to describe it, and
-    does nothing else.
+    Where a launcher has `placed` workers elsewhere, `sharing` of them, the pool loads the model to
+    describe it, and does nothing else.
     """
 
     def __init__(
@@ -115,11 +115,13 @@ class Workers:
         storage: str | None = None,
         artifacts: str | None = None,
         placed: Placed | None = None,
+        sharing: int | None = None,
     ) -> None:
         self.config, self.folder, self.count = config, folder, len(devices)
         self.say, self.storage, self.artifacts = say, storage, artifacts
         self._board: Board | None = None
         self._placed = placed
+        self.sharing = self.count if sharing is None else sharing
         context = multiprocessing.get_context("spawn")
         queue: Queue[tuple[int, str]] = context.Queue()
         for number, device in enumerate(devices):
@@ -289,6 +291,7 @@ class InThisProcess(Workers):
     def __init__(self, config: StudyConfig, folder: Path, device: str = "cpu") -> None:
         global _self
         self.config, self.folder, self.count, self.say = config, folder, 1, note
+        self.sharing = 1
         self.storage, self._board, self._placed = None, None, None
         _, self._line = Pipe(duplex=False)
         self._pool = AtOnce()

@@ -61,6 +61,10 @@ class Here:
         """Calls of the network that the others have in common with the first are made once.
 
         If the first cannot be measured, the others are not.
+
+        Raises:
+            UserError: a schedule that the model takes was not measured, as memory ran out. That is
+                no answer: workers of a run would keep it, and whoever goes on would hear it again.
         """
         found: list[Seen | str] = []
         for sides in plans:

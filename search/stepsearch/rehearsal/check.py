@@ -1,7 +1,6 @@
 """`stepsearch check`: what a study lacks, what it costs, and whether its settings work together."""
 
 import importlib.util
-import json
 import tempfile
 import time
 from dataclasses import replace
@@ -18,6 +17,7 @@ from stepsampler.models.loading import is_modular
 from stepsampler.models.markers import check_file
 from stepsampler.models.parts import PLAIN_INDEX, choose, index_of
 from stepsampler.npnet.files import find_npnet, read_layout
+from stepsampler.support.files import read_json
 from stepsampler.support.weights import SUFFIX, is_weights_file, read_header
 from stepsearch.config import ModelConfig, StudyConfig
 from stepsearch.config.code import load_function, named_code
@@ -182,7 +182,7 @@ def _networks(name: str, folder: Path) -> dict[str, tuple[Path, str | None]]:
 
         _, found = open_modular(name, folder, local=True)
         return {k: (each.folder, each.variant) for k, each in found.items() if each.is_network}
-    entries = json.loads((folder / PLAIN_INDEX).read_text(encoding="utf-8"))
+    entries = read_json(folder / PLAIN_INDEX)
     return {
         part: (folder / part, None)
         for part, value in entries.items()

@@ -3,7 +3,6 @@
 It shows that the study's settings work together: nothing that comes out means anything.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from stepsampler.models.parts import MODULAR_INDEX, index_of
 from stepsampler.models.stock.known import plain_names
 from stepsampler.noise import is_edm, is_flow
 from stepsampler.schedule import BY_STATISTICS
+from stepsampler.support.files import read_json
 from stepsampler.support.options import of_weights
 from stepsampler.support.pictures import save_png
 from stepsampler.support.sizes import Size, sides, size_of
@@ -86,7 +86,7 @@ def kind_of(config: StudyConfig) -> str:
             f"model.kind is missing: no folder of {config.model.id!r} says which tiny model to "
             f"dry-run ({', '.join(EVERY)})"
         )
-    said = json.loads(index.read_text(encoding="utf-8"))
+    said = read_json(index)
     name = said["_class_name"]
     cls = pipeline_class(f"{index}", name)
     if not is_modular(index.parent):
@@ -120,7 +120,7 @@ def _config(name: str, folder: Path, part: str) -> dict[str, Any]:
         at = found[part].folder if part in found else at
     files = [at / "scheduler_config.json", at / "config.json"]
     file = next((file for file in files if file.is_file()), None)
-    return json.loads(file.read_text(encoding="utf-8")) if file else {}
+    return read_json(file) if file else {}
 
 
 def dry_run(
@@ -156,7 +156,7 @@ def miniature(config: StudyConfig, kind: str) -> Any:
             scheduler = getattr(diffusers, said["_class_name"]).from_config(said)
             pipeline.register_modules(scheduler=scheduler)
         if folder and is_modular(folder):
-            index = json.loads((folder / MODULAR_INDEX).read_text(encoding="utf-8"))
+            index = read_json(folder / MODULAR_INDEX)
             cls = getattr(diffusers, index["_class_name"])
             if type(pipeline).__name__ in plain_names(cls):
                 pipeline = as_modular(pipeline, cls)

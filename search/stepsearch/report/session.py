@@ -82,7 +82,14 @@ def run_session(
             InThisProcess(config, folder, devices[0])
             if home
             else Workers(
-                config, folder, devices, console.print, storage, artifacts, placed
+                config,
+                folder,
+                devices,
+                console.print,
+                storage,
+                artifacts,
+                placed,
+                launch.count if placed and launch else None,
             ) as workers,
         ):
             result = run_study(config, folder, workers, tracker, report, storage=storage)

@@ -125,6 +125,25 @@ def test_what_is_no_pipeline_folder_is_said(folder):
         load(str(folder))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+    ],
+)
+def test_json_that_is_nested_too_deep_is_named(folder, name):
+    if "index" in name and name.startswith("unet"):
+        (folder / UNET).unlink()
+    (folder / name).write_text('{"a": ' * 100_000)
+    with pytest.raises(UserError) as caught:
+        load(str(folder))
+    assert str(caught.value) == f"{folder / name}: its lists and objects are nested too deep"
+
+
 def test_another_vae_stands_in_for_one_that_is_missing(folder):
     expected = images(from_pipeline(pipelines.stable_diffusion()))
     shutil.copytree(folder / "vae", folder.parent / "alone")

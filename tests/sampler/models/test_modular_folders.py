@@ -118,9 +118,13 @@ def test_what_a_folder_cannot_be_loaded_with_is_one_sentence(folder, saved, monk
         (folder / INDEX).write_text(whole)
         with pytest.raises(UserError, match=said):
             load(edited(folder, **changes))
-    for text, said in (("{", "is no JSON, or cut off"), ("[]", "is not JSON as expected")):
+    for text, said in (
+        ("{", "is no JSON, or cut off"),
+        ("[]", "is not JSON as expected"),
+        ("[" * 100_000, ": its lists and objects are nested too deep"),
+    ):
         (folder / INDEX).write_text(text)
-        with pytest.raises(UserError, match=f"{INDEX} {said}"):
+        with pytest.raises(UserError, match=f"{INDEX} ?{said}"):
             load(str(folder))
 
 

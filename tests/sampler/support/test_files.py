@@ -2,7 +2,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+import torch
+
 from stepsampler.support.files import write_text
+from stepsampler.support.pictures import keep_png, save_png
 
 
 def test_the_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -22,6 +26,17 @@ def test_the_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch
     write_text(tmp_path / "x", "abc")
     assert (tmp_path / "x").read_text() == "abc"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "家", "🙂"])
+def test_the_longest_names_that_a_disk_takes_are_written(tmp_path, letter):
+    """What is written first, under another name, has no longer one."""
+    name = letter * (251 // len(letter.encode()))
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    write_text(tmp_path / f"{name}.txt", "abc")
+    save_png(image, tmp_path / f"{name}.png")
+    assert keep_png(image, tmp_path / f"{name}.png") == tmp_path / f"{name}.png"
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.txt", f"{name}.png"}
 
 
 def test_sigterm_leaves_no_half_file_and_has_its_code(tmp_path):

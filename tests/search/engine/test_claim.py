@@ -1,5 +1,6 @@
 """A run's folder after somebody renamed, edited, copied or lost some of its files."""
 
+import json
 import shutil
 
 import optuna
@@ -8,7 +9,7 @@ from running import ToyWorkers, run, settings
 
 from stepsampler import UserError
 from stepsearch.config import StudyConfig
-from stepsearch.engine.claim import claimed, identity_of
+from stepsearch.engine.claim import SETTINGS, STUDY, adopt_settings, claimed, identity_of
 from stepsearch.engine.run import run_study
 from stepsearch.engine.store.journal import open_storage
 from stepsearch.engine.study import finished, open_study
@@ -68,6 +69,39 @@ def test_trials_of_other_settings_are_not_taken_for_the_runs_own(tmp_path, copie
     with pytest.raises(UserError, match="started with evaluation.images = 60, now it is 80"):
         run(folder, edited(small(), "evaluation", images=80))
     assert not (folder / "study.json").exists()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_key_that_is_newer_than_the_run_is_as_its_default_was(tmp_path, lost):
+    """Its trials were made without it, wherever that is written."""
+    config = edited(small(), "space", churn=(0.0, 0.5))
+    run(tmp_path, config)
+    study = open_study(tmp_path, config)
+    earlier = study.user_attrs[SETTINGS]
+    del earlier["space"]["fresh_noise"]
+    study.set_user_attr(SETTINGS, earlier)
+    (tmp_path / STUDY).write_text(json.dumps(earlier))
+    if lost:
+        (tmp_path / STUDY).unlink()
+    newer = edited(config, "space", fresh_noise="per-step")
+    said = "space.fresh_noise = 'constant', now it is 'per-step'"
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, newer)
+    result, _, _ = run(tmp_path, config)
+    assert result.trials == 4
+
+
+def test_a_worker_is_told_that_its_key_is_newer_than_the_run(tmp_path):
+    config = edited(small(), "space", churn=(0.0, 0.5))
+    run(tmp_path / "led", config)
+    study = open_study(tmp_path / "led", config)
+    earlier = study.user_attrs[SETTINGS]
+    del earlier["space"]["fresh_noise"]
+    study.set_user_attr(SETTINGS, earlier)
+    newer = edited(config, "space", fresh_noise="per-step")
+    with pytest.raises(UserError, match="space.fresh_noise = 'constant', here it is 'per-step'"):
+        adopt_settings(study, tmp_path / "worker", newer)
+    assert adopt_settings(study, tmp_path / "worker", config) == config
 
 
 def test_trials_of_another_model_are_not_taken_for_the_runs_own(tmp_path):

@@ -11,6 +11,7 @@ from running import SD, ToyWorkers, run, settings
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsearch.config import StudyConfig
+from stepsearch.engine.claim import BEST, RESULT
 from stepsearch.engine.jobs.kinds import Looking
 from stepsearch.engine.stages.polishing import polish_best, room_of
 from stepsearch.engine.stages.tools import Tools
@@ -143,6 +144,33 @@ def test_a_run_exports_the_polished_one_where_the_selection_ranks_it_first(tmp_p
     found = [row for row in result.selection if row.candidate.kind == "found"]
     assert found[0].candidate == result.winner
     assert found[0].score.value < found[1].score.value
+
+
+def looked(tmp_path, sharing, batch=100):
+    """The parts of each look of a run at many plans at once."""
+    known = settings(polish=1, trials=12)
+    changed = known.evaluation.model_copy(update={"batch_size": batch})
+    config = known.model_copy(update={"evaluation": changed})
+    _, _, workers = run(tmp_path, config, target=0.31, sharing=sharing)
+    return {tuple(parts) for plans, parts in workers.looks if plans > 1}
+
+
+def test_each_worker_has_a_part_of_a_look_though_a_batch_holds_all_its_images(tmp_path):
+    for sharing in (1, 3, 4):
+        for parts in looked(tmp_path / f"{sharing}", sharing):
+            assert len(parts) == sharing
+            assert sum(map(len, parts)) == 60
+            assert max(map(len, parts)) == 60 // sharing
+    assert {len(parts) for parts in looked(tmp_path / "small", 3, batch=8)} == {8}
+
+
+def test_a_polish_that_goes_on_with_other_workers_asks_for_the_same_parts(tmp_path):
+    """What was measured before is recalled in the same parts alone."""
+    before = looked(tmp_path, 3)
+    for name in (BEST, RESULT):
+        (tmp_path / name).unlink(missing_ok=True)
+    assert looked(tmp_path, 2) == before
+    assert before
 
 
 @pytest.mark.parametrize(

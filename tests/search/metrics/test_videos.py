@@ -159,12 +159,3 @@ def test_a_dry_run_of_two_networks_searches_where_one_takes_over(tmp_path):
 def test_a_folder_says_which_of_them_it_is(kind, tmp_path):
     FAMILIES[kind]().save_pretrained(tmp_path)
     assert kind_of(settings(model={"id": str(tmp_path)})) == kind
-
-
-def test_a_gradient_goes_by_the_middle_frame(folder):
-    plain = evaluator(folder)
-    latents = torch.zeros(2, *plain.model.shape)
-    live = plain.model.live_images(latents)
-    expected = plain.model.decode(latents)
-    assert expected.shape == (2, 5, 3, 32, 32)
-    torch.testing.assert_close(live, expected[:, 2].float(), atol=1.0, rtol=0)

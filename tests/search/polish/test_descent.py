@@ -114,6 +114,20 @@ def test_where_nothing_is_free_nothing_is_measured():
     assert not evaluator.seen
 
 
+def test_what_memory_ran_out_for_is_no_schedule_that_the_model_does_not_take():
+    """A run ends there, as with any other measurement, and goes on when there is more."""
+
+    class Small(Measuring):
+        def measure(self, schedule, seeds):
+            if schedule != PLAIN:
+                raise UserError("a batch of 1 does not fit into the memory")
+            return super().measure(schedule, seeds)
+
+    with pytest.raises(UserError, match="a batch of 1 does not fit") as caught:
+        polish(Here(Small()), KNOBS, SETTINGS)
+    assert not isinstance(caught.value, StuckError)
+
+
 def test_the_start_comes_back_where_nothing_keeps_the_alignment():
     evaluator = Measuring(lambda schedule: 1.0 if schedule == PLAIN else 0.98)
     found = polish(Here(evaluator), KNOBS, SETTINGS)

@@ -19,7 +19,7 @@ from stepsampler import UserError, load
 from stepsearch.engine.claim import SETTINGS, STUDY
 from stepsearch.engine.ladder import passes_spent
 from stepsearch.engine.stages.costs import costs
-from stepsearch.engine.stages.stage import Stage, note_stage, noted_stage
+from stepsearch.engine.stages.stage import RANKING, Stage, note_stage, noted_stage
 from stepsearch.engine.store.locks import only_run, this_process
 from stepsearch.engine.store.presence import WORKER
 from stepsearch.engine.study import distance_of, finished, open_study, read_study
@@ -92,6 +92,30 @@ def test_passes_and_time_are_those_of_the_stage_and_of_the_trials(half):
     assert data["passes"]["left"] == pytest.approx(left, abs=1)
     assert data["seconds_left"] == pytest.approx(data["seconds_per_pass"] * left / 2, rel=1e-3)
     assert data["passes"]["used"] + data["passes"]["left"] <= data["passes"]["at_most"]
+
+
+def test_time_left_never_rises_while_finalists_are_ranked_and_polished(half):
+    """The selection recalls what the ranking has measured, and is the shorter by it."""
+    folder, study = half
+    polished = small().search.model_copy(update={"polish": 2})
+    config = small().model_copy(update={"search": polished})
+    most = costs(config)
+    left = []
+    with only_run(folder):
+        for name in (RANKING, "polish", "selection", "test"):
+            for done in (0, 50, 100):
+                noted(study, name, done, 100)
+                data = snapshot(folder, config, study, most)
+                left.append(data["passes"]["left"])
+    images = polished.finalists * config.evaluation.selection_images
+    ranking = images * config.space.passes
+    assert left[0] == sum(most.passes[name] for name in ("polish", "selection", "test"))
+    assert left[0] - left[2] == ranking
+    assert left[3] - left[5] == most.passes["polish"] > 0
+    assert left[6] - left[8] == most.passes["selection"] - ranking > 0
+    assert [left[2], left[5], left[8]] == [left[3], left[6], left[9]]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == 0
 
 
 def test_an_image_takes_the_passes_that_a_trial_was_spared():

@@ -1,7 +1,6 @@
 """Folders of modular pipelines: blocks by name, and components that may lie in other places."""
 
 import importlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from stepsampler.errors import UserError
 from stepsampler.models.additions import read_vae
 from stepsampler.models.parts import BROKEN, MODULAR_INDEX, check_texts, choose, read_part, reason
 from stepsampler.models.stock.modular import ModularModel
+from stepsampler.support.files import read_json
 from stepsampler.support.weights import SUFFIX
 
 LIBRARIES = ("diffusers", "transformers")
@@ -134,7 +134,7 @@ def open_modular(name: str, folder: Path, local: bool = False) -> tuple[Any, dic
 
 def _entries(name: str, folder: Path) -> dict[str, Any]:
     try:
-        entries = json.loads((folder / MODULAR_INDEX).read_text(encoding="utf-8"))
+        entries = read_json(folder / MODULAR_INDEX)
     except ValueError as error:
         raise UserError(f"model {name!r}: {MODULAR_INDEX} is no JSON, or cut off") from error
     if not isinstance(entries, dict):
@@ -192,7 +192,7 @@ def _named(name: str, part: str, folder: Path, hint: Any) -> Any:
     general = hint is None or hint.__name__ in ANY
     if (general or hint.__name__.startswith("Auto")) and not _is_autoencoder(hint):
         for file in sorted(folder.glob("*config.json")):
-            if "auto_map" in json.loads(file.read_text(encoding="utf-8")):
+            if "auto_map" in read_json(file):
                 raise UserError(
                     f"model {name!r}: its {part} brings code of its own (auto_map in {file.name}), "
                     "which is not run"
@@ -200,7 +200,7 @@ def _named(name: str, part: str, folder: Path, hint: Any) -> Any:
     if not general:
         return hint
     file = folder / "config.json"
-    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    said = read_json(file) if file.is_file() else {}
     named = said.get("_class_name") or next(iter(said.get("architectures") or ()), None)
     library = LIBRARIES[0] if "_class_name" in said else LIBRARIES[1]
     entry = {"type_hint": (library, named or "class without a name")}

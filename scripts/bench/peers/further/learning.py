@@ -60,6 +60,13 @@ def regression(end: Tensor, part: Part) -> Tensor:
     return (end - part.goal).square().mean()
 
 
+def live_pixels(images: Tensor) -> Tensor:
+    """The whole numbers that images in [-1, 1], (n, 1 or 3, height, width), are saved as, of three
+    channels, as floats; to a gradient the rounding is not there, the clamp is."""
+    x = (images.float() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1) * 255
+    return x.detach().round() + (x - x.detach())
+
+
 @dataclass(frozen=True)
 class Classified:
     """As Dual-Solver (arXiv 2603.03973) learns: cross-entropy of a frozen classifier, in nats."""
@@ -68,7 +75,8 @@ class Classified:
     judge: Judge
 
     def __call__(self, end: Tensor, part: Part) -> Tensor:
-        return cross_entropy(self.judge.live(self.model.live_images(end)), part.labels)
+        images = live_pixels(self.model._decoded(end))
+        return cross_entropy(self.judge.live(images), part.labels)
 
 
 @dataclass(frozen=True)

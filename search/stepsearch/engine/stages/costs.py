@@ -1,7 +1,6 @@
 """What a study costs at most, stage by stage: counted as the stages make their images."""
 
 import fnmatch
-import json
 from collections import Counter
 from dataclasses import dataclass
 from math import ceil, prod
@@ -13,6 +12,7 @@ from stepsampler.grids import GRIDS
 from stepsampler.models import known_statistics
 from stepsampler.presets import names, preset
 from stepsampler.schedule import StatisticsSpec
+from stepsampler.support.files import read_json
 from stepsampler.support.sizes import sides
 from stepsearch.config import StudyConfig
 from stepsearch.metrics.alignment import SHEET
@@ -35,6 +35,7 @@ class Costs:
     passes: dict[str, int]  # of one image, stage by stage
     disk: int  # bytes in the run's folder
     rungs: dict[int, int]  # of the baselines, by the images of each rung
+    ranking: int = 0  # of the selection's passes, which the polish makes before
 
     def lines(self, seconds_per_pass: float | None) -> list[str]:
         total = sum(self.passes.values())
@@ -127,7 +128,9 @@ def costs(config: StudyConfig) -> Costs:
     shown = 1 if config.model.frames in (None, 1) else 3  # frames of each video
     sheet = SHEET * shown * 3 * pixels(config) * PACKED
     features = made * images.video_frames * FEATURES
-    return Costs(passes, round(versions * (features + pictures * sheet)), rungs)
+    ranking = versions * config.search.finalists * images.selection_images * space.passes
+    disk = round(versions * (features + pictures * sheet))
+    return Costs(passes, disk, rungs, ranking if config.search.polish else 0)
 
 
 def pixels(config: StudyConfig) -> int:
@@ -151,5 +154,5 @@ def pixels(config: StudyConfig) -> int:
 def _setting(folder: Path, *names: str) -> Any:
     """The first of these that the config of a part of a pipeline has, or None."""
     path = folder / "config.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     return next((known[name] for name in names if known.get(name)), None)

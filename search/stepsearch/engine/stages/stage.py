@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import optuna
 
 STAGE = "stage"  # attribute of the study
+RANKING = "polish (finalists are ranked)"  # on the selection seeds, before any is polished
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from stepsearch.config import StudyConfig
 from stepsearch.engine.claim import BEST, has_ended
 from stepsearch.engine.ladder import infeasible, passes_spent
 from stepsearch.engine.stages.costs import Costs
-from stepsearch.engine.stages.stage import Stage, noted_stage
+from stepsearch.engine.stages.stage import RANKING, Stage, noted_stage
 from stepsearch.engine.store.locks import machine, named, runs_now
 from stepsearch.engine.store.presence import WORKER
 from stepsearch.engine.study import distance_of, failed, finished, pruned
@@ -139,9 +139,12 @@ def _time(
     places: list[tuple[str, float]] = [(name, most.passes[name]) for name in first]
     places += [(f"baselines, {n} images", passes) for n, passes in most.rungs.items()]
     places += [("teacher", most.passes["teacher"]), (SEARCH, 0)]
-    places += [(name, most.passes[name]) for name in ("polish", "selection", "test")]
+    places += [(RANKING, most.ranking), ("polish", most.passes["polish"])]
+    places += [("selection", most.passes["selection"] - most.ranking)]  # which recalls the ranking
+    places += [("test", most.passes["test"])]
     names = [name for name, _ in places]
-    name = stage.name.partition(" (")[0] if stage else SEARCH if every else LOADING
+    name = stage.name if stage else SEARCH if every else LOADING
+    name = name if name in names else name.partition(" (")[0]
     at = len(names) if ended or name == LAST else names.index(name) if name in names else -1
     share = stage.share if stage and 0 <= at < len(names) else 0.0
     here = places[at][1] if 0 <= at < len(names) else 0.0

@@ -15,7 +15,6 @@ from torch import Tensor
 from stepsampler.denoiser import Condition
 from stepsampler.errors import UserError
 from stepsampler.models.base import LatentModel
-from stepsampler.models.pixels import live_pixels, stills
 from stepsampler.support.sizes import Size
 
 SIDE = 32  # pixels of which the stock pipeline takes multiples
@@ -90,9 +89,6 @@ class LTX(LatentModel):
 
     def decode(self, latents: Tensor) -> Tensor:
         return super().decode(latents).movedim(1, 2)
-
-    def live_images(self, latents: Tensor) -> Tensor:
-        return live_pixels(stills(self._decoded(latents).movedim(1, 2))[:, 0])
 
     def _decoded(self, latents: Tensor) -> Tensor:
         from diffusers.utils.torch_utils import get_module_execution_device

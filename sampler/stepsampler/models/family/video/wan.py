@@ -15,7 +15,6 @@ from stepsampler.denoiser import Condition
 from stepsampler.errors import UserError
 from stepsampler.models.base import LatentModel
 from stepsampler.models.family.flow.qwen_image import decoded_frames
-from stepsampler.models.pixels import live_pixels, stills
 from stepsampler.models.texts import Limit, limits
 from stepsampler.sample import Denoiser
 from stepsampler.schedule import Step
@@ -110,9 +109,6 @@ class Wan(LatentModel):
 
     def decode(self, latents: Tensor) -> Tensor:
         return super().decode(latents).movedim(1, 2)
-
-    def live_images(self, latents: Tensor) -> Tensor:
-        return live_pixels(stills(self._decoded(latents).movedim(1, 2))[:, 0])
 
     def _decoded(self, latents: Tensor) -> Tensor:
         return decoded_frames(self.pipeline.vae, latents)
