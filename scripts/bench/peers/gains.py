@@ -34,7 +34,8 @@ gain too. A table has those that were measured for it; the others have not been 
   judge is that of alignment, which says nothing about this row, therefore.
 - **TaylorSeer**, from nine passes on, caches features: on all but every third step the first and the last block of the U-Net run
   alone. Its passes are the operations of the network, in those of a whole call. Of what diffusers 0.42.1 has, it is the one
-  that takes a U-Net, with the names of modules and a context set by hand; by itself it hooks nothing there.
+  that takes a U-Net, with the names of modules and a context set by hand; by itself it hooks nothing there, nor on many
+  transformers ([finding](../findings/taylorseer_hooks_nothing.sh)).
   `FirstBlockCache` ends in `IndexError: pop from empty list`, `SeaCache` in `ValueError: SeaCache found no repeated transformer
   blocks on the model`, FasterCache in an `UnboundLocalError`; `MagCache` finds no blocks to hook; pyramid attention broadcast
   runs, and skips attention, which is 6 % of this U-Net's operations."""  # noqa: E501
