@@ -10,8 +10,8 @@ few selection seeds, the best two on more, by the geometric mean of the two FDs 
 Of rows of many steps the shortest alone is here, since longer ones were no better there. Each is
 tested as published and with it, on fresh seeds, under these and two rulers that nothing was chosen
 by. Our searches of now, one for each of `--search-seeds`, begin at known schedules as rivals do,
-have no gain in their box, and polish what they find, gains of its steps too: what is best without
-them is also the better start. And the best known guided schedule with its gain is polished as it
+have no gain in their box, try which steps to guide, and polish the best of that and of their
+trials, with gains: what is best without them is also the better start. And the best known guided schedule with its gain is polished as it
 is, without a search. Both see the first FD alone, of which few images tell most (docs/ranking.md).
 Further rivals are made here (`peers.further.rivals`). `--add` measures those that a column lacks,
 and beside them ours again.
@@ -52,7 +52,7 @@ FRESH = 100_000_000  # test seeds that no study has seen
 CHOOSING, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]  # ours see the first
 WITH_GAIN = "{}, gain {:g}"
 SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "iterations")
-SETTINGS += ("dtype", "compile")
+SETTINGS += ("dtype", "compile", "patterns")
 STARTS = ("placement", "learned")  # kinds of known schedules that others learn from
 
 
@@ -245,7 +245,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "extractor": CHOOSING[0],
             "rulers": (),
             "images": images,
-            "selection_images": 3 * images,
+            "selection_images": args.selection[1] * 2,
             "test_images": args.batch,  # the test is ours
             "batch_size": args.batch,
         },
@@ -262,6 +262,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
         "search": {
             "trials": args.trials,
             "finalists": 4,
+            "patterns": args.patterns,
             "polish": args.polish,
             "polish_iterations": args.iterations,
             "polish_gains": args.polish > 0,
@@ -283,10 +284,11 @@ def options(about: str) -> argparse.ArgumentParser:
     add("--selection", type=int, nargs=2, default=[100, 300], help="images that choose a gain")
     add("--images", type=int, default=2000, help="of the test")
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
-    add("--trials", type=int, default=100, help="of each")
+    add("--trials", type=int, default=40, help="of each")
     add("--trial-images", type=int, default=250)
-    add("--polish", type=int, default=1, help="finalists that each of them polishes")
-    add("--iterations", type=int, default=2, help="of a polish")
+    add("--patterns", type=int, default=4, help="of guidance, that each of them begins with")
+    add("--polish", type=int, default=3, help="finalists that each of them polishes")
+    add("--iterations", type=int, default=3, help="of a polish")
     add("--batch", type=int, default=50)
     add("--model", default="tiny")
     add("--device", default="cpu")

@@ -1,6 +1,7 @@
 """A study file (TOML) -> frozen models. Unknown keys are refused, with the nearest valid name."""
 
 import difflib
+import json
 import re
 import tomllib
 from dataclasses import Field as DataclassField
@@ -109,6 +110,7 @@ class StudyConfig(Section):
                 f"search.polish_iterations times evaluation.images must be at most {SEEDS:,}, got "
                 f"{looked_at:,}"
             )
+        self._check_patterns()
         if self.space.guidance == "off" and self.evaluation.guidance_scales:
             raise ValueError(
                 'evaluation.guidance_scales: there is no guidance to scale, space.guidance is "off"'
@@ -126,6 +128,24 @@ class StudyConfig(Section):
                 "some: keep one of both"
             )
         return self
+
+    def _check_patterns(self) -> None:
+        box = self.space
+        if not self.search.patterns:
+            return
+        for key, wanted in (("guidance", "per-step"), ("placement", "curve")):
+            if (value := getattr(box, key)) != wanted:
+                raise ValueError(
+                    f'search.patterns need space.{key} = "{wanted}", got {json.dumps(value)}'
+                )
+        if box.whole_timesteps:
+            raise ValueError("search.patterns have levels between space.whole_timesteps")
+        least = max(box.num_steps, box.passes // 2)
+        if not least < box.most_steps < box.passes:
+            raise ValueError(
+                "search.patterns have guided steps and others: space.max_steps must be above "
+                f"{least} and below passes = {box.passes}, got {json.dumps(box.max_steps)}"
+            )
 
     @property
     def by_statistics(self) -> bool:

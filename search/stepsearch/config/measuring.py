@@ -116,6 +116,7 @@ class SearchConfig(Section):
     # Both: a Pareto front of trials. Else alignment is a floor under the one objective.
     objectives: tuple[Literal["fd", "alignment"], ...] = ("fd",)
     alignment_drop: float = Field(0.01, ge=0, le=1)  # share that may be lost to the teacher's
+    patterns: int = Field(0, ge=0)  # of which steps are guided, the best of all; finalists, too
     polish: int = Field(0, ge=0)  # of the finalists, made better before the selection
     polish_iterations: int = Field(2, ge=1)  # of each: looks at what its numbers do
     polish_gains: bool = False  # may turn gains of the steps, too, which the box has not
@@ -141,10 +142,13 @@ class SearchConfig(Section):
             raise ValueError("patience is for one objective, not for a front")
         if self.both and self.polish:
             raise ValueError("polish is for one objective, not for a front")
+        if self.both and self.patterns:
+            raise ValueError("patterns are for one objective, not for a front")
         if self.polish_gains and not self.polish:
             raise ValueError("polish_gains is of a polish, and polish is 0")
-        if self.polish > self.finalists:
+        if self.polish > self.finalists + self.patterns:
+            also = f" + patterns = {self.finalists + self.patterns}" if self.patterns else ""
             raise ValueError(
-                f"polish must be at most finalists = {self.finalists}, got {self.polish}"
+                f"polish must be at most finalists = {self.finalists}{also}, got {self.polish}"
             )
         return self

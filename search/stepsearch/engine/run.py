@@ -13,6 +13,7 @@ from stepsearch.engine.ladder import passes_spent
 from stepsearch.engine.result import Result
 from stepsearch.engine.stages.baselines import known_schedules, place_rivals, screen
 from stepsearch.engine.stages.held_out import test_chosen
+from stepsearch.engine.stages.patterns import try_patterns
 from stepsearch.engine.stages.polishing import part_of_looks, polish_best
 from stepsearch.engine.stages.search import make_box, search
 from stepsearch.engine.stages.selection import finalists, found, select
@@ -39,7 +40,9 @@ from stepsearch.space.starts import first_points
 from stepsearch.space.statistics import passes_of_own
 
 # What a search pays for
-STAGES = ("statistics", "rivals", "baselines", "teacher", "trials", "polish", "selection")
+STAGES = (
+    *("statistics", "rivals", "baselines", "teacher", "patterns", "trials", "polish", "selection"),
+)
 Starts = Callable[[SearchSpace, list[Candidate]], list[tuple[Params, str]]]
 
 
@@ -85,10 +88,12 @@ def run_study(
     study = open_study(folder, config, storage=storage)
     box = make_box(tools, screened.best, placed.placements)
     floor = alignment - config.search.alignment_drop
+    tried, looked = try_patterns(tools, box, screened.best, alignment)
     search(tools, folder, study, box, starts(box, screened.best), floor)
 
     chosen = finalists(usable(study), config.search, alignment_floor(folder), alignment)
-    candidates, aligned = [found(trial) for trial in chosen], teacher.measurement.aligned
+    candidates = [*(found(trial) for trial in chosen), *tried]
+    aligned = teacher.measurement.aligned
     part = part_of_looks(tools, study) if config.search.polish else None
     polished, turned = polish_best(tools, candidates, aligned, part)
     selection, selected = select(tools, [*candidates, *polished], screened.best, aligned)
@@ -98,7 +103,16 @@ def run_study(
     every = study.get_trials(deepcopy=False)  # failed ones cost as much
     searched = tools.versions * passes_spent(every, options)
     own = passes_of_own(config, subject.guidance)
-    passes = (own, placed.passes, screened.passes, taught + again, searched, turned, selected)
+    passes = (
+        own,
+        placed.passes,
+        screened.passes,
+        taught + again,
+        looked,
+        searched,
+        turned,
+        selected,
+    )
     return Result(
         subject,
         teacher,

@@ -70,21 +70,23 @@ def test_the_better_ones_stand_beside_what_they_were(tmp_path):
         assert polished.schedule.steps[-1].gain == 1  # which the box has not
     each = Settings.of_study(config).most_images
     assert each(9) == 2 * (10 * 60 + 3 * 100) + 100
-    # of three, four and six guided steps: levels and scales
-    most = (6 + 6) * each(3 + 3) + 8 * each(4 + 4) + 12 * each(6 + 6)
+    # four have the first iteration and two the second; of at most six guided steps: levels, scales
+    most = 12 * (4 * (13 * 60 + 3 * 100 + 100) + 2 * (13 * 60 + 3 * 100))
     assert 0 < passes < most
     ranking = [line for line in news if line[0] == "polish (finalists are ranked)"]
     assert ranking[-1][1:3] == (5, 5)
     stages = [line for line in news if line[0] == "polish"]
-    assert stages[0][2:] == (800, f"4 schedules, at most {most:,} network passes")
+    assert stages[0][2:] == (600, f"4 schedules, at most {most:,} network passes")
     done = [line[1] for line in stages]
     assert done == sorted(done)
-    assert done[-1] == 800
+    assert done[-1] == 600
     ends = [line[3] for line in stages[1:] if line[3]]
     assert ends[0] == "found, trial 7: no check was better and kept the alignment"
     assert ends[1] == "found, trial 5: the toy does not take it"
     assert re.fullmatch(r"found, trial 8: [\d.]+ -> [\d.]+ on selection seeds", ends[2])
-    assert len(ends) == 4
+    assert len(ends) == 6
+    again = {end.partition(":")[0] for end in ends[4:]}
+    assert again == {"found, trial 7", "found, trial 8"}, "the better half goes on"
 
 
 def test_the_best_on_selection_seeds_that_keep_the_alignment_are_polished(tmp_path):

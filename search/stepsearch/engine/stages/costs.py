@@ -15,6 +15,7 @@ from stepsampler.schedule import StatisticsSpec
 from stepsampler.support.files import read_json
 from stepsampler.support.sizes import sides
 from stepsearch.config import StudyConfig
+from stepsearch.engine.stages import patterns, polishing
 from stepsearch.metrics.alignment import SHEET
 from stepsearch.metrics.protocol import PART
 from stepsearch.paths import local_folder
@@ -89,11 +90,14 @@ def costs(config: StudyConfig) -> Costs:
         pictures += count + others
         before = n
     long = len(options.long_steps) * (len(options.guidance_scales) + 1) * len(options.gains)
-    finalists = config.search.finalists + config.search.polish + options.test + 4
+    patterned = patterns.images_at_most(config)
+    finalists = config.search.finalists + config.search.patterns
+    ranking = finalists * images.selection_images * space.passes if config.search.polish else 0
+    finalists += config.search.polish + options.test + 4
     tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
     trials = config.search.trials
     numbers = most_numbers(space)
-    polished = Settings.of_study(config).most_images(numbers)
+    polished = polishing.images_at_most(Settings.of_study(config), config.search.polish, numbers)
     passes = {
         "statistics": passes_of_own(config),
         "rivals": sum(
@@ -106,8 +110,9 @@ def costs(config: StudyConfig) -> Costs:
         )
         * 2
         * config.teacher.steps,
+        "patterns": patterned * space.passes,
         "trials": trials * images.images * space.passes,
-        "polish": config.search.polish * space.passes * polished,
+        "polish": space.passes * polished,
         "selection": images.selection_images
         * (finalists * space.passes + 2 * long * max(options.long_steps, default=0)),
         "test": images.test_images
@@ -117,7 +122,7 @@ def costs(config: StudyConfig) -> Costs:
             + 2 * config.teacher.steps * config.teacher.test
         ),
     }
-    made = screened + trials * images.images + finalists * images.selection_images
+    made = screened + patterned + trials * images.images + finalists * images.selection_images
     made += tested * images.test_images
     versions = len(images.guidance_scales) or 1
     once = ("statistics", "rivals")
@@ -128,9 +133,8 @@ def costs(config: StudyConfig) -> Costs:
     shown = 1 if config.model.frames in (None, 1) else 3  # frames of each video
     sheet = SHEET * shown * 3 * pixels(config) * PACKED
     features = made * images.video_frames * FEATURES
-    ranking = versions * config.search.finalists * images.selection_images * space.passes
     disk = round(versions * (features + pictures * sheet))
-    return Costs(passes, disk, rungs, ranking if config.search.polish else 0)
+    return Costs(passes, disk, rungs, versions * ranking)
 
 
 def pixels(config: StudyConfig) -> int:

@@ -1,7 +1,8 @@
 """The best finalists polished, which then stand in the selection beside what they were."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 import optuna
@@ -44,8 +45,8 @@ def polish_best(
 
     The best on selection seeds, where they keep the alignment that `teacher` has there, as the
     selection will rank them: the best trial of many was lucky too. What that measures is the
-    selection's, which recalls it. One that cannot be moved, or that no check finds better, has
-    none. `part` is of `SharedLooks`.
+    selection's, which recalls it. After each iteration the better half goes on. One that cannot be
+    moved, or that no check finds better, has none. `part` is of `SharedLooks`.
     """
     if not tools.config.search.polish:
         return [], 0
@@ -54,35 +55,79 @@ def polish_best(
     if not rows:
         return [], 0
     settings, numbers = Settings.of_study(tools.config), numbers_of(tools.config)
-    knobs = [Knobs(row.candidate.schedule, **numbers) for row in rows]
-    images = [one.start.passes * settings.most_images(len(one.names)) for one in knobs]
-    total = 100 * settings.iterations * len(rows)
-    cost = f"at most {tools.versions * sum(images):,} network passes"
+    alive = [_Turned(row, Knobs(row.candidate.schedule, **numbers)) for row in rows]
+    parts, looks = taking_part(len(rows), settings.iterations), SharedLooks(tools, part)
+    most = max(one.knobs.start.passes for one in alive)
+    images = images_at_most(settings, len(rows), max(len(one.knobs.names) for one in alive))
+    total, done = 100 * sum(parts), 0
+    cost = f"at most {tools.versions * most * images:,} network passes"
     tools.report("polish", 0, total, f"{counted(len(rows), 'schedule')}, {cost}")
-    better, spent = [], 0
-    for place, (row, one) in enumerate(zip(rows, knobs, strict=True)):
-        start = row.candidate
+    ended: list[_Turned] = []
+    for iteration, count in enumerate(parts, 1):
+        alive.sort(key=lambda one: one.distance)
+        ended, alive = [*alive[count:], *ended], alive[:count]
+        if parts[iteration : iteration + 1] == [count]:
+            continue  # all of them go on
+        for one in alive:
+            before, new = done, iteration - one.iterations
 
-        def show(done: float, _: str = "", place: int = place) -> None:
-            tools.report("polish", round(100 * (place * settings.iterations + done)), total, "")
+            def show(at: float, _: str = "", one: _Turned = one, before: int = before) -> None:
+                share = max(0.0, at - one.iterations)  # what it had before is recalled
+                tools.report("polish", before + round(100 * share), total, "")
 
+            room = room_of(tools, one.row, teacher)
+            news = one.go_on(looks, replace(settings, iterations=iteration), show, room)
+            done += 100 * new
+            tools.report("polish", done, total, f"{one.row.candidate.name}: {news}")
+    alive += ended
+    return [one.better for one in alive if one.better], sum(one.passes for one in alive)
+
+
+def taking_part(count: int, iterations: int) -> list[int]:
+    """How many of so many schedules have each iteration: always the better half goes on."""
+    return [-(-count // 2**i) for i in range(iterations)]
+
+
+def images_at_most(settings: Settings, count: int, numbers: int) -> int:
+    """Of so many schedules together, each of at most so many numbers."""
+    once, twice = (replace(settings, iterations=i).most_images(numbers) for i in (1, 2))
+    first, *others = taking_part(count, settings.iterations)
+    return first * once + sum(others) * (twice - once)
+
+
+@dataclass
+class _Turned:
+    """A schedule that is polished, and how far it has come."""
+
+    row: Row[Candidate]
+    knobs: Knobs
+    iterations: int = 0
+    passes: int = 0
+    distance: float = inf
+    better: Candidate | None = None
+
+    def go_on(
+        self,
+        looks: "SharedLooks",
+        settings: Settings,
+        show: Callable[[float, str], None],
+        room: Room,
+    ) -> str:
+        """Up to the last iteration of `settings`; what came of it."""
+        start = self.row.candidate
         try:
-            looks, room = SharedLooks(tools, part), room_of(tools, row, teacher)
-            came = polish(looks, one, settings, show, room)
+            came = polish(looks, self.knobs, settings, show, room)
         except StuckError as error:
-            news, spent = f"{error}", spent + error.passes
-        else:
-            spent += came.passes
-            first, best = came.checks[0].distance, came.best.distance
-            news = f"{first:.3f} -> {best:.3f} on selection seeds"
-            if came.best.iteration:
-                name = f"{start.name}, polished"
-                better.append(Candidate(name, came.schedule, "found", trial=start.trial))
-            else:
-                news = "no check was better and kept the alignment"
-        done = 100 * settings.iterations * (place + 1)
-        tools.report("polish", done, total, f"{start.name}: {news}")
-    return better, spent
+            self.passes = error.passes
+            return f"{error}"
+        finally:
+            self.iterations = settings.iterations
+        self.passes, self.distance = came.passes, came.best.distance
+        if not came.best.iteration:
+            return "no check was better and kept the alignment"
+        name = f"{start.name}, polished"
+        self.better = Candidate(name, came.schedule, "found", trial=start.trial)
+        return f"{came.checks[0].distance:.3f} -> {self.distance:.3f} on selection seeds"
 
 
 def room_of(tools: Tools, start: Row[Candidate], teacher: NDArray[np.float32]) -> Room:

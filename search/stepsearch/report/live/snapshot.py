@@ -138,7 +138,7 @@ def _time(
     first = ("statistics", "rivals")
     places: list[tuple[str, float]] = [(name, most.passes[name]) for name in first]
     places += [(f"baselines, {n} images", passes) for n, passes in most.rungs.items()]
-    places += [("teacher", most.passes["teacher"]), (SEARCH, 0)]
+    places += [(name, most.passes[name]) for name in ("teacher", "patterns")] + [(SEARCH, 0)]
     places += [(RANKING, most.ranking), ("polish", most.passes["polish"])]
     places += [("selection", most.passes["selection"] - most.ranking)]  # which recalls the ranking
     places += [("test", most.passes["test"])]
