@@ -11,10 +11,10 @@ Of rows of many steps the shortest alone is here, since longer ones were no bett
 tested as published and with it, on fresh seeds, under these and two rulers that nothing was chosen
 by. Our searches of now, one for each of `--search-seeds`, begin at known schedules as rivals do,
 have no gain in their box, try which steps to guide, and polish the best of that and of their
-trials, with gains: what is best without them is also the better start. And the best known guided schedule with its gain is polished as it
-is, without a search. Both see the first FD alone, of which few images tell most (docs/ranking.md).
-Further rivals are made here (`peers.further.rivals`). `--add` measures those that a column lacks,
-and beside them ours again.
+trials, with gains: what is best without them is also the better start. And the best known guided
+schedule with its gain is polished as it is, without a search. Both see the first FD alone, of which
+few images tell most (docs/ranking.md). Further rivals are made here (`peers.further.rivals`).
+`--add` measures those that a column lacks, and beside them ours again.
 """
 
 import argparse
@@ -236,7 +236,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
         "space": {
             "num_steps": n,
             "passes": 2 * n,
-            "max_steps": min(2 * n, n + 2),
+            "max_steps": min(2 * n - 1, n + 2),
             "guidance": "per-step",
             "guidance_scale": (0.2, 5.0),
             "solvers": ("dpmpp-midpoint", "unipc-bh2"),

@@ -9,6 +9,7 @@ from stepsearch.cli.running import QUICK, _run_of
 from stepsearch.config import load_config
 from stepsearch.config.places import as_keys, given_values, in_keys
 from stepsearch.metrics.evaluator import FRONT, SEARCH, SELECTION, TEST
+from stepsearch.rehearsal.dryrun import shrunk
 
 MINIMAL = "[space]\nnum_steps = 5\npasses = 10\n"
 
@@ -239,6 +240,13 @@ def test_a_quick_run_polishes_no_more_than_its_finalists(tmp_path):
     assert (config.search.finalists, config.search.polish) == (2, 2)
     config, _ = _run_of(written(tmp_path, MINIMAL), None, True, None, {})
     assert config.search.polish == 0
+    box = '[space]\nnum_steps = 4\npasses = 8\nmax_steps = 6\nguidance = "per-step"\n'
+    study = written(tmp_path, box + "[search]\npatterns = 4\npolish = 3\npolish_iterations = 3\n")
+    config, _ = _run_of(study, None, True, None, {})
+    search = config.search
+    assert (search.patterns, search.polish, search.polish_iterations) == (1, 2, 1)
+    small = shrunk(load_config(study), "stable-diffusion", tmp_path).search
+    assert (small.patterns, small.polish, small.polish_iterations) == (1, 2, 1)
 
 
 def test_a_quick_run_takes_every_solver_of_a_study(tmp_path):

@@ -148,6 +148,7 @@ def _run_of(
         UserError: one of these is also among the settings.
     """
     from stepsearch.config import load_config
+    from stepsearch.config.measuring import fewer
     from stepsearch.config.places import given_values, joined
     from stepsearch.config.statistics import StatisticsConfig
 
@@ -158,8 +159,8 @@ def _run_of(
         raise UserError(f"give {flag} or --set search.{twice[0]}, not both")
     overrides = QUICK if quick else {}
     if quick:  # of fewer finalists no more can be polished
-        polish = load_config(study, joined(told, {"search": chosen})).search.polish
-        overrides = joined(QUICK, {"search": {"polish": min(polish, 2), "polish_iterations": 1}})
+        search = load_config(study, joined(told, {"search": chosen})).search
+        overrides = joined(QUICK, {"search": fewer(search)})
     config = load_config(study, joined(overrides, told, {"search": chosen}))
     if quick and not config.by_statistics:  # as the baselines that are left go by none
         config = config.model_copy(update={"statistics": StatisticsConfig()})

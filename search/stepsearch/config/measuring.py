@@ -102,6 +102,12 @@ class EvaluationConfig(Section):
         return self
 
 
+def fewer(search: "SearchConfig") -> dict[str, int]:
+    """What of patterns and polish takes part where all else is as small as can be."""
+    patterns, polish = min(search.patterns, 1), min(search.polish, 2)
+    return {"patterns": patterns, "polish": polish, "polish_iterations": 1}
+
+
 class SearchConfig(Section):
     """Who looks for the best point of the box, and how long."""
 
@@ -147,8 +153,7 @@ class SearchConfig(Section):
         if self.polish_gains and not self.polish:
             raise ValueError("polish_gains is of a polish, and polish is 0")
         if self.polish > self.finalists + self.patterns:
-            also = f" + patterns = {self.finalists + self.patterns}" if self.patterns else ""
-            raise ValueError(
-                f"polish must be at most finalists = {self.finalists}{also}, got {self.polish}"
-            )
+            also = " + patterns" if self.patterns else ""
+            also += f" = {self.finalists + self.patterns}"
+            raise ValueError(f"polish must be at most finalists{also}, got {self.polish}")
         return self

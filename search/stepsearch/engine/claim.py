@@ -32,6 +32,7 @@ FREE = {
     ("search", "trials"),
     ("search", "minutes"),
     ("search", "patience"),
+    ("search", "patterns"),
     ("search", "polish"),
     ("search", "polish_iterations"),
     ("search", "polish_gains"),

@@ -24,7 +24,7 @@ from stepsampler.support.pictures import save_png
 from stepsampler.support.sizes import Size, sides, size_of
 from stepsampler.support.weights import SUFFIX, read_header
 from stepsearch.config import StudyConfig
-from stepsearch.config.measuring import CLIP, NONE
+from stepsearch.config.measuring import CLIP, NONE, fewer
 from stepsearch.config.space import OFF
 from stepsearch.engine.result import Result
 from stepsearch.engine.run import run_study
@@ -184,6 +184,7 @@ def shrunk(config: StudyConfig, kind: str, folder: Path) -> StudyConfig:
     data = config.model_dump()
     for section, values in SMALL.items():
         data[section] |= values
+    data["search"] |= fewer(config.search)
     for name in FIRST:
         data["baselines"][name] = data["baselines"][name][:1]
     data["baselines"]["rivals"] = ["dmn"] if set(config.baselines.rivals) - set(ANY_MODEL) else []

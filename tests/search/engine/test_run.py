@@ -70,6 +70,7 @@ def test_every_stage_is_paid_for_failed_trials_too(tmp_path):
         "rivals": 2 * 70,
         "baselines": sum(6 * n for _, n, _ in result.screened),
         "teacher": (images + config.evaluation.selection_images) * 2 * config.teacher.steps,
+        "patterns": 0,
         "trials": sum(schedule_of(t).passes * images for t in trials),
         "polish": 0,
         "selection": sum(row.candidate.schedule.passes for row in result.selection) * 100,
