@@ -52,7 +52,7 @@ FRESH = 100_000_000  # test seeds that no study has seen
 CHOOSING, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]  # ours see the first
 WITH_GAIN = "{}, gain {:g}"
 SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "iterations")
-SETTINGS += ("dtype", "compile", "patterns")
+SETTINGS += ("dtype", "compile", "patterns", "drop")
 STARTS = ("placement", "learned")  # kinds of known schedules that others learn from
 
 
@@ -245,7 +245,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "extractor": CHOOSING[0],
             "rulers": (),
             "images": images,
-            "selection_images": args.selection[1] * 2,
+            "selection_images": 3 * images,
             "test_images": args.batch,  # the test is ours
             "batch_size": args.batch,
         },
@@ -262,6 +262,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
         "search": {
             "trials": args.trials,
             "finalists": 4,
+            "alignment_drop": args.drop,
             "patterns": args.patterns,
             "polish": args.polish,
             "polish_iterations": args.iterations,
@@ -285,10 +286,11 @@ def options(about: str) -> argparse.ArgumentParser:
     add("--images", type=int, default=2000, help="of the test")
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
     add("--trials", type=int, default=40, help="of each")
-    add("--trial-images", type=int, default=250)
+    add("--trial-images", type=int, default=300)
     add("--patterns", type=int, default=4, help="of guidance, that each of them begins with")
     add("--polish", type=int, default=3, help="finalists that each of them polishes")
     add("--iterations", type=int, default=3, help="of a polish")
+    add("--drop", type=float, default=0.025, help="of the teacher's alignment, that may be lost")
     add("--batch", type=int, default=50)
     add("--model", default="tiny")
     add("--device", default="cpu")

@@ -117,8 +117,18 @@ def _made(rows: dict) -> str:
         f"the best two on {known['selection'][1]}; our searches have {known['trials']} trials of "
         f"at most {known['trial_images']} images and polish {known['polish']} of the finalists, "
         f"gains are in the {own}; a polish has {known['iterations']} iterations{way}; "
-        f"they see {seen}."
+        f"they see {seen}{_free(known)}."
         f"{''.join(map(_added, rows.get('added', ())))}"
+    )
+
+
+def _free(known: dict) -> str:
+    """What searches of now have beside; earlier ones had neither."""
+    if "patterns" not in known:
+        return ""
+    patterns = f"{known['patterns']} [patterns of guidance](searching.md#patterns-of-guidance)"
+    return (
+        f", begin with {patterns} and may lose {percent(known['drop'])} of the teacher's alignment"
     )
 
 
