@@ -23,7 +23,7 @@ from stepsampler.errors import percent
 from stepsampler.grids import GRIDS, from_sigmas
 from stepsampler.models import LatentModel
 from stepsampler.schedule import Schedule, load
-from stepsearch.config import StudyConfig
+from stepsearch.config import ModelConfig, StudyConfig
 from stepsearch.config.measuring import EvaluationConfig
 from stepsearch.config.space import SpaceConfig
 from stepsearch.metrics.distance import Score, score
@@ -71,12 +71,14 @@ def main() -> None:
     add("--check-images", type=int, default=Settings.check_images)
     add("--images-test", type=int, default=1500)
     add("--batch", type=int, default=50)
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the network")
     add("--cache", type=Path, default=Path("runs/polish"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     space = SpaceConfig(num_steps=2, passes=4)
     both = EvaluationConfig(extractor="+".join(SEEN), rulers=UNSEEN, batch_size=args.batch)
-    config = StudyConfig(name="bench-polish", space=space, evaluation=both)
+    model = ModelConfig(dtype=args.dtype)
+    config = StudyConfig(name="bench-polish", model=model, space=space, evaluation=both)
     evaluator = Evaluator(config, args.cache)
     settings = Settings(args.iterations, args.images, args.check_images)
     table = known(args)
@@ -96,6 +98,7 @@ def known(args: argparse.Namespace) -> dict:
         return {"settings": used, "rows": []}
     table = json.loads(args.out.with_suffix(".json").read_text(encoding="utf-8"))
     before = table["settings"]
+    before.setdefault("dtype", "float32")  # of the first rows
     if other := [k for k, v in used.items() if k not in LISTS and before[k] != v]:
         raise SystemExit(f"--add: the table of {args.out} has another {', '.join(other)}")
     for k in LISTS:
