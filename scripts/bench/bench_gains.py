@@ -178,7 +178,7 @@ class Bench(Measure):
     def test(self, entries: Sequence[Entry]) -> dict:
         """Scores on fresh seeds, and how each row's geometric mean stands to that of our median."""
         contenders = [self.contender(entry) for entry in entries]
-        seeds = Seeds("test", seeds_of(FRESH, self.args.images))
+        seeds = Seeds("test", seeds_of(self.args.first_seed, self.args.images))
         measure_all(contenders, seeds.range, self.args.batch, self.measure)
         result = compare(contenders, self.harness, seeds)
         means = [mean_of(scores) for scores in result.scores]
@@ -284,6 +284,7 @@ def options(about: str) -> argparse.ArgumentParser:
     add("--gains", type=float, nargs="+", default=[1.0, 1.04, 1.07, 1.1])
     add("--selection", type=int, nargs=2, default=[100, 300], help="images that choose a gain")
     add("--images", type=int, default=2000, help="of the test")
+    add("--first-seed", type=int, default=FRESH, help="of the test")
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
     add("--trials", type=int, default=40, help="of each")
     add("--trial-images", type=int, default=300)
