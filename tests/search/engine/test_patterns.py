@@ -1,7 +1,7 @@
 """Patterns of guidance in a run: which are kept, and that they stand in the selection."""
 
 import numpy as np
-from running import ToyWorkers, run, settings
+from running import Reference, ToyWorkers, run, settings
 
 from stepsampler.grids import GRIDS, is_guided, make_schedule
 from stepsearch.config import StudyConfig
@@ -10,6 +10,8 @@ from stepsearch.engine.stages.patterns import try_patterns
 from stepsearch.engine.stages.search import make_box
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.engine.tracking import NoTracking
+from stepsearch.metrics.distance import Average
+from stepsearch.metrics.evaluator import Measurement
 from stepsearch.rivals.baselines import Candidate
 
 WANTED = {(True, False, False, True), (False, False, True, False, False)}
@@ -26,9 +28,9 @@ def with_patterns(**search):
     return StudyConfig.model_validate(known)
 
 
-def tried(tmp_path, best, news=None, config=None, **toy):
+def tried(tmp_path, best, news=None, config=None, workers=ToyWorkers, **toy):
     config = config or with_patterns()
-    workers = ToyWorkers(config, tmp_path, **toy)
+    workers = workers(config, tmp_path, **toy)
     said = lambda *line: news is not None and news.append(line)  # noqa: E731
     tools = Tools(config, workers.describe(), workers, NoTracking(), said)
     found = try_patterns(tools, make_box(tools, best, {}), best, 1.0)
@@ -54,8 +56,8 @@ def test_the_masks_that_are_best_are_kept_once_each(tmp_path):
     first, rest = len(GRIDS) * 20, 2 * (6 + 5)
     assert costs(config).passes["patterns"] == 6 * (2 * first + rest * 20 + 6 * 60)
     assert costs(settings()).passes["patterns"] == 0
-    assert [line[0] for line in news][-1] == "patterns (60 images)"
-    assert news[-1][3].startswith("the best of ")
+    assert {line[0] for line in news} == {"patterns"}
+    assert news[-1][3].startswith("60 images, the best of ")
 
 
 def test_without_a_guided_baseline_none_are_tried(tmp_path):
@@ -76,3 +78,32 @@ def test_a_run_selects_and_polishes_them_too(tmp_path):
     assert again.passes == result.passes
     assert again.winner.schedule == result.winner.schedule
     assert np.isfinite([row.score.value for row in result.selection]).all()
+
+
+def test_what_is_tried_goes_on_and_never_back(tmp_path):
+    """Of all rungs together, as `status` counts the stage; one that is left out is no step."""
+    news, broken = [], lambda s: pattern_of(s) == (False, True, True, False)
+    tried(tmp_path, [baseline(2.0)], news, broken=broken)
+    most = costs(with_patterns()).passes["patterns"] // 6
+    done = [line[1] for line in news]
+    assert {line[2] for line in news} == {most}
+    assert any("left out" in line[3] for line in news)
+    assert done == sorted(done)
+    assert most / 2 < done[-1] <= most
+
+
+def test_a_metric_of_the_users_may_be_below_zero(tmp_path, monkeypatch):
+    """As scores that are better the higher they are: no logarithm of them tells any apart."""
+    known = Reference.search
+    average = Average(known.mean, known.cov, known.n)
+    monkeypatch.setattr(Reference, "search", average)
+
+    class Below(ToyWorkers):
+        def _measure(self, schedule, seeds):
+            found = super()._measure(schedule, seeds)
+            value = -2.0 if pattern_of(schedule) in WANTED else -1.0
+            aligned = found.aligned * (value == -1.0)  # which is not what it goes by
+            return Measurement(np.full((len(seeds), 1), value, np.float32), aligned)
+
+    found, *_ = tried(tmp_path, [baseline(2.0)], workers=Below)
+    assert {pattern_of(c.schedule) for c in found} == WANTED

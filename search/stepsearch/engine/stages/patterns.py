@@ -1,11 +1,13 @@
 """Which steps are guided best, of more steps: tried before the search, polished after it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 
 from stepsampler.grids import GRIDS
 from stepsearch.config import StudyConfig
 from stepsearch.engine.stages.tools import Tools, is_guided
+from stepsearch.metrics.distance import Average
 from stepsearch.metrics.evaluator import SEARCH, seeds_of
 from stepsearch.metrics.protocol import Row
 from stepsearch.polish.linear import objective
@@ -13,6 +15,7 @@ from stepsearch.rivals.baselines import CLASSIFIER_FREE, Candidate
 from stepsearch.space.box import SearchSpace
 from stepsearch.space.patterns import Mask, lengths, masks, opening, patterned
 
+STAGE = "patterns"  # one of all rungs: its time and its share are of the same images
 PLACES = 2  # grids of each number of steps under which all masks are tried
 
 
@@ -31,26 +34,33 @@ def try_patterns(
     guided = [c.schedule for c in best if is_guided(c)]
     if space.guidance != CLASSIFIER_FREE or not guided:
         why = "guidance costs this model no pass" if guided else "no baseline is guided"
-        tools.report("patterns", 1, 1, f"none are tried: {why}")
+        tools.report(STAGE, 1, 1, f"none are tried: {why}")
         return [], 0
 
-    passes = 0
+    passes, looked, at, total = 0, 0, 0, images_at_most(tools.config)
 
     def ranked(entrants: Sequence[Candidate], images: int) -> list[Candidate]:
-        nonlocal passes
+        nonlocal passes, looked
+
+        def show(stage: str, done: int, parts: int, news: str) -> None:
+            """Of all rungs together; what is said beside is no step."""
+            nonlocal at
+            at = at if news else looked + len(entrants) * images * done // max(1, parts)
+            tools.report(stage, at, total, news)
 
         def value(row: Row[Candidate]) -> float:
+            if isinstance(tools.subject.reference.search, Average):
+                return row.score.value  # on a scale that nobody knows, as in a polish
             kept = row.measurement.alignment / alignment if alignment else float("nan")
             return objective(row.score.value, kept)
 
-        stage = f"patterns ({images} images)"
-        rows, spent = tools.score(entrants, seeds_of(SEARCH, images), stage)
-        passes += spent
+        rows, spent = replace(tools, report=show).score(entrants, seeds_of(SEARCH, images), STAGE)
+        passes, looked = passes + spent, looked + len(entrants) * images
         rows.sort(key=value)
         if rows:
             name, score = rows[0].candidate.name, rows[0].score.value
-            news = f"the best of {len(entrants)}: {name}: {score:.3f}"
-            tools.report(stage, len(entrants), len(entrants), news)
+            news = f"{images} images, the best of {len(entrants)}: {name}: {score:.3f}"
+            tools.report(STAGE, looked, total, news)
         return [row.candidate for row in rows]
 
     alive: list[Candidate] = []
