@@ -1,4 +1,4 @@
-"""Folders of pipelines that no schedule fits: one sentence and exit code 2, whichever command."""
+"""Folders of pipelines that no schedule fits or that are damaged: one sentence and exit code 2."""
 
 import json
 import sys
@@ -9,8 +9,12 @@ from running import Here
 
 import stepsampler.cli
 import stepsearch.cli
+from stepsampler import UserError
 from stepsampler.grids import make_schedule
 from stepsampler.noise import NoiseSchedule
+from stepsearch.config import StudyConfig
+from stepsearch.rehearsal.check import missing
+from stepsearch.rehearsal.dryrun import kind_of
 
 OTHER = "it is no pipeline from texts to pictures or videos"
 REFUSED = {
@@ -75,3 +79,22 @@ def test_a_pipeline_that_no_schedule_fits_is_one_sentence(cls, command, place, m
         said.err.splitlines()[-1]
     ]
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("[" * 100_000, ": its lists and objects are nested too deep"), ("{", " is no JSON, or cut")],
+    ids=["deep", "cut"],
+)
+def test_json_of_a_model_that_cannot_be_read_is_named(tmp_path, name, text, why):
+    pipelines.stable_diffusion().save_pretrained(tmp_path)
+    (tmp_path / name).write_text(text)
+    space = {"num_steps": 5, "passes": 10}
+    study = {"name": "t", "space": space, "model": {"id": str(tmp_path)}}
+    config = StudyConfig.model_validate(study)
+    said = f"{tmp_path / name}{why}"
+    with pytest.raises(UserError, match=said):
+        kind_of(config)
+    if name == "model_index.json":
+        assert said in " ".join(missing(config))
