@@ -316,7 +316,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def settings_of(args: argparse.Namespace) -> dict:
     """Beside the options what earlier columns had otherwise."""
-    fixed = {"way": "features", "gains_in": "polish", "sees": CHOOSING[0]}
+    fixed = {"way": "features", "gains_in": "polish", "sees": getattr(args, "sees", CHOOSING[0])}
     return {k: getattr(args, k) for k in SETTINGS} | fixed
 
 

@@ -141,10 +141,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--long", type=int, nargs="*", default=[20, 100], help="steps of what costs more")
     add("--known", type=int, default=2, help="schedules of each rule that are tested")
     add("--real", type=int, default=2000, help="images that all are compared with")
-    parser.set_defaults(steps=[5, 8, 4], gains=[0.97, 1.0, 1.03, 1.07], selection=[60, 200])
-    parser.set_defaults(
-        images=1000, polish=0, patterns=0, model="second.model", run=Path("runs/second")
-    )
+    parser.set_defaults(steps=[5, 3], gains=[0.97, 1.0, 1.03, 1.07], selection=[60, 200])
+    parser.set_defaults(trials=30, trial_images=200, polish=2, iterations=2, patterns=0)
+    parser.set_defaults(images=1000, sees="letters", model="second.model", run=Path("runs/second"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     fill(args.docs / "second-model.json", args, Second(args).column, page)

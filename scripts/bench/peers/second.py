@@ -30,7 +30,8 @@ def _more(rows: dict) -> list[str]:
         "",
         f"n = {rows['n']:,}, seeds {first:,} to {last:,}; scales of guidance on "
         f"{known['selection'][0]} images, the best two and gains on {known['selection'][1]}; our "
-        f"searches have {known['trials']} trials of at most {known['trial_images']} images.",
+        f"searches have {known['trials']} trials of at most {known['trial_images']} images, and "
+        f"polish {known['polish']} finalists, with gains, for {known['iterations']} iterations.",
         "",
         f"| gain | {' | '.join(f'{float(gain):g}' for gain in gains)} |",
         "|---|" + "---|" * len(gains),
