@@ -264,7 +264,7 @@ def test_the_studies_of_the_repository_are_valid():
 def test_the_settings_that_the_docs_show_are_valid(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "searching.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 17
+    assert len(blocks) == 18
     space = "[space]\nnum_steps = 8\npasses = 16\n"
     for block in blocks:
         study = block if "[space]" in block else space + block
