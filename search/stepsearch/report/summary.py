@@ -151,10 +151,15 @@ def _front(result: Result) -> list[str]:
 def _unseen(result: Result, config: StudyConfig) -> list[str]:
     """What the rulers say that the search did not see, of those that cost the same."""
     agree = [name for name, other in result.overtaken.items() if other is None]
-    said = [f"Under {name}, which the search did not see, no baseline is ahead." for name in agree]
+    said = [
+        f"Under {name}, which the search did not see, no baseline is ahead beyond the noise."
+        for name in agree
+    ]
     if len(agree) > 1:
         names = ", ".join(agree)
-        said = [f"Under {names}, which the search did not see, no baseline is ahead."]
+        said = [
+            f"Under {names}, which the search did not see, no baseline is ahead beyond the noise."
+        ]
     for name, other in result.overtaken.items():
         if other is not None:
             row, ahead, se = other

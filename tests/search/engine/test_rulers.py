@@ -59,7 +59,10 @@ def ended(tmp_path_factory):
 def test_the_verdict_names_the_rulers_and_whom_they_prefer(ended):
     result, config = ended
     said = summary.verdict(result, config)
-    assert "Under fd_like, which the search did not see, no baseline is ahead." in said
+    assert (
+        "Under fd_like, which the search did not see, no baseline is ahead beyond the noise."
+        in said
+    )
     assert result.overtaken["fd_like"] is None
     row, ahead, se = result.overtaken["fd_contrary"]
     assert ahead > 2 * se > 0, "or it is within the noise"
