@@ -98,8 +98,12 @@ def test_the_best_on_selection_seeds_that_keep_the_alignment_are_polished(tmp_pa
     known = [found(1, lucky), found(2, lossy), found(3, better)]
     ((polished,), _) = polish_best(stage, known, KEPT)
     assert polished.trial == 3
-    stage, _ = stage_of(tmp_path, [], settings(polish=1), broken=lambda s: True)
-    assert polish_best(stage, known, KEPT) == ([], 0)
+    for toy in ({"broken": lambda s: True}, {"aligned": lambda s: 0.5}):
+        news = []
+        stage, _ = stage_of(tmp_path, news, settings(polish=1), **toy)
+        assert polish_best(stage, known, KEPT) == ([], 0)
+        said = "none is polished: no finalist has finite images and keeps the alignment"
+        assert news[-1] == ("polish", 1, 1, said)
 
 
 def test_as_much_alignment_may_be_lost_as_the_selection_allows(tmp_path):
