@@ -5,7 +5,6 @@ best point; which steps of a longer schedule are best guided neither of them tel
 """
 
 from dataclasses import replace
-from itertools import groupby, product
 from statistics import mean
 
 from stepsampler.grids import GRIDS, from_sigmas
@@ -15,13 +14,25 @@ from stepsearch.rivals.baselines import Candidate
 from stepsearch.space.box import SearchSpace
 
 Mask = tuple[bool, ...]  # of each step, whether it is guided
-STRETCHES = 2  # of guided steps at most; all masks would be hundreds
 
 
 def masks(n: int, guided: int) -> list[Mask]:
-    """Those of n steps, of which so many are guided, in at most two stretches without a gap."""
-    every = (mask for mask in product((True, False), repeat=n) if sum(mask) == guided)
-    return [mask for mask in every if sum(on for on, _ in groupby(mask)) <= STRETCHES]
+    """Those of n steps, of which so many are guided, in at most two stretches without a gap.
+
+    All masks would be hundreds.
+    """
+    off = n - guided
+    found = {
+        (False,) * before
+        + (True,) * first
+        + (False,) * gap
+        + (True,) * (guided - first)
+        + (False,) * (off - before - gap)
+        for first in range(1, guided + 1)
+        for before in range(off + 1)
+        for gap in range(off - before + 1)
+    }
+    return sorted(found, reverse=True)
 
 
 def lengths(box: SpaceConfig) -> range:

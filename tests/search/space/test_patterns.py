@@ -20,7 +20,9 @@ def box(**options):
     return SearchSpace(SpaceConfig(**known), SD, SPEC, "beta")
 
 
-@pytest.mark.parametrize(("n", "guided"), [(4, 1), (5, 3), (6, 2), (7, 3), (9, 7), (10, 6)])
+@pytest.mark.parametrize(
+    ("n", "guided"), [(4, 1), (5, 3), (6, 2), (7, 3), (9, 7), (10, 6), (40, 20)]
+)
 def test_masks_are_those_of_one_stretch_and_of_two(n, guided):
     """k guided ones as one stretch have n - k + 1 places; as two, they are cut at one of k - 1
     places, and the n - k others leave n - k + 1 places for two stretches."""

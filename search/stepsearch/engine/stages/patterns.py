@@ -89,7 +89,7 @@ def images_at_most(config: StudyConfig) -> int:
     count, images = 0, 0
     for n in lengths(box):
         images += len(GRIDS) * rungs[0]
-        count += min(PLACES, len(GRIDS)) * len(masks(n, box.passes - n))
+        count += PLACES * len(masks(n, box.passes - n))
     for rung in rungs:
         count = _kept(config, count) if rung != rungs[0] else count
         images += count * rung

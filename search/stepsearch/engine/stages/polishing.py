@@ -53,12 +53,8 @@ def polish_best(
     rows, _ = ranked(tools, finalists, teacher, RANKING)
     rows = rows[: tools.config.search.polish]
     if not rows:
-        tools.report(
-            "polish",
-            1,
-            1,
-            "none is polished: no finalist has finite images and keeps the alignment",
-        )
+        why = "no finalist has finite images and keeps the alignment"
+        tools.report("polish", 1, 1, f"none is polished: {why}")
         return [], 0
     settings, numbers = Settings.of_study(tools.config), numbers_of(tools.config)
     alive = [_Turned(row, Knobs(row.candidate.schedule, **numbers)) for row in rows]
