@@ -10,8 +10,8 @@ few selection seeds, the best two on more, by the geometric mean of the two FDs 
 Of rows of many steps the shortest alone is here, since longer ones were no better there. Each is
 tested as published and with it, on fresh seeds, under these and two rulers that nothing was chosen
 by. Our searches of now, one for each of `--search-seeds`, begin at known schedules as rivals do,
-have no gain in their box, try which steps to guide, and polish the best of that and of their
-trials, with gains: what is best without them is also the better start. And the best known guided
+have no gain in their box, and polish, with gains, the best of their trials and of known schedules
+with theirs: what is best without them is also the better start. And the best known guided
 schedule with its gain is polished as it is, without a search. Both see the first FD alone, of which
 few images tell most (docs/ranking.md). Further rivals are made here (`peers.further.rivals`).
 `--add` measures those that a column lacks, and beside them ours again.
@@ -37,6 +37,7 @@ from stepsampler.grids import is_guided
 from stepsampler.schedule import Schedule
 from stepsearch.compare.table import as_data, compare
 from stepsearch.config import StudyConfig
+from stepsearch.config.baselines import ALL
 from stepsearch.engine.run import run_study
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Workers
@@ -50,9 +51,10 @@ from stepsearch.polish.looking import Here
 
 FRESH = 100_000_000  # test seeds that no study has seen
 CHOOSING, UNSEEN = ["texture", "lite0"], ["squeezenet", "patches"]  # ours see the first
+DTYPES = ("float32", "bfloat16")
 WITH_GAIN = "{}, gain {:g}"
 SETTINGS = ("images", "gains", "selection", "trials", "trial_images", "polish", "iterations")
-SETTINGS += ("dtype", "compile", "patterns", "drop")
+SETTINGS += ("dtype", "compile", "patterns", "drop", "search_dtype", "search_gains")
 STARTS = ("placement", "learned")  # kinds of known schedules that others learn from
 
 
@@ -232,7 +234,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
     images = args.trial_images
     return {
         "name": f"gains-{n}-seed-{seed}",
-        "model": {"id": args.model, "dtype": args.dtype, "compile": args.compile},
+        "model": {"id": args.model, "dtype": args.search_dtype, "compile": args.compile},
         "space": {
             "num_steps": n,
             "passes": 2 * n,
@@ -253,7 +255,8 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "guidance_scales": (2.0,),
             "orders": (2, 3),
             "solvers": ("dpmpp-midpoint", "unipc-bh2"),
-            "presets": (),
+            "presets": (ALL,),
+            "gains": args.search_gains,
             "rungs": (images // 5, images * 2 // 5, images),
             "keep": 0.25,
             "test": 1,
@@ -288,14 +291,16 @@ def options(about: str) -> argparse.ArgumentParser:
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
     add("--trials", type=int, default=40, help="of each")
     add("--trial-images", type=int, default=300)
-    add("--patterns", type=int, default=4, help="of guidance, that each of them begins with")
+    add("--search-gains", type=float, nargs="+", default=[1.0, 1.07], help="of their baselines")
+    add("--patterns", type=int, default=0, help="of guidance, that each of them begins with")
     add("--polish", type=int, default=3, help="finalists that each of them polishes")
     add("--iterations", type=int, default=3, help="of a polish")
     add("--drop", type=float, default=0.025, help="of the teacher's alignment, that may be lost")
     add("--batch", type=int, default=50)
     add("--model", default="tiny")
     add("--device", default="cpu")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the test")
+    add("--dtype", default="float32", choices=DTYPES, help="of the test")
+    add("--search-dtype", default="float32", choices=DTYPES, help="of our searches and polishes")
     add("--compile", action="store_true", help="the network, by torch")
     add("--transfer", action="store_true", help="test rows of docs/gains.json elsewhere instead")
     add("--processes", type=int, default=1)

@@ -83,6 +83,7 @@ def run_study(
     screened = screen(tools, known_schedules(tools, placed))
     teacher, taught = measure_teacher(tools, SEARCH, options.images)
     alignment = teacher.measurement.alignment
+    keeping = screened.keeping(teacher.measurement.aligned, config.search.alignment_drop)
     teacher, again = measure_teacher(tools, SELECTION, options.selection_images)
 
     study = open_study(folder, config, storage=storage)
@@ -95,8 +96,10 @@ def run_study(
     candidates = [*(found(trial) for trial in chosen), *tried]
     aligned = teacher.measurement.aligned
     part = part_of_looks(tools, study) if config.search.polish else None
-    polished, turned = polish_best(tools, candidates, aligned, part)
-    selection, selected = select(tools, [*candidates, *polished], screened.best, aligned)
+    begun = keeping[: config.search.polish]
+    polished, turned = polish_best(tools, candidates, begun, aligned, part)
+    entrants = [*candidates, *polished]
+    selection, selected = select(tools, entrants, screened.best, aligned, begun)
     test, winner = test_chosen(tools, selection, aligned)
 
     ended = pruned(study)

@@ -60,7 +60,7 @@ def test_the_better_ones_stand_beside_what_they_were(tmp_path):
         aligned=lambda s: float(s.num_steps != 4 or s == lossy),
         refused=lambda s: s == stuck,
     )
-    better, passes = polish_best(stage, [found(*pair) for pair in known.items()], KEPT)
+    better, passes = polish_best(stage, [found(*pair) for pair in known.items()], [], KEPT)
     names = ["found, trial 8, polished", "found, trial 4, polished"]
     assert [(c.name, c.kind) for c in better] == [(name, "found") for name in names]
     assert [c.trial for c in better] == [8, 4]
@@ -96,14 +96,49 @@ def test_the_best_on_selection_seeds_that_keep_the_alignment_are_polished(tmp_pa
         tmp_path, [], settings(polish=1), aligned=lambda s: 0.5 if s == lossy else 1.0
     )
     known = [found(1, lucky), found(2, lossy), found(3, better)]
-    ((polished,), _) = polish_best(stage, known, KEPT)
+    ((polished,), _) = polish_best(stage, known, [], KEPT)
     assert polished.trial == 3
     for toy in ({"broken": lambda s: True}, {"aligned": lambda s: 0.5}):
         news = []
         stage, _ = stage_of(tmp_path, news, settings(polish=1), **toy)
-        assert polish_best(stage, known, KEPT) == ([], 0)
-        said = "none is polished: no finalist has finite images and keeps the alignment"
+        assert polish_best(stage, known, [], KEPT) == ([], 0)
+        said = "none is polished: no finalist or baseline has finite images and keeps the alignment"
         assert news[-1] == ("polish", 1, 1, said)
+
+
+def test_baselines_that_keep_the_alignment_begin_a_polish_too(tmp_path):
+    """They can have what the box has not; what a finalist is already, is polished once."""
+
+    def gained(schedule):
+        return replace(schedule, steps=tuple(replace(s, gain=1.07) for s in schedule.steps))
+
+    ours, theirs, lossy = ending(0.3), gained(ending(0.2)), gained(ending(0.1, n=4))
+    known = [
+        Candidate(name, schedule, "baseline")
+        for name, schedule in (("lossy", lossy), ("theirs", theirs), ("ours again", ours))
+    ]
+    config = settings(polish=3, polish_iterations=1)
+    stage, _ = stage_of(tmp_path, [], config, aligned=lambda s: 0.5 if s == lossy else 1.0)
+    better, _ = polish_best(stage, [found(4, ours)], known, KEPT)
+    assert [c.name for c in better] == ["theirs, polished", "found, trial 4, polished"]
+    assert {c.kind for c in better} == {"found"}
+    assert better[0].trial is None
+    assert [step.gain for step in better[0].schedule.steps] == [1.07] * 3
+    assert better[0].schedule.steps[-1].sigma < 0.19
+
+
+def test_a_run_exports_a_baseline_that_was_polished(tmp_path):
+    """The toy's baselines end where `target` has the best of them, its box never comes near."""
+    known = settings(polish=2, trials=2).model_dump()
+    known["space"] |= {"final_sigma": (0.4, 0.6)}
+    result, *_ = run(tmp_path, StudyConfig.model_validate(known), target=0.035)
+    assert result.winner.kind == "found"
+    assert result.winner.trial is None
+    start = result.winner.name.removesuffix(", polished")
+    assert start != result.winner.name
+    rows = {row.candidate.name: row for row in result.selection}
+    assert rows[start].candidate.kind == "baseline"
+    assert rows[result.winner.name].score.value < rows[start].score.value
 
 
 def test_as_much_alignment_may_be_lost_as_the_selection_allows(tmp_path):
@@ -130,7 +165,7 @@ def test_what_it_may_cost_counts_all_guidance_scales_and_scales_that_cost_no_pas
     reusing = [replace(step, guidance_reuse=True) for step in others]
     schedule = replace(plan("karras"), steps=(first, *reusing))
     assert schedule.passes == 4
-    _, passes = polish_best(stage, [found(4, schedule)], KEPT)
+    _, passes = polish_best(stage, [found(4, schedule)], [], KEPT)
     most = 2 * 4 * Settings.of_study(config).most_images(3 + 3)
     (said,) = (line[3] for line in news if "at most" in line[3])
     assert said == f"1 schedule, at most {most:,} network passes"
@@ -139,7 +174,7 @@ def test_what_it_may_cost_counts_all_guidance_scales_and_scales_that_cost_no_pas
 
 def test_nothing_is_polished_where_the_study_does_not_say_so(tmp_path):
     stage, _ = stage_of(tmp_path, [], settings())
-    assert polish_best(stage, [found(4, ending(0.1))], KEPT) == ([], 0)
+    assert polish_best(stage, [found(4, ending(0.1))], [], KEPT) == ([], 0)
 
 
 def test_a_run_exports_the_polished_one_where_the_selection_ranks_it_first(tmp_path):
@@ -230,7 +265,7 @@ def test_workers_share_a_polish_of_the_bundled_model(tmp_path):
     start = make_schedule("kl-optimal", 2, model.noise, guidance_scale=2.0, model=model.spec)
     with Workers(config, tmp_path / "two", ["cpu", "cpu"]) as workers:
         tools = Tools(config, workers.describe(), workers, NoTracking(), lambda *line: None)
-        ((shared,), passes) = polish_best(tools, [found(0, start)], KEPT[:8])
+        ((shared,), passes) = polish_best(tools, [found(0, start)], [], KEPT[:8])
     alone = polish(
         Here(Evaluator(config, tmp_path / "one")),
         Knobs(start, **numbers_of(config)),

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from stepsampler.errors import counted
 from stepsampler.schedule import Schedule
+from stepsearch.engine.stages.selection import lost
 from stepsearch.engine.stages.tools import Tools, is_guided
 from stepsearch.metrics.distance import frechet_distance
 from stepsearch.metrics.evaluator import SEARCH
@@ -65,6 +66,11 @@ class Screened:
     best: list[Candidate]  # survivors of the last rung, best first
     all: list[tuple[Candidate, int, float]]  # every baseline, the n it reached, its FD there
     passes: int
+    aligned: dict[str, NDArray[np.float32]]  # of each of the best, by name, on the search seeds
+
+    def keeping(self, teacher: NDArray[np.float32], most: float) -> list[Candidate]:
+        """The best that lose no more than `most` of the alignment that `teacher` has there."""
+        return [c for c in self.best if not lost(teacher, self.aligned[c.name], 0) > most]
 
 
 def screen(tools: Tools, candidates: list[Candidate]) -> Screened:
@@ -84,6 +90,7 @@ def screen(tools: Tools, candidates: list[Candidate]) -> Screened:
         kin.setdefault(c.plain or c.name, c)
     alive = list(kin.values()) if len(options.rungs) > 1 else list(candidates)
     features: dict[str, list[NDArray[np.float32]]] = {c.name: [] for c in candidates}
+    aligned: dict[str, list[NDArray[np.float32]]] = {c.name: [] for c in candidates}
     last: dict[str, tuple[Candidate, int, float]] = {}
     before = passes = 0
     for n in options.rungs:
@@ -102,6 +109,7 @@ def screen(tools: Tools, candidates: list[Candidate]) -> Screened:
         tools.report(stage, 0, len(jobs), "")
         for done, (place, found) in enumerate(tools.workers.measure(jobs)):
             features[alive[place].name].append(found.features)
+            aligned[alive[place].name].append(found.aligned)
             tools.report(stage, done + 1, len(jobs), "")
         for c in alive:
             whole = np.concatenate(features[c.name])
@@ -112,4 +120,5 @@ def screen(tools: Tools, candidates: list[Candidate]) -> Screened:
         news = f"the best of {every}: {alive[0].name}: {last[alive[0].name][2]:.3f}"
         tools.report(stage, len(jobs), len(jobs), news)
         before = n
-    return Screened(alive, list(last.values()), passes)
+    kept_aligned = {c.name: np.concatenate(aligned[c.name]) for c in alive}
+    return Screened(alive, list(last.values()), passes, kept_aligned)

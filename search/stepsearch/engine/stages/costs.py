@@ -91,12 +91,13 @@ def costs(config: StudyConfig) -> Costs:
         before = n
     long = len(options.long_steps) * (len(options.guidance_scales) + 1) * len(options.gains)
     patterned = patterns.images_at_most(config)
-    finalists = config.search.finalists + config.search.patterns
+    # as many baselines as are polished are ranked beside the finalists
+    finalists = config.search.finalists + config.search.patterns + config.search.polish
     ranking = finalists * images.selection_images * space.passes if config.search.polish else 0
     finalists += config.search.polish + options.test + 4
     tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
     trials = config.search.trials
-    numbers = most_numbers(space)
+    numbers = max(most_numbers(space), 2 * space.passes + 1)  # of a baseline without guidance
     polished = polishing.images_at_most(Settings.of_study(config), config.search.polish, numbers)
     passes = {
         "statistics": passes_of_own(config),

@@ -1,4 +1,4 @@
-"""The best finalists polished, which then stand in the selection beside what they were."""
+"""The best finalists and baselines polished, which are selected beside what they were."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from stepsearch.polish.descent import Room, Settings, StuckError, polish
 from stepsearch.polish.knobs import Knobs, numbers_of
 from stepsearch.polish.looking import Heard, Seen, Sides, joined
 from stepsearch.rivals.baselines import Candidate
+from stepsearch.space.likeness import same
 
 PART = "polish_part"  # attribute of the study: images of a job of many plans, at most
 
@@ -38,22 +39,31 @@ def part_of_looks(tools: Tools, study: optuna.Study) -> int:
 def polish_best(
     tools: Tools,
     finalists: Sequence[Candidate],
+    known: Sequence[Candidate],
     teacher: NDArray[np.float32],
     part: int | None = None,
 ) -> tuple[list[Candidate], int]:
-    """The best of the finalists, made better where they can be, and the passes of that.
+    """The best of finalists and baselines, made better where they can be, and the passes of that.
 
     The best on selection seeds, where they keep the alignment that `teacher` has there, as the
     selection will rank them: the best trial of many was lucky too. What that measures is the
-    selection's, which recalls it. After each iteration the better half goes on. One that cannot be
-    moved, or that no check finds better, has none. `part` is of `SharedLooks`.
+    selection's, which recalls it. Baselines are among them as they can have what the box has not,
+    a gain or a solver. After each iteration the better half goes on. One that cannot be moved, or
+    that no check finds better, has none. `part` is of `SharedLooks`.
     """
     if not tools.config.search.polish:
         return [], 0
-    rows, _ = ranked(tools, finalists, teacher, RANKING)
+    own = [c for c in known if not any(same(c.schedule, f.schedule) for f in finalists)]
+    rows, _ = ranked(tools, [*finalists, *own], teacher, RANKING)
+    most = tools.config.search.alignment_drop
+    rows = [
+        row
+        for row in rows
+        if row.candidate.kind == "found" or not lost(teacher, row.measurement.aligned, 0) > most
+    ]
     rows = rows[: tools.config.search.polish]
     if not rows:
-        why = "no finalist has finite images and keeps the alignment"
+        why = "no finalist or baseline has finite images and keeps the alignment"
         tools.report("polish", 1, 1, f"none is polished: {why}")
         return [], 0
     settings, numbers = Settings.of_study(tools.config), numbers_of(tools.config)

@@ -51,16 +51,19 @@ def select(
     trials: Sequence[Candidate],
     best: Sequence[Candidate],
     teacher: NDArray[np.float32],
+    known: Sequence[Candidate] = (),
 ) -> tuple[list[Row[Candidate]], int]:
     """Rows of the found ones, the best baselines and long ones on the selection seeds; passes.
 
-    Best first. Finalists that lose too much of the teacher's alignment, which `teacher` has for
-    the first of these seeds, are left out, or only kept as members of the Pareto front. A trial of
-    the very schedule of a baseline, as searches begin with, was not found: the baseline enters.
+    Best first; `known` are baselines of which some were polished. Finalists that lose too much of
+    the teacher's alignment, which `teacher` has for the first of these seeds, are left out, or only
+    kept as members of the Pareto front. A trial of the very schedule of a baseline, as searches
+    begin with, was not found: the baseline enters.
     """
     config, subject = tools.config, tools.subject
     own = [c for c in trials if not any(same(c.schedule, b.schedule) for b in best)]
     entrants = [*own, *best[: config.baselines.test + 2]]
+    entrants += [b for b in known if b not in entrants]
     copied = [b for b in best if any(same(c.schedule, b.schedule) for c in trials)]
     entrants = one_of_each_kind([*entrants, *(b for b in copied if b not in entrants)], best)
     entrants += long_baselines(config, subject.noise, subject.spec, subject.guidance)
