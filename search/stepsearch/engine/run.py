@@ -34,7 +34,7 @@ from stepsearch.engine.tracking import Tracker
 from stepsearch.engine.transfer import STARTED, earlier_best
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.evaluator import SEARCH, SELECTION
-from stepsearch.rivals.baselines import Candidate
+from stepsearch.rivals.baselines import Candidate, gained
 from stepsearch.space.box import Params, SearchSpace
 from stepsearch.space.starts import first_points
 from stepsearch.space.statistics import passes_of_own
@@ -94,6 +94,8 @@ def run_study(
 
     chosen = finalists(usable(study), config.search, alignment_floor(folder), alignment)
     candidates = [*(found(trial) for trial in chosen), *tried]
+    if config.search.polish_gains:
+        candidates = gained(candidates, config.baselines.gains)
     aligned = teacher.measurement.aligned
     part = part_of_looks(tools, study) if config.search.polish else None
     begun = keeping[: config.search.polish]

@@ -141,6 +141,20 @@ def test_a_run_exports_a_baseline_that_was_polished(tmp_path):
     assert rows[result.winner.name].score.value < rows[start].score.value
 
 
+def test_of_one_schedule_with_several_gains_the_best_is_polished(tmp_path):
+    """So that finalists without a gain do not stand behind baselines with theirs."""
+    known = settings(polish=2, polish_gains=True, trials=8, finalists=3).model_dump()
+    known["baselines"]["gains"] = (1.0, 1.1)
+    result, *_ = run(tmp_path, StudyConfig.model_validate(known), target=0.31)
+    rows = [row.candidate.name for row in result.selection]
+    own = [name for name in rows if name.startswith("found, ")]
+    plain = [name for name in own if "gain" not in name and "polished" not in name]
+    assert plain
+    assert all(f"{name}, gain 1.1" in own for name in plain)
+    starts = [name.removesuffix(", polished") for name in own if name.endswith(", polished")]
+    assert len({name.removesuffix(", gain 1.1") for name in starts}) == len(starts) > 0
+
+
 def test_as_much_alignment_may_be_lost_as_the_selection_allows(tmp_path):
     """Else what is polished would not be kept there."""
     teacher = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0], np.float32)  # of fewer images

@@ -91,8 +91,10 @@ def costs(config: StudyConfig) -> Costs:
         before = n
     long = len(options.long_steps) * (len(options.guidance_scales) + 1) * len(options.gains)
     patterned = patterns.images_at_most(config)
-    # as many baselines as are polished are ranked beside the finalists
-    finalists = config.search.finalists + config.search.patterns + config.search.polish
+    # as many baselines as are polished are ranked beside the finalists, with gains or without
+    finalists = config.search.finalists + config.search.patterns
+    finalists *= len(options.gains) if config.search.polish_gains else 1
+    finalists += config.search.polish
     ranking = finalists * images.selection_images * space.passes if config.search.polish else 0
     finalists += config.search.polish + options.test + 4
     tested = options.test + 3 + (config.search.finalists if config.search.both else 0)

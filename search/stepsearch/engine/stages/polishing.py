@@ -48,20 +48,21 @@ def polish_best(
     The best on selection seeds, where they keep the alignment that `teacher` has there, as the
     selection will rank them: the best trial of many was lucky too. What that measures is the
     selection's, which recalls it. Baselines are among them as they can have what the box has not,
-    a gain or a solver. After each iteration the better half goes on. One that cannot be moved, or
-    that no check finds better, has none. `part` is of `SharedLooks`.
+    a solver or a gain; where a polish may turn gains, finalists come with those gains as well, and
+    of one schedule with several gains one is polished. After each iteration the better half goes
+    on. One that cannot be moved, or that no check finds better, has none. `part` is of
+    `SharedLooks`.
     """
     if not tools.config.search.polish:
         return [], 0
     own = [c for c in known if not any(same(c.schedule, f.schedule) for f in finalists)]
     rows, _ = ranked(tools, [*finalists, *own], teacher, RANKING)
     most = tools.config.search.alignment_drop
-    rows = [
-        row
-        for row in rows
-        if row.candidate.kind == "found" or not lost(teacher, row.measurement.aligned, 0) > most
-    ]
-    rows = rows[: tools.config.search.polish]
+    kin: dict[str, Row[Candidate]] = {}  # of one schedule with several gains the best
+    for row in rows:
+        if row.candidate.kind == "found" or not lost(teacher, row.measurement.aligned, 0) > most:
+            kin.setdefault(row.candidate.plain or row.candidate.name, row)
+    rows = list(kin.values())[: tools.config.search.polish]
     if not rows:
         why = "no finalist or baseline has finite images and keeps the alignment"
         tools.report("polish", 1, 1, f"none is polished: {why}")
