@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,6 +105,29 @@ def test_the_best_of_two_is_the_image_of_which_the_judge_is_surer(model):
     assert set(places.tolist()) == {0, 1}, "or nothing was chosen"
     assert torch.equal(kept, drawn[places, torch.arange(12)])
     assert contender.passes == 2 * plan.passes
+
+
+def test_what_is_judged_is_named_by_the_steps_that_are_guided(model):
+    """Of none, "the first 0 guided" told nobody that they are unguided."""
+    from peers.further.rivals import Rivals
+
+    asked = []
+
+    def best(plans, make):
+        asked.append(plans)
+        return {name: float(place) for place, name in enumerate(plans)}
+
+    bench = SimpleNamespace(model=model, best=best)
+    args = SimpleNamespace(gains=[1.0, 1.04], selection=(8, 12), dtype="float32", compile=False)
+    entry = Rivals(bench, args, 4, []).judged("judged")
+    assert entry.name == "judged (kl-optimal, 4 unguided steps, gain 1)"
+    assert [name for name in asked[0] if name.startswith("kl-optimal")] == [
+        "kl-optimal, 4 unguided steps",
+        "kl-optimal, 3 steps, the first 1 guided",
+        "kl-optimal, 2 steps, all guided",
+    ]
+    guided = [[s.guidance_scale != 1 for s in plan.steps] for plan in asked[0].values()]
+    assert guided[:3] == [[False] * 4, [True, False, False], [True, True]]
 
 
 def test_the_cache_computes_less_where_it_is_on_and_leaves_no_trace(model, monkeypatch):

@@ -31,7 +31,8 @@ gain too. A table has those that were measured for it; the others have not been 
   which it is longest), under the solver and the order that are best for them. Of TORS we know the abstract and summaries, not
   the details.
 - **Best of 2 by the judge**: two images of half of the passes each; kept is the one that more probably shows what was asked. The
-  judge is that of alignment, which says nothing about this row, therefore.
+  judge is that of alignment, which says nothing about this row, therefore. Earlier builds named it "the first 0 guided" where
+  all of its steps are unguided.
 - **TaylorSeer**, from nine passes on, caches features: on all but every third step the first and the last block of the U-Net run
   alone. Its passes are the operations of the network, in those of a whole call. Of what diffusers 0.42.1 has, it is the one
   that takes a U-Net, with the names of modules and a context set by hand; by itself it hooks nothing there, nor on many

@@ -5,7 +5,7 @@ noise follows from the seed. The cache makes a killed run resume where it was.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -114,6 +114,8 @@ class Evaluator:
         check_device(device)
         self.extractor = load_measure(evaluation, device)
         self.cache, self.fits = cache, BatchSize(evaluation.batch_size, self._probe)
+        # How many images of how many are made, after each batch; what is recalled is not made
+        self.heard: Callable[[int, int], object] = lambda made, of: None
         self.prompts = load_prompts(evaluation.prompts)
         self.negative_prompt = evaluation.negative_prompt
         model = self._settings = config.model
@@ -259,13 +261,20 @@ class Evaluator:
             batch_size=size,
         )
 
+    def _told(self, batches: Iterator[Batch], images: int) -> Iterator[torch.Tensor]:
+        made = 0
+        for batch in batches:
+            made += len(batch.made)
+            self.heard(made, images)
+            yield batch.made
+
     def prompt(self, seed: int) -> Prompt:
         return self.prompts[seed % len(self.prompts)]
 
     def _measure(
         self, schedule: Schedule, seeds: range, rulers: Sequence[Metric], size: int
     ) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
-        batches = (batch.made for batch in self._batches(schedule, seeds, size))
+        batches = self._told(self._batches(schedule, seeds, size), len(seeds))
         prompts = [self.prompt(seed) for seed in seeds]
         # extractor and judge beside it, too
         fits, ahead = fitting(self.model, size), made_ahead(batches, self.model.device)

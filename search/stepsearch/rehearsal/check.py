@@ -94,7 +94,7 @@ def run_check(
         quiet()
         kind = kind_of(config)
         started = time.perf_counter()
-        console.print(f"dry run on a tiny random {kind} model, a minute or two:")
+        console.print(f"dry run on a tiny random {kind} model, minutes on a slow machine:")
         with tempfile.TemporaryDirectory() as folder, stages(console) as show:
             result = dry_run(config, kind, Path(folder), show)
         found["dry_run"] = {

@@ -1,4 +1,4 @@
-"""A study's whole path on a tiny random model of the same classes, with made-up data, in seconds.
+"""A study's whole path on a tiny random model of the same classes, with made-up data, in minutes.
 
 It shows that the study's settings work together: nothing that comes out means anything.
 """
@@ -28,6 +28,7 @@ from stepsearch.config.measuring import CLIP, NONE, fewer
 from stepsearch.config.space import OFF
 from stepsearch.engine.result import Result
 from stepsearch.engine.run import run_study
+from stepsearch.engine.stages.costs import costs
 from stepsearch.engine.stages.tools import Report
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import InThisProcess
@@ -129,6 +130,8 @@ def dry_run(
     """Load, search, select, test and write in `folder`, with a few images of everything."""
     report("a tiny model", 0, 1, "")
     small = shrunk(config, kind, folder)
+    most = sum(costs(small).passes.values())  # how long that takes is the machine's
+    report("a tiny model", 0, 1, f"at most {most:,} network passes of one image")
     miniature(config, kind).save_pretrained(str(folder / "model"), safe_serialization=True)
     with InThisProcess(small, folder / "run") as workers:
         result = run_study(small, folder / "run", workers, NoTracking(), report)

@@ -114,20 +114,31 @@ def _outcome(result: Result, config: StudyConfig) -> str:
             "two standard errors of the paired difference."
         )
     missed = "; ".join(_named(row, result, config) for row in tested if row not in result.beaten)
-    return f"The found schedule is exported, but the test does not show that it beats: {missed}."
+    # first of the found one itself, or only the others would seem to show less
+    ours = f"The found schedule{_too_little(result.found, result, config)}"
+    return f"{ours} is exported, but the test does not show that it beats: {missed}."
 
 
 def _named(row: Row[Candidate], result: Result, config: StudyConfig) -> str:
-    """A rival, and that the search may not have chosen it, where it may not."""
-    asked, least = row.measurement.alignment, result.teacher.measurement.alignment
+    return f"{row.candidate.name}{_too_little(row, result, config)}"
+
+
+def _too_little(row: Row[Candidate], result: Result, config: StudyConfig) -> str:
+    """Said behind its name: by its alignment the search may not choose it; "" where it may."""
+    asked, least = row.measurement.alignment, _teacher(result).measurement.alignment
     if least - asked > config.search.alignment_drop:
-        return f"{row.candidate.name} (alignment {percent(asked)}, less than the study allows)"
-    return row.candidate.name
+        return f" (alignment {percent(asked)}, less than the study allows)"
+    return ""
+
+
+def _teacher(result: Result) -> Row[Candidate]:
+    """On the test seeds, if it is tested."""
+    tested = result.of_kind("teacher")
+    return tested[0] if tested else result.teacher
 
 
 def _alignment(result: Result, config: StudyConfig) -> list[str]:
-    tested = result.of_kind("teacher")
-    teacher = tested[0] if tested else result.teacher
+    tested, teacher = result.of_kind("teacher"), _teacher(result)
     if not result.found or not isfinite(teacher.measurement.alignment):
         return []
     where = "there" if tested else f"on {len(teacher.measurement.features)} others"
@@ -135,8 +146,7 @@ def _alignment(result: Result, config: StudyConfig) -> list[str]:
         f"Alignment: found {_percent(result.found)} on the test seeds; the teacher, "
         f"{teacher.candidate.schedule.num_steps} steps, {_percent(teacher)} {where}."
     ]
-    drop = teacher.measurement.alignment - result.found.measurement.alignment
-    if drop > config.search.alignment_drop:
+    if _too_little(result.found, result, config):
         said.append("That drop is larger than the study allows; on the selection seeds it was not.")
     return said
 

@@ -83,6 +83,14 @@ def test_a_rival_that_shows_less_than_the_study_allows_is_said_to(ended):
     unbeaten = replace(result, test=test, teacher=replace(teacher, measurement=shown))
     said = summary.verdict(unbeaten, config)
     assert f"{rival.candidate.name} (alignment 0.0 %, less than the study allows)" in said
+    assert said.startswith("The found schedule is exported, but ")
+    asked = np.zeros_like(result.found.measurement.aligned)
+    both = replace(unbeaten.found, measurement=replace(rival.measurement, aligned=asked))
+    at = next(i for i, row in enumerate(test) if row.candidate.kind == "found")
+    alike = replace(unbeaten, test=[*test[:at], both, *test[at + 1 :]])
+    assert summary.verdict(alike, config).startswith(
+        "The found schedule (alignment 0.0 %, less than the study allows) is exported, but "
+    ), "or only the baselines would seem to lose"
     search = config.search.model_copy(update={"alignment_drop": 1.0})
     allowed = config.model_copy(update={"search": search})
     assert "less than the study allows" not in summary.verdict(unbeaten, allowed)

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from running import SD, ToyWorkers, settings
 
@@ -174,5 +175,23 @@ def test_what_is_not_finite_is_left_out_with_a_word(tmp_path):
     entrants.append(Candidate("bad", plan("karras", 6, 1.0), "baseline"))
     rows, passes = stage.score(entrants, range(8), "selection")
     assert [row.candidate.name for row in rows] == ["good"]
-    assert ("selection", 1, 1, "bad: images are not finite, left out") in news
+    assert news[-1] == ("selection", 2, 2, "bad: images are not finite, left out")
     assert passes == 8 * (6 + 6)
+
+
+def test_news_leave_the_progress_of_a_stage_where_it_is(tmp_path):
+    """Of one part where there are many, a bar would be full, and `status` say 1 of 1."""
+    teacher = settings().teacher.model_copy(update={"images": 300})
+    config, news = settings().model_copy(update={"teacher": teacher}), []
+    stage = tools(tmp_path, config, news, broken=lambda s: s.num_steps == 6)
+    measure_teacher(stage, SELECTION, 300)
+    bad = Candidate("bad", plan("karras", 6, 1.0), "baseline")
+    rows = [SimpleNamespace(candidate=c) for c in (Candidate("good", plan("karras"), "found"), bad)]
+    chosen_on_test_seeds(stage, rows, np.ones(8, np.float32))
+    totals = {name: {total for what, _, total, _ in news if what == name} for name, *_ in news}
+    said = {name: [line[:3] for line in news if line[0] == name and line[3]] for name in totals}
+    assert [len(total) for total in totals.values()] == [1, 1]
+    assert said["teacher"] == [("teacher", 3, 3)]
+    (most,) = totals["test"]
+    assert said["test"] == [("test", most, most)]
+    assert most > 1

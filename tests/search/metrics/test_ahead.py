@@ -114,7 +114,10 @@ def test_a_measurement_is_the_same_and_a_batch_that_does_not_fit_is_halved(tmp_p
     plain = Evaluator(config, tmp_path / "a")
     *sigmas, final = GRIDS["karras"](2, plain.model.noise)
     plan = from_sigmas(sigmas, final, [2.0] * 2, 2, "dpmpp-midpoint", plain.model.spec)
+    told = []
+    plain.heard = lambda *images: told.append(images)
     expected = plain.measure(plan, range(10))
+    assert told == [(4, 10), (8, 10), (10, 10)]
 
     def as_on_a_card(batches, device):
         return made_ahead(batches, CUDA)

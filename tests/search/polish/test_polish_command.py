@@ -51,12 +51,39 @@ def test_it_says_what_it_costs_and_writes_what_it_found(command):
     assert again.splitlines()[-1] == said.splitlines()[-1]
 
 
+ONCE = ("--iterations", "1", "--images", "8", "--check-images", "8", "--extractor", "texture")
+
+
+def test_what_it_is_doing_is_a_line_before_it_is_done(command):
+    """A log would show nothing for hundreds of images, and then only what came of them."""
+    run, start, _ = command
+    lines = run(str(start), *ONCE)[1].splitlines()
+    begun = [line for line in lines if line.endswith("…")]
+    assert begun[:3] == [
+        "loading tiny …",
+        "checking a schedule on 8 images …",
+        "looking at 7 numbers, 8 images with each moved a little …",
+    ]
+    news = next(i for i, line in enumerate(lines) if line.startswith("  0 iterations: held out"))
+    assert lines.index(begun[1]) < news < lines.index(begun[2])
+
+
+def test_in_a_terminal_it_moves_with_each_batch_and_leaves_no_such_lines(command, monkeypatch):
+    run, start, _ = command
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    said = run(str(start), *ONCE, "--batch-size", "4")[1]
+    assert "checking a schedule on 8 images: 4 of 8" in said
+    assert "checking a schedule on 8 images: 8 of 8" in said
+    assert "moved a little, 3 of 8 done: 4 of 8" in said
+    assert "…" not in said
+
+
 def test_names_of_files_are_no_markup(command, tmp_path):
     run, start, _ = command
     odd = start.rename(tmp_path / "[red]:bug:.json")
     out = tmp_path / "[bold]x.json"
-    short = ("--iterations", "1", "--images", "8", "--check-images", "8", "--extractor", "texture")
-    said = run(str(odd), *short, "--no-levels", "--free", "none", out=out)[1]
+    said = run(str(odd), *ONCE, "--no-levels", "--free", "none", out=out)[1]
     assert said.startswith(f"{odd}: 2 steps")
     assert said.splitlines()[-1].startswith(f"{out}: ")
 

@@ -189,6 +189,10 @@ def test_a_study_that_lacks_nothing_can_be_measured_and_dry_run(tmp_path, monkey
     ]
     assert "measured on cpu:" in out
     assert "s a pass" in out
+    assert "minute or two" not in out  # which one machine needs, and another does not
+    small = shrunk(load_config(study), "stable-diffusion", tmp_path / "small")
+    most = sum(costs(small).passes.values())
+    assert f"a tiny model: at most {most:,} network passes of one image" in out
     assert "dry run on a tiny random stable-diffusion model: 25 baselines, 3 trials" in out
     assert f"nothing is missing: stepsearch run {study}" in out
 

@@ -157,7 +157,7 @@ class Rivals:
                 scales = [SCALE] * on + [1.0] * (half - 2 * on)
                 *sigmas, final = GRIDS[place](len(scales), self.model.noise)
                 plan = from_sigmas(sigmas, final, scales, 3, "unipc-bh2", self.model.spec)
-                plans[f"{place}, {len(scales)} steps, the first {on} guided"] = plan
+                plans[f"{place}, {shape(len(scales), on)}"] = plan
         gained = {key: with_gain(plan, middle) for key, plan in plans.items()}
         values = bench.best(gained, BestOf)
         best = min(values, key=values.__getitem__)
@@ -182,6 +182,13 @@ class Rivals:
         while passes_of(net, plan(steps + 1)) <= passes:
             steps += 1
         return Entry(f"{name}, {steps} steps", plan(steps), "cached", make=Seen)
+
+
+def shape(n: int, on: int) -> str:
+    """What n steps are called of which the first `on` are guided."""
+    if not on:
+        return f"{n} unguided steps"
+    return f"{n} steps, {'all' if on == n else f'the first {on}'} guided"
 
 
 RIVALS = {

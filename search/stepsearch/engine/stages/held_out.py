@@ -38,7 +38,7 @@ def test_chosen(
         config.evaluation.batch,
         tools.subject.reference,
         tools.measure,
-        lambda done, total: tools.report("test", done, total, ""),
+        lambda done, total: tools.go_on("test", done, total),
         lambda candidate: tools.dropped("test", candidate),
     )
     tested = {row.candidate.name for row in rows}

@@ -22,8 +22,7 @@ def measure_teacher(tools: Tools, first_seed: int, n: int) -> tuple[Row[Candidat
     alignment = rows[0].measurement.alignment
     if not isnan(alignment):
         stage = "search" if first_seed == SEARCH else "selection"
-        share = f"alignment {percent(alignment)} on {len(seeds)} {stage} seeds"
-        tools.report("teacher", 1, 1, share)
+        tools.say("teacher", f"alignment {percent(alignment)} on {len(seeds)} {stage} seeds")
     return rows[0], passes
 
 

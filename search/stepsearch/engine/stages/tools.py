@@ -1,7 +1,7 @@
 """What every stage works with."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stepsampler.errors import UserError
 from stepsampler.schedule import Schedule
@@ -25,6 +25,7 @@ class Tools:
     workers: Workers
     tracker: Tracker
     report: Report
+    _at: dict[str, tuple[int, int]] = field(default_factory=dict, init=False)  # how far stages are
 
     @property
     def versions(self) -> int:
@@ -48,7 +49,7 @@ class Tools:
             self.config.evaluation.batch,
             self.subject.reference.search,
             self.measure,
-            lambda done, total: self.report(stage, done, total, ""),
+            lambda done, total: self.go_on(stage, done, total),
             lambda candidate: self.dropped(stage, candidate),
         )
         return rows, self.passes([(c.schedule, seeds) for c in entrants])
@@ -57,8 +58,17 @@ class Tools:
         """(place, measurement) of each job, in any order."""
         return self.workers.measure([(candidate.schedule, part) for candidate, part in jobs])
 
+    def go_on(self, stage: str, done: int, total: int) -> None:
+        """So many of its parts are done."""
+        self._at[stage] = done, total
+        self.report(stage, done, total, "")
+
+    def say(self, stage: str, news: str) -> None:
+        """News of a stage that stays as far as `go_on` has it."""
+        self.report(stage, *self._at.get(stage, (1, 1)), news)
+
     def dropped(self, stage: str, candidate: Candidate) -> None:
-        self.report(stage, 1, 1, f"{candidate.name}: images are not finite, left out")
+        self.say(stage, f"{candidate.name}: images are not finite, left out")
 
     def not_finite(self, what: str) -> UserError:
         return UserError(f"{what} not finite in {self.config.model.dtype}: try another model.dtype")
