@@ -15,8 +15,9 @@ from stepsampler.solvers import shares
 from stepsearch.config import StudyConfig
 from stepsearch.config.space import SpaceConfig
 
-Freedom = Literal["gain", "weights", "none"]
+Freedom = Literal["one-gain", "gain", "weights", "none"]
 PAST = 2  # predictions that a step's own weights are of, where its rule takes no more
+ALL = "of all"  # place of a number that all steps share
 # The unit of a move, for each kind: a relative change over which features follow in a line.
 RATES = {"gap": 0.02, "end": 0.02, "scale": 0.02, "gain": 0.025, "weight": 0.025}
 
@@ -28,20 +29,20 @@ def numbers_of(config: StudyConfig) -> dict[str, Any]:
     """
     space = config.space
     return {
-        "freedom": "gain" if space.gain or config.search.polish_gains else "none",
+        "freedom": "one-gain" if space.gain or config.search.polish_gains else "none",
         "levels": space.placement == "curve" and not space.whole_timesteps,
         "one_scale": space.guidance == "constant",
     }
 
 
 def most_numbers(space: SpaceConfig) -> int:
-    """Of a schedule of a study at most: levels and gains of each step, scales of guided ones.
+    """Of a schedule of a study at most: levels, scales of guided ones, and a gain of all.
 
     An analytic step is one more; one that reuses guidance has a scale, but no pass for it.
     """
     steps, spare = space.most_steps, max(0, space.passes - space.most_steps)
     guided = steps if space.reuse > 1 else min(steps, spare)
-    return 2 * (steps + bool(space.analytic)) + 1 + guided
+    return steps + bool(space.analytic) + 1 + guided + 1
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Knobs:
     end     logarithm of that last one, which is the final sigma unless that is 0
     scale   logarithm of the strength w - 1 of each guided step, where it is above 0; or, with
             `one_scale`, of all of them
-    gain    logarithm of each step's gain; or
+    gain    logarithm of one factor of the gains of all steps; or of each step's; or
     weight  what is added to the shares of its rule (`solvers.shares`)
 
-    Which of gain and weights, `freedom` says; a step with a corrector, or of Heun's, has a gain.
+    Which of these, `freedom` says; a step with a corrector, or of Heun's, has a gain, no weights.
     The first level stays.
     """
 
@@ -102,9 +103,11 @@ class Knobs:
         # a distilled network is told the scale
         free = [i for i, step in enumerate(self.start.steps) if self._strengthened(step)]
         if self.one_scale:
-            found += [("scale", "of all")] if free else []
+            found += [("scale", ALL)] if free else []
         else:
             found += [("scale", str(i)) for i in free]
+        if self.freedom == "one-gain":
+            return [*found, ("gain", ALL)]
         for i, step in enumerate(self.start.steps):
             if self.freedom == "weights" and self._own(step):
                 found += [("weight", f"{i}, {j}") for j in range(self._count(i))]
@@ -141,12 +144,13 @@ class Knobs:
 
     def _step(self, plan: Schedule, i: int, at: dict[tuple[str, str], float]) -> Step:
         step = plan.steps[i]
-        place = ("scale", "of all" if self.one_scale else str(i))
+        place = ("scale", ALL if self.one_scale else str(i))
         if place in at and self._strengthened(step):
             scale = 1 + (step.guidance_scale - 1) * exp(at[place])
             step = replace(step, guidance_scale=scale)
-        if ("gain", str(i)) in at:
-            step = replace(step, gain=step.gain * exp(at["gain", str(i)]))
+        for gain in (("gain", ALL), ("gain", str(i))):
+            if gain in at:
+                step = replace(step, gain=step.gain * exp(at[gain]))
         if ("weight", f"{i}, 0") in at:
             count = self._count(i)
             rule = shares(plan, i)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -36,7 +37,7 @@ def states(schedule):
     return list(trajectory(toy.gaussian_denoiser, NOISE, schedule))
 
 
-@pytest.mark.parametrize("freedom", ["weights", "gain", "none"])
+@pytest.mark.parametrize("freedom", ["weights", "gain", "one-gain", "none"])
 @pytest.mark.parametrize("name", STARTS)
 def test_zero_is_the_schedule_itself(name, freedom):
     knobs = Knobs(STARTS[name], freedom)
@@ -116,6 +117,16 @@ def test_one_scale_of_all_guided_steps_stays_one():
     assert [s.guidance_scale for s in moved.steps] == pytest.approx([1 + strength] * 2 + [1])
     unguided = from_sigmas([14.0, 4.0, 1.0], 0.1, [1.0] * 3, 2)
     assert not Knobs(unguided, "none", levels=False, one_scale=True).names
+
+
+def test_one_gain_of_all_steps_keeps_what_they_have_beside_each_other():
+    plan = from_sigmas([14.0, 4.0, 1.0], 0.1, [3.0, 3.0, 1.0], 2)
+    known = [1.0, 1.1, 1.2]
+    steps = tuple(replace(s, gain=g) for s, g in zip(plan.steps, known, strict=True))
+    knobs = Knobs(replace(plan, steps=steps), "one-gain", levels=False, one_scale=True)
+    assert knobs.names == ["scale of all", "gain of all"]
+    moved = knobs.schedule([0.0, 0.1])
+    assert [s.gain for s in moved.steps] == pytest.approx([g * math.exp(0.1) for g in known])
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def costs(config: StudyConfig) -> Costs:
     finalists += config.search.polish + options.test + 4
     tested = options.test + 3 + (config.search.finalists if config.search.both else 0)
     trials = config.search.trials
-    numbers = max(most_numbers(space), 2 * space.passes + 1)  # of a baseline without guidance
+    numbers = max(most_numbers(space), space.passes + 2)  # of a baseline without guidance
     polished = polishing.images_at_most(Settings.of_study(config), config.search.polish, numbers)
     passes = {
         "statistics": passes_of_own(config),
