@@ -111,13 +111,14 @@ def _made(rows: dict) -> str:
     )
     seen = f"{known['sees']} alone" if "sees" in known else "the first two"
     seen += f" and {guard}" if guard else ""
-    own = known.get("gains_in", "box")  # that of earlier columns had them
+    own = "one gain of all steps is" if known.get("gain") == "one" else "gains of each step are"
+    own += f" in the {known.get('gains_in', 'box')}"  # that of earlier columns had them
     return (
         f"n = {rows['n']:,}, seeds {first:,} to {last:,}, tests in {known['dtype']}; gains "
         f"{', '.join(f'{gain:g}' for gain in known['gains'])} on {known['selection'][0]} images, "
         f"the best two on {known['selection'][1]}; our searches have {known['trials']} trials of "
         f"at most {known['trial_images']} images and polish {known['polish']} of the finalists, "
-        f"gains are in the {own}; a polish has {known['iterations']} iterations{way}; "
+        f"{own}; a polish has {known['iterations']} iterations{way}; "
         f"they see {seen}{_free(known)}."
         f"{''.join(map(_added, rows.get('added', ())))}"
     )
@@ -127,10 +128,11 @@ def _free(known: dict) -> str:
     """What searches of now have beside; earlier ones had neither."""
     if "patterns" not in known:
         return ""
-    patterns = f"{known['patterns']} [patterns of guidance](searching.md#patterns-of-guidance)"
-    return (
-        f", begin with {patterns} and may lose {percent(known['drop'])} of the teacher's alignment"
-    )
+    number = known["patterns"]
+    patterns = f", begin with {number} [patterns of guidance](searching.md#patterns-of-guidance)"
+    dtype = f", go in {known['search_dtype']}" if "search_dtype" in known else ""
+    lost = f" and may lose {percent(known['drop'])} of the teacher's alignment"
+    return f"{patterns if number else ''}{dtype}{lost}"
 
 
 def _added(told: dict) -> str:

@@ -53,10 +53,11 @@ def test_the_search_starts_from_baselines_and_from_the_passes_spread_over_more_s
     run(tmp_path)
     trials = finished(open_study(tmp_path, settings()))
     origins = [t.user_attrs["origin"] for t in trials if "origin" in t.user_attrs]
-    assert len(origins) <= 12
+    assert len(origins) <= 13
     for n, guided in ((4, 2), (5, 1)):
         for place in ("first", "middle"):
             assert any(f"{n} steps, the {place} {guided} guided" in name for name in origins)
+    assert any("3 steps, the first 2 guided" in name for name in origins), "with a pass to spare"
 
 
 def test_every_stage_is_paid_for_failed_trials_too(tmp_path):

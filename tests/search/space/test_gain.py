@@ -78,13 +78,15 @@ def test_a_flow_model_may_have_a_gain():
 def test_a_search_begins_without_a_gain_and_half_way_to_the_highest():
     best = [Candidate("beta, order 2, w 2", PLAIN, "baseline", "beta")]
     found = {name: point["gain"] for point, name in first_points(space(), best)}
+    half = "beta, 4 steps, the first 2 guided, w 2"
     assert found == {
         "beta, order 2, w 2": 1.0,
         "beta, order 2, w 2, gain 1.1": pytest.approx(1.1),
+        half: 1.0,
     }
     below = space((0.9, 1.0))  # then that would be none, once more
-    assert [point["gain"] for point, _ in first_points(below, best)] == [1.0]
-    assert len(first_points(space(None), best)) == 1
+    assert [point["gain"] for point, _ in first_points(below, best)] == [1.0] * 2
+    assert len(first_points(space(None), best)) == 2
 
 
 def study(**options):
