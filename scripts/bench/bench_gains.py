@@ -270,7 +270,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "patterns": args.patterns,
             "polish": args.polish,
             "polish_iterations": args.iterations,
-            "polish_gains": args.polish > 0,
+            "polish_gain": args.polish > 0,
             "seed": seed,
         },
     }

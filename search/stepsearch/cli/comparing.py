@@ -120,8 +120,9 @@ def polish(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the better one.")],
     free: Annotated[
-        str, typer.Option(help="Beside levels and guidance scales: gain, weights or none.")
-    ] = "gain",
+        str,
+        typer.Option(help="Beside levels and guidance scales: one-gain, gain, weights or none."),
+    ] = "one-gain",
     levels: Annotated[bool, typer.Option(help="Whether levels move, too.")] = True,
     model: ModelOptions = DEFAULTS,
     negative_prompt: Negative = "",

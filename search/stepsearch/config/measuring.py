@@ -125,7 +125,7 @@ class SearchConfig(Section):
     patterns: int = Field(0, ge=0)  # of which steps are guided, the best of all; finalists, too
     polish: int = Field(0, ge=0)  # of the finalists, made better before the selection
     polish_iterations: int = Field(2, ge=1)  # of each: looks at what its numbers do
-    polish_gains: bool = False  # may turn gains of the steps, too, which the box has not
+    polish_gain: bool = False  # may turn a gain of all steps, too, which the box has not
 
     @property
     def both(self) -> bool:
@@ -150,8 +150,8 @@ class SearchConfig(Section):
             raise ValueError("polish is for one objective, not for a front")
         if self.both and self.patterns:
             raise ValueError("patterns are for one objective, not for a front")
-        if self.polish_gains and not self.polish:
-            raise ValueError("polish_gains is of a polish, and polish is 0")
+        if self.polish_gain and not self.polish:
+            raise ValueError("polish_gain is of a polish, and polish is 0")
         if self.polish > self.finalists + self.patterns:
             also = " + patterns" if self.patterns else ""
             also += f" = {self.finalists + self.patterns}"

@@ -35,7 +35,7 @@ FREE = {
     ("search", "patterns"),
     ("search", "polish"),
     ("search", "polish_iterations"),
-    ("search", "polish_gains"),
+    ("search", "polish_gain"),
     ("model", "kind"),
     ("evaluation", "rulers"),
 }

@@ -94,7 +94,7 @@ def run_study(
 
     chosen = finalists(usable(study), config.search, alignment_floor(folder), alignment)
     candidates = [*(found(trial) for trial in chosen), *tried]
-    if config.search.polish_gains:
+    if config.search.polish_gain:
         candidates = gained(candidates, config.baselines.gains)
     aligned = teacher.measurement.aligned
     part = part_of_looks(tools, study) if config.search.polish else None

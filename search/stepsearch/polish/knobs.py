@@ -29,7 +29,7 @@ def numbers_of(config: StudyConfig) -> dict[str, Any]:
     """
     space = config.space
     return {
-        "freedom": "one-gain" if space.gain or config.search.polish_gains else "none",
+        "freedom": "one-gain" if space.gain or config.search.polish_gain else "none",
         "levels": space.placement == "curve" and not space.whole_timesteps,
         "one_scale": space.guidance == "constant",
     }

@@ -116,8 +116,8 @@ images = 300
 [search]
 trials = 60
 alignment_drop = 0.005          # how much of the teacher's alignment may be lost
-# polish = 1                    # the best finalists, by what their numbers do to the metric;
-# polish_gains = true           # also by how much each step takes of the predictions;
+# polish = 1                    # the best finalist, by what their numbers do to the metric;
+# polish_gain = true            # also by how much all steps take of the predictions;
 # polish_iterations = 2         # what it brought and where not: docs/searching.md
 """
 

@@ -143,7 +143,7 @@ def test_a_run_exports_a_baseline_that_was_polished(tmp_path):
 
 def test_of_one_schedule_with_several_gains_the_best_is_polished(tmp_path):
     """So that finalists without a gain do not stand behind baselines with theirs."""
-    known = settings(polish=2, polish_gains=True, trials=8, finalists=3).model_dump()
+    known = settings(polish=2, polish_gain=True, trials=8, finalists=3).model_dump()
     known["baselines"]["gains"] = (1.0, 1.1)
     result, *_ = run(tmp_path, StudyConfig.model_validate(known), target=0.31)
     rows = [row.candidate.name for row in result.selection]
@@ -232,7 +232,7 @@ def test_a_polish_that_goes_on_with_other_workers_asks_for_the_same_parts(tmp_pa
     ("changes", "message"),
     [
         ({"search": {"polish": 9}}, "polish must be at most finalists = 8, got 9"),
-        ({"search": {"polish_gains": True}}, "polish_gains is of a polish, and polish is 0"),
+        ({"search": {"polish_gain": True}}, "polish_gain is of a polish, and polish is 0"),
         (
             {"search": {"polish": 1, "objectives": ["fd", "alignment"]}},
             "polish is for one objective",

@@ -134,9 +134,9 @@ def test_one_gain_of_all_steps_keeps_what_they_have_beside_each_other():
     [
         ({}, {}, {"gap", "end", "scale"}),
         ({"gain": (1.0, 1.1)}, {}, {"gap", "end", "scale", "gain"}),
-        ({}, {"polish": 1, "polish_gains": True}, {"gap", "end", "scale", "gain"}),
+        ({}, {"polish": 1, "polish_gain": True}, {"gap", "end", "scale", "gain"}),
         ({"whole_timesteps": True}, {}, {"scale"}),
-        ({"placement": "karras"}, {"polish": 1, "polish_gains": True}, {"scale", "gain"}),
+        ({"placement": "karras"}, {"polish": 1, "polish_gain": True}, {"scale", "gain"}),
     ],
 )
 def test_a_study_moves_what_its_box_has_and_gains_where_it_says_so(space, search, kinds):

@@ -39,10 +39,10 @@ def test_it_says_what_it_costs_and_writes_what_it_found(command):
     code, said, _ = run(str(start), *SHORT, "--extractor", "texture")
     assert code == 0
     first = said.splitlines()[0]
-    assert "2 steps, 4 passes per image; 7 numbers to turn, at most 736 network passes" in first
+    assert "2 steps, 4 passes per image; 6 numbers to turn, at most 672 network passes" in first
     polished = read(out)
     told = polished.provenance
-    assert (told["free"], told["metric"]) == ("gain", "fd_texture128_8")
+    assert (told["free"], told["metric"]) == ("one-gain", "fd_texture128_8")
     assert told["selection"][1] <= told["selection"][0]
     assert told["passes"] <= 4 * (2 * (8 * 8 + 3 * 8) + 8) == 736
     assert polished.passes == read(start).passes
@@ -62,7 +62,7 @@ def test_what_it_is_doing_is_a_line_before_it_is_done(command):
     assert begun[:3] == [
         "loading tiny …",
         "checking a schedule on 8 images …",
-        "looking at 7 numbers, 8 images with each moved a little …",
+        "looking at 6 numbers, 8 images with each moved a little …",
     ]
     news = next(i for i, line in enumerate(lines) if line.startswith("  0 iterations: held out"))
     assert lines.index(begun[1]) < news < lines.index(begun[2])
@@ -75,7 +75,7 @@ def test_in_a_terminal_it_moves_with_each_batch_and_leaves_no_such_lines(command
     said = run(str(start), *ONCE, "--batch-size", "4")[1]
     assert "checking a schedule on 8 images: 4 of 8" in said
     assert "checking a schedule on 8 images: 8 of 8" in said
-    assert "moved a little, 3 of 8 done: 4 of 8" in said
+    assert "moved a little, 3 of 7 done: 4 of 8" in said
     assert "…" not in said
 
 
@@ -91,7 +91,7 @@ def test_names_of_files_are_no_markup(command, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--free", "all"), "--free must be one of gain, weights, none, got 'all'"),
+        (("--free", "all"), "--free must be one of one-gain, gain, weights, none, got 'all'"),
         (
             ("--images", "9999999"),
             "--images times --iterations must be at most 10,000,000",
