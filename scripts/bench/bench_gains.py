@@ -258,6 +258,7 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "orders": (2,),
             "solvers": ("dpmpp-midpoint", "unipc-bh2"),
             "presets": (ALL,),
+            "gains": (1.0, 1.07),
             "rungs": (images // 5, images * 2 // 5, images),
             "keep": 0.25,
             "test": 1,
