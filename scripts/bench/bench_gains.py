@@ -258,7 +258,6 @@ def study(args: argparse.Namespace, n: int, seed: int) -> dict:
             "orders": (2,),
             "solvers": ("dpmpp-midpoint", "unipc-bh2"),
             "presets": (ALL,),
-            "gains": (1.0, 1.07),
             "rungs": (images // 5, images * 2 // 5, images),
             "keep": 0.25,
             "test": 1,
@@ -291,7 +290,7 @@ def options(about: str) -> argparse.ArgumentParser:
     add("--images", type=int, default=2000, help="of the test")
     add("--first-seed", type=int, default=FRESH, help="of the test")
     add("--search-seeds", type=int, default=3, help="searches of ours; the median is the headline")
-    add("--trials", type=int, default=30, help="of each")
+    add("--trials", type=int, default=60, help="of each")
     add("--trial-images", type=int, default=300)
     add("--patterns", type=int, default=0, help="of guidance, that each of them begins with")
     add("--polish", type=int, default=2, help="finalists that each of them polishes")

@@ -116,9 +116,9 @@ images = 300
 [search]
 trials = 60
 alignment_drop = 0.005          # how much of the teacher's alignment may be lost
-# polish = 1                    # the best finalist, by what their numbers do to the metric;
-# polish_gain = true            # also by how much all steps take of the predictions;
-# polish_iterations = 2         # what it brought and where not: docs/searching.md
+polish = 1                      # the best of all, by what each of its numbers does to the metric:
+polish_iterations = 2           # up to a quarter of all passes; where it paid: docs/searching.md
+# polish_gain = true            # also how much all steps take of the predictions; few tools can
 """
 
 
