@@ -24,6 +24,9 @@ from stepsearch.metrics.protocol import Row
 from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs, numbers_of
 from stepsearch.polish.looking import Here
+from stepsearch.report.cards.health import checks
+from stepsearch.report.sources import of_run
+from stepsearch.report.summary import write
 from stepsearch.rivals.baselines import Candidate, gained
 
 
@@ -133,9 +136,14 @@ def test_a_run_exports_a_baseline_that_was_polished(tmp_path):
     """The toy's baselines end where `target` has the best of them, its box never comes near."""
     known = settings(polish=2, trials=2).model_dump()
     known["space"] |= {"final_sigma": (0.4, 0.6)}
-    result, *_ = run(tmp_path, StudyConfig.model_validate(known), target=0.035)
+    config = StudyConfig.model_validate(known)
+    result, *_ = run(tmp_path, config, target=0.035)
     assert result.winner.kind == "found"
     assert result.winner.trial is None
+    write(result, config, tmp_path)
+    said = [check["sentence"] for check in checks(of_run(tmp_path))]
+    (box,) = (text for text in said if "the box" in text)
+    assert box.startswith("The best trial, "), "which is not what is exported"
     start = result.winner.name.removesuffix(", polished")
     assert start != result.winner.name
     rows = {row.candidate.name: row for row in result.selection}
