@@ -14,7 +14,13 @@ from stepsearch.engine.result import Result
 from stepsearch.engine.stages.baselines import known_schedules, place_rivals, screen
 from stepsearch.engine.stages.held_out import test_chosen
 from stepsearch.engine.stages.patterns import try_patterns
-from stepsearch.engine.stages.polishing import part_of_looks, polish_best
+from stepsearch.engine.stages.polishing import (
+    gains_beside,
+    may_begin,
+    part_of_looks,
+    polish_best,
+    with_gains,
+)
 from stepsearch.engine.stages.search import make_box, search
 from stepsearch.engine.stages.selection import finalists, found, select
 from stepsearch.engine.stages.statistics import make_statistics
@@ -34,7 +40,7 @@ from stepsearch.engine.tracking import Tracker
 from stepsearch.engine.transfer import STARTED, earlier_best
 from stepsearch.engine.workers import Workers
 from stepsearch.metrics.evaluator import SEARCH, SELECTION
-from stepsearch.rivals.baselines import Candidate, gained
+from stepsearch.rivals.baselines import Candidate
 from stepsearch.space.box import Params, SearchSpace
 from stepsearch.space.starts import first_points
 from stepsearch.space.statistics import passes_of_own
@@ -94,11 +100,11 @@ def run_study(
 
     chosen = finalists(usable(study), config.search, alignment_floor(folder), alignment)
     candidates = [*(found(trial) for trial in chosen), *tried]
-    if config.search.polish_gain:
-        candidates = gained(candidates, config.baselines.gains)
+    candidates = with_gains(candidates, gains_beside(config))
     aligned = teacher.measurement.aligned
     part = part_of_looks(tools, study) if config.search.polish else None
-    begun = keeping[: config.search.polish]
+    begun = [c for c in keeping if may_begin(c, config.space, subject.noise)]
+    begun = begun[: config.search.polish]
     polished, turned = polish_best(tools, candidates, begun, aligned, part)
     entrants = [*candidates, *polished]
     selection, selected = select(tools, entrants, screened.best, aligned, begun)

@@ -32,11 +32,11 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     Of more steps the first or the middle ones are guided (an interval, as in Kynkaanniemi et al.
     2024), together as strongly as all steps of the best baseline, or each as strongly where gains
     give contrast, for which guidance need not; where guidance costs nothing, there are none of
-    these. Where the first half of the steps can be guided with passes to spare, that too: from
-    there on searches at ten passes of the bundled model came further. They have the centre's
-    placement or that of the next best baseline, since what is best for few steps can be bad for
-    more. Each is in its own part of the box, which an algorithm can be long in finding; they are
-    few, because they are paid for from the trials.
+    these. Where the first half of the steps can be guided with passes to spare, and the box has
+    that, it too: from there on searches at ten passes of the bundled model came further. They have
+    the centre's placement or that of the next best baseline, since what is best for few steps can
+    be bad for more. Each is in its own part of the box, which an algorithm can be long in finding;
+    they are few, because they are paid for from the trials.
     """
     config = space.config
     guided = [c for c in best if any(map(is_guided, c.schedule.steps))]
@@ -78,9 +78,11 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
                 for shape, scales in intervals(n, on, scale, most).items():
                     add(grid, rule, f"{n} steps, {shape}", scales)
         scale = places[space.grid]
+        # one scale of all steps, or none that is off, would be all of them guided once more
+        halves = config.guidance != "constant" and config.guidance_scale[0] < 1
         for n in range(config.num_steps, config.most_steps + 1):
             half = ceil(n / 2)
-            if half < config.passes - n:  # with passes to spare
+            if halves and half < config.passes - n:  # with passes to spare
                 most = scale if config.gain else config.guidance_scale[1]
                 for shape, scales in list(intervals(n, half, scale, most).items())[:1]:
                     add(space.grid, rule, f"{n} steps, {shape}", scales)

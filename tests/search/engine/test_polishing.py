@@ -11,9 +11,11 @@ from running import SD, ToyWorkers, run, settings
 from stepsampler.grids import make_schedule
 from stepsampler.models import load
 from stepsearch.config import StudyConfig
+from stepsearch.config.space import SpaceConfig
 from stepsearch.engine.claim import BEST, RESULT
 from stepsearch.engine.jobs.kinds import Looking
-from stepsearch.engine.stages.polishing import polish_best, room_of
+from stepsearch.engine.stages.costs import costs
+from stepsearch.engine.stages.polishing import may_begin, polish_best, room_of, with_gains
 from stepsearch.engine.stages.tools import Tools
 from stepsearch.engine.tracking import NoTracking
 from stepsearch.engine.workers import Workers
@@ -22,7 +24,10 @@ from stepsearch.metrics.protocol import Row
 from stepsearch.polish.descent import Settings, polish
 from stepsearch.polish.knobs import Knobs, numbers_of
 from stepsearch.polish.looking import Here
-from stepsearch.rivals.baselines import Candidate
+from stepsearch.report.cards.health import checks
+from stepsearch.report.sources import of_run
+from stepsearch.report.summary import write
+from stepsearch.rivals.baselines import Candidate, gained
 
 
 def plan(grid, n=3, w=2.0):
@@ -131,9 +136,14 @@ def test_a_run_exports_a_baseline_that_was_polished(tmp_path):
     """The toy's baselines end where `target` has the best of them, its box never comes near."""
     known = settings(polish=2, trials=2).model_dump()
     known["space"] |= {"final_sigma": (0.4, 0.6)}
-    result, *_ = run(tmp_path, StudyConfig.model_validate(known), target=0.035)
+    config = StudyConfig.model_validate(known)
+    result, *_ = run(tmp_path, config, target=0.035)
     assert result.winner.kind == "found"
     assert result.winner.trial is None
+    write(result, config, tmp_path)
+    said = [check["sentence"] for check in checks(of_run(tmp_path))]
+    (box,) = (text for text in said if "the box" in text)
+    assert box.startswith("The best trial, "), "which is not what is exported"
     start = result.winner.name.removesuffix(", polished")
     assert start != result.winner.name
     rows = {row.candidate.name: row for row in result.selection}
@@ -153,6 +163,51 @@ def test_of_one_schedule_with_several_gains_the_best_is_polished(tmp_path):
     assert all(f"{name}, gain 1.1" in own for name in plain)
     starts = [name.removesuffix(", polished") for name in own if name.endswith(", polished")]
     assert len({name.removesuffix(", gain 1.1") for name in starts}) == len(starts) > 0
+
+
+def test_finalists_stand_as_they_are_beside_gains_that_have_no_1(tmp_path):
+    """They were found so; gains of the baselines only come beside."""
+    known = settings(polish=1, polish_gain=True, trials=8, finalists=3).model_dump()
+    known["baselines"]["gains"] = (1.05, 1.1)
+    config = StudyConfig.model_validate(known)
+    result, *_ = run(tmp_path, config, target=0.31)
+    own = {row.candidate.name for row in result.selection if row.candidate.kind == "found"}
+    trials = {row.candidate.trial for row in result.selection} - {None}
+    assert {f"found, trial {trial}" for trial in trials} <= own
+    assert any(name.endswith(", gain 1.05") for name in own)
+    assert result.passes["selection"] <= costs(config).passes["selection"]
+
+
+def test_a_finalist_that_another_is_with_a_gain_stands_once():
+    plain = found(1, ending(0.3))
+    again = replace(gained([plain], [1.1])[0], name="found, trial 2", trial=2, plain="")
+    names = [c.name for c in with_gains([plain, again], [1.1])]
+    assert names == ["found, trial 1", "found, trial 2", "found, trial 2, gain 1.1"]
+
+
+def test_baselines_that_are_not_as_the_box_has_all_begin_no_polish(tmp_path):
+    """What is found there must be for the tools that take nothing else."""
+    leading, karras = (Candidate(g, plan(g), "baseline", g) for g in ("leading", "karras"))
+    first, *others = leading.schedule.steps
+    stronger = replace(leading.schedule, steps=(replace(first, guidance_scale=3.0), *others))
+    rising = Candidate("rising", stronger, "baseline")
+    unguided = Candidate("unguided", plan("karras", 6, 1.0), "baseline", "karras")
+    for box, fitting in (
+        ({}, "leading karras rising unguided"),
+        ({"guidance": "off"}, "unguided"),
+        ({"guidance": "constant"}, "leading karras unguided"),
+        ({"placement": "karras"}, "karras unguided"),
+        ({"whole_timesteps": True}, "leading rising"),
+    ):
+        space = SpaceConfig(num_steps=3, passes=6, **box)
+        known = [c for c in (leading, karras, rising, unguided) if may_begin(c, space, SD)]
+        assert " ".join(c.name for c in known) == fitting, box
+    known, news = settings(polish=2, trials=2, finalists=2).model_dump(), []
+    known["space"]["placement"] = "karras"
+    run(tmp_path, StudyConfig.model_validate(known), news)
+    ends = [line[3] for line in news if line[0] == "polish" and line[1] and line[3]]
+    assert ends
+    assert all(end.startswith(("found, trial", "karras, ")) for end in ends), "leading is the best"
 
 
 def test_as_much_alignment_may_be_lost_as_the_selection_allows(tmp_path):

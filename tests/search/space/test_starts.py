@@ -91,3 +91,14 @@ def test_where_guidance_is_free_only_solvers_differ():
     box = space("distilled", solvers=("dpmpp-midpoint", "unipc-bh2"), max_steps=4, max_order=2)
     names = [n.removeprefix("near ") for n in starts(box, [baseline("beta", 3, 2.0)])]
     assert names == ["beta, w 2", "beta, unipc-bh2, order 2, w 2"]
+
+
+def test_where_the_box_guides_all_steps_or_none_half_of_them_are_no_start():
+    """They would be all of them guided once more, under the name of half."""
+    best = [baseline("beta", 3, 2.0)]
+    assert len(starts(space(), best)) == 2
+    for box in (
+        SearchSpace(SpaceConfig(num_steps=3, passes=6, guidance="constant"), SD, SPEC, "beta"),
+        space(guidance_scale=(1.5, 4.0)),
+    ):
+        assert [name.removeprefix("near ") for name in starts(box, best)] == ["beta, w 2"]

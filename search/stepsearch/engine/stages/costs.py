@@ -93,7 +93,7 @@ def costs(config: StudyConfig) -> Costs:
     patterned = patterns.images_at_most(config)
     # as many baselines as are polished are ranked beside the finalists, with gains or without
     finalists = config.search.finalists + config.search.patterns
-    finalists *= len(options.gains) if config.search.polish_gain else 1
+    finalists *= 1 + len(polishing.gains_beside(config))
     finalists += config.search.polish
     ranking = finalists * images.selection_images * space.passes if config.search.polish else 0
     finalists += config.search.polish + options.test + 4

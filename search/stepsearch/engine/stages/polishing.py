@@ -9,6 +9,9 @@ import optuna
 from numpy.typing import NDArray
 
 from stepsampler.errors import counted
+from stepsampler.noise import Noise
+from stepsearch.config import StudyConfig
+from stepsearch.config.space import OFF, SpaceConfig
 from stepsearch.engine.stages.selection import lost, ranked
 from stepsearch.engine.stages.stage import RANKING
 from stepsearch.engine.stages.tools import Tools
@@ -17,10 +20,11 @@ from stepsearch.metrics.protocol import Row, in_parts, part_of
 from stepsearch.polish.descent import Room, Settings, StuckError, polish
 from stepsearch.polish.knobs import Knobs, numbers_of
 from stepsearch.polish.looking import Heard, Seen, Sides, joined
-from stepsearch.rivals.baselines import Candidate
+from stepsearch.rivals.baselines import Candidate, gained
 from stepsearch.space.likeness import same
 
 PART = "polish_part"  # attribute of the study: images of a job of many plans, at most
+WHOLE = 0.01  # of a training timestep, within which a level is at a whole one
 
 
 def part_of_looks(tools: Tools, study: optuna.Study) -> int:
@@ -34,6 +38,39 @@ def part_of_looks(tools: Tools, study: optuna.Study) -> int:
         each = -(-evaluation.images // tools.workers.sharing)
         study.set_user_attr(PART, min(evaluation.batch, each))
     return int(study.user_attrs[PART])
+
+
+def gains_beside(config: StudyConfig) -> list[float]:
+    """Gains with which finalists stand beside what they are: those of the baselines but 1."""
+    return [g for g in config.baselines.gains if g != 1] if config.search.polish_gain else []
+
+
+def with_gains(finalists: Sequence[Candidate], gains: Sequence[float]) -> list[Candidate]:
+    """The finalists, and each with each of the gains, but for what one of them is already."""
+    found = list(finalists)
+    for candidate in gained(finalists, gains):
+        if not any(same(candidate.schedule, other.schedule) for other in found):
+            found.append(candidate)
+    return found
+
+
+def may_begin(candidate: Candidate, space: SpaceConfig, noise: Noise) -> bool:
+    """Whether a baseline has what the box promises of all that it holds, as a polish keeps it.
+
+    That is guidance that is off or constant, levels of its formula or at whole timesteps: tools
+    for which a study asks that take nothing else.
+    """
+    scales = {step.guidance_scale for step in candidate.schedule.steps}
+    if space.guidance == OFF and scales != {1.0}:
+        return False
+    if space.guidance == "constant" and len(scales) > 1:
+        return False
+    if space.placement != "curve" and candidate.grid != space.placement:
+        return False
+    if not space.whole_timesteps:
+        return True
+    times = [noise.timestep(step.sigma) for step in candidate.schedule.steps]
+    return all(abs(time - round(time)) < WHOLE for time in times)
 
 
 def polish_best(

@@ -140,6 +140,9 @@ def _edges(source: Source) -> Said:
     best = next((t for t in trials if t.number == number), trials[0] if trials else None)
     if best is None:
         return
+    who = f"Trial {best.number}"
+    if best.number != number:  # exported is a baseline, polished or not: no point of the box
+        who = f"The best trial, {best.number},"
     at = []
     for name, interval in best.distributions.items():
         if not isinstance(interval, FloatDistribution) or interval.single():
@@ -153,11 +156,11 @@ def _edges(source: Source) -> Said:
     if at:
         yield (
             LOOK,
-            f"Trial {best.number} lies at the edge of the box: {'; '.join(at)}.",
+            f"{who} lies at the edge of the box: {'; '.join(at)}.",
             ("Widen these intervals, unless an edge means «off»."),
         )
     else:
-        yield PASS, f"Trial {best.number} lies inside the box with all its numbers.", ""
+        yield PASS, f"{who} lies inside the box with all its numbers.", ""
 
 
 def _rungs(source: Source) -> Said:
