@@ -50,8 +50,12 @@ ROWS = {
     "ours of before, 8 passes": (5, "ours"),
 }
 GAINS = Path(__file__).parents[2] / "docs" / "gains.json"
-FREEDOMS = ("gain", "weights", "none")
-WHAT = {"none": "levels and scales", "gain": "and gains", "weights": "and weights"}
+WHAT = {
+    "none": "levels and scales",
+    "one-gain": "and one gain",
+    "gain": "and gains",
+    "weights": "and weights",
+}
 LISTS = ("starts", "found", "freedoms", "gains")  # options that make rows
 SEEN, UNSEEN = ("texture", "lite0"), ("squeezenet", "patches")
 COLUMNS = ("schedule", "after", "passes", "spent", *SEEN, *UNSEEN, "mean", "to before", "alignment")
@@ -63,7 +67,7 @@ def main() -> None:
     add("--out", type=Path, default=Path("docs/polish"), help="files without their suffix")
     add("--starts", nargs="+", default=[*ROWS, *STARTS], metavar="NAME", help="in order")
     add("--found", nargs="*", type=Path, default=[], help="schedule files as starts too")
-    add("--freedoms", nargs="*", default=["gain"], choices=FREEDOMS)
+    add("--freedoms", nargs="*", default=["gain"], choices=list(WHAT))
     add("--add", action="store_true", help="rows to the table of --out, of the same settings")
     add("--gains", nargs="*", type=float, default=[1.07], help="constant ones, for comparison")
     add("--iterations", type=int, default=Settings.iterations)

@@ -302,11 +302,6 @@ def test_a_study_of_an_unconditional_model_goes_through_every_stage(kind, tmp_pa
         dry_run(texts, kind, tmp_path / "texts")
 
 
-def test_an_earlier_run_that_is_gone_is_missing():
-    absent = missing(settings(search={"start_from": "runs/gone"}))
-    assert absent == ["search.start_from: runs/gone: no finished run; `stepsearch run` makes one"]
-
-
 def test_a_dry_run_must_know_what_kind_of_model_it_is_for(tmp_path):
     with pytest.raises(UserError, match="model.kind is missing: no folder of 'a/b'"):
         kind_of(settings(model={"id": "a/b"}))

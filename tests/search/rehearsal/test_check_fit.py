@@ -64,3 +64,8 @@ def test_what_the_model_takes_lacks_nothing(place):
     assert lacking(place, "stable-diffusion", "texture", "fashion-mnist", size=32) == []
     assert lacking(place, "sd3", size="64x32", rivals=["oss", "ld3"]) == []
     assert lacking(place, "stable-diffusion", prediction_type="v_prediction", zero_snr=True) == []
+
+
+def test_an_earlier_run_that_is_gone_is_missing(place):
+    absent = lacking(place, "stable-diffusion", search={"start_from": "runs/gone"})
+    assert absent == ["search.start_from: runs/gone: no finished run; `stepsearch run` makes one"]
