@@ -9,8 +9,8 @@ ABOUT = """# Rivals with a gain, and ours
 By `python scripts/bench/bench_gains.py`; below each table is with which settings. A constant gain multiplies what each step takes of the
 network's predictions; it costs no pass. Each schedule of [benchmarks.md](benchmarks.md) is here as published, and with the
 gain that is best for it on selection seeds, found as its guidance scale was. Ours with gains are searches of now, which polish
-what they find, and have a gain of each step: in the polish alone, or, as below some tables, in the box already. The median of
-their seeds is the one that all are compared with.
+what they find, and have a gain, of all steps or of each, in the polish alone or in the box already, as below each table. The median
+of their seeds is the one that all are compared with.
 Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances. Gains were
 chosen by the first two; the searches saw the first, in some columns both, as below each table, which also says whether they saw
 the FD of an [untrained network](searching.md#a-guard-against-over-fitting) too; the others were seen by nobody. `polished` is
