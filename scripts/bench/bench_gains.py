@@ -11,10 +11,10 @@ Of rows of many steps the shortest alone is here, since longer ones were no bett
 tested as published and with it, on fresh seeds, under these and two rulers that nothing was chosen
 by. Our searches of now, one for each of `--search-seeds`, begin at known schedules as rivals do,
 have no gain in their box, and polish the best of their trials and of known schedules, with one gain
-of all steps: what is best without it is also the better start. Their orders are up to 2: the third
-threw single images far off, which the FD that they see hardly shows. And the best known guided
-schedule with its gain is polished as it is, without a search. Both see the first FD alone, of which
-few images tell most (docs/ranking.md). Further rivals are made here (`peers.further.rivals`).
+of all steps: what is best without it is also the better start. Their orders are up to 2: with
+the third single images were far off under the second FD, which they do not see. And the best known
+guided schedule with its gain is polished as it is, without a search. Both see the first FD alone,
+of which few images tell most (docs/ranking.md). Further rivals are made in `peers.further.rivals`.
 `--add` measures those that a column lacks, and beside them ours again.
 """
 

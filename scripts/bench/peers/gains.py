@@ -13,7 +13,8 @@ what they find, and have a gain, of all steps or of each, in the polish alone or
 of their seeds is the one that all are compared with.
 Scores ± standard errors are of fresh seeds; lower is better. `mean` is the geometric mean of the four distances. Gains were
 chosen by the first two; the searches saw the first, in some columns both, as below each table, which also says whether they saw
-the FD of an [untrained network](searching.md#a-guard-against-over-fitting) too; the others were seen by nobody. `polished` is
+the FD of an [untrained network](searching.md#a-guard-against-over-fitting) too; the others were seen by none of them, though the settings of our searches of eight to
+twelve passes were chosen with all four in view, on other seeds. `polished` is
 the best known guided schedule with its gain after a polish on what the searches see, without any search; its passes are with
 the choice among all of them. `ours over it` is by how much the median
 of ours is below (-) or above (+) a row's mean, paired image by image.

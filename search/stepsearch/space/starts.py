@@ -33,7 +33,7 @@ def spread(space: SearchSpace, best: list[Candidate]) -> list[Candidate]:
     2024), together as strongly as all steps of the best baseline, or each as strongly where gains
     give contrast, for which guidance need not; where guidance costs nothing, there are none of
     these. Where the first half of the steps can be guided with passes to spare, and the box has
-    that, it too: from there on searches at ten passes of the bundled model came further. They have
+    that, it too: one search at ten passes of the bundled model came further from there. They have
     the centre's placement or that of the next best baseline, since what is best for few steps can
     be bad for more. Each is in its own part of the box, which an algorithm can be long in finding;
     they are few, because they are paid for from the trials.
